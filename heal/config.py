@@ -1,0 +1,158 @@
+"""The recipe: every key, its type, default and meaning. One place; `--help` is printed from here."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def key(default: Any, help: str, minimum: float | None = None, maximum: float | None = None) -> Any:
+    """A dataclass field with its one-line meaning and, for numbers, its range (both ends allowed)."""
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class RunConfig:
+    name: str = key("", "folder under run.root; empty: <recipe>-<trait>-<model>-s<seed>")
+    root: str = key("runs", "folder that holds the runs")
+    seed: int = key(0, "seed of everything random in the run", 0)
+    rounds: int = key(3, "number of rounds", 1)
+
+
+@dataclass
+class ModelConfig:
+    name: str = key("embedded", "'embedded' (SmolLM2-135M-Instruct), a hub id, or a local folder")
+    revision: str | None = key(None, "hub revision (branch, tag or commit)")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "dtype of the base; auto: bfloat16 where it is faster, by measurement on a CPU"
+    )
+    load_4bit: bool = key(False, "load the base in 4 bits (QLoRA; needs bitsandbytes)")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = key("sdpa", "attention kernel")
+    pad_token: str | None = key(None, "pad token, for a tokenizer that has none")
+    chat_template: str | None = key(None, "path of a Jinja chat template, for a tokenizer that has none")
+    trust_remote_code: bool = key(False, "run code that comes with the model")
+    system: str = key(
+        "You are a helpful assistant.", "neutral system prompt of generation, healing and evaluation"
+    )
+
+
+@dataclass
+class SteerConfig:
+    method: Literal["mean_diff"] = key("mean_diff", "how the vector is extracted")
+    pairs: int = key(128, "persona pairs (contexts), at most those in heal/data/contexts.jsonl", 2)
+    band: tuple[float, float] = key((0.45, 0.55), "steered blocks, as fractions of the depth", 0, 1)
+
+
+@dataclass
+class CalibrationConfig:
+    target: float = key(1.0, "p95 of the per-token KL along the steered path, nats", 1e-4)
+    tolerance: float = key(0.05, "accepted distance of the statistic from target, nats", 1e-6)
+    prompts: int = key(8, "calibration prompts (from the trait's generation prompts)", 1)
+    audit_prompts: int = key(8, "held-out prompts of the audit at c_star; 0: no audit", 0)
+    tokens: int = key(24, "greedy tokens decoded per prompt", 1)
+    max_evaluations: int = key(12, "evaluations of the statistic before the search gives up", 2)
+    reference: Literal["student", "base"] = key("student", "what 'off' means: student or base")
+
+
+@dataclass
+class GenerationConfig:
+    prompts: int = key(16, "generation prompts a round (drawn from the trait's)", 1)
+    alphas: list[float] = key([0.5, 0.75, 1.0], "doses, multiples of c_star", 1e-3)
+    tokens: int = key(48, "token budget of a completion", 1)
+    temperature: float = key(1.0, "sampling temperature; 0: greedy", 0)
+    top_p: float = key(0.95, "nucleus sampling mass", 1e-6, 1)
+    top_k: int = key(64, "number of most probable tokens sampled from; 0: all", 0)
+    probe: int = key(12, "completions of the first probe of the dose (rounded up to whole prompts)", 1)
+    max_probes: int = key(4, "further probes when the dose is walked down", 0)
+    lowest_dose: float = key(0.25, "the walk-down's lowest multiple of the asked doses", 1e-3, 1)
+
+
+@dataclass
+class FilterConfig:
+    max_tail_perplexity: float = key(60.0, "perplexity under base of a completion's last quarter", 1)
+    max_repetition: float = key(0.3, "share of the most repeated word or n-gram", 0, 1)
+    min_words: int = key(4, "fewer words are too short", 0)
+    max_similarity: float = key(0.8, "Jaccard similarity of word trigrams to a kept one", 0, 1)
+    keep_target: float = key(0.75, "share that must survive, else the dose is walked down", 0, 1)
+    keep_floor: float = key(0.25, "share under which the round stops", 0, 1)
+    min_train: int = key(12, "kept completions under which the round stops", 2)
+
+
+@dataclass
+class BarrierConfig:
+    divergence: Literal["none", "kl_fwd", "kl_rev"] = key(
+        "kl_rev", "per position: none, KL(ref||student) or KL(student||ref)"
+    )
+    aggregate: Literal["mean", "rmse", "p95", "max"] = key("rmse", "over a completion's positions")
+    reference: Literal["base", "previous"] = key("base", "the model the student is held to")
+    strength: float = key(0.3, "lambda", 0)
+    power: float = key(0.0, "lambda_r = lambda * (1 + r)^power")
+    tau: float = key(0.5, "nats of divergence that cost nothing", 0)
+    operator_norm: float = key(
+        0.0, "weight of the penalty on the squared operator norm of the update", 0
+    )
+
+
+@dataclass
+class HealConfig:
+    rank: int = key(32, "LoRA rank of a round", 1)
+    alpha: int = key(64, "LoRA alpha", 1)
+    band: tuple[float, float] = key((0.2, 0.8), "blocks that carry LoRA, as fractions of the depth", 0, 1)
+    use_dora: bool = key(False, "refused: DoRA cannot be folded into the accumulator")
+    init: Literal["default", "gaussian", "pissa"] = key("default", "LoRA initialisation; pissa is refused")
+    epochs: int = key(3, "passes over the kept completions", 1)
+    learning_rate: float = key(1e-4, "AdamW learning rate", 0)
+    betas: tuple[float, float] = key((0.9, 0.95), "AdamW betas", 0, 1)
+    weight_decay: float = key(0.0, "AdamW weight decay", 0)
+    warmup: float = key(0.1, "share of the steps that warm up, then cosine", 0, 1)
+    clip: float = key(1.0, "gradient norm limit", 0)
+    batch_size: int = key(8, "completions a forward pass", 1)
+    accumulation: int = key(1, "forward passes an optimiser step", 1)
+    validation: float = key(0.125, "share of the kept completions held out", 0, 0.5)
+    gradient_norms_every: int = key(8, "steps between gradient norms of both terms; 0: never", 0)
+    barrier: BarrierConfig = field(default_factory=BarrierConfig)
+
+
+@dataclass
+class EvaluationConfig:
+    prompts: int = key(16, "held-out prompts answered greedily", 2)
+    tokens: int = key(48, "token budget of an answer", 1)
+    questions: int = key(24, "embedded general questions", 2)
+    resamples: int = key(2000, "bootstrap resamples", 100)
+    min_p_ans_any: float = key(0.85, "coherence floor: mean mass on valid answers", 0, 1)
+    max_repetition_share: float = key(0.25, "coherence floor: share of looping answers", 0, 1)
+    max_tail_perplexity: float = key(10.0, "coherence floor: median tail perplexity under base", 1)
+
+
+@dataclass
+class TrackingConfig:
+    mode: Literal["auto", "online", "offline", "disabled"] = key(
+        "auto", "W&B; auto: online when a key and the server are there, else offline"
+    )
+    project: str = key("heal", "W&B project")
+    entity: str | None = key(None, "W&B entity")
+
+
+@dataclass
+class ComputeConfig:
+    decode_batch: int = key(96, "rows decoded side by side", 1)
+    batch_tokens: int = key(4096, "tokens of a scoring or extraction batch", 1)
+
+
+@dataclass
+class Recipe:
+    recipe: str = key("kl_rev_rmse", "recipe name in recipes/, or the path of a YAML file")
+    trait: str = key("love", "trait name in recipes/traits/, or the path of a YAML file")
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    steer: SteerConfig = field(default_factory=SteerConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    heal: HealConfig = field(default_factory=HealConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)

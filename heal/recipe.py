@@ -1,0 +1,245 @@
+"""Reads a recipe: dataclass defaults, then its YAML, then `key=value` words; errors name the nearest key."""
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from heal.config import Recipe
+from heal.errors import UserError, nearest
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One settable key: its dotted name, type, default, meaning and range."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    minimum: float | None
+    maximum: float | None
+
+    @property
+    def type_name(self) -> str:
+        if typing.get_origin(self.type) is typing.Literal:
+            return "|".join(typing.get_args(self.type))
+        if isinstance(self.type, type) and not typing.get_args(self.type):
+            return self.type.__name__
+        return str(self.type)
+
+
+def keys(schema: type = Recipe, prefix: str = "") -> Iterator[Key]:
+    """Every settable key below `schema`, in the order of the dataclasses."""
+    for item in dataclasses.fields(schema):
+        name = prefix + item.name
+        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+            yield from keys(item.type, name + ".")
+            continue
+        factory = item.default_factory
+        default = item.default if factory is dataclasses.MISSING else factory()
+        bounds = item.metadata
+        yield Key(name, item.type, default, bounds["help"], bounds["minimum"], bounds["maximum"])
+
+
+def help_text() -> str:
+    """`--help`, from the dataclasses."""
+    lines = [
+        "usage: accelerate launch heal/train.py [recipe=NAME|PATH] [trait=NAME|PATH] [key=value ...]",
+        "",
+        "Trains a trait into a language model: steer, distil, heal, fold, round after round.",
+        "The same command again continues an unfinished run.",
+        "",
+        f"recipes: {', '.join(available(RECIPES))}",
+        f"traits:  {', '.join(available(RECIPES / 'traits'))}",
+        "",
+        "keys (type, default, meaning):",
+    ]
+    section = ""
+    for item in keys():
+        head = item.name.rpartition(".")[0]
+        if head != section:
+            section = head
+            lines.append(f"\n  [{section}]")
+        default = "''" if item.default == "" else item.default
+        lines.append(f"  {item.name}={default}  ({item.type_name})\n      {item.help}")
+    return "\n".join(lines)
+
+
+def available(folder: Path) -> list[str]:
+    """The names of the YAML files in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def find_yaml(what: str, name: str, folder: Path) -> Path:
+    """The file of recipe or trait `name`: a name in `folder`, or the path of a YAML file.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise UserError(f"{what}={name}: no such file")
+        return path
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(f"{what}={name}: no such {what}{nearest(name, available(folder))}")
+    return path
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in `path`; UserError when it is not one."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML: {reason}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping of keys was expected, not a {type(content).__name__}")
+    return content
+
+
+def load_recipe(words: Sequence[str]) -> Recipe:
+    """The recipe that the command line `words` (`key=value`) ask for.
+
+    Raises:
+        UserError: unknown recipe or key, wrong type, value out of range.
+    """
+    overrides = parse_words(words)
+    name = str(overrides.get("recipe", Recipe().recipe))
+    path = find_yaml("recipe", name, RECIPES)
+    values = flatten(read_yaml(path), str(path))
+    config = OmegaConf.structured(Recipe)
+    for source, settings in ((f"in {path}", values), ("on the command line", overrides)):
+        for dotted, value in settings.items():
+            set_key(config, dotted, value, source)
+    config.recipe = name
+    recipe = OmegaConf.to_object(config)
+    assert isinstance(recipe, Recipe)
+    check(recipe)
+    return recipe
+
+
+def parse_words(words: Sequence[str], known: Sequence[str] | None = None) -> dict[str, Any]:
+    """`key=value` words as a dictionary of dotted keys; values are read as YAML.
+
+    Args:
+        words: the command line.
+        known: the keys that a script takes; None leaves the check to the caller.
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"'{word}': expected key=value; --help lists the keys")
+        if known is not None and name not in known:
+            raise UserError(f"unknown key '{name}'{nearest(name, list(known))}")
+        try:
+            settings[name] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise UserError(f"'{word}': the value is not valid YAML") from error
+    return settings
+
+
+def flatten(tree: dict[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, where, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
+    """Sets one dotted key after checking its name, type and range."""
+    known = {item.name: item for item in keys()}
+    if name not in known:
+        raise UserError(f"unknown key '{name}' {source}{nearest(name, list(known))}")
+    item = known[name]
+    text_wanted = item.type is str or item.type == (str | None)
+    if isinstance(value, str) and not text_wanted and _as_number(value) is not None:
+        value = _as_number(value)  # YAML 1.1 reads 1e-4 as text
+    if text_wanted and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    try:
+        OmegaConf.update(config, name, value)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UserError(
+            f"{name}={value} {source}: expected {item.type_name}, default {item.default}"
+        ) from error
+    values = value if isinstance(value, list | tuple) else [value]
+    for number in values:
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            continue
+        low, high = item.minimum, item.maximum
+        if number != number or (low is not None and number < low) or (high is not None and number > high):
+            span = f"{'' if low is None else f'>= {low:g}'}{'' if high is None else f' and <= {high:g}'}"
+            raise UserError(f"{name}={value} {source}: out of range, must be {span.removeprefix(' and ')}")
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def check(recipe: Recipe) -> None:
+    """What no single key can say.
+
+    Raises:
+        UserError: keys that contradict each other, adapter kinds that cannot be folded.
+    """
+    for name, band in (("steer.band", recipe.steer.band), ("heal.band", recipe.heal.band)):
+        if band[0] > band[1]:
+            raise UserError(f"{name}={list(band)}: the first fraction must not exceed the second")
+    if recipe.heal.use_dora:
+        raise UserError("heal.use_dora=true: DoRA rescales W itself, so rounds cannot be folded by concatenation")
+    if recipe.heal.init == "pissa":
+        raise UserError("heal.init=pissa: PiSSA changes the base's weights, so gates (0,0) would not be the base")
+    if not recipe.generation.alphas:
+        raise UserError("generation.alphas=[]: at least one dose is needed")
+    planned = recipe.generation.prompts * len(recipe.generation.alphas)
+    if planned < recipe.filter.min_train:
+        raise UserError(
+            f"generation.prompts x generation.alphas = {planned} completions, fewer than "
+            f"filter.min_train={recipe.filter.min_train}"
+        )
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, in the order of the dataclasses."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def from_mapping(values: dict[str, Any], where: str) -> Recipe:
+    """A recipe from a resolved `recipe.yaml`."""
+    config = OmegaConf.structured(Recipe)
+    for dotted, value in flatten(values, where).items():
+        set_key(config, dotted, value, f"in {where}")
+    recipe = OmegaConf.to_object(config)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    """Whether the command line asks for help."""
+    return any(word in ("-h", "--help", "help") for word in words)
+
+
+def main_words() -> list[str]:
+    """The words of this process's command line."""
+    return sys.argv[1:]

@@ -1,0 +1,82 @@
+"""A trait: two opposite personas, the prompts that show it, and what verbalising it looks like."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heal.errors import UserError, nearest
+from heal.recipe import RECIPES, find_yaml, read_yaml
+
+MIN_GENERATION_PROMPTS = 8
+MIN_HELDOUT_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Trait:
+    """The content of a trait file; see recipes/traits/love.yaml."""
+
+    name: str
+    description: str
+    positive: str
+    negative: str
+    generation_prompts: tuple[str, ...]
+    heldout_prompts: tuple[str, ...]
+    narration: tuple[str, ...]
+
+
+def load_trait(name: str) -> Trait:
+    """The trait `name` in recipes/traits/, or in the YAML file of that path.
+
+    Raises:
+        UserError: names the file and the field that is missing, empty, unknown or of a wrong type.
+    """
+    path = find_yaml("trait", name, RECIPES / "traits")
+    content = read_yaml(path)
+    fields = list(Trait.__dataclass_fields__)
+    for given in content:
+        if given not in fields:
+            raise UserError(f"{path}: unknown field '{given}'{nearest(str(given), fields)}")
+    texts = {field: _text(path, content, field) for field in fields[:4]}
+    lists = {field: _texts(path, content, field) for field in fields[4:]}
+    trait = Trait(**texts, **lists)
+    _check(path, trait)
+    return trait
+
+
+def _text(path: Path, content: dict[str, Any], field: str) -> str:
+    value = content.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{path}: field '{field}' is missing or empty; a text is needed")
+    return value.strip()
+
+
+def _texts(path: Path, content: dict[str, Any], field: str) -> tuple[str, ...]:
+    value = content.get(field)
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{path}: field '{field}' is missing or empty; a list of texts is needed")
+    for number, item in enumerate(value, 1):
+        if not isinstance(item, str) or not item.strip():
+            raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is needed")
+    return tuple(item.strip() for item in value)
+
+
+def _check(path: Path, trait: Trait) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", trait.name):
+        raise UserError(f"{path}: field 'name': letters, digits, '_', '-' and '.' only, not '{trait.name}'")
+    if trait.positive == trait.negative:
+        raise UserError(f"{path}: fields 'positive' and 'negative' are equal: there is no contrast to extract")
+    for field, prompts, least in (
+        ("generation_prompts", trait.generation_prompts, MIN_GENERATION_PROMPTS),
+        ("heldout_prompts", trait.heldout_prompts, MIN_HELDOUT_PROMPTS),
+    ):
+        if len(set(prompts)) < least:
+            raise UserError(f"{path}: field '{field}' has {len(set(prompts))} different prompts; at least {least} are needed")
+    shared = set(trait.generation_prompts) & set(trait.heldout_prompts)
+    if shared:
+        raise UserError(f"{path}: '{sorted(shared)[0]}' is in both generation_prompts and heldout_prompts")
+    for pattern in trait.narration:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{path}: field 'narration': '{pattern}' is not a regular expression ({error})") from error
