@@ -1,0 +1,193 @@
+"""The gated, frozen accumulator: `y = W x + c_history B_h A_h x + c_current B A x` (SPEC section 7).
+
+Finished rounds are stacked into one adapter, `history`, whose rank grows by r a round: folding is
+concatenation, exact, without SVD and without touching `W`. `current` is the one trainable LoRA.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from heal.errors import UserError
+from heal.models.language_model import LanguageModel
+
+HISTORY, CURRENT = "history", "current"
+
+
+class Accumulator:
+    """History and current round of one language model.
+
+    Attributes:
+        peft_model: the base with both adapters inside.
+        history_rank: rank of the history; 0 before the first fold.
+    """
+
+    def __init__(self, language_model: LanguageModel, rank: int, alpha: int, layers: list[int], gaussian: bool = False):
+        """Puts an untrained `current` on every linear layer of the given blocks (B = 0: it changes nothing)."""
+        self._targets = linear_names(language_model, layers)
+        self._rank, self._alpha = rank, alpha
+        self._init: Any = "gaussian" if gaussian else True
+        self.history_rank = 0
+        self.peft_model: PeftModel = get_peft_model(
+            language_model.model, self._config(rank, alpha), adapter_name=CURRENT
+        )
+        self._activate()
+
+    def start_round(self, seed: int) -> None:
+        """A fresh `current`: B = 0, A drawn from `seed` alone."""
+        self._remove(CURRENT)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.peft_model.add_adapter(CURRENT, self._config(self._rank, self._alpha))
+        self._activate()
+
+    def fold(self, gate: float = 1.0) -> None:
+        """Moves `current`, as it counts at `gate`, into the history; the student's logits stay the same.
+
+        `current` is left at B = 0 until the next round starts.
+        """
+        scales = {name: layer.lora_alpha[CURRENT] / layer.r[CURRENT] for name, layer in self._layers()}
+        if len(set(scales.values())) != 1:
+            raise ValueError(f"fold: layers differ in scale: {sorted(set(scales.values()))}")
+        rank = self.history_rank + self._rank
+        stacked: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, layer in self._layers():
+            a_RI, b_OR = layer.lora_A[CURRENT].weight.detach(), layer.lora_B[CURRENT].weight.detach()
+            parts_A, parts_B = [a_RI.float()], [gate * scales[name] * b_OR.float()]
+            if self.history_rank:
+                parts_A.insert(0, layer.lora_A[HISTORY].weight.detach())
+                parts_B.insert(0, layer.lora_B[HISTORY].weight.detach())
+            stacked[name] = torch.cat(parts_A, 0), torch.cat(parts_B, 1)
+        if self.history_rank:
+            self._remove(HISTORY)
+        # alpha = rank: the scale is 1, because each round's own scale is inside its B.
+        self.peft_model.add_adapter(HISTORY, self._config(rank, rank))
+        self.history_rank = rank
+        with torch.no_grad():
+            for name, layer in self._layers():
+                layer.lora_A[HISTORY].weight.copy_(stacked[name][0])
+                layer.lora_B[HISTORY].weight.copy_(stacked[name][1])
+                layer.lora_B[CURRENT].weight.zero_()
+        self._activate()
+
+    @contextmanager
+    def gates(self, history: float, current: float) -> Iterator[None]:
+        """Sets `c_history` and `c_current` inside the context and puts (1, 1) back after it.
+
+        (0, 0) is the base, bit for bit. Never change gates between a forward pass and its backward.
+        """
+        try:
+            self._set_gates(history, current)
+            yield
+        finally:
+            self._set_gates(1.0, 1.0)
+
+    def base(self):
+        """The context in which the model is the round-0 original."""
+        return self.gates(0.0, 0.0)
+
+    def previous(self):
+        """The context in which the model is the student before this round's LoRA."""
+        return self.gates(1.0, 0.0)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters with gradients by name: those of `current` and no others."""
+        return {name: p for name, p in self.peft_model.named_parameters() if p.requires_grad}
+
+    def updates(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(module name, A `[R, I]`, B `[O, R]`) of the history, scales included in B, float32."""
+        for name, layer in self._layers():
+            yield name, layer.lora_A[HISTORY].weight.detach(), layer.lora_B[HISTORY].weight.detach()
+
+    def current_layers(self) -> Iterator[LoraLayer]:
+        """The layers that carry `current`."""
+        for _, layer in self._layers():
+            yield layer
+
+    def save_current(self) -> dict[str, bytes]:
+        """`current` as the files of a PEFT adapter folder; the same weights give the same bytes."""
+        state = get_peft_model_state_dict(self.peft_model, adapter_name=CURRENT)
+        tensors = {name: state[name].detach().float().cpu().contiguous() for name in sorted(state)}
+        return adapter_files(tensors, self._rank, self._alpha, self._targets, str(self.peft_model.peft_config[CURRENT].base_model_name_or_path))
+
+    def load_current(self, folder: Path) -> None:
+        """Puts a saved round's adapter into `current`.
+
+        Raises:
+            UserError: the file is not an adapter, or does not fit this model and rank.
+        """
+        path = folder / "adapter_model.safetensors"
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a readable adapter ({' '.join(str(error).split())})") from error
+        own = get_peft_model_state_dict(self.peft_model, adapter_name=CURRENT)
+        if {name: t.shape for name, t in state.items()} != {name: t.shape for name, t in own.items()}:
+            raise UserError(f"{path}: its weights do not fit this model, rank and set of layers")
+        set_peft_model_state_dict(self.peft_model, state, adapter_name=CURRENT)
+
+    def _config(self, rank: int, alpha: int) -> LoraConfig:
+        return LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=0.0,
+            target_modules=self._targets,
+            init_lora_weights=self._init,
+            task_type="CAUSAL_LM",
+        )
+
+    def _layers(self) -> Iterator[tuple[str, LoraLayer]]:
+        for name, module in self.peft_model.base_model.model.named_modules():
+            if isinstance(module, LoraLayer):
+                yield name, module
+
+    def _remove(self, adapter: str) -> None:
+        self.peft_model.delete_adapter(adapter)
+
+    def _activate(self) -> None:
+        """Both adapters active, only `current` trainable: peft changes either behind one's back."""
+        names = [HISTORY, CURRENT] if self.history_rank else [CURRENT]
+        self.peft_model.base_model.set_adapter(names)
+        self.peft_model.active_adapter = CURRENT
+        if self.history_rank:
+            self.peft_model.set_requires_grad(HISTORY, False)
+        self._set_gates(1.0, 1.0)
+        assert all(f".{CURRENT}." in name for name in self.trainable())
+
+    def _set_gates(self, history: float, current: float) -> None:
+        for _, layer in self._layers():
+            if self.history_rank:
+                layer.set_scale(HISTORY, history)
+            layer.set_scale(CURRENT, current)
+
+
+def linear_names(language_model: LanguageModel, layers: list[int]) -> list[str]:
+    """Full names of every linear layer inside the given blocks of the text decoder."""
+    wanted = {id(module) for layer in layers for module in language_model.blocks[layer].modules() if isinstance(module, nn.Linear)}
+    return sorted(name for name, module in language_model.model.named_modules() if id(module) in wanted)
+
+
+def adapter_files(tensors: dict[str, Tensor], rank: int, alpha: int, targets: list[str], base: str) -> dict[str, bytes]:
+    """The two files of a PEFT LoRA folder under the default adapter name, byte for byte reproducible."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+    ).to_dict()
+    config["target_modules"] = sorted(targets)
+    text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(tensors, metadata={"format": "pt"})}

@@ -1,0 +1,116 @@
+"""Makes the completions of a round's cells: sample under steering, score under base, filter."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from heal.decoding import Sampling, decode
+from heal.generation.collect import Cell, Maker, Row
+from heal.generation.filters import Candidate, FilterLimits, repetition, tail_length, verdicts
+from heal.models.language_model import LanguageModel
+from heal.progress import Progress, silent
+from heal.scoring import completion_states, token_logprobs
+from heal.steering.intervention import Intervention
+
+
+def maker(
+    language_model: LanguageModel,
+    intervention: Intervention,
+    c_star: float,
+    base: Callable[[], AbstractContextManager[None]],
+    system: str,
+    tokens: int,
+    sampling: Sampling,
+    limits: FilterLimits,
+    narration: Sequence[str],
+    seed: tuple[int | str, ...],
+    decode_batch: int,
+    batch_tokens: int,
+    progress: Progress = silent,
+) -> Maker:
+    """A `Maker` for `collect`.
+
+    Args:
+        language_model: the student.
+        intervention: what carries the trait.
+        c_star: its coefficient at dose 1.
+        base: context in which the model is the base, for the filter's perplexity.
+        system: neutral system prompt.
+        tokens: token budget of a completion.
+        sampling: how tokens are drawn.
+        limits: the filter's thresholds.
+        narration: the trait's own patterns.
+        seed: what the round's sampling is derived from; each completion adds its index.
+        decode_batch: rows side by side.
+        batch_tokens: tokens of a scoring pass.
+        progress: told (completions decoded, completions).
+    """
+
+    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+        prompts = [language_model.chat.ids(system, cell.prompt) for cell in cells]
+        completions = decode(
+            language_model,
+            prompts,
+            tokens,
+            intervention,
+            [cell.alpha * c_star for cell in cells],
+            sampling,
+            [(*seed, cell.index) for cell in cells],
+            decode_batch,
+            progress,
+        )
+        ids = [completion.ids for completion in completions]
+        with base():
+            perplexities = tail_perplexities(language_model, prompts, ids, batch_tokens)
+        texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
+        candidates = [
+            Candidate(text, completion.finite, perplexity)
+            for text, completion, perplexity in zip(texts, completions, perplexities, strict=True)
+        ]
+        dropped = verdicts(candidates, limits, narration, kept_before)
+        return [
+            Row(
+                index=cell.index,
+                prompt=cell.prompt,
+                alpha=cell.alpha,
+                prompt_ids=tuple(prompt),
+                ids=completion.ids,
+                text=text,
+                ended=completion.ended,
+                tail_perplexity=perplexity,
+                repetition=repetition(text),
+                dropped=tuple(why),
+            )
+            for cell, prompt, completion, text, perplexity, why in zip(
+                cells, prompts, completions, texts, perplexities, dropped, strict=True
+            )
+        ]
+
+    return make
+
+
+def tail_perplexities(
+    language_model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    batch_tokens: int,
+) -> list[float]:
+    """Perplexity of the last quarter of each completion under the model as it stands; NaN where empty."""
+    rows = [row for row, ids in enumerate(completions) if ids]
+    states = completion_states(
+        language_model, [prompts[row] for row in rows], [completions[row] for row in rows], batch_tokens
+    )
+    tails = [tail_length(len(completions[row])) for row in rows]
+    logprobs = token_logprobs(
+        language_model,
+        [h_ND[-tail:] for h_ND, tail in zip(states, tails, strict=True)],
+        [completions[row][-tail:] for row, tail in zip(rows, tails, strict=True)],
+    )
+    found = dict(zip(rows, map(_perplexity, logprobs), strict=True))
+    return [found.get(row, math.nan) for row in range(len(completions))]
+
+
+def _perplexity(logprob_N: Tensor) -> float:
+    return math.exp(min(-float(logprob_N.double().mean()), 700.0))

@@ -1,0 +1,186 @@
+"""trl's SFTTrainer with the barrier in its loss."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTTrainer
+
+from heal.accumulator import CURRENT, Accumulator
+from heal.errors import RoundError
+from heal.healing.barrier import Aggregate, Divergence, aggregate, position_losses
+from heal.healing.rows import IGNORED
+from heal.models.language_model import LanguageModel
+
+Log = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """The barrier of one round: `strength` is lambda_r, `tau` in nats."""
+
+    divergence: Divergence
+    aggregate: Aggregate
+    strength: float
+    tau: float
+    operator_norm: float
+
+
+@dataclass
+class _Tally:
+    """What the batches since the last log came to."""
+
+    nll_sum: float = 0.0
+    positions: int = 0
+    divergences: list[float] = field(default_factory=list)
+    tokens: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+    since: float = field(default_factory=time.perf_counter)
+
+    def summary(self, barrier: Barrier) -> dict[str, float]:
+        """The log of these batches, every mean over completions or positions, not over batches."""
+        d = self.divergences
+        excess = sum(max(0.0, value - barrier.tau) for value in d) / len(d)
+        ce = self.nll_sum / self.positions
+        return {
+            "loss": ce + barrier.strength * excess + self.extra.get("operator_norm_penalty", 0.0),
+            "ce": ce,
+            "D_mean": sum(d) / len(d),
+            "D_max": max(d),
+            "barrier_on": sum(value > barrier.tau for value in d) / len(d),
+            "tokens_per_second": self.tokens / max(time.perf_counter() - self.since, 1e-9),
+            **self.extra,
+        }
+
+
+class HealTrainer(SFTTrainer):
+    """`loss = CE(completion tokens) + lambda_r * mean_i relu(D_i - tau)`.
+
+    CE is a mean over the optimiser step's completion tokens and the barrier a mean over its
+    completions, so 1 x 8, 8 x 1 and any padding give the same gradients.
+    """
+
+    def __init__(
+        self,
+        *args,
+        language_model: LanguageModel,
+        accumulator: Accumulator,
+        references: Sequence[Tensor] | None,
+        barrier: Barrier,
+        gradient_norms_every: int,
+        on_log: Log,
+        **kwargs,
+    ):
+        """Takes SFTTrainer's arguments and:
+
+        Args:
+            language_model: the student.
+            accumulator: whose `current` is trained.
+            references: the reference's final hidden states `[N_i, D]` by completion; None without divergence.
+            barrier: the second term.
+            gradient_norms_every: steps between gradient norms of both terms; 0: never.
+            on_log: gets every log as plain numbers.
+        """
+        super().__init__(*args, model=accumulator.peft_model, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self._language_model = language_model
+        self._accumulator = accumulator
+        self._references = references
+        self._barrier = barrier
+        self._gradient_norms_every = gradient_norms_every
+        self._on_log = on_log
+        self._tally = {"train": _Tally(), "eval": _Tally()}
+        self._completions_in_step = 0
+        self._norms_taken_at = -1
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """Also counts the completions of the optimiser step, which the barrier is a mean over."""
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._completions_in_step = sum(len(batch["completion"]) for batch in batches)
+        return batches, tokens
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        training = self.model.training
+        labels_BT, completion_B = inputs["labels"], inputs["completion"]
+        h_BTD = self._language_model.decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
+        trained_BT = labels_BT[:, 1:] != IGNORED
+        h_ND, target_N = h_BTD[:, :-1][trained_BT], labels_BT[:, 1:][trained_BT]
+        reference_ND = None
+        if self._references is not None:
+            rows = [self._references[index].to(h_ND.device) for index in completion_B.tolist()]
+            reference_ND = torch.cat(rows)
+        nll_N, kl_N = position_losses(
+            self._language_model, h_ND, target_N, reference_ND, self._barrier.divergence
+        )
+        line_N = trained_BT.nonzero()[:, 0]
+        d_B = aggregate(kl_N, line_N, len(completion_B), self._barrier.aggregate)
+        tokens = num_items_in_batch if training and num_items_in_batch is not None else len(target_N)
+        completions = self._completions_in_step if training else len(completion_B)
+        ce = nll_N.sum() / tokens
+        wall = self._barrier.strength * torch.relu(d_B - self._barrier.tau).sum() / completions
+        loss = ce + wall
+        tally = self._tally["train" if training else "eval"]
+        if training and self._barrier.operator_norm:
+            penalty = self._barrier.operator_norm * squared_operator_norm(self._accumulator)
+            loss = loss + penalty / self.current_gradient_accumulation_steps
+            tally.extra["operator_norm_penalty"] = float(penalty)
+        if not torch.isfinite(loss):
+            raise RoundError(
+                f"the loss is not finite at step {self.state.global_step + 1} (CE {float(ce):g}, barrier {float(wall):g}); "
+                "the rounds before this one are kept. Lower heal.learning_rate."
+            )
+        if training:
+            self._take_gradient_norms(ce, wall, tally)
+        tally.nll_sum += float(nll_N.detach().double().sum())
+        tally.positions += len(target_N)
+        tally.divergences += d_B.detach().tolist()
+        tally.tokens += inputs["input_ids"].numel()
+        return (loss, None) if return_outputs else loss
+
+    def _take_gradient_norms(self, ce: Tensor, wall: Tensor, tally: _Tally) -> None:
+        """Now and then, the gradient norm of each term alone (over the step's first batch)."""
+        step = self.state.global_step
+        if not self._gradient_norms_every or step % self._gradient_norms_every or step == self._norms_taken_at:
+            return
+        self._norms_taken_at = step
+        parameters = list(self._accumulator.trainable().values())
+        for name, term in (("gradient_norm_ce", ce), ("gradient_norm_barrier", wall)):
+            gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+            squares = [g.double().square().sum() for g in gradients if g is not None]
+            tally.extra[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Replaces trl's log: exact means of the step, and whatever Trainer adds (lr, gradient norm)."""
+        training = "loss" in logs
+        validating = any(name.startswith("eval_") for name in logs)
+        if not (training or validating):
+            return  # the summary at the end of training
+        mode = "train" if training else "eval"
+        entry: dict[str, float] = {"step": self.state.global_step, "epoch": self.state.epoch or 0.0}
+        entry |= {f"{mode}/{name}": value for name, value in self._tally[mode].summary(self._barrier).items()}
+        if training:
+            entry |= {f"train/{name}": float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
+        self._tally = {"train": _Tally(), "eval": _Tally()}
+        self._on_log(entry)
+
+
+def squared_operator_norm(accumulator: Accumulator) -> Tensor:
+    """Mean over layers of the squared largest singular value of this round's update `scale * B A`.
+
+    The singular vectors are found without gradient; with them fixed, `u^T (scale B A) v` has the
+    singular value's own gradient.
+    """
+    squares = []
+    for layer in accumulator.current_layers():
+        a_RI, b_OR = layer.lora_A[CURRENT].weight, layer.lora_B[CURRENT].weight
+        scale = layer.scaling[CURRENT]
+        with torch.no_grad():
+            q_b, r_b = torch.linalg.qr(b_OR.float())
+            q_a, r_a = torch.linalg.qr(a_RI.float().T)
+            u, _, vh = torch.linalg.svd(r_b @ r_a.T)
+            u_O, v_I = q_b @ u[:, 0], q_a @ vh[0]
+        squares.append((scale * (u_O @ b_OR.float()) @ (a_RI.float() @ v_I)).square())
+    return torch.stack(squares).mean()

@@ -1,0 +1,154 @@
+"""Tiny models with random weights and a real tokenizer, saved to a folder and loaded as any other model is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from heal.config import ModelConfig
+from heal.models.language_model import LanguageModel
+from heal.models.load import load_language_model
+from heal.steering.vector import SteeringVector
+from heal.trait import Trait
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+BLOCKS = 4
+HIDDEN = 32
+VOCABULARY = 272  # 3 special tokens, 256 bytes, and ids that no text has
+CPU = torch.device("cpu")
+
+_TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_SLIDING = {"sliding_window": 8, "query_pre_attn_scalar": 8}  # shorter than any prompt
+
+
+def _llama() -> PreTrainedModel:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_TEXT))
+
+
+def _qwen2() -> PreTrainedModel:
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_TEXT))
+
+
+def _qwen3() -> PreTrainedModel:
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_TEXT))
+
+
+def _gemma2() -> PreTrainedModel:
+    config = transformers.Gemma2Config(**_TEXT, **_SLIDING, final_logit_softcapping=5.0)
+    return transformers.Gemma2ForCausalLM(config)
+
+
+def _gemma3_text() -> PreTrainedModel:
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**_TEXT, **_SLIDING))
+
+
+def _gemma3_nested() -> PreTrainedModel:
+    config = transformers.Gemma3Config(
+        text_config=_TEXT | _SLIDING,
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=269,
+        eoi_token_index=270,
+        image_token_index=271,
+        eos_token_id=2,
+    )
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+ARCHITECTURES = {
+    "llama": _llama,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3_text,
+    "gemma3_nested": _gemma3_nested,
+}
+
+
+def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """One token a byte and three special ones; ends a turn with <|im_end|>, pads with <|pad|>."""
+    alphabet = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|pad|>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        chat_template=template,
+    )
+
+
+def save(architecture: str, folder: Path) -> Path:
+    """Saves a tiny model of `architecture` with its tokenizer; the same weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ARCHITECTURES[architecture]()
+        for name, weight in model.named_parameters():
+            if "norm" in name:  # away from the identity, so that greedy answers vary
+                weight.data += torch.randn_like(weight)
+    model.generation_config.eos_token_id = 2
+    model.generation_config.pad_token_id = 0
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> LanguageModel:
+    """The model in `folder`, by the loader that a run uses; `settings` are keys of the model section."""
+    return load_language_model(ModelConfig(name=str(folder), **settings), dtype, CPU)
+
+
+def trait() -> Trait:
+    """A small valid trait."""
+    return Trait(
+        name="warm",
+        description="Warm, not cold.",
+        positive="Be warm.",
+        negative="Be cold.",
+        generation_prompts=tuple(f"Say {word}." for word in ("one", "two", "three", "four", "five", "six", "7", "8")),
+        heldout_prompts=tuple(f"Name {word}." for word in ("a cat", "a dog", "an elk", "a fox")),
+        narration=(r"\bI am (a )?warm\b",),
+    )
+
+
+def prompts(language_model: LanguageModel, count: int = 5) -> list[list[int]]:
+    """Prompts of `count` different lengths."""
+    return [language_model.chat.ids("", "ab" * (1 + 3 * index)) for index in range(count)]
+
+
+def vector(language_model: LanguageModel, layers: Sequence[int] = (1, 2), norm: float = 1.0) -> SteeringVector:
+    """A random steering vector that fits `language_model`, of length `norm` at each of `layers`."""
+    width = language_model.model.config.get_text_config().hidden_size
+    source = torch.Generator().manual_seed(1)
+    drawn = {layer: torch.randn(width, generator=source) for layer in layers}
+    directions = {layer: norm * v_D / v_D.norm() for layer, v_D in drawn.items()}
+    return SteeringVector(directions, "mean_diff", language_model.name, "warm")
