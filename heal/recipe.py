@@ -225,6 +225,13 @@ def to_yaml(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
+def to_mapping(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain nested dictionaries, as a reader of its YAML sees them."""
+    mapping = yaml.safe_load(to_yaml(recipe))
+    assert isinstance(mapping, dict)
+    return mapping
+
+
 def from_mapping(values: dict[str, Any], where: str) -> Recipe:
     """A recipe from a resolved `recipe.yaml`."""
     config = OmegaConf.structured(Recipe)

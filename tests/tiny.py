@@ -38,7 +38,12 @@ _TEXT = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_SLIDING = {"sliding_window": 8, "query_pre_attn_scalar": 8}  # shorter than any prompt
+# A window shorter than any prompt.
+_SLIDING = {
+    "sliding_window": 8,
+    "query_pre_attn_scalar": 8,
+    "layer_types": ["sliding_attention", "full_attention"] * (BLOCKS // 2),
+}
 
 
 def _llama() -> PreTrainedModel:
@@ -122,6 +127,12 @@ def save(architecture: str, folder: Path) -> Path:
     return folder
 
 
+def load_architecture(architecture: str, folder: Path) -> LanguageModel:
+    """Saves and loads in one go, with the settings that the architecture asks for."""
+    settings = {"attention": "eager"} if architecture == "gemma2" else {}
+    return load(save(architecture, folder), **settings)
+
+
 def load(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> LanguageModel:
     """The model in `folder`, by the loader that a run uses; `settings` are keys of the model section."""
     return load_language_model(ModelConfig(name=str(folder), **settings), dtype, CPU)
@@ -142,7 +153,7 @@ def trait() -> Trait:
 
 def prompts(language_model: LanguageModel, count: int = 5) -> list[list[int]]:
     """Prompts of `count` different lengths."""
-    return [language_model.chat.ids("", "ab" * (1 + 3 * index)) for index in range(count)]
+    return [language_model.chat.ids("", "hungry elk and fox " * index + "?!.,;"[index]) for index in range(count)]
 
 
 def vector(language_model: LanguageModel, layers: Sequence[int] = (1, 2), norm: float = 1.0) -> SteeringVector:

@@ -1,0 +1,236 @@
+"""A run on disk: stages are written whole or not at all, checked when read, and continued (SPEC section 9)."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from heal.config import Recipe
+from heal.errors import UserError
+from heal.recipe import flatten, from_mapping, read_yaml, to_mapping, to_yaml
+
+STAGES = ("extract", "calibrate", "generate", "steered", "heal", "evaluate")
+MANIFEST = "stages.json"
+
+# Keys that may change between two starts of one run: they do not change what it computes.
+FREE_KEYS = ("run.rounds", "run.root", "run.name", "tracking.", "compute.")
+
+
+class RunFolder:
+    """`runs/<name>/`: recipe, events, one folder a round, report.
+
+    Each folder of results has a manifest of its finished stages with the SHA-256 of their files. A
+    stage counts as done when the manifest names it and its files are what it wrote.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def baseline(self) -> Path:
+        """Results of base and prompted, measured once."""
+        return self.path / "baseline"
+
+    def round(self, index: int) -> Path:
+        return self.path / "rounds" / f"{index:02d}"
+
+    def rounds(self) -> list[int]:
+        """The rounds whose every stage is done, from 0 up to the first that is not."""
+        done = []
+        while self.finished(self.round(len(done)), STAGES[-1]):
+            done.append(len(done))
+        return done
+
+    def recipe(self) -> Recipe:
+        """The run's recipe; UserError when the folder is no run."""
+        path = self.path / "recipe.yaml"
+        if not path.is_file():
+            raise UserError(f"{self.path}: not a run folder (no recipe.yaml)")
+        return from_mapping(read_yaml(path), str(path))
+
+    def start(self, recipe: Recipe, facts: dict[str, Any]) -> bool:
+        """Makes the folder, or continues it; True when it continues.
+
+        Args:
+            recipe: the resolved recipe.
+            facts: what the recipe leaves open and the files depend on (the resolved dtype, the
+                trait's content); they must be the same when a run continues.
+
+        Raises:
+            UserError: the folder belongs to another recipe; shows what differs.
+        """
+        recipe_file, facts_file = self.path / "recipe.yaml", self.path / "facts.json"
+        if not recipe_file.is_file():
+            if self.path.exists() and any(p.name not in (".lock", "events.jsonl") for p in self.path.iterdir()):
+                raise UserError(f"{self.path}: the folder is there but is not a run; choose another run.name")
+            write_atomic(facts_file, json_bytes(facts))
+            write_atomic(recipe_file, to_yaml(recipe).encode())
+            return False
+        before = flatten(read_yaml(recipe_file), str(recipe_file))
+        now = flatten(to_mapping(recipe), "recipe")
+        differing = [
+            f"{name}: {before.get(name)} there, {now.get(name)} asked"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name) and not name.startswith(FREE_KEYS)
+        ]
+        known = read_json(facts_file)
+        differing += [f"{name}: changed since the run started" for name in facts if known.get(name) != facts[name]]
+        if differing:
+            raise UserError(
+                f"{self.path} is a run of another recipe ({'; '.join(differing)}). "
+                "Give run.name=… to start a new one, or the same settings to continue."
+            )
+        write_atomic(recipe_file, to_yaml(recipe).encode())
+        return True
+
+    def facts(self) -> dict[str, Any]:
+        """What `start` recorded beside the recipe; empty before it."""
+        path = self.path / "facts.json"
+        return read_json(path) if path.is_file() else {}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process.
+
+        Raises:
+            UserError: another process runs in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.path}: another process is running in this folder") from error
+            yield
+
+    def finished(self, folder: Path, stage: str) -> bool:
+        """Whether `stage` is done in `folder` and its files are as it wrote them.
+
+        A last stage with a damaged file is not done (it will be done again).
+
+        Raises:
+            UserError: a damaged file has later results built on it.
+        """
+        manifest = _manifest(folder)
+        if stage not in manifest:
+            return False
+        for name, digest in manifest[stage]["files"].items():
+            path = folder / name
+            if path.is_file() and sha256(path) == digest:
+                continue
+            if list(manifest)[-1] == stage and not self._later(folder):
+                return False
+            raise UserError(
+                f"{path}: missing or not what the run wrote, and later results are built on it. "
+                f"Put it back, or delete {folder.name} and every later round to do them again."
+            )
+        return True
+
+    def finish(self, folder: Path, stage: str, files: dict[str, bytes], seconds: float) -> None:
+        """Writes a stage's files, each whole, then marks the stage done."""
+        for name, content in files.items():
+            write_atomic(folder / name, content)
+        manifest = {name: entry for name, entry in _manifest(folder).items() if name != stage}
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        manifest[stage] = {"files": digests, "seconds": round(seconds, 3)}
+        write_atomic(folder / MANIFEST, json_bytes(manifest))
+
+    def seconds(self, folder: Path) -> dict[str, float]:
+        """Wall time by finished stage."""
+        return {stage: float(entry["seconds"]) for stage, entry in _manifest(folder).items()}
+
+    def _later(self, folder: Path) -> bool:
+        """Whether results exist that were computed after those in `folder`."""
+        if folder == self.baseline:
+            return _manifest(self.round(0)).keys() >= {"steered"}
+        return any(other > folder and _manifest(other) for other in folder.parent.iterdir() if other.is_dir())
+
+
+class Events:
+    """`events.jsonl`: one line an event, append-only; what W&B also gets."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_partial_line(path)
+
+    def write(self, kind: str, content: dict[str, Any]) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "kind": kind} | content, default=str)
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def _drop_partial_line(path: Path) -> None:
+    """Cuts what a killed process left of its last line."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    return read_json(path) if path.is_file() else {}
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes to a temporary name, syncs, renames: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def clear_temporary(path: Path) -> None:
+    """Removes what killed processes left under temporary names."""
+    for leftover in path.rglob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def json_bytes(content: Any) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()
+
+
+def jsonl_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def read_json(path: Path) -> Any:
+    """UserError when the file is not whole JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: truncated or not JSON ({error}); delete it to do that stage again") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """UserError when a line is not JSON."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: truncated or not JSON lines ({error}); delete it to do that stage again") from error
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
