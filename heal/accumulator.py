@@ -6,7 +6,7 @@ concatenation, exact, without SVD and without touching `W`. `current` is the one
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Accumulator:
     def __init__(self, language_model: LanguageModel, rank: int, alpha: int, layers: list[int], gaussian: bool = False):
         """Puts an untrained `current` on every linear layer of the given blocks (B = 0: it changes nothing)."""
         self._targets = linear_names(language_model, layers)
+        self._name = language_model.name
         self._rank, self._alpha = rank, alpha
         self._init: Any = "gaussian" if gaussian else True
         self.history_rank = 0
@@ -92,13 +93,17 @@ class Accumulator:
         finally:
             self._set_gates(1.0, 1.0)
 
-    def base(self):
+    def base(self) -> AbstractContextManager[None]:
         """The context in which the model is the round-0 original."""
         return self.gates(0.0, 0.0)
 
-    def previous(self):
+    def previous(self) -> AbstractContextManager[None]:
         """The context in which the model is the student before this round's LoRA."""
         return self.gates(1.0, 0.0)
+
+    def student(self) -> AbstractContextManager[None]:
+        """The context in which the model is the student."""
+        return self.gates(1.0, 1.0)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters with gradients by name: those of `current` and no others."""
@@ -118,7 +123,7 @@ class Accumulator:
         """`current` as the files of a PEFT adapter folder; the same weights give the same bytes."""
         state = get_peft_model_state_dict(self.peft_model, adapter_name=CURRENT)
         tensors = {name: state[name].detach().float().cpu().contiguous() for name in sorted(state)}
-        return adapter_files(tensors, self._rank, self._alpha, self._targets, str(self.peft_model.peft_config[CURRENT].base_model_name_or_path))
+        return adapter_files(tensors, self._rank, self._alpha, self._targets, self._name)
 
     def load_current(self, folder: Path) -> None:
         """Puts a saved round's adapter into `current`.

@@ -72,7 +72,7 @@ class GenerationConfig:
 
 @dataclass
 class FilterConfig:
-    max_tail_perplexity: float = key(60.0, "perplexity under base of a completion's last quarter", 1)
+    max_tail_perplexity: float = key(30.0, "perplexity under base of a completion's last quarter", 1)
     max_repetition: float = key(0.3, "share of the most repeated word or n-gram", 0, 1)
     min_words: int = key(4, "fewer words are too short", 0)
     max_similarity: float = key(0.8, "Jaccard similarity of word trigrams to a kept one", 0, 1)
@@ -109,7 +109,7 @@ class HealConfig:
     weight_decay: float = key(0.0, "AdamW weight decay", 0)
     warmup: float = key(0.1, "share of the steps that warm up, then cosine", 0, 1)
     clip: float = key(1.0, "gradient norm limit", 0)
-    batch_size: int = key(8, "completions a forward pass", 1)
+    batch_size: int = key(4, "completions a forward pass", 1)
     accumulation: int = key(1, "forward passes an optimiser step", 1)
     validation: float = key(0.125, "share of the kept completions held out", 0, 0.5)
     gradient_norms_every: int = key(8, "steps between gradient norms of both terms; 0: never", 0)

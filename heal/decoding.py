@@ -195,6 +195,6 @@ def choose(logits_BV: Tensor, sampling: Sampling, u_B: Tensor | None) -> Tensor:
     before_BK = p_BK.cumsum(-1) - p_BK
     p_BK = torch.where(before_BK < sampling.top_p, p_BK, 0.0)  # the most probable one always stays
     id_BK, by_id_BK = id_BK.sort(dim=-1)
-    cumulative_BK = p_BK.gather(-1, by_id_BK).double().cumsum(-1)
-    threshold_B1 = u_B.double()[:, None] * cumulative_BK[:, -1:]
+    cumulative_BK = p_BK.gather(-1, by_id_BK).cumsum(-1)
+    threshold_B1 = u_B[:, None] * cumulative_BK[:, -1:]
     return id_BK.gather(-1, (cumulative_BK <= threshold_B1).sum(-1, keepdim=True).clamp(max=id_BK.shape[-1] - 1))[:, 0]

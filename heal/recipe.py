@@ -132,12 +132,13 @@ def load_recipe(words: Sequence[str]) -> Recipe:
 
 
 def parse_words(words: Sequence[str], known: Sequence[str] | None = None) -> dict[str, Any]:
-    """`key=value` words as a dictionary of dotted keys; values are read as YAML.
+    """`key=value` words as a dictionary of dotted keys; values are read as YAML, those of text keys as they stand.
 
     Args:
         words: the command line.
         known: the keys that a script takes; None leaves the check to the caller.
     """
+    texts = {item.name for item in keys() if _takes_text(item)}
     settings: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -145,8 +146,9 @@ def parse_words(words: Sequence[str], known: Sequence[str] | None = None) -> dic
             raise UserError(f"'{word}': expected key=value; --help lists the keys")
         if known is not None and name not in known:
             raise UserError(f"unknown key '{name}'{nearest(name, list(known))}")
+        as_it_stands = not text or (name in texts and text not in ("null", "~") and text[0] not in "'\"")
         try:
-            settings[name] = yaml.safe_load(text) if text else ""
+            settings[name] = text if as_it_stands else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise UserError(f"'{word}': the value is not valid YAML") from error
     return settings
@@ -169,25 +171,29 @@ def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
     if name not in known:
         raise UserError(f"unknown key '{name}' {source}{nearest(name, list(known))}")
     item = known[name]
-    text_wanted = item.type is str or item.type == (str | None)
+    text_wanted = _takes_text(item)
     if isinstance(value, str) and not text_wanted and _as_number(value) is not None:
         value = _as_number(value)  # YAML 1.1 reads 1e-4 as text
     if text_wanted and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     try:
         OmegaConf.update(config, name, value)
+        typed = OmegaConf.select(config, name)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(
             f"{name}={value} {source}: expected {item.type_name}, default {item.default}"
         ) from error
-    values = value if isinstance(value, list | tuple) else [value]
-    for number in values:
+    for number in typed if isinstance(typed, Sequence) else [typed]:
         if not isinstance(number, int | float) or isinstance(number, bool):
             continue
         low, high = item.minimum, item.maximum
         if number != number or (low is not None and number < low) or (high is not None and number > high):
-            span = f"{'' if low is None else f'>= {low:g}'}{'' if high is None else f' and <= {high:g}'}"
-            raise UserError(f"{name}={value} {source}: out of range, must be {span.removeprefix(' and ')}")
+            bounds = [f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None]
+            raise UserError(f"{name}={value} {source}: out of range, must be {' and '.join(bounds) or 'a number'}")
+
+
+def _takes_text(item: Key) -> bool:
+    return item.type is str or item.type == (str | None)
 
 
 def _as_number(text: str) -> float | None:

@@ -58,24 +58,23 @@ class RunFolder:
             raise UserError(f"{self.path}: not a run folder (no recipe.yaml)")
         return from_mapping(read_yaml(path), str(path))
 
-    def start(self, recipe: Recipe, facts: dict[str, Any]) -> bool:
-        """Makes the folder, or continues it; True when it continues.
+    def refuse_other(self, recipe: Recipe, facts: dict[str, Any]) -> None:
+        """Compares with what the folder holds, if it holds a run; writes nothing.
 
         Args:
             recipe: the resolved recipe.
             facts: what the recipe leaves open and the files depend on (the resolved dtype, the
-                trait's content); they must be the same when a run continues.
+                trait's content).
 
         Raises:
-            UserError: the folder belongs to another recipe; shows what differs.
+            UserError: the folder belongs to another recipe (shows what differs) or is no run.
         """
-        recipe_file, facts_file = self.path / "recipe.yaml", self.path / "facts.json"
+        recipe_file = self.path / "recipe.yaml"
         if not recipe_file.is_file():
-            if self.path.exists() and any(p.name not in (".lock", "events.jsonl") for p in self.path.iterdir()):
-                raise UserError(f"{self.path}: the folder is there but is not a run; choose another run.name")
-            write_atomic(facts_file, json_bytes(facts))
-            write_atomic(recipe_file, to_yaml(recipe).encode())
-            return False
+            found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+            if found - {".lock", "facts.json"}:
+                raise UserError(f"{self.path}: the folder holds something that is not a run; choose another run.name")
+            return
         before = flatten(read_yaml(recipe_file), str(recipe_file))
         now = flatten(to_mapping(recipe), "recipe")
         differing = [
@@ -83,15 +82,21 @@ class RunFolder:
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name) and not name.startswith(FREE_KEYS)
         ]
-        known = read_json(facts_file)
+        known = self.facts()
         differing += [f"{name}: changed since the run started" for name in facts if known.get(name) != facts[name]]
         if differing:
             raise UserError(
                 f"{self.path} is a run of another recipe ({'; '.join(differing)}). "
-                "Give run.name=… to start a new one, or the same settings to continue."
+                "Give run.name=... to start a new one, or the same settings to continue."
             )
-        write_atomic(recipe_file, to_yaml(recipe).encode())
-        return True
+
+    def start(self, recipe: Recipe, facts: dict[str, Any]) -> bool:
+        """Makes the folder, or continues it; True when it continues. See `refuse_other`."""
+        self.refuse_other(recipe, facts)
+        continued = (self.path / "recipe.yaml").is_file()
+        write_atomic(self.path / "facts.json", json_bytes(facts))
+        write_atomic(self.path / "recipe.yaml", to_yaml(recipe).encode())
+        return continued
 
     def facts(self) -> dict[str, Any]:
         """What `start` recorded beside the recipe; empty before it."""
@@ -141,6 +146,8 @@ class RunFolder:
         for name, content in files.items():
             write_atomic(folder / name, content)
         manifest = {name: entry for name, entry in _manifest(folder).items() if name != stage}
+        for entry in manifest.values():  # a file written again (the vector, with its c_star) is this stage's now
+            entry["files"] = {name: digest for name, digest in entry["files"].items() if name not in files}
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         manifest[stage] = {"files": digests, "seconds": round(seconds, 3)}
         write_atomic(folder / MANIFEST, json_bytes(manifest))

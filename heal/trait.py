@@ -24,6 +24,14 @@ class Trait:
     heldout_prompts: tuple[str, ...]
     narration: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and texts, for the run folder."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> "Trait":
+        return Trait(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+
 
 def load_trait(name: str) -> Trait:
     """The trait `name` in recipes/traits/, or in the YAML file of that path.

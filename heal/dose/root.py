@@ -8,6 +8,7 @@ from typing import Literal
 Outcome = Literal["tolerance", "bracket", "evaluations", "unreachable"]
 
 _GROWTH = 2.0
+_LEAP = 256.0
 _NARROW = 0.01
 
 
@@ -40,8 +41,9 @@ def find_coefficient(
     """Regula falsi with the Illinois rule in (log c, log statistic); bisection where a step leaves the bracket.
 
     Near zero KL grows as c^2 and then saturates, so the curve is concave in these coordinates and
-    close to a line. The bracket grows by doubling (halving) from `start` and has no ceiling. A value
-    that is not finite counts as above the target.
+    close to a line. The bracket grows from `start` by doubling (halving), or in leaps where the curve is
+    still so steep that it says how far the target is, so no vector is too small or too large. A value that
+    is not finite counts as above the target.
 
     Args:
         statistic: coefficient -> statistic; each call is expensive.
@@ -71,16 +73,18 @@ def find_coefficient(
     g = gap(x)
     if reached():
         return end("tolerance")
-    step = math.log(_GROWTH) * (1 if g < 0 else -1)
+    direction = 1 if g < 0 else -1
+    step = math.log(_GROWTH)
     while True:
         if len(evaluated) >= max_evaluations:
             return end("unreachable" if g < 0 else "evaluations")
-        x_next = x + step
+        x_next = x + direction * step
         g_next = gap(x_next)
         if reached():
             return end("tolerance")
         if (g_next < 0) != (g < 0):
             break
+        step = _stride(g, g_next, step)
         x, g = x_next, g_next
     low, high = sorted([(x, g), (x_next, g_next)])
     side = 0  # which end was replaced last: the Illinois rule halves the other one's gap
@@ -104,6 +108,17 @@ def _log(value: float) -> float:
     if math.isnan(value) or value == math.inf:
         return math.inf
     return math.log(value) if value > 0 else -math.inf
+
+
+def _stride(g0: float, g1: float, step: float) -> float:
+    """How much further (in log c) to look after `step` took the gap from `g0` to `g1`, still on the same side.
+
+    A doubling; but near zero the statistic goes as c^2, and there the line through both points says how
+    far the target is. A statistic of exactly 0 (a vector lost in rounding) is far below any target.
+    """
+    slope = abs(g1 - g0) / step
+    reach = math.inf if g1 == -math.inf else abs(g1) / slope if slope >= 1 and abs(g1) < abs(g0) else 0.0
+    return min(max(reach, math.log(_GROWTH)), math.log(_LEAP))
 
 
 def _secant(low: tuple[float, float], high: tuple[float, float]) -> float:

@@ -74,16 +74,26 @@ class LanguageModel:
         middle = (low + high) / 2
         return chosen or [min(range(count), key=lambda layer: abs((layer + 1) / count - middle))]
 
-    def check_head(self) -> None:
-        """Compares `logits(final hidden states)` with the model's own logits.
+    def check_supported(self) -> None:
+        """Tries what the rest of heal relies on: causal attention, a list of blocks, a plain head.
 
         Raises:
-            UserError: the model does something between them that heal does not know.
+            UserError: a token sees what comes after it, the blocks are not where heal looks for them, or
+                the model does something between its final hidden states and its logits that heal does
+                not know.
         """
-        ids_BT = torch.tensor([[self.pad_id, *sorted(self.end_ids)][:4]], device=self.device)
+        ids_BT = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=self.device)
         with torch.inference_mode():
-            ours_NV = self.logits(self.decoder(input_ids=ids_BT).last_hidden_state[0])
+            h_BTD = self.decoder(input_ids=ids_BT).last_hidden_state
+            ours_NV = self.logits(h_BTD[0])
             theirs_NV = self.model(input_ids=ids_BT).logits[0].float()
+        if not torch.allclose(h_BTD[0, :-1].float(), h_BTD[1, :-1].float(), atol=1e-2, rtol=1e-2):
+            raise UserError(f"model.name={self.name}: not causal: a token sees the tokens after it")
+        if not isinstance(getattr(self.decoder, "layers", None), nn.ModuleList):
+            raise UserError(
+                f"model.name={self.name}: its decoder ({type(self.decoder).__name__}) has no list of blocks named "
+                "'layers'; this architecture is not supported"
+            )
         if not torch.allclose(ours_NV, theirs_NV, atol=1e-2, rtol=1e-2):
             raise UserError(
                 f"model.name={self.name}: its logits are not its head applied to its final hidden states "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -46,7 +47,7 @@ def load_language_model(
         end_ids=_end_ids(model, tokenizer),
         pad_id=tokenizer.pad_token_id,
     )
-    language_model.check_head()
+    language_model.check_supported()
     return language_model
 
 
@@ -57,6 +58,8 @@ def _load_tokenizer(config: ModelConfig, where: str) -> PreTrainedTokenizerBase:
         )
     except _NOT_FOUND as error:
         raise _not_found(config, error) from error
+    except ValueError as error:
+        raise UserError(f"model.name={config.name}: its tokenizer cannot be read ({_one_line(error)})") from error
     if config.chat_template is not None:
         path = Path(config.chat_template).expanduser()
         if not path.is_file():
@@ -93,6 +96,7 @@ def _load_weights(config: ModelConfig, where: str, dtype: torch.dtype, device: t
     if getattr(architecture, "is_encoder_decoder", False):
         raise UserError(f"model.name={config.name}: an encoder-decoder model; heal needs a decoder-only one")
     options = common | {"attn_implementation": config.attention, "use_safetensors": True, "dtype": dtype}
+    options |= {"ignore_mismatched_sizes": True}  # listed in the report, and refused there with their names
     if config.load_4bit:
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
     bars = transformers_logging.is_progress_bar_enabled()
@@ -101,6 +105,11 @@ def _load_weights(config: ModelConfig, where: str, dtype: torch.dtype, device: t
         model, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
     except _NOT_FOUND as error:
         raise _not_found(config, error) from error
+    except SafetensorError as error:
+        raise UserError(f"model.name={config.name}: a damaged weights file ({_one_line(error)})") from error
+    except (ValueError, ImportError) as error:
+        hint = "; set model.attention=eager" if config.attention != "eager" and "ttention" in str(error) else ""
+        raise UserError(f"model.name={config.name}: {_one_line(error)}{hint}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()

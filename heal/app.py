@@ -1,0 +1,135 @@
+"""From a command line to a finished run: the recipe, the model, the loop, the report, the export."""
+
+import os
+import re
+import signal
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from heal.config import Recipe
+from heal.console import Console, fail
+from heal.errors import RoundError, UserError
+from heal.recipe import help_text, load_recipe, to_mapping, wants_help
+from heal.runfolder import Events, RunFolder, clear_temporary
+from heal.trait import Trait, load_trait
+
+_STOPPED = 130
+
+
+def main(words: Sequence[str]) -> None:
+    """The command line of heal/train.py; exits 0 done, 1 a round failed, 2 a mistake in the words, 130 stopped."""
+    if wants_help(words):
+        print(help_text())
+        return
+    guarded(lambda: train(words))
+
+
+def guarded(work: Callable[[], None]) -> None:
+    """Runs `work`; a user's mistake is one line and exit 2, a failed round one line and exit 1."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        work()
+    except UserError as error:
+        fail(str(error), 2)
+    except RoundError as error:
+        fail(f"{error} What was finished is kept; the same command continues.", 1)
+    except KeyboardInterrupt:
+        fail("stopped; what was finished is kept, and the same command continues", _STOPPED)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def train(words: Sequence[str]) -> None:
+    """Runs or continues the run that `words` describe."""
+    recipe = load_recipe(words)
+    trait = load_trait(recipe.trait)
+    recipe.run.name = recipe.run.name or default_name(recipe, trait)
+    console = Console()
+    console.say("loading the libraries ...")
+    quiet_libraries()
+    import torch
+    from accelerate import Accelerator
+
+    from heal.models.load import load_language_model
+    from heal.models.precision import resolve_dtype
+    from heal.session import Session, build_accumulator
+    from heal.tracking import Tracker
+
+    refuse_several_processes()
+    device = Accelerator().device
+    folder = RunFolder(Path(recipe.run.root) / recipe.run.name)
+    folder.refuse_other(recipe, {"trait": trait.to_json()})
+    known = folder.facts().get("dtype")
+    if known and recipe.model.dtype in ("auto", known):
+        dtype, why = getattr(torch, known), "as when the run started"
+    else:
+        dtype, why = resolve_dtype(recipe.model.dtype, device)
+    facts = {"dtype": str(dtype).removeprefix("torch."), "trait": trait.to_json()}
+    console.say(f"model      {recipe.model.name} in {facts['dtype']} on {device} ({why})")
+    model = load_language_model(recipe.model, dtype, device)
+    with folder.locked():
+        clear_temporary(folder.path)
+        continued = folder.start(recipe, facts)
+        console.say(f"run        {folder.path}{' (continued)' if continued else ''}")
+        tracker = Tracker(
+            Events(folder.path / "events.jsonl"),
+            folder.path,
+            recipe.tracking.mode,
+            recipe.tracking.project,
+            recipe.tracking.entity,
+            recipe.run.name,
+            to_mapping(recipe),
+        )
+        console.say(f"tracking   events.jsonl; W&B {tracker.mode}")
+        session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker)
+        run(session)
+
+
+def run(session: Any) -> None:
+    """The loop, then its report and its adapter; the last lines say where they are."""
+    from heal.loop import run_loop
+    from heal.outcome import deliver
+
+    start = time.perf_counter()
+    try:
+        metrics = run_loop(session)
+        deliver(session, metrics, time.perf_counter() - start)
+    except BaseException:
+        session.tracker.finish({"state": "stopped"})
+        raise
+
+
+def default_name(recipe: Recipe, trait: Trait) -> str:
+    """`<recipe>-<trait>-<model>-s<seed>`, safe as a folder name."""
+    model = Path(recipe.model.name).name
+    name = f"{Path(recipe.recipe).stem}-{trait.name}-{model}-s{recipe.run.seed}"
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+
+
+def refuse_several_processes() -> None:
+    """UserError when the launcher started more than one process, which heal does not shard over yet."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if max(state.num_processes, asked) > 1:
+        if int(os.environ.get("RANK", "0")) > 0:
+            raise SystemExit(2)
+        raise UserError(f"{max(state.num_processes, asked)} processes were launched; heal runs in one: --num_processes 1")
+
+
+def quiet_libraries() -> None:
+    """Keeps other libraries' progress bars and notices off the console; our own say what matters."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,104 @@
+"""What a person sees: each stage, how far it is, how long it will take, what came out."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_EVERY = 10.0  # seconds between progress lines when the output is not a terminal
+
+
+class Stage:
+    """One running stage: report progress by calling `progress`, and the finding by `found`."""
+
+    def __init__(self, show) -> None:
+        self._show = show
+        self.finding = ""
+
+    def progress(self, done: int, total: int) -> None:
+        self._show(done, total)
+
+    def found(self, text: str) -> None:
+        """The one line that is left when the stage is over."""
+        self.finding = text
+
+
+class Console:
+    """Progress bars and tables on a terminal; plain lines in a log file or pipe."""
+
+    def __init__(self) -> None:
+        self._rich = RichConsole(highlight=False, soft_wrap=True)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._rich.is_terminal
+
+    def say(self, text: str) -> None:
+        """One plain line; model text in it is never read as markup."""
+        self._rich.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        self._rich.print(Text(f"warning: {text}", style="yellow"))
+
+    def title(self, text: str) -> None:
+        self._rich.print()
+        self._rich.print(Text(text, style="bold"))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Shows a stage while it runs, then one line with its finding and its seconds."""
+        start = time.perf_counter()
+        if self.is_terminal:
+            columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=self._rich, transient=True) as bar:
+                task = bar.add_task(f"{name:<10}", total=None)
+                stage = Stage(lambda done, total: bar.update(task, completed=done, total=total))
+                yield stage
+        else:
+            stage = Stage(_PlainProgress(name, start))
+            yield stage
+        self.say(f"  {name:<10} {stage.finding}  ({_duration(time.perf_counter() - start)})")
+
+    def table(self, title: str, rows: Mapping[str, str]) -> None:
+        """A small two-column table."""
+        if not self.is_terminal:
+            self.say(f"  {title}: " + " | ".join(f"{name} {value}" for name, value in rows.items()))
+            return
+        table = Table(title=title, title_justify="left", show_header=False, pad_edge=False)
+        for name, value in rows.items():
+            table.add_row(name, Text(value))
+        self._rich.print(table)
+
+
+class _PlainProgress:
+    """Prints how far a stage is, at most every few seconds."""
+
+    def __init__(self, name: str, start: float) -> None:
+        self._name, self._start, self._last = name, start, start
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if now - self._last < _PLAIN_EVERY or done >= total or done == 0:
+            return
+        self._last = now
+        left = (now - self._start) / done * (total - done)
+        print(f"  {self._name:<10} {done}/{total}, about {_duration(left)} left", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def fail(text: str, status: int) -> None:
+    """One line on standard error, then exit."""
+    print(f"heal: {text}", file=sys.stderr)
+    raise SystemExit(status)

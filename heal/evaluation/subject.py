@@ -1,0 +1,105 @@
+"""What a readout looks at: a model in one stage (base, prompted, steered, healed) and its answers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+from heal.decoding import decode
+from heal.models.language_model import LanguageModel
+from heal.progress import Progress, silent
+from heal.steering.intervention import Intervention
+from heal.trait import Trait
+
+Role = Literal["trait", "coherence", "off_target"]
+Gates = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer to a held-out prompt; `prompt_ids` are those of the neutral prompt."""
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One measured quantity, item by item, in the same order at every stage.
+
+    Attributes:
+        name: its name in tables and logs.
+        unit: of the values.
+        role: what it says something about.
+        statistic: how items are summarised.
+        values: one per item; NaN where the item could not be scored.
+        items: what the items are.
+    """
+
+    name: str
+    unit: str
+    role: Role
+    statistic: Literal["mean", "median"]
+    values: tuple[float, ...]
+    items: Literal["answers", "questions"] = "answers"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One stage of a round.
+
+    Attributes:
+        stage: base, prompted, steered or healed.
+        language_model: the model; `gates` puts it in the stage's state, `base` in the original's.
+        trait: the trait.
+        system: system prompt of the stage (the positive persona when prompted).
+        neutral: the neutral system prompt.
+        intervention, coefficient: the steering of the stage, if any.
+        decode_batch, batch_tokens: sizes that decide nothing but speed.
+        max_repetition: share above which an answer loops.
+        questions: number of general questions asked.
+    """
+
+    stage: str
+    language_model: LanguageModel
+    trait: Trait
+    gates: Gates
+    base: Gates
+    system: str
+    neutral: str
+    decode_batch: int
+    batch_tokens: int
+    max_repetition: float
+    questions: int
+    intervention: Intervention | None = None
+    coefficient: float = 0.0
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The model as this stage has it: gates set, steering on."""
+        with ExitStack() as stack:
+            stack.enter_context(self.gates())
+            shift = self.intervention
+            stack.enter_context(nullcontext() if shift is None else shift.applied(self.language_model, self.coefficient))
+            yield
+
+    def answer(self, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> list[Answer]:
+        """Greedy answers to held-out prompts."""
+        chat = self.language_model.chat
+        with self.gates():
+            completions = decode(
+                self.language_model,
+                [chat.ids(self.system, prompt) for prompt in prompts],
+                tokens,
+                self.intervention,
+                None if self.intervention is None else [self.coefficient] * len(prompts),
+                batch_size=self.decode_batch,
+                progress=progress,
+            )
+        return [
+            Answer(prompt, tuple(chat.ids(self.neutral, prompt)), done.ids, chat.decode(list(done.ids)).strip(), done.ended)
+            for prompt, done in zip(prompts, completions, strict=True)
+        ]

@@ -1,0 +1,86 @@
+"""What a run holds while it goes on, and how a run on disk becomes a student again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+import torch
+
+from heal.accumulator import Accumulator
+from heal.config import Recipe
+from heal.console import Console
+from heal.errors import UserError
+from heal.models.language_model import LanguageModel
+from heal.models.load import load_language_model
+from heal.randomness import derive_seed
+from heal.runfolder import RunFolder
+from heal.tracking import Tracker
+from heal.trait import Trait
+
+
+
+@dataclass
+class Student:
+    """A run's model as it stands after its finished rounds, and what it came from."""
+
+    recipe: Recipe
+    trait: Trait
+    folder: RunFolder
+    model: LanguageModel
+    accumulator: Accumulator
+    rounds: list[int]
+
+
+@dataclass
+class Session:
+    """One run in one process."""
+
+    recipe: Recipe
+    trait: Trait
+    folder: RunFolder
+    model: LanguageModel
+    accumulator: Accumulator
+    console: Console
+    tracker: Tracker
+
+    def student(self) -> Student:
+        """The student as it stands now."""
+        return Student(self.recipe, self.trait, self.folder, self.model, self.accumulator, self.folder.rounds())
+
+
+def build_accumulator(model: LanguageModel, recipe: Recipe) -> Accumulator:
+    """An accumulator with an empty history, as the recipe's heal section says."""
+    heal = recipe.heal
+    return Accumulator(model, heal.rank, heal.alpha, model.band(heal.band), gaussian=heal.init == "gaussian")
+
+
+def replay(accumulator: Accumulator, folder: RunFolder, recipe: Recipe, rounds: Sequence[int]) -> None:
+    """Folds finished rounds from disk, in order."""
+    for index in rounds:
+        accumulator.start_round(lora_seed(recipe, index))
+        accumulator.load_current(folder.round(index) / "adapter")
+        accumulator.fold()
+
+
+def lora_seed(recipe: Recipe, round_index: int) -> int:
+    """The seed of a round's fresh LoRA."""
+    return derive_seed(recipe.run.seed, round_index, "lora")
+
+
+def load_student(folder: RunFolder, device: torch.device, last_round: int | None = None) -> Student:
+    """The student after `last_round` (default: the last finished one), rebuilt from the run folder alone.
+
+    Raises:
+        UserError: no run, no finished round, or not that round.
+    """
+    recipe = folder.recipe()
+    finished = folder.rounds()
+    if not finished:
+        raise UserError(f"{folder.path}: no finished round yet; start the run again to continue it")
+    if last_round is not None and last_round not in finished:
+        raise UserError(f"round={last_round}: finished rounds of {folder.path} are 0 to {finished[-1]}")
+    rounds = finished[: (finished[-1] if last_round is None else last_round) + 1]
+    model = load_language_model(recipe.model, getattr(torch, folder.facts()["dtype"]), device)
+    accumulator = build_accumulator(model, recipe)
+    replay(accumulator, folder, recipe, rounds)
+    return Student(recipe, Trait.from_json(folder.facts()["trait"]), folder, model, accumulator, rounds)

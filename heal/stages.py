@@ -1,0 +1,341 @@
+"""The stages of a round: each computes or reads back its result, writes it whole, and says what it found."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from heal.console import Stage
+from heal.decoding import Sampling
+from heal.dose.calibrate import Calibration, calibrate, path_divergence
+from heal.evaluation.evaluate import StageResult, StageSummary, evaluate, output_rows, summarise
+from heal.evaluation.subject import Gates, Subject
+from heal.evaluation.verdict import Floors, coh_cost, verdict
+from heal.generation.collect import Collection, Row, collect, dose_table
+from heal.generation.filters import FilterLimits
+from heal.generation.make import maker
+from heal.healing.heal import heal
+from heal.randomness import derive_seed, shuffled
+from heal.runfolder import json_bytes, jsonl_bytes, read_json, read_jsonl
+from heal.session import Session, lora_seed
+from heal.steering.extract import contexts, extract
+from heal.steering.vector import SteeringVector
+
+T = TypeVar("T")
+Files = dict[str, bytes]
+
+
+def stage(
+    session: Session,
+    folder: Path,
+    name: str,
+    read: Callable[[], T],
+    compute: Callable[[Stage], tuple[T, Files]],
+) -> T:
+    """A stage's result: read when it is done, else computed, written and marked done."""
+    if session.folder.finished(folder, name):
+        return read()
+    start = time.perf_counter()
+    with session.console.stage(name) as shown:
+        result, files = compute(shown)
+        seconds = time.perf_counter() - start
+        session.folder.finish(folder, name, files, seconds)
+    session.tracker.event("stage", {"folder": folder.name, "stage": name, "seconds": seconds, "found": shown.finding})
+    return result
+
+
+def extract_vector(session: Session, r: int) -> SteeringVector:
+    """The persona contrast of the current student."""
+    recipe, folder = session.recipe, session.folder.round(r)
+
+    def compute(shown: Stage) -> tuple[SteeringVector, Files]:
+        layers = session.model.band(recipe.steer.band)
+        texts = contexts(recipe.steer.pairs)
+        vector = extract(
+            session.model, session.trait, texts, recipe.steer.method, layers, recipe.compute.batch_tokens, shown.progress
+        )
+        norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in vector.directions.items())
+        shown.found(f"{recipe.steer.method} from {len(texts)} pairs; norm by block {norms}")
+        return vector, {"vector.safetensors": vector.to_bytes()}
+
+    return stage(session, folder, "extract", lambda: SteeringVector.load(folder / "vector.safetensors"), compute)
+
+
+def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start: float) -> Calibration:
+    """`c_star` of this round's vector on the current student."""
+    settings, folder = session.recipe.calibration, session.folder.round(r)
+    prompts = shuffled(list(session.trait.generation_prompts), session.recipe.run.seed, "calibration")
+    asked = prompts[: settings.prompts]
+    held_out = prompts[settings.prompts : settings.prompts + settings.audit_prompts]
+
+    def measure(texts: Sequence[str], c: float):
+        compute = session.recipe.compute
+        return path_divergence(
+            session.model,
+            vector,
+            c,
+            [session.model.chat.ids(session.recipe.model.system, text) for text in texts],
+            settings.tokens,
+            compute.decode_batch,
+            compute.batch_tokens,
+            session.accumulator.base if settings.reference == "base" else nullcontext,
+        )
+
+    def compute(shown: Stage) -> tuple[Calibration, Files]:
+        found = calibrate(
+            partial(measure, asked),
+            partial(measure, held_out) if held_out else None,
+            settings.target,
+            settings.tolerance,
+            warm_start,
+            settings.max_evaluations,
+            settings.reference,
+            shown.progress,
+        )
+        audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {len(held_out)} held-out prompts"
+        shown.found(
+            f"c* = {found.c_star:.3f}: p95 KL {found.value:.2f} nats (target {found.target:g}{audit}), "
+            f"{len(found.history)} evaluations, ended on {found.outcome}"
+        )
+        files = {
+            "vector.safetensors": vector.with_c_star(found.c_star).to_bytes(),
+            "calibration.json": json_bytes(found.to_json()),
+        }
+        return found, files
+
+    found = stage(
+        session,
+        folder,
+        "calibrate",
+        lambda: Calibration.from_json(read_json(folder / "calibration.json")),
+        compute,
+    )
+    if not found.on_target:
+        session.console.warn(
+            f"the dose is not on target: p95 KL {found.value:.2f} nats at c = {found.c_star:.3f} against "
+            f"{found.target:g} asked; the search ended on '{found.outcome}'"
+        )
+    return found
+
+
+def generate_and_filter(session: Session, r: int, vector: SteeringVector, c_star: float) -> Collection:
+    """Steered completions of the current student, filtered."""
+    recipe, folder = session.recipe, session.folder.round(r)
+    settings, limits = recipe.generation, recipe.filter
+    seed = recipe.run.seed
+    prompts = shuffled(list(session.trait.generation_prompts), seed, r, "prompts")[: settings.prompts]
+
+    def compute(shown: Stage) -> tuple[Collection, Files]:
+        make = maker(
+            session.model,
+            vector,
+            c_star,
+            session.accumulator.base,
+            recipe.model.system,
+            settings.tokens,
+            Sampling(settings.temperature, settings.top_p, settings.top_k),
+            FilterLimits(limits.max_tail_perplexity, limits.max_repetition, limits.min_words, limits.max_similarity),
+            session.trait.narration,
+            (seed, r, "generate"),
+            recipe.compute.decode_batch,
+            recipe.compute.batch_tokens,
+        )
+        found = collect(
+            make,
+            prompts,
+            settings.alphas,
+            settings.probe,
+            settings.max_probes,
+            settings.lowest_dose,
+            limits.keep_target,
+            limits.keep_floor,
+            limits.min_train,
+            shown.progress,
+        )
+        drops = Counter(reason for row in found.rows for reason in row.dropped)
+        why = "; dropped for " + ", ".join(f"{reason} {count}" for reason, count in drops.most_common()) if drops else ""
+        scaled = "" if found.scale == 1 else f" (dose walked down to {found.scale:.2f})"
+        ended = sum(row.ended for row in found.kept)
+        shown.found(f"kept {len(found.kept)} of {len(found.rows)}{scaled}{why}; {ended} ended by themselves")
+        return found, {"completions.jsonl": jsonl_bytes([row.to_json() for row in found.rows]),
+                       "collection.json": json_bytes({"scale": found.scale, "doses": dose_table(found.rows)})}
+
+    def read() -> Collection:
+        rows = tuple(Row.from_json(content) for content in read_jsonl(folder / "completions.jsonl"))
+        return Collection(rows, read_json(folder / "collection.json")["scale"])
+
+    found = stage(session, folder, "generate", read, compute)
+    if not any(row.ended for row in found.kept):
+        session.console.warn(
+            f"no kept completion ended within {settings.tokens} tokens: the student sees no end of turn; "
+            "raise generation.tokens if answers should stop by themselves"
+        )
+    return found
+
+
+def heal_student(session: Session, r: int, rows: Sequence[Row]) -> list[dict[str, float]]:
+    """Trains this round's `current`; the log of its steps."""
+    recipe, folder = session.recipe, session.folder.round(r)
+    log: list[dict[str, float]] = []
+
+    def on_log(entry: dict[str, float]) -> None:
+        log.append(entry)
+        session.tracker.training(r, recipe.heal.epochs, entry)
+
+    def compute(shown: Stage) -> tuple[list[dict[str, float]], Files]:
+        compute_settings = recipe.compute
+        heal(
+            session.model,
+            session.accumulator,
+            rows,
+            recipe.heal,
+            r,
+            recipe.run.seed,
+            compute_settings.batch_tokens,
+            on_log,
+            shown.progress,
+        )
+        last = training_summary(log)
+        shown.found(
+            f"loss {last['loss']:.3f}, D {last['D_mean']:.2f} nats, barrier on for {last['barrier_on']:.0%} "
+            f"(last epoch of {recipe.heal.epochs})"
+        )
+        adapter = {f"adapter/{name}": content for name, content in session.accumulator.save_current().items()}
+        deterministic = [{name: v for name, v in entry.items() if "per_second" not in name} for entry in log]
+        return log, adapter | {"training.jsonl": jsonl_bytes(deterministic)}
+
+    def read() -> list[dict[str, float]]:
+        session.accumulator.load_current(folder / "adapter")
+        return read_jsonl(folder / "training.jsonl")
+
+    return stage(session, folder, "heal", read, compute)
+
+
+def training_summary(log: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the last epoch's steps, and the last validation loss and divergence if there were any."""
+    steps = [entry for entry in log if "train/loss" in entry]
+    last = [entry for entry in steps if entry["epoch"] > steps[-1]["epoch"] - 1]
+    names = ("loss", "ce", "D_mean", "barrier_on")
+    summary = {name: sum(entry[f"train/{name}"] for entry in last) / len(last) for name in names}
+    summary["D_max"] = max(entry["train/D_max"] for entry in last)
+    for entry in log:
+        if "eval/loss" in entry:
+            summary |= {"validation_ce": entry["eval/ce"], "validation_D": entry["eval/D_mean"]}
+    return summary
+
+
+def held_out(session: Session) -> list[str]:
+    """The evaluation's prompts: the same at every stage of every round."""
+    prompts = shuffled(list(session.trait.heldout_prompts), session.recipe.run.seed, "heldout")
+    return prompts[: session.recipe.evaluation.prompts]
+
+
+def measure_stage(
+    session: Session,
+    folder: Path,
+    name: str,
+    gates: Gates,
+    system: str | None = None,
+    vector: SteeringVector | None = None,
+    c: float = 0.0,
+    extra: Callable[[StageResult], Files] = lambda result: {},
+    stage_name: str | None = None,
+) -> StageResult:
+    """Answers and signals of base, prompted, steered or healed; kept raw in `<name>.json`."""
+    recipe = session.recipe
+    subject = Subject(
+        stage=name,
+        language_model=session.model,
+        trait=session.trait,
+        gates=gates,
+        base=session.accumulator.base,
+        system=recipe.model.system if system is None else system,
+        neutral=recipe.model.system,
+        decode_batch=recipe.compute.decode_batch,
+        batch_tokens=recipe.compute.batch_tokens,
+        max_repetition=recipe.filter.max_repetition,
+        questions=recipe.evaluation.questions,
+        intervention=vector,
+        coefficient=c,
+    )
+
+    def compute(shown: Stage) -> tuple[StageResult, Files]:
+        result = evaluate(subject, held_out(session), recipe.evaluation.tokens, shown.progress)
+        values = {s.name: sum(s.values) / len(s.values) for s in result.signals if s.statistic == "mean"}
+        shown.found(", ".join(f"{signal} {value:.3f}" for signal, value in values.items()))
+        return result, {f"{name}.json": json_bytes(result.to_json())} | extra(result)
+
+    return stage(
+        session, folder, stage_name or name, lambda: StageResult.from_json(read_json(folder / f"{name}.json")), compute
+    )
+
+
+def summarise_stage(session: Session, result: StageResult, base: StageResult) -> StageSummary:
+    """Intervals of a stage's signals; every table of a run uses the same resampling."""
+    settings = session.recipe.evaluation
+    return summarise(result, base, settings.resamples, derive_seed(session.recipe.run.seed, "bootstrap"))
+
+
+def baseline(session: Session) -> tuple[StageResult, StageResult]:
+    """Base, and base under the positive persona as system prompt; measured once."""
+    folder, off = session.folder.baseline, session.accumulator.base
+    base = measure_stage(session, folder, "base", off)
+
+    def files(prompted: StageResult) -> Files:
+        summaries = {result.stage: summarise_stage(session, result, base).to_json() for result in (base, prompted)}
+        return {
+            "metrics.json": json_bytes(summaries),
+            "outputs.jsonl": jsonl_bytes(output_rows(base) + output_rows(prompted)),
+        }
+
+    prompted = measure_stage(session, folder, "prompted", off, system=session.trait.positive, extra=files)
+    return base, prompted
+
+
+def round_metrics(
+    session: Session,
+    r: int,
+    dose: Calibration,
+    found: Collection,
+    log: Sequence[dict[str, float]],
+    cosine: float,
+    steered: StageResult,
+    healed: StageResult,
+    base: StageResult,
+) -> dict[str, Any]:
+    """Everything a round says, as metrics.json has it."""
+    settings = session.recipe.evaluation
+    after = summarise_stage(session, healed, base)
+    floors = Floors(settings.min_p_ans_any, settings.max_repetition_share, settings.max_tail_perplexity)
+    return {
+        "round": r,
+        "dose": {
+            "c_star": dose.c_star,
+            "p95": dose.value,
+            "outcome": dose.outcome,
+            "audit_p95": None if dose.audit is None else dose.audit.p95,
+            "scale": found.scale,
+        },
+        "generation": {
+            "made": len(found.rows),
+            "kept": len(found.kept),
+            "kept_share": len(found.kept) / len(found.rows),
+            "ended_share": sum(row.ended for row in found.kept) / len(found.kept),
+            "doses": dose_table(found.rows),
+            "dropped": dict(Counter(reason for row in found.rows for reason in row.dropped).most_common()),
+        },
+        "training": training_summary(log),
+        "cosine_to_first": cosine,
+        "steered": summarise_stage(session, steered, base).to_json(),
+        "healed": after.to_json(),
+        "coh_cost": coh_cost(after.deltas["p_ans_any"], after.deltas["persona_log_ratio"]),
+        "verdict": verdict(after.values, after.deltas, floors).to_json(),
+    }
+
+
+def start_current(session: Session, r: int) -> None:
+    """A fresh `current`, drawn from (seed, round)."""
+    session.accumulator.start_round(lora_seed(session.recipe, r))
