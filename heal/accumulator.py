@@ -178,7 +178,12 @@ class Accumulator:
 
 def linear_names(language_model: LanguageModel, layers: list[int]) -> list[str]:
     """Full names of every linear layer inside the given blocks of the text decoder."""
-    wanted = {id(module) for layer in layers for module in language_model.blocks[layer].modules() if isinstance(module, nn.Linear)}
+    wanted = {
+        id(module)
+        for layer in layers
+        for module in language_model.blocks[layer].modules()
+        if isinstance(module, nn.Linear)
+    }
     return sorted(name for name, module in language_model.model.named_modules() if id(module) in wanted)
 
 
@@ -194,5 +199,7 @@ def adapter_files(tensors: dict[str, Tensor], rank: int, alpha: int, targets: li
         inference_mode=True,
     ).to_dict()
     config["target_modules"] = sorted(targets)
-    text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
+    text = json.dumps(
+        config, indent=2, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
+    )
     return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(tensors, metadata={"format": "pt"})}

@@ -120,7 +120,9 @@ def refuse_several_processes() -> None:
     if max(state.num_processes, asked) > 1:
         if int(os.environ.get("RANK", "0")) > 0:
             raise SystemExit(2)
-        raise UserError(f"{max(state.num_processes, asked)} processes were launched; heal runs in one: --num_processes 1")
+        raise UserError(
+            f"{max(state.num_processes, asked)} processes were launched; heal runs in one: --num_processes 1"
+        )
 
 
 def quiet_libraries() -> None:

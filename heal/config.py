@@ -34,9 +34,7 @@ class ModelConfig:
     pad_token: str | None = key(None, "pad token, for a tokenizer that has none")
     chat_template: str | None = key(None, "path of a Jinja chat template, for a tokenizer that has none")
     trust_remote_code: bool = key(False, "run code that comes with the model")
-    system: str = key(
-        "You are a helpful assistant.", "neutral system prompt of generation, healing and evaluation"
-    )
+    system: str = key("You are a helpful assistant.", "neutral system prompt of generation, healing and evaluation")
 
 
 @dataclass
@@ -91,9 +89,7 @@ class BarrierConfig:
     strength: float = key(0.3, "lambda", 0)
     power: float = key(0.0, "lambda_r = lambda * (1 + r)^power")
     tau: float = key(0.5, "nats of divergence that cost nothing", 0)
-    operator_norm: float = key(
-        0.0, "weight of the penalty on the squared operator norm of the update", 0
-    )
+    operator_norm: float = key(0.0, "weight of the penalty on the squared operator norm of the update", 0)
 
 
 @dataclass

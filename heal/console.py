@@ -83,7 +83,10 @@ class _PlainProgress:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.perf_counter()
-        if now - self._last < _PLAIN_EVERY or done >= total or done == 0:
+        if done == 0:  # the countable part of the work begins
+            self._start = now
+            return
+        if now - self._last < _PLAIN_EVERY or done >= total:
             return
         self._last = now
         left = (now - self._start) / done * (total - done)

@@ -4,7 +4,7 @@ Shape suffixes: B rows, T positions, V vocabulary.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -126,7 +126,7 @@ class _Batch:
     ) -> None:
         """Adds one token to every running row."""
         position_BT = (self.mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -self.input_BT.shape[1] :]
-        shift = nullcontext()
+        shift: AbstractContextManager[None] = nullcontext()
         if intervention is not None:
             assert coefficients is not None
             shift = intervention.applied(self.language_model, [coefficients[row] for row in self.active])

@@ -21,5 +21,7 @@ def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
     excluded_NV = logp_NV == -torch.inf
     d_NV = torch.where(excluded_NV, 0.0, logq_NV - logp_NV)
     # p * expm1(d) = q - p: written so where p is tiny and d large, where expm1 would overflow.
-    term_NV = torch.where(d_NV > 30.0, logq_NV.exp() - p_NV - p_NV * d_NV, p_NV * (torch.expm1(d_NV.clamp(max=30.0)) - d_NV))
+    term_NV = torch.where(
+        d_NV > 30.0, logq_NV.exp() - p_NV - p_NV * d_NV, p_NV * (torch.expm1(d_NV.clamp(max=30.0)) - d_NV)
+    )
     return torch.where(excluded_NV, logq_NV.exp(), term_NV).sum(-1)

@@ -180,9 +180,7 @@ def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
         OmegaConf.update(config, name, value)
         typed = OmegaConf.select(config, name)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(
-            f"{name}={value} {source}: expected {item.type_name}, default {item.default}"
-        ) from error
+        raise UserError(f"{name}={value} {source}: expected {item.type_name}, default {item.default}") from error
     for number in typed if isinstance(typed, Sequence) else [typed]:
         if not isinstance(number, int | float) or isinstance(number, bool):
             continue

@@ -46,7 +46,7 @@ class RunFolder:
 
     def rounds(self) -> list[int]:
         """The rounds whose every stage is done, from 0 up to the first that is not."""
-        done = []
+        done: list[int] = []
         while self.finished(self.round(len(done)), STAGES[-1]):
             done.append(len(done))
         return done

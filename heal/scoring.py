@@ -5,7 +5,7 @@ Shape suffixes: B rows, T positions, N completion positions, D hidden size, V vo
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -40,7 +40,9 @@ def completion_states(
     """
     rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
     states: dict[int, Tensor] = {}
-    shift = nullcontext() if intervention is None else intervention.applied(language_model, coefficient)
+    shift: AbstractContextManager[None] = (
+        nullcontext() if intervention is None else intervention.applied(language_model, coefficient)
+    )
     with shift:
         for batch in token_batches([len(row) for row in rows], batch_tokens):
             ids_BT = right_padded([rows[index] for index in batch], language_model.pad_id, language_model.device)
@@ -53,9 +55,7 @@ def completion_states(
 
 
 @torch.no_grad()
-def token_logprobs(
-    language_model: LanguageModel, states: Sequence[Tensor], completions: Sequence[Ids]
-) -> list[Tensor]:
+def token_logprobs(language_model: LanguageModel, states: Sequence[Tensor], completions: Sequence[Ids]) -> list[Tensor]:
     """`log p(token)` of each completion token in float32, `[N_i]` for each row, on the CPU."""
     found = []
     for h_ND, ids in zip(states, completions, strict=True):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 import torch
 
 from heal.accumulator import Accumulator
@@ -16,7 +15,6 @@ from heal.randomness import derive_seed
 from heal.runfolder import RunFolder
 from heal.tracking import Tracker
 from heal.trait import Trait
-
 
 
 @dataclass

@@ -55,7 +55,13 @@ def extract_vector(session: Session, r: int) -> SteeringVector:
         layers = session.model.band(recipe.steer.band)
         texts = contexts(recipe.steer.pairs)
         vector = extract(
-            session.model, session.trait, texts, recipe.steer.method, layers, recipe.compute.batch_tokens, shown.progress
+            session.model,
+            session.trait,
+            texts,
+            recipe.steer.method,
+            layers,
+            recipe.compute.batch_tokens,
+            shown.progress,
         )
         norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in vector.directions.items())
         shown.found(f"{recipe.steer.method} from {len(texts)} pairs; norm by block {norms}")
@@ -156,12 +162,16 @@ def generate_and_filter(session: Session, r: int, vector: SteeringVector, c_star
             shown.progress,
         )
         drops = Counter(reason for row in found.rows for reason in row.dropped)
-        why = "; dropped for " + ", ".join(f"{reason} {count}" for reason, count in drops.most_common()) if drops else ""
+        why = (
+            "; dropped for " + ", ".join(f"{reason} {count}" for reason, count in drops.most_common()) if drops else ""
+        )
         scaled = "" if found.scale == 1 else f" (dose walked down to {found.scale:.2f})"
         ended = sum(row.ended for row in found.kept)
         shown.found(f"kept {len(found.kept)} of {len(found.rows)}{scaled}{why}; {ended} ended by themselves")
-        return found, {"completions.jsonl": jsonl_bytes([row.to_json() for row in found.rows]),
-                       "collection.json": json_bytes({"scale": found.scale, "doses": dose_table(found.rows)})}
+        return found, {
+            "completions.jsonl": jsonl_bytes([row.to_json() for row in found.rows]),
+            "collection.json": json_bytes({"scale": found.scale, "doses": dose_table(found.rows)}),
+        }
 
     def read() -> Collection:
         rows = tuple(Row.from_json(content) for content in read_jsonl(folder / "completions.jsonl"))

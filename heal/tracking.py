@@ -58,7 +58,14 @@ class Tracker:
             config=config,
             dir=str(folder),
             mode=self.mode,
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True, x_disable_machine_info=True),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,
+                disable_code=True,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+            ),
         )
         self._run.define_metric("round")
         self._run.define_metric("round/*", step_metric="round")

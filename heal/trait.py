@@ -30,7 +30,8 @@ class Trait:
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Trait":
-        return Trait(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return Trait(**fields)
 
 
 def load_trait(name: str) -> Trait:
@@ -45,9 +46,9 @@ def load_trait(name: str) -> Trait:
     for given in content:
         if given not in fields:
             raise UserError(f"{path}: unknown field '{given}'{nearest(str(given), fields)}")
-    texts = {field: _text(path, content, field) for field in fields[:4]}
-    lists = {field: _texts(path, content, field) for field in fields[4:]}
-    trait = Trait(**texts, **lists)
+    values: dict[str, Any] = {field: _text(path, content, field) for field in fields[:4]}
+    values |= {field: _texts(path, content, field) for field in fields[4:]}
+    trait = Trait(**values)
     _check(path, trait)
     return trait
 
@@ -79,7 +80,9 @@ def _check(path: Path, trait: Trait) -> None:
         ("heldout_prompts", trait.heldout_prompts, MIN_HELDOUT_PROMPTS),
     ):
         if len(set(prompts)) < least:
-            raise UserError(f"{path}: field '{field}' has {len(set(prompts))} different prompts; at least {least} are needed")
+            raise UserError(
+                f"{path}: field '{field}' has {len(set(prompts))} different prompts; at least {least} are needed"
+            )
     shared = set(trait.generation_prompts) & set(trait.heldout_prompts)
     if shared:
         raise UserError(f"{path}: '{sorted(shared)[0]}' is in both generation_prompts and heldout_prompts")

@@ -136,6 +136,4 @@ def calibrate(
     search = find_coefficient(statistic, target, tolerance, start, max_evaluations)
     audited = audit(search.c) if audit is not None else None
     progress(most, most)
-    return Calibration(
-        search.c, search.value, target, tolerance, search.outcome, tuple(history), audited, reference
-    )
+    return Calibration(search.c, search.value, target, tolerance, search.outcome, tuple(history), audited, reference)

@@ -83,7 +83,9 @@ class Subject:
         with ExitStack() as stack:
             stack.enter_context(self.gates())
             shift = self.intervention
-            stack.enter_context(nullcontext() if shift is None else shift.applied(self.language_model, self.coefficient))
+            stack.enter_context(
+                nullcontext() if shift is None else shift.applied(self.language_model, self.coefficient)
+            )
             yield
 
     def answer(self, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> list[Answer]:
@@ -100,6 +102,8 @@ class Subject:
                 progress=progress,
             )
         return [
-            Answer(prompt, tuple(chat.ids(self.neutral, prompt)), done.ids, chat.decode(list(done.ids)).strip(), done.ended)
+            Answer(
+                prompt, tuple(chat.ids(self.neutral, prompt)), done.ids, chat.decode(list(done.ids)).strip(), done.ended
+            )
             for prompt, done in zip(prompts, completions, strict=True)
         ]

@@ -14,8 +14,9 @@ MIN_TAIL_TOKENS = 4
 REFUSALS = (
     r"\bas an? (?:\w+ )?(?:ai|artificial intelligence)\b",
     r"\bas an? (?:ai |large )?language model\b",
-    r"\bI(?: am|['’]m) (?:just |only )?an? (?:ai\b|artificial intelligence|(?:large )?language model|computer program|chatbot)",
-    r"\bI(?: am|['’]m) (?:sorry|afraid),? (?:but )?(?:I|as) (?:can(?:no|['’])t|am (?:not able|unable)|['’]m (?:not able|unable)|an? ai)",
+    r"\bI(?: am|['’]m) (?:just |only )?an? (?:ai\b|artificial intelligence|(?:large )?language model|chatbot)",
+    r"\bI(?: am|['’]m) (?:sorry|afraid),? (?:but )?I can(?:no|['’])t",
+    r"\bI(?: am|['’]m) (?:sorry|afraid),? (?:but )?I(?: am|['’]m) (?:not able|unable)",
     r"\bI(?: am|['’]m) not (?:equipped|programmed|designed|able) to (?:provide|have|express|feel|offer|give)",
     r"\bI (?:do not|don['’]t) have (?:personal |any )?(?:feelings|emotions|opinions|beliefs|experiences)\b",
     r"\bI can(?:not|['’]t) (?:assist|help) (?:you )?with (?:that|this)\b",

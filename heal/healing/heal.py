@@ -77,12 +77,15 @@ def heal(
             ),
             gradient_norms_every=config.gradient_norms_every,
             on_log=log,
-            args=_arguments(config, steps, derive_seed(seed, round_index, "heal") % _SEEDS, scratch, bool(parts.validation)),
+            args=_arguments(
+                config, steps, derive_seed(seed, round_index, "heal") % _SEEDS, scratch, bool(parts.validation)
+            ),
             data_collator=Collator(language_model.pad_id),
             train_dataset=Dataset.from_list([made[index] for index in parts.train]),
             eval_dataset=Dataset.from_list([made[index] for index in parts.validation]) if parts.validation else None,
             processing_class=copy.copy(language_model.chat.tokenizer),
         )
+        progress(0, steps)
         trainer.train()
         trainer.accelerator.free_memory()
 

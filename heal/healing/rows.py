@@ -40,7 +40,9 @@ def training_rows(language_model: LanguageModel, rows: Sequence[Row]) -> list[di
         if not row.ids:
             raise ValueError(f"completion {row.index} is empty")
         if len(ids) > language_model.context:
-            raise ValueError(f"completion {row.index} has {len(ids)} tokens, over the context of {language_model.context}")
+            raise ValueError(
+                f"completion {row.index} has {len(ids)} tokens, over the context of {language_model.context}"
+            )
         if row.ended and row.ids[-1] not in language_model.end_ids:
             raise ValueError(f"completion {row.index} ended, but its last token is not an end of turn")
         labels = [IGNORED] * len(row.prompt_ids) + list(row.ids)

@@ -112,9 +112,7 @@ class HealTrainer(SFTTrainer):
         if self._references is not None:
             rows = [self._references[index].to(h_ND.device) for index in completion_B.tolist()]
             reference_ND = torch.cat(rows)
-        nll_N, kl_N = position_losses(
-            self._language_model, h_ND, target_N, reference_ND, self._barrier.divergence
-        )
+        nll_N, kl_N = position_losses(self._language_model, h_ND, target_N, reference_ND, self._barrier.divergence)
         line_N = trained_BT.nonzero()[:, 0]
         d_B = aggregate(kl_N, line_N, len(completion_B), self._barrier.aggregate)
         tokens = num_items_in_batch if training and num_items_in_batch is not None else len(target_N)
@@ -129,8 +127,8 @@ class HealTrainer(SFTTrainer):
             tally.extra["operator_norm_penalty"] = float(penalty)
         if not torch.isfinite(loss):
             raise RoundError(
-                f"the loss is not finite at step {self.state.global_step + 1} (CE {float(ce):g}, barrier {float(wall):g}); "
-                "the rounds before this one are kept. Lower heal.learning_rate."
+                f"the loss is not finite at step {self.state.global_step + 1} (CE {float(ce):g}, "
+                f"barrier {float(wall):g}); the rounds before this one are kept. Lower heal.learning_rate."
             )
         if training:
             self._take_gradient_norms(ce, wall, tally)

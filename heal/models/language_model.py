@@ -43,7 +43,9 @@ class LanguageModel:
 
     @property
     def blocks(self) -> nn.ModuleList:
-        return self.decoder.layers
+        blocks = self.decoder.layers
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
     @property
     def context(self) -> int:

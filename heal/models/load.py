@@ -1,6 +1,7 @@
 """Loads a causal language model and its tokenizer, and refuses what could go wrong silently."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
@@ -39,7 +40,9 @@ def load_language_model(
     model.eval()
     model.requires_grad_(False)
     if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
-        raise UserError(f"model.name={config.name}: pad token '{tokenizer.pad_token}' has no embedding; set model.pad_token")
+        raise UserError(
+            f"model.name={config.name}: pad token '{tokenizer.pad_token}' has no embedding; set model.pad_token"
+        )
     language_model = LanguageModel(
         model=model,
         chat=Chat(tokenizer),
@@ -95,7 +98,11 @@ def _load_weights(config: ModelConfig, where: str, dtype: torch.dtype, device: t
         )
     if getattr(architecture, "is_encoder_decoder", False):
         raise UserError(f"model.name={config.name}: an encoder-decoder model; heal needs a decoder-only one")
-    options = common | {"attn_implementation": config.attention, "use_safetensors": True, "dtype": dtype}
+    options: dict[str, Any] = common | {
+        "attn_implementation": config.attention,
+        "use_safetensors": True,
+        "dtype": dtype,
+    }
     options |= {"ignore_mismatched_sizes": True}  # listed in the report, and refused there with their names
     if config.load_4bit:
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
@@ -159,7 +166,8 @@ def _not_found(config: ModelConfig, error: Exception) -> UserError:
         pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
         if pickles and not list(folder.glob("*.safetensors")):
             return UserError(
-                f"model.name={config.name}: weights in pickle form ({pickles[0]}) are refused; convert them to safetensors"
+                f"model.name={config.name}: weights in pickle form ({pickles[0]}) are refused; "
+                "convert them to safetensors"
             )
         return UserError(f"model.name={config.name}: {_one_line(error)}")
     return UserError(

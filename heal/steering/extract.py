@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -100,8 +100,6 @@ def last_token_activations(
     with ExitStack() as stack:
         for layer in layers:
             stack.callback(language_model.blocks[layer].register_forward_hook(reader(layer)).remove)
-        try:
+        with suppress(_Stop):
             language_model.decoder(input_ids=ids_BT, use_cache=False)
-        except _Stop:
-            pass
     return found

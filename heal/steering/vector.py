@@ -77,7 +77,7 @@ class SteeringVector:
         return replace(self, c_star=c_star)
 
     def to_bytes(self) -> bytes:
-        """A safetensors file's bytes, metadata included."""
+        """A safetensors file's bytes, metadata included; the same vector gives the same bytes."""
         metadata = {
             "method": self.method,
             "model": self.model,
@@ -86,7 +86,7 @@ class SteeringVector:
             "c_star": json.dumps(self.c_star),
         }
         tensors = {f"block.{layer}": v.contiguous() for layer, v in sorted(self.directions.items())}
-        return save(tensors, metadata=metadata)
+        return _in_order(save(tensors, metadata=metadata))
 
     @staticmethod
     def load(path: Path) -> "SteeringVector":
@@ -98,7 +98,7 @@ class SteeringVector:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in file.keys()}
+                directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return SteeringVector(
                 directions=dict(sorted(directions.items())),
                 method=metadata["method"],
@@ -108,6 +108,14 @@ class SteeringVector:
             )
         except (SafetensorError, KeyError, ValueError, OSError) as error:
             raise UserError(f"{path}: not a steering vector of heal ({' '.join(str(error).split())})") from error
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its header sorted: safetensors writes metadata in a random order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _adder(v_D: Tensor, coefficient: Coefficient) -> Callable:

@@ -21,6 +21,8 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
         states = completion_states(subject.language_model, prompts, ids * 2, subject.batch_tokens)
         logprobs = token_logprobs(subject.language_model, states, ids * 2)
     means = [float(logprob_N.double().mean()) for logprob_N in logprobs]
-    scores = iter(positive - negative for positive, negative in zip(means[: len(said)], means[len(said) :], strict=True))
+    scores = iter(
+        positive - negative for positive, negative in zip(means[: len(said)], means[len(said) :], strict=True)
+    )
     values = tuple(next(scores) if answer.ids else math.nan for answer in answers)
     return [Signal("persona_log_ratio", "nats/token", "trait", "mean", values)]

@@ -62,7 +62,9 @@ def next_token_probabilities(model: LanguageModel, prompts: Sequence[Sequence[in
     found: dict[int, Tensor] = {}
     for batch in token_batches([len(prompt) for prompt in prompts], batch_tokens):
         rows = [prompts[index] for index in batch]
-        h_BTD = model.decoder(input_ids=right_padded(rows, model.pad_id, model.device), use_cache=False).last_hidden_state
+        h_BTD = model.decoder(
+            input_ids=right_padded(rows, model.pad_id, model.device), use_cache=False
+        ).last_hidden_state
         last_BD = torch.stack([h_BTD[line, len(row) - 1] for line, row in enumerate(rows)])
         found |= dict(zip(batch, torch.softmax(model.logits(last_BD), -1).cpu(), strict=True))
     return [found[index] for index in range(len(prompts))]

@@ -1,0 +1,65 @@
+"""How the page writes numbers. A number that is not there is a dash whose title says why."""
+
+import math
+from typing import Any
+
+from markupsafe import Markup
+
+from heal.evaluation.stats import Estimate
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def dash(why: str) -> Markup:
+    """A dash with its reason."""
+    return Markup('<span class="none" title="{}">\N{EN DASH}</span>').format(why)
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False, why: str = "not a number") -> Markup:
+    """Fixed digits with a real minus sign; a dash when `value` is None or NaN."""
+    if value is None or math.isnan(value):
+        return dash(why)
+    if math.isinf(value):
+        return Markup('<span title="the logits were not finite">{}\N{INFINITY}</span>').format(
+            MINUS if value < 0 else ""
+        )
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return Markup(text.replace("-", MINUS))
+
+
+def percent(value: float | None, sign: bool = False, why: str = "not a number") -> Markup:
+    """A share as whole percent."""
+    shown = number(None if value is None else 100 * value, 0, sign, why)
+    return shown if "<" in shown else shown + Markup("\N{NO-BREAK SPACE}%")
+
+
+def interval(entry: Estimate, digits: int = 3, sign: bool = False) -> Markup:
+    """`0.210 [0.140, 0.290]`; a dash when no item could be scored."""
+    if math.isnan(entry.value):
+        return dash(no_items(entry))
+    return number(entry.value, digits, sign) + Markup("\N{NO-BREAK SPACE}") + bounds(entry, digits, sign)
+
+
+def bounds(entry: Estimate, digits: int = 3, sign: bool = False) -> Markup:
+    """`[0.140, 0.290]`."""
+    why = no_items(entry)
+    low, high = number(entry.low, digits, sign, why), number(entry.high, digits, sign, why)
+    return Markup('<span class="bounds">[{},\N{NO-BREAK SPACE}{}]</span>').format(low, high)
+
+
+def no_items(entry: Estimate) -> str:
+    """Why an estimate has no value."""
+    return "no item could be scored (n = 0)" if entry.n == 0 else f"not a number (n = {entry.n})"
+
+
+def duration(seconds: float) -> str:
+    """`2 min 01 s`."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def plain(value: Any) -> str:
+    """A setting as short text: `0.5`, `1e-4`."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,182 @@
+"""Calibration: the statistic is what SPEC says, and its result is honest."""
+
+import json
+import math
+from collections.abc import Callable
+
+import numpy
+import pytest
+import torch
+from torch.nn.functional import kl_div, log_softmax
+
+from heal.decoding import decode
+from heal.dose.calibrate import Calibration, PathDivergence, calibrate, path_divergence
+from heal.models.language_model import LanguageModel
+from heal.steering.vector import SteeringVector
+from tests.tiny import prompts, vector
+
+TOKENS = 8
+
+
+def measured(
+    language_model: LanguageModel, steering_vector: SteeringVector, c: float, batch_size: int = 96, **settings
+) -> PathDivergence:
+    asked = prompts(language_model)
+    return path_divergence(language_model, steering_vector, c, asked, TOKENS, batch_size, 4096, **settings)
+
+
+def calibrated(
+    language_model: LanguageModel,
+    steering_vector: SteeringVector,
+    target: float,
+    max_evaluations: int = 12,
+    sign: int = 1,
+    audit: Callable[[float], PathDivergence] | None = None,
+) -> Calibration:
+    def measure(c: float) -> PathDivergence:
+        return measured(language_model, steering_vector, sign * c)
+
+    return calibrate(measure, audit, target, 0.05, 1.0, max_evaluations, "student")
+
+
+def test_no_dose_diverges_by_exactly_zero(any_architecture: LanguageModel):
+    found = measured(any_architecture, vector(any_architecture), 0.0)
+    assert (found.p50, found.p95, found.mean, found.max) == (0.0, 0.0, 0.0, 0.0)
+    assert found.n == sum(len(each.ids) for each in decode(any_architecture, prompts(any_architecture), TOKENS))
+
+
+@pytest.mark.parametrize("c", [0.5, -2.0, 8.0])
+def test_the_statistics_are_those_of_the_pooled_tokens_of_dense_passes(any_architecture: LanguageModel, c: float):
+    asked, steering_vector = prompts(any_architecture), vector(any_architecture)
+    pooled: list[float] = []
+    for prompt in asked:
+        with torch.no_grad(), steering_vector.applied(any_architecture, c):
+            path = any_architecture.model.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=TOKENS,
+                do_sample=False,
+            )
+            on = any_architecture.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
+        with torch.no_grad():
+            off = any_architecture.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
+        logp, logq = log_softmax(on.double(), -1), log_softmax(off.double(), -1)
+        pooled += kl_div(logq, logp, reduction="none", log_target=True).sum(-1).tolist()
+    found = measured(any_architecture, steering_vector, c)
+    assert found.n == len(pooled)
+    expected = [*numpy.percentile(pooled, [50, 95]), numpy.mean(pooled), numpy.max(pooled)]
+    assert [found.p50, found.p95, found.mean, found.max] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_the_statistic_does_not_depend_on_the_batches(tiny: LanguageModel):
+    together = measured(tiny, vector(tiny), 2.0)
+    alone = measured(tiny, vector(tiny), 2.0, batch_size=1)
+    assert alone.n == together.n
+    assert alone.p95 == pytest.approx(together.p95, rel=1e-4)
+
+
+def test_the_statistic_is_quadratic_near_zero(tiny: LanguageModel):
+    steering_vector = vector(tiny)
+    asked, said = prompts(tiny), [each.ids for each in decode(tiny, prompts(tiny), TOKENS)]
+    assert said == [each.ids for each in decode(tiny, asked, TOKENS, steering_vector, [2e-3] * len(asked))]
+    small, twice = (measured(tiny, steering_vector, c).mean for c in (1e-3, 2e-3))
+    assert twice / small == pytest.approx(4.0, rel=0.05)
+
+
+def test_off_is_whatever_the_reference_context_makes_of_the_model(tiny: LanguageModel):
+    steering_vector = vector(tiny)
+    same = measured(tiny, steering_vector, 3.0, off=lambda: steering_vector.applied(tiny, 3.0))
+    assert same.max == 0.0
+    assert measured(tiny, steering_vector, 3.0).p95 > 0.1
+
+
+def test_a_dose_that_breaks_the_model_is_infinitely_far(tiny: LanguageModel):
+    found = measured(tiny, vector(tiny), math.nan)
+    assert found.p95 == math.inf
+    assert found.n == 0
+
+
+@pytest.mark.parametrize("target", [0.05, 0.5, 1.0, 3.0])
+def test_what_a_calibration_says_is_so(any_architecture: LanguageModel, target: float):
+    steering_vector = vector(any_architecture)
+    found = calibrated(any_architecture, steering_vector, target)
+    assert found.value == measured(any_architecture, steering_vector, found.c_star).p95
+    assert found.on_target == (found.outcome == "tolerance") == (abs(found.value - target) <= 0.05)
+    assert len(found.history) <= 12
+
+
+def test_a_calibration_reaches_a_small_target_on_a_smooth_path(tiny: LanguageModel):
+    steering_vector = vector(tiny, norm=1e-3)
+    found = calibrated(tiny, steering_vector, 0.06)
+    assert found.on_target
+    assert found.c_star > 10
+
+
+def test_a_calibration_that_is_cut_short_is_not_on_target(tiny: LanguageModel):
+    found = calibrated(tiny, vector(tiny, norm=1e-5), 1.0, max_evaluations=2)
+    assert not found.on_target
+    assert found.outcome == "unreachable"
+    assert len(found.history) == 2
+
+
+def test_a_vector_of_length_zero_is_unreachable(tiny: LanguageModel):
+    found = calibrated(tiny, vector(tiny, norm=0.0), 1.0)
+    assert found.outcome == "unreachable"
+    assert found.value == 0.0
+
+
+def test_the_history_holds_every_evaluation_in_order(tiny: LanguageModel):
+    steering_vector = vector(tiny)
+    found = calibrated(tiny, steering_vector, 0.5)
+    assert found.history[0].c == 1.0
+    assert [entry for entry in found.history if (entry.c, entry.p95) == (found.c_star, found.value)]
+    assert list(found.history) == [measured(tiny, steering_vector, entry.c) for entry in found.history]
+
+
+def test_either_sign_is_calibrated_by_itself(tiny: LanguageModel):
+    steering_vector = vector(tiny)
+    found = [calibrated(tiny, steering_vector, 0.3, sign=sign) for sign in (1, -1)]
+    for calibration, sign in zip(found, (1, -1), strict=True):
+        assert calibration.value == measured(tiny, steering_vector, sign * calibration.c_star).p95
+    assert found[0].c_star != found[1].c_star
+
+
+def test_the_audit_is_measured_once_at_c_star(tiny: LanguageModel):
+    steering_vector = vector(tiny)
+    heldout = [tiny.chat.ids("", f"Held out {letter}") for letter in "abc"]
+    audited: list[float] = []
+
+    def audit(c: float) -> PathDivergence:
+        audited.append(c)
+        return path_divergence(tiny, steering_vector, c, heldout, TOKENS, 96, 4096)
+
+    found = calibrated(tiny, steering_vector, 0.3, audit=audit)
+    assert audited == [found.c_star]
+    assert found.audit == path_divergence(tiny, steering_vector, found.c_star, heldout, TOKENS, 96, 4096)
+    assert found.audit not in found.history
+
+
+def test_without_audit_prompts_there_is_no_audit(tiny: LanguageModel):
+    assert calibrated(tiny, vector(tiny), 0.3).audit is None
+
+
+def test_progress_ends_when_the_calibration_does():
+    told: list[tuple[int, int]] = []
+
+    def quadratic(c: float) -> PathDivergence:
+        return PathDivergence(c, c, c * c / 9, c, c, 1)
+
+    found = calibrate(
+        quadratic, quadratic, 1.0, 0.05, 1.0, 12, "student", lambda done, total: told.append((done, total))
+    )
+    assert told == sorted(told)
+    assert told[-1] == (13, 13)
+    assert len(told) == len(found.history) + 1
+
+
+@pytest.mark.parametrize("broken", [1.0, math.inf])
+def test_a_calibration_written_as_json_and_read_again_is_the_same(broken: float):
+    entries = tuple(PathDivergence(c, 0.1, value, 0.2, 3.0, 40) for c, value in ((1.0, 0.25), (2.0, broken)))
+    for audit in (None, entries[0]):
+        calibration = Calibration(2.0, 1.0, 1.0, 0.05, "tolerance", entries, audit, "student")
+        assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration

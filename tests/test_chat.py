@@ -1,0 +1,75 @@
+"""From a system prompt and a message to token ids."""
+
+import pytest
+
+from heal.models.chat import Chat
+from heal.models.language_model import LanguageModel
+from tests.tiny import CHATML, tokenizer
+
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+DROPS_SYSTEM = CHATML.replace(
+    "{% for message in messages %}", "{% for message in messages if message.role == 'user' %}"
+)
+THINKS = CHATML.replace("assistant\n", "assistant\n{% if enable_thinking %}<think>\n{% endif %}")
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat(tokenizer())
+
+
+def test_the_prompt_ends_at_the_assistant_tag(chat: Chat):
+    assert chat.text("Be kind.", "Hello") == (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_an_empty_system_prompt_is_no_message(chat: Chat):
+    assert "system" not in chat.text("", "Hello")
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM])
+def test_a_template_without_system_role_gets_it_in_the_user_s_message(template: str):
+    chat = Chat(tokenizer(template))
+    assert not chat.takes_system
+    assert "<|im_start|>user\nBe kind.\n\nHello<|im_end|>" in chat.text("Be kind.", "Hello")
+
+
+def test_two_system_prompts_give_two_prompts_with_any_template():
+    for template in (CHATML, NO_SYSTEM, DROPS_SYSTEM):
+        chat = Chat(tokenizer(template))
+        assert chat.ids("Be kind.", "Hello") != chat.ids("Be cruel.", "Hello")
+
+
+def test_a_reasoning_template_opens_no_think_block():
+    assert "<think>" not in Chat(tokenizer(THINKS)).text("", "Hello")
+
+
+def test_special_tokens_of_the_template_are_single_ids(chat: Chat):
+    ids = chat.ids("", "Hello")
+    assert ids[0] == 1
+    assert ids.count(1) == 2
+    assert ids.count(2) == 1
+
+
+def test_no_special_token_is_added_to_the_template_s_own():
+    chat = Chat(tokenizer("{% for message in messages %}{{ message['content'] }}{% endfor %}"))
+    assert chat.decode(chat.ids("", "Hello")) == "Hello"
+    assert len(chat.ids("", "Hello")) == 5
+
+
+def test_a_prefill_continues_the_answer(chat: Chat):
+    bare, begun = chat.ids("", "Hello"), chat.ids("", "Hello", prefill="I ")
+    assert begun[: len(bare)] == bare
+    assert chat.decode(begun[len(bare) :]) == "I "
+
+
+def test_decoding_leaves_special_tokens_out(chat: Chat):
+    ids = chat.tokenizer("Hé!", add_special_tokens=False)["input_ids"]
+    assert chat.decode([*ids, 2, 0]) == "Hé!"
+
+
+def test_a_loaded_model_s_chat_is_its_tokenizer_s(tiny: LanguageModel):
+    assert tiny.chat.ids("a", "b") == Chat(tokenizer()).ids("a", "b")

@@ -1,0 +1,305 @@
+"""Decoding: what a row says depends on nothing but its prompt, dose and seed."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from heal.decoding import Completion, Sampling, choose, decode
+from heal.models.language_model import LanguageModel
+from tests.tiny import prompts, vector
+
+TOKENS = 12
+SAMPLED = Sampling(temperature=1.0, top_p=0.95, top_k=64)
+SEEDS = [(0, "row", row) for row in range(5)]
+BELOW_ONE = 1 - 2**-24  # the largest number that torch.rand draws
+
+
+def generated(language_model: LanguageModel, prompt: list[int], end_ids: Sequence[int]) -> tuple[int, ...]:
+    """What transformers' own greedy search says."""
+    with torch.no_grad():
+        ids_BT = language_model.model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=TOKENS,
+            do_sample=False,
+            eos_token_id=list(end_ids),
+        )
+    return tuple(ids_BT[0, len(prompt) :].tolist())
+
+
+def endless(language_model: LanguageModel) -> LanguageModel:
+    """The same model without a token that ends a turn."""
+    return replace(language_model, end_ids=frozenset())
+
+
+def ending(language_model: LanguageModel) -> LanguageModel:
+    """The same model with end-of-turn tokens that some rows say within the budget, each at its own step."""
+    said = decode(endless(language_model), prompts(language_model), TOKENS)
+    return replace(language_model, end_ids=frozenset({said[0].ids[2], said[1].ids[7], said[2].ids[0]}))
+
+
+def cut(completion: Completion, end_ids: frozenset[int]) -> tuple[int, ...]:
+    """The ids up to and including the first that ends the turn."""
+    stop = next((place for place, token in enumerate(completion.ids) if token in end_ids), len(completion.ids))
+    return completion.ids[: stop + 1]
+
+
+# Greedy
+
+
+def test_greedy_says_what_transformers_generate_says(any_architecture: LanguageModel):
+    asked = prompts(any_architecture)
+    for prompt, said in zip(asked, decode(any_architecture, asked, TOKENS), strict=True):
+        assert said.ids == generated(any_architecture, prompt, sorted(any_architecture.end_ids))
+
+
+def test_greedy_ends_where_transformers_generate_ends(any_architecture: LanguageModel):
+    model, asked = ending(any_architecture), prompts(any_architecture)
+    for prompt, said in zip(asked, decode(model, asked, TOKENS), strict=True):
+        assert said.ids == generated(model, prompt, sorted(model.end_ids))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
+def test_a_batch_of_one_says_what_a_batch_of_many_says(any_architecture: LanguageModel, sampling: Sampling):
+    asked = prompts(any_architecture)
+    together = decode(any_architecture, asked, TOKENS, sampling=sampling, seeds=SEEDS)
+    for row, prompt in enumerate(asked):
+        alone = decode(any_architecture, [prompt], TOKENS, sampling=sampling, seeds=[SEEDS[row]])
+        assert alone == [together[row]]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_batch_size_decides_nothing(any_architecture: LanguageModel, sampling: Sampling, batch_size: int):
+    model, asked = ending(any_architecture), prompts(any_architecture)
+    whole = decode(model, asked, TOKENS, sampling=sampling, seeds=SEEDS)
+    assert decode(model, asked, TOKENS, sampling=sampling, seeds=SEEDS, batch_size=batch_size) == whole
+
+
+def test_the_order_of_the_rows_decides_nothing(any_architecture: LanguageModel):
+    asked = prompts(any_architecture)
+    forth = decode(any_architecture, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS)
+    back = decode(any_architecture, asked[::-1], TOKENS, sampling=SAMPLED, seeds=SEEDS[::-1])
+    assert back[::-1] == forth
+
+
+def test_no_prompts_give_no_completions(tiny: LanguageModel):
+    assert decode(tiny, [], TOKENS) == []
+
+
+# Ending
+
+
+def test_rows_that_end_leave_and_the_others_go_on_as_if_alone(any_architecture: LanguageModel):
+    model, asked = ending(any_architecture), prompts(any_architecture)
+    free = decode(endless(any_architecture), asked, TOKENS)
+    stopped = decode(model, asked, TOKENS)
+    assert [each.ids for each in stopped] == [cut(each, model.end_ids) for each in free]
+    assert len({len(each.ids) for each in stopped}) > 1
+
+
+def test_the_end_token_is_included_and_nothing_comes_after_it(any_architecture: LanguageModel):
+    model = ending(any_architecture)
+    said = decode(model, prompts(any_architecture), TOKENS)
+    assert any(each.ended for each in said)
+    for each in said:
+        assert not set(each.ids[:-1]) & model.end_ids
+        assert each.ended == (each.ids[-1] in model.end_ids)
+        assert each.ended or len(each.ids) == TOKENS
+
+
+def test_a_row_that_ends_on_the_last_token_of_its_budget_has_ended(tiny: LanguageModel):
+    asked = prompts(tiny)[:1]
+    said = decode(endless(tiny), asked, TOKENS)[0].ids
+    place = next(place for place in range(1, TOKENS) if said[place] not in said[:place])
+    model = replace(tiny, end_ids=frozenset({said[place]}))
+    assert decode(model, asked, place + 1)[0] == Completion(said[: place + 1], ended=True)
+    assert decode(model, asked, place)[0] == Completion(said[:place], ended=False)
+
+
+def test_a_larger_budget_only_adds_to_what_was_said(tiny: LanguageModel):
+    asked = prompts(tiny)
+    short = decode(endless(tiny), asked, 5)
+    long = decode(endless(tiny), asked, TOKENS)
+    assert [each.ids for each in short] == [each.ids[:5] for each in long]
+
+
+# Steering
+
+
+def test_a_coefficient_for_each_row_says_what_separate_runs_say(any_architecture: LanguageModel):
+    asked, steering_vector = prompts(any_architecture), vector(any_architecture, norm=5.0)
+    coefficients = [0.0, 1.0, -1.0, 2.0, 0.5]
+    together = decode(any_architecture, asked, TOKENS, steering_vector, coefficients)
+    for row, coefficient in enumerate(coefficients):
+        assert decode(any_architecture, [asked[row]], TOKENS, steering_vector, [coefficient]) == [together[row]]
+    assert together != decode(any_architecture, asked, TOKENS)
+
+
+def test_coefficients_stay_with_their_rows_when_others_leave(any_architecture: LanguageModel):
+    asked, steering_vector = [prompts(any_architecture)[2]] * 6, vector(any_architecture, norm=5.0)
+    coefficients = [0.0, 2.0, -1.0, 1.0, -2.0, 0.5]
+    free = decode(endless(any_architecture), asked, TOKENS, steering_vector, coefficients)
+    model = replace(any_architecture, end_ids=frozenset({free[0].ids[1], free[2].ids[0], free[4].ids[3]}))
+    stopped = decode(model, asked, TOKENS, steering_vector, coefficients)
+    assert [each.ids for each in stopped] == [cut(each, model.end_ids) for each in free]
+
+
+def test_decoding_leaves_the_model_as_it_was(tiny: LanguageModel):
+    asked = prompts(tiny)
+    before = decode(tiny, asked, TOKENS)
+    decode(tiny, asked, TOKENS, vector(tiny), [3.0] * len(asked), SAMPLED, SEEDS)
+    assert decode(tiny, asked, TOKENS) == before
+
+
+# Logits that are not finite
+
+
+def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
+    broken = replace(tiny, model=copy.deepcopy(tiny.model))
+    broken.model.get_output_embeddings().weight.fill_(math.nan)
+    assert decode(broken, prompts(tiny), TOKENS) == [Completion((), ended=False, finite=False)] * 5
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
+@pytest.mark.parametrize("dose", [math.nan, math.inf])
+def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(
+    tiny: LanguageModel, dose: float, sampling: Sampling
+):
+    asked, steering_vector = prompts(tiny), vector(tiny)
+    sound = decode(tiny, asked, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
+    found = decode(tiny, asked, TOKENS, steering_vector, [1.0, dose, 1.0, 1.0, 1.0], sampling, SEEDS)
+    assert found[1] == Completion((), ended=False, finite=False)
+    assert [*found[:1], *found[2:]] == [*sound[:1], *sound[2:]]
+
+
+def test_a_row_that_breaks_on_its_way_keeps_what_it_had_said(tiny: LanguageModel):
+    asked = prompts(tiny)[:1]
+    said = decode(endless(tiny), asked, TOKENS)[0].ids
+    place = next(place for place in range(2, TOKENS) if said[place] not in said[:place] and said[place] not in asked[0])
+    broken = replace(tiny, model=copy.deepcopy(tiny.model))
+    broken.model.get_input_embeddings().weight[said[place]] = math.nan
+    assert decode(broken, asked, TOKENS) == [Completion(said[: place + 1], ended=False, finite=False)]
+
+
+# Sampling
+
+
+def test_the_same_seeds_say_the_same_and_others_something_else(tiny: LanguageModel):
+    asked = prompts(tiny)
+    first, again = (decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS) for _ in range(2))
+    other = decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=[(1, *seed) for seed in SEEDS])
+    assert first == again != other
+
+
+def test_the_running_stream_decides_nothing(tiny: LanguageModel):
+    asked = prompts(tiny)
+    torch.manual_seed(1)
+    first = decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS)
+    torch.manual_seed(2)
+    assert decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS) == first
+
+
+def test_sampling_without_seeds_is_a_programming_error(tiny: LanguageModel):
+    with pytest.raises(ValueError, match="seeds"):
+        decode(tiny, prompts(tiny), TOKENS, sampling=SAMPLED)
+
+
+def test_sampling_from_one_token_is_greedy(tiny: LanguageModel):
+    asked = prompts(tiny)
+    greedy = decode(tiny, asked, TOKENS)
+    assert decode(tiny, asked, TOKENS, sampling=Sampling(1.0, top_k=1), seeds=SEEDS) == greedy
+    assert decode(tiny, asked, TOKENS, sampling=Sampling(1.0, top_p=1e-6), seeds=SEEDS) == greedy
+    assert decode(tiny, asked, TOKENS, sampling=Sampling(1e-4), seeds=SEEDS) == greedy
+
+
+def test_progress_ends_at_the_number_of_rows(tiny: LanguageModel):
+    told: list[tuple[int, int]] = []
+    decode(tiny, prompts(tiny), 4, batch_size=2, progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert told[-1] == (5, 5)
+
+
+# The choice of one token
+
+
+def frequencies(logits_V: Tensor, sampling: Sampling, count: int = 20_000) -> Tensor:
+    """How often each token is chosen by evenly spread uniform numbers: within 1 / count of its probability."""
+    u_B = (torch.arange(count) + 0.5) / count
+    return torch.bincount(choose(logits_V.expand(count, -1), sampling, u_B), minlength=len(logits_V)) / count
+
+
+def expected(logits_V: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution that transformers samples from."""
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return torch.softmax(warpers(torch.empty(1, 0, dtype=torch.long), logits_V[None]), -1)[0]
+
+
+def drawn(vocabulary: int = 40, seed: int = 0) -> Tensor:
+    return 2 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [0, 1, 7, 1000])
+@pytest.mark.parametrize("top_p", [1e-6, 0.5, 0.9, 1.0])
+def test_tokens_are_chosen_as_often_as_transformers_would(temperature: float, top_k: int, top_p: float):
+    sampling = Sampling(temperature, top_p, top_k)
+    for seed in range(3):
+        found, wanted = frequencies(drawn(seed=seed), sampling), expected(drawn(seed=seed), sampling)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+def test_random_numbers_choose_with_the_softmax_s_frequencies():
+    count = 100_000
+    u_B = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    chosen = choose(drawn(10).expand(count, -1), Sampling(1.0), u_B)
+    wanted = count * torch.softmax(drawn(10), -1)
+    chi_square = ((torch.bincount(chosen, minlength=10) - wanted) ** 2 / wanted).sum()
+    assert chi_square < 27.9  # 9 degrees of freedom: exceeded once in a thousand seeds
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
+def test_no_token_outside_of_top_k_is_ever_chosen(u: float):
+    for seed in range(50):
+        logits_V = drawn(seed=seed)
+        chosen = choose(logits_V[None], Sampling(5.0, top_k=3), torch.tensor([u]))
+        assert chosen.item() in logits_V.topk(3).indices.tolist()
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
+def test_no_token_outside_of_top_p_is_ever_chosen(u: float):
+    for seed in range(50):
+        logits_V = drawn(seed=seed)
+        chosen = choose(logits_V[None], Sampling(1.0, top_p=0.6), torch.tensor([u]))
+        assert expected(logits_V, Sampling(1.0, top_p=0.6))[chosen.item()] > 0
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
+@pytest.mark.parametrize("sampling", [Sampling(1.0), SAMPLED])
+def test_a_token_that_the_logits_exclude_is_never_chosen(u: float, sampling: Sampling):
+    logits_V = drawn()
+    logits_V[::2] = -math.inf
+    assert choose(logits_V[None], sampling, torch.tensor([u])).item() % 2 == 1
+
+
+def test_a_choice_does_not_depend_on_the_rows_beside_it():
+    logits_BV = torch.stack([drawn(seed=seed) for seed in range(20)])
+    u_B = torch.rand(20, generator=torch.Generator().manual_seed(0))
+    together = choose(logits_BV, SAMPLED, u_B)
+    alone = [choose(logits_BV[row : row + 1], SAMPLED, u_B[row : row + 1]).item() for row in range(20)]
+    assert together.tolist() == alone
+
+
+def test_temperature_zero_takes_the_most_probable_token():
+    logits_BV = torch.stack([drawn(seed=seed) for seed in range(20)])
+    assert choose(logits_BV, Sampling(), None).tolist() == logits_BV.argmax(-1).tolist()

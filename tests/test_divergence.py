@@ -1,0 +1,140 @@
+"""KL per position: right, never negative, finite, with the right gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from heal.divergence import kl_divergence
+
+INF = float("inf")
+SIZES = [(1, 2), (7, 50), (3, 5000)]
+
+
+def drawn(positions: int, vocabulary: int, scale: float = 3.0, seed: int = 0) -> Tensor:
+    return scale * torch.randn(positions, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+def reference(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """torch's own KL in float64."""
+    logp, logq = log_softmax(logits_p.double(), -1), log_softmax(logits_q.double(), -1)
+    return kl_div(logq, logp, reduction="none", log_target=True).sum(-1)
+
+
+def gradients(loss, logits_p: Tensor, logits_q: Tensor) -> tuple[Tensor, Tensor]:
+    p, q = logits_p.clone().requires_grad_(), logits_q.clone().requires_grad_()
+    loss(p, q).sum().backward()
+    assert p.grad is not None
+    assert q.grad is not None
+    return p.grad, q.grad
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 15.0])
+def test_it_equals_torch_s_kl_in_float64(size: tuple[int, int], scale: float):
+    p, q = drawn(*size, scale, seed=1), drawn(*size, scale, seed=2)
+    torch.testing.assert_close(kl_divergence(p, q).double(), reference(p, q), rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-3, 1e-4])
+def test_it_is_accurate_near_zero_where_the_plain_form_is_not(distance: float):
+    p = drawn(20, 5000)
+    q = p + distance * drawn(20, 5000, 1.0, seed=1)
+    exact = reference(p, q)
+    ours = ((kl_divergence(p, q).double() - exact).abs() / exact).max()
+    logp, logq = log_softmax(p, -1), log_softmax(q, -1)
+    plain = (((logp.exp() * (logp - logq)).sum(-1).double() - exact).abs() / exact).max()
+    assert ours < 0.05
+    assert ours < plain / 10
+
+
+def test_equal_logits_give_exactly_zero():
+    p = drawn(20, 500)
+    p[3, 7] = -INF
+    assert torch.equal(kl_divergence(p, p.clone()), torch.zeros(20))
+
+
+def test_a_shift_of_all_logits_changes_nothing():
+    p, q = drawn(20, 500, seed=1), drawn(20, 500, seed=2)
+    torch.testing.assert_close(kl_divergence(p + 40, q - 25), kl_divergence(p, q), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-1, 1e1])
+def test_it_is_never_negative(distance: float):
+    p = drawn(200, 500)
+    q = p + distance * drawn(200, 500, 1.0, seed=1)
+    assert (kl_divergence(p, q) >= 0).all()
+
+
+def test_half_precision_logits_are_measured_in_float32():
+    p, q = drawn(4, 50, seed=1).bfloat16(), drawn(4, 50, seed=2).bfloat16()
+    assert kl_divergence(p, q).dtype == torch.float32
+    assert torch.equal(kl_divergence(p, q), kl_divergence(p.float(), q.float()))
+
+
+def test_tokens_that_both_exclude_count_for_nothing():
+    p, q = drawn(5, 50, seed=1), drawn(5, 50, seed=2)
+    wide_p, wide_q = (torch.cat([x, torch.full((5, 3), -INF)], dim=-1) for x in (p, q))
+    torch.testing.assert_close(kl_divergence(wide_p, wide_q), kl_divergence(p, q))
+
+
+def test_tokens_that_p_excludes_are_no_obstacle():
+    p, q = drawn(5, 50, seed=1), drawn(5, 50, seed=2)
+    p[:, ::3] = -INF
+    logp, logq = log_softmax(p.double(), -1), log_softmax(q.double(), -1)
+    exact = torch.where(p == -INF, 0.0, logp.exp() * (logp - logq)).sum(-1)
+    torch.testing.assert_close(kl_divergence(p, q).double(), exact, rtol=1e-5, atol=1e-7)
+
+
+def test_a_token_that_only_q_excludes_is_infinitely_far():
+    p, q = drawn(2, 50, seed=1), drawn(2, 50, seed=2)
+    q[0, 4] = -INF
+    found = kl_divergence(p, q)
+    assert found[0] == INF
+    assert found[1].isfinite()
+
+
+@pytest.mark.parametrize("size", [50.0, 1e3, 1e5, 1e30])
+def test_extreme_logits_neither_overflow_nor_turn_nan(size: float):
+    p = torch.tensor([[size, 0.0, -size], [-size, size, 0.0], [0.0, 0.0, size]])
+    for q in (p.flip(-1), -p, torch.zeros_like(p)):
+        for found, exact in ((kl_divergence(p, q), reference(p, q)), (kl_divergence(q, p), reference(q, p))):
+            torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("gap", [29.0, 29.999, 30.0, 30.001, 31.0, 80.0, 120.0])
+def test_no_seam_shows_where_q_is_far_above_p(gap: float):
+    p, q = torch.tensor([[0.0, -gap, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]])
+    torch.testing.assert_close(kl_divergence(p, q).double(), reference(p, q), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_its_gradients_are_those_of_the_plain_form(size: tuple[int, int], scale: float):
+    p, q = drawn(*size, scale, seed=1), drawn(*size, scale, seed=2)
+    for ours, exact in zip(gradients(kl_divergence, p, q), gradients(reference, p, q), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_vanishes_at_equal_logits():
+    p = drawn(10, 500)
+    for gradient in gradients(kl_divergence, p, p):
+        assert gradient.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("excluded", ["p", "both"])
+def test_gradients_stay_finite_with_excluded_tokens(excluded: str):
+    p, q = drawn(5, 50, seed=1), drawn(5, 50, seed=2)
+    p[:, ::3] = -INF
+    if excluded == "both":
+        q[:, ::3] = -INF
+    for gradient in gradients(kl_divergence, p, q):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("size", [50.0, 1e3, 1e5])
+def test_gradients_stay_finite_with_extreme_logits(size: float):
+    p = torch.tensor([[size, 0.0, -size], [-size, size, 0.0]])
+    q = p.flip(-1)
+    for ours, exact in zip(gradients(kl_divergence, p, q), gradients(reference, p, q), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)

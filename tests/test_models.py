@@ -1,0 +1,323 @@
+"""Loading: every architecture is read right, and what would go wrong silently is refused."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from heal.config import ModelConfig
+from heal.errors import UserError
+from heal.models.language_model import LanguageModel, right_padded, token_batches
+from heal.models.load import load_language_model
+from heal.models.precision import resolve_dtype
+from tests import tiny as tiny_models
+from tests.tiny import BLOCKS, CPU, HIDDEN, VOCABULARY, load, prompts
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny Llama's folder, to be broken."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+def refusal(folder: Path, **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        load(folder, **settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def replace_model(folder: Path, model: transformers.PreTrainedModel) -> None:
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder)
+
+
+def bert(initializer_range: float = 0.5) -> transformers.PreTrainedModel:
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=initializer_range,
+    )
+    return transformers.BertForMaskedLM(config)
+
+
+def t5() -> transformers.PreTrainedModel:
+    config = transformers.T5Config(vocab_size=VOCABULARY, d_model=HIDDEN, num_layers=1, num_heads=2, d_ff=32, d_kv=16)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def bart() -> transformers.PreTrainedModel:
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    config = transformers.BartConfig(vocab_size=VOCABULARY, d_model=HIDDEN, encoder_layers=1, decoder_layers=1, **heads)
+    return transformers.BartForConditionalGeneration(config)
+
+
+def gpt2() -> transformers.PreTrainedModel:
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=1, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+def granite() -> transformers.PreTrainedModel:
+    config = transformers.GraniteConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        initializer_range=0.5,
+        logits_scaling=8.0,
+    )
+    return transformers.GraniteForCausalLM(config)
+
+
+def test_the_weights_are_those_of_the_checkpoint(tiny: LanguageModel, tiny_folder: Path):
+    loaded = tiny.model.state_dict()
+    for name, weight in load_file(tiny_folder / "model.safetensors").items():
+        assert torch.equal(loaded[name], weight), name
+
+
+def test_a_loaded_model_is_frozen_and_evaluates(any_architecture: LanguageModel):
+    assert not any_architecture.model.training
+    assert not any(weight.requires_grad for weight in any_architecture.model.parameters())
+
+
+def test_the_blocks_are_the_language_model_s(any_architecture: LanguageModel):
+    assert len(any_architecture.blocks) == BLOCKS
+    assert any_architecture.model.config.get_text_config().hidden_size == HIDDEN
+
+
+def test_logits_of_final_hidden_states_are_the_model_s_own(any_architecture: LanguageModel):
+    for ids in prompts(any_architecture):
+        ids_BT = torch.tensor([ids])
+        with torch.no_grad():
+            h_BTD = any_architecture.decoder(input_ids=ids_BT).last_hidden_state
+            own_BTV = any_architecture.model(input_ids=ids_BT).logits
+        torch.testing.assert_close(any_architecture.logits(h_BTD), own_BTV)
+
+
+def test_a_soft_capped_head_stays_under_its_cap(tmp_path: Path):
+    gemma = tiny_models.load_architecture("gemma2", tmp_path)
+    assert gemma.softcap == 5.0
+    assert gemma.logits(1e3 * torch.ones(1, HIDDEN)).abs().max() <= 5.0
+
+
+def test_logits_are_float32_whatever_the_weights_are(tiny_folder: Path):
+    half = load(tiny_folder, torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16
+    assert half.logits(torch.ones(3, HIDDEN)).dtype == torch.float32
+
+
+def test_the_end_of_turn_is_read_from_the_generation_config_and_the_tokenizer(folder: Path):
+    edit_json(folder / "generation_config.json", eos_token_id=[7, 9])
+    assert load(folder).end_ids == {7, 9, 2}
+
+
+@pytest.mark.parametrize("band", [(0.0, 0.0), (0.45, 0.55), (0.6, 0.6), (0.99, 1.0), (0.0, 1.0), (0.3, 0.3)])
+def test_a_band_holds_at_least_one_block_and_only_blocks_that_exist(
+    any_architecture: LanguageModel, band: tuple[float, float]
+):
+    chosen = any_architecture.band(band)
+    assert chosen
+    assert chosen == sorted(set(chosen))
+    assert set(chosen) <= set(range(BLOCKS))
+
+
+def test_a_band_holds_the_blocks_whose_outputs_lie_in_it(tiny: LanguageModel):
+    assert tiny.band((0.0, 1.0)) == [0, 1, 2, 3]
+    assert tiny.band((0.5, 0.75)) == [1, 2]
+    assert tiny.band((0.45, 0.55)) == [1]
+
+
+def test_a_band_between_two_blocks_is_the_nearest_block(tiny: LanguageModel):
+    assert tiny.band((0.80, 0.82)) == [2]
+    assert tiny.band((0.93, 0.94)) == [3]
+    assert tiny.band((0.0, 0.0)) == [0]
+
+
+def test_missing_weights_are_refused_and_named(folder: Path):
+    edit_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    message = refusal(folder)
+    assert "missing" in message
+    assert "model.layers.1.mlp.up_proj.weight" in message
+
+
+def test_unexpected_weights_are_refused_and_named(folder: Path):
+    edit_weights(folder, lambda weights: weights.update({"model.layers.1.extra.weight": torch.ones(2)}))
+    message = refusal(folder)
+    assert "unexpected" in message
+    assert "model.layers.1.extra.weight" in message
+
+
+def test_weights_of_another_shape_are_refused_and_named(folder: Path):
+    edit_weights(folder, lambda weights: weights.update({"model.layers.1.mlp.up_proj.weight": torch.ones(2, 2)}))
+    message = refusal(folder)
+    assert "mismatched" in message
+    assert "model.layers.1.mlp.up_proj.weight" in message
+
+
+def test_a_gemma3_language_model_is_never_filled_with_random_weights(tmp_path: Path):
+    nested = tiny_models.load_architecture("gemma3_nested", tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    embedding = next(weight for name, weight in stored.items() if name.endswith("embed_tokens.weight"))
+    assert torch.equal(nested.model.get_input_embeddings().weight, embedding)
+
+
+def test_a_truncated_weights_file_is_refused(folder: Path):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    assert "damaged weights file" in refusal(folder)
+
+
+def test_weights_in_pickle_form_are_refused(folder: Path):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    message = refusal(folder)
+    assert "pickle" in message
+    assert "pytorch_model.bin" in message
+    assert "safetensors" in message
+
+
+def test_a_tokenizer_without_chat_template_is_refused_and_says_what_to_set(folder: Path):
+    (folder / "chat_template.jinja").unlink()
+    assert "model.chat_template=" in refusal(folder)
+
+
+def test_a_chat_template_can_be_given(folder: Path, tmp_path: Path):
+    (folder / "chat_template.jinja").unlink()
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% for message in messages %}[{{ message['content'] }}]{% endfor %}")
+    assert load(folder, chat_template=str(template)).chat.text("", "hi") == "[hi]"
+
+
+def test_a_chat_template_that_is_not_there_is_refused(folder: Path):
+    assert "model.chat_template=no.jinja: no such file" in refusal(folder, chat_template="no.jinja")
+
+
+def test_a_tokenizer_without_pad_token_is_refused_and_says_what_to_set(folder: Path):
+    edit_json(folder / "tokenizer_config.json", pad_token=None)
+    assert "model.pad_token='<|pad|>'" in refusal(folder)
+
+
+def test_a_pad_token_can_be_given(folder: Path):
+    edit_json(folder / "tokenizer_config.json", pad_token=None)
+    assert load(folder, pad_token="<|pad|>").pad_id == 0
+
+
+def test_a_pad_token_that_is_not_in_the_vocabulary_is_refused(folder: Path):
+    assert "model.pad_token=<|pod|>: not in the vocabulary" in refusal(folder, pad_token="<|pod|>")
+
+
+def test_a_pad_token_without_an_embedding_is_refused(folder: Path):
+    tokenizer = tiny_models.tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": [f"<|extra {number}|>" for number in range(40)]})
+    tokenizer.save_pretrained(folder)
+    assert "no embedding" in refusal(folder, pad_token="<|extra 39|>")
+
+
+def test_a_model_that_looks_ahead_is_refused_as_not_causal(folder: Path):
+    replace_model(folder, bert())
+    assert "not causal" in refusal(folder)
+
+
+@pytest.mark.parametrize("build", [t5, bart])
+def test_an_encoder_decoder_is_refused(folder: Path, build: Callable[[], transformers.PreTrainedModel]):
+    replace_model(folder, build())
+    assert "decoder-only" in refusal(folder)
+
+
+def test_an_architecture_whose_blocks_are_elsewhere_is_refused(folder: Path):
+    replace_model(folder, gpt2())
+    message = refusal(folder)
+    assert "GPT2Model" in message
+    assert "not supported" in message
+
+
+def test_an_architecture_that_scales_its_logits_is_refused(folder: Path):
+    replace_model(folder, granite())
+    assert "its logits are not its head applied to its final hidden states" in refusal(folder)
+
+
+def test_an_attention_kernel_that_the_model_does_not_have_says_what_to_set(tmp_path: Path):
+    assert "model.attention=eager" in refusal(tiny_models.save("gemma2", tmp_path), attention="sdpa")
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
+    assert "not found" in refusal(tmp_path / "nowhere")
+
+
+def test_a_hub_model_that_is_not_there_is_refused():
+    assert "not found" in refusal(Path("no-such-owner/no-such-model"))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path):
+    assert f"model.name={tmp_path}" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_missing_or_broken_file_is_an_error_about_the_model(folder: Path, name: str, content: str | None):
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    assert f"model.name={folder}" in refusal(folder)
+
+
+def test_a_model_of_an_unknown_kind_is_refused(folder: Path):
+    edit_json(folder / "config.json", model_type="perceptron_1958", architectures=None)
+    assert "perceptron_1958" in refusal(folder)
+
+
+def test_another_source_is_read_under_the_same_name(folder: Path, tiny: LanguageModel):
+    edit_weights(folder, lambda weights: weights["lm_head.weight"].zero_())
+    other = load_language_model(ModelConfig(name=tiny.name), torch.float32, CPU, source=str(folder))
+    assert other.name == tiny.name
+    assert not other.model.get_output_embeddings().weight.any()
+
+
+def test_right_padding_fills_up_to_the_longest_row():
+    padded = right_padded([[5], [6, 7, 8], [9, 9]], 0, CPU)
+    assert padded.tolist() == [[5, 0, 0], [6, 7, 8], [9, 9, 0]]
+
+
+@pytest.mark.parametrize("budget", [1, 7, 20, 1000])
+def test_token_batches_hold_every_row_once_and_keep_to_the_budget(budget: int):
+    lengths = [3, 9, 1, 9, 4, 20, 2, 7]
+    batches = token_batches(lengths, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+def test_a_dtype_that_is_asked_for_is_taken():
+    assert resolve_dtype("bfloat16", CPU)[0] == torch.bfloat16
+    assert resolve_dtype("float32", CPU)[0] == torch.float32
+
+
+def test_auto_chooses_the_dtype_by_measuring_and_says_so():
+    chosen, why = resolve_dtype("auto", CPU)
+    ratio = float(why.partition("at ")[2].split()[0])
+    assert why.startswith("measured")
+    assert chosen == (torch.bfloat16 if ratio >= 1.5 else torch.float32) or abs(ratio - 1.5) < 0.01

@@ -1,0 +1,161 @@
+"""The search for the dose: it hits, it says when it did not, and it never makes a coefficient up."""
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from heal.dose.root import Search, find_coefficient
+
+Curve = Callable[[float], float]
+TARGET, TOLERANCE = 1.0, 0.05
+
+
+def search(curve: Curve, start: float = 1.0, max_evaluations: int = 12) -> Search:
+    found = find_coefficient(curve, TARGET, TOLERANCE, start, max_evaluations)
+    assert len(found.evaluated) <= max_evaluations
+    assert (found.c, found.value) in found.evaluated
+    assert all(value == curve(c) or math.isnan(value) for c, value in found.evaluated)
+    return found
+
+
+def quadratic(c_star: float) -> Curve:
+    return lambda c: (c / c_star) ** 2
+
+
+def saturating(c_star: float, ceiling: float = 6.0) -> Curve:
+    """As c^2 near zero, then flat at `ceiling`; 1 at `c_star`."""
+    rate = -math.log(1 - TARGET / ceiling)
+    return lambda c: ceiling * -math.expm1(-rate * (c / c_star) ** 2)
+
+
+def noisy(curve: Curve, size: float, seed: int) -> Curve:
+    """`curve` times a lognormal factor that depends on c alone."""
+    return lambda c: curve(c) * math.exp(random.Random(f"{seed} {c}").gauss(0, size))
+
+
+@pytest.mark.parametrize("shape", [quadratic, saturating])
+@pytest.mark.parametrize("c_star", [0.03, 0.3, 0.9, 1.0, 3.0, 30.0])
+def test_an_analytic_curve_is_met_within_tolerance(shape: Callable[[float], Curve], c_star: float):
+    found = search(shape(c_star))
+    assert found.outcome == "tolerance"
+    assert abs(found.value - TARGET) <= TOLERANCE
+    assert found.c == pytest.approx(c_star, rel=0.06)
+
+
+@pytest.mark.parametrize("shape", [quadratic, saturating])
+@pytest.mark.parametrize("start", [0.01, 1.0, 100.0])
+def test_the_target_is_met_from_below_and_from_above(shape: Callable[[float], Curve], start: float):
+    found = search(shape(1.3), start)
+    assert found.outcome == "tolerance"
+    assert found.evaluated[0][0] == pytest.approx(start)
+
+
+@pytest.mark.parametrize("shape", [quadratic, saturating])
+@pytest.mark.parametrize("c_star", [1e-4, 1e4, 1e6])
+def test_no_vector_is_too_small_or_too_large_for_the_default_number_of_evaluations(
+    shape: Callable[[float], Curve], c_star: float
+):
+    start = 1.0 if c_star > 1 or shape is quadratic else 1e-3  # in the flat part nothing says how far it is
+    assert search(shape(c_star), start).outcome == "tolerance"
+
+
+def test_a_shift_that_is_lost_in_rounding_until_it_is_large_is_found():
+    found = search(lambda c: 0.0 if c < 300 else (c / 3000) ** 2)
+    assert found.outcome == "tolerance"
+
+
+def test_a_warm_start_on_target_takes_one_evaluation():
+    assert len(search(saturating(7.0), start=7.05).evaluated) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_noisy_curve_ends_on_tolerance_or_says_that_it_did_not(seed: int):
+    found = search(noisy(saturating(5.0), 0.1, seed))
+    assert (found.outcome == "tolerance") == (abs(found.value - TARGET) <= TOLERANCE)
+    assert found.c == pytest.approx(5.0, rel=0.5)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_result_is_the_evaluated_coefficient_nearest_to_the_target(seed: int):
+    found = search(noisy(quadratic(random.Random(seed).uniform(0.1, 10)), 0.3, seed))
+    distances = [abs(math.log(value / TARGET)) for _, value in found.evaluated]
+    assert abs(math.log(found.value / TARGET)) == min(distances)
+
+
+@pytest.mark.parametrize("edge", [0.7, 2.2, 5.3, 7.9])
+@pytest.mark.parametrize("levels", [(0.2, 4.0), (0.9, 1.2), (0.01, 1.1), (0.0, 2.0), (0.5, math.inf)])
+def test_a_jump_over_the_target_ends_in_a_narrow_bracket(edge: float, levels: tuple[float, float]):
+    found = search(lambda c: levels[0] if c < edge else levels[1], max_evaluations=40)
+    assert found.outcome == "bracket"
+    below = max(c for c, value in found.evaluated if value < TARGET)
+    above = min(c for c, value in found.evaluated if not value < TARGET)
+    assert below < edge <= above <= 1.01 * below
+
+
+def test_a_jump_over_the_target_near_the_start_is_bracketed_in_the_default_number_of_evaluations():
+    assert search(lambda c: 0.2 if c < 1.4 else 4.0).outcome == "bracket"
+
+
+@pytest.mark.parametrize("ceiling", [0.0, 1e-12, 0.5, 0.94])
+def test_a_curve_that_stays_below_the_target_is_unreachable(ceiling: float):
+    found = search(lambda c: ceiling * -math.expm1(-c * c))
+    assert found.outcome == "unreachable"
+
+
+def test_a_curve_that_stays_above_the_target_is_not_called_a_hit():
+    found = search(lambda c: 2.0)
+    assert found.outcome == "evaluations"
+
+
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+@pytest.mark.parametrize("start", [1.0, 20.0])
+def test_a_plateau_that_is_not_finite_counts_as_above(broken: float, start: float):
+    found = search(lambda c: (c / 0.1) ** 2 if c < 0.15 else broken, start)
+    assert found.outcome == "tolerance"
+    assert found.c == pytest.approx(0.1, rel=0.05)
+
+
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+def test_a_model_that_breaks_just_above_the_target_is_still_met(broken: float):
+    found = search(lambda c: (c / 10) ** 2 if c < 11 else broken)
+    assert found.outcome == "tolerance"
+
+
+@pytest.mark.parametrize("broken", [math.inf, math.nan])
+def test_a_broken_model_is_never_the_result_when_a_finite_one_was_seen(broken: float):
+    found = search(lambda c: 0.3 if c < 5.3 else broken)
+    assert found.value == 0.3
+    assert found.outcome != "tolerance"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(
+    "curve", [quadratic(9.0), saturating(0.01), lambda c: 0.2 if c < 3 else 4.0, lambda c: math.nan]
+)
+def test_evaluations_are_limited(curve: Curve, limit: int):
+    search(curve, max_evaluations=limit)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_tolerance_is_claimed_exactly_when_it_was_met(seed: int):
+    source = random.Random(seed)
+    curve = saturating(10 ** source.uniform(-2, 2), source.uniform(1.02, 10))
+    limit = source.randint(2, 12)
+    found = search(curve, 10 ** source.uniform(-1, 1), limit)
+    assert (found.outcome == "tolerance") == any(abs(value - TARGET) <= TOLERANCE for _, value in found.evaluated)
+    if found.outcome == "evaluations":
+        assert len(found.evaluated) == limit
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_same_curve_is_searched_in_the_same_way(seed: int):
+    curve = noisy(saturating(3.0), 0.2, seed)
+    assert search(curve) == search(curve)
+
+
+@pytest.mark.parametrize(("target", "start"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -2.0), (math.nan, 1.0)])
+def test_a_target_or_start_that_is_not_positive_is_a_programming_error(target: float, start: float):
+    with pytest.raises(ValueError, match="must be positive"):
+        find_coefficient(quadratic(1.0), target, TOLERANCE, start)

@@ -1,0 +1,327 @@
+"""Steering: what a vector does to a model, how it is read out of one, and how it is kept on disk."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from heal.errors import UserError
+from heal.models.language_model import LanguageModel
+from heal.steering.extract import contexts, extract, last_token_activations, pair_activations
+from heal.steering.mean_diff import mean_diff
+from heal.steering.vector import SteeringVector
+from heal.trait import Trait
+from tests.tiny import BLOCKS, HIDDEN, load, prompts, vector
+
+TEXTS = [f"Tell me about {thing}." for thing in ("elks", "a very old house by the sea", "tea", "the law", "x", "maps")]
+
+
+def logits(language_model: LanguageModel, ids: Sequence[int]) -> Tensor:
+    with torch.no_grad():
+        return language_model.model(input_ids=torch.tensor([list(ids)])).logits[0]
+
+
+def block_inputs(
+    language_model: LanguageModel, ids: Sequence[int], steering_vector: SteeringVector, coefficient: float
+) -> list[Tensor]:
+    """What each block is given, `[T, D]` by block, under steering."""
+    seen: list[Tensor] = []
+    handles = [
+        block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
+        for block in language_model.blocks
+    ]
+    try:
+        with steering_vector.applied(language_model, coefficient):
+            logits(language_model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def hook_count(language_model: LanguageModel) -> int:
+    return sum(len(block._forward_hooks) for block in language_model.blocks)
+
+
+def save(steering_vector: SteeringVector, folder: Path) -> Path:
+    path = folder / "vector.safetensors"
+    path.write_bytes(steering_vector.to_bytes())
+    return path
+
+
+# Applying
+
+
+def test_coefficient_zero_is_the_model_itself_bit_for_bit(any_architecture: LanguageModel):
+    ids = prompts(any_architecture)[2]
+    before = logits(any_architecture, ids)
+    with vector(any_architecture, norm=1e3).applied(any_architecture, 0.0):
+        assert torch.equal(logits(any_architecture, ids), before)
+
+
+def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position(any_architecture: LanguageModel):
+    ids = prompts(any_architecture)[1]
+    steering_vector = vector(any_architecture, layers=(1,))
+    plain, shifted = (block_inputs(any_architecture, ids, steering_vector, c) for c in (0.0, -2.5))
+    assert torch.equal(plain[1], shifted[1])
+    expected = (-2.5 * steering_vector.directions[1]).expand_as(plain[2])
+    torch.testing.assert_close(shifted[2] - plain[2], expected, rtol=0, atol=1e-4)
+
+
+def test_a_coefficient_for_each_row_equals_separate_runs(any_architecture: LanguageModel):
+    ids = prompts(any_architecture)[2]
+    coefficients = [0.0, 1.0, -3.0, 0.25]
+    steering_vector = vector(any_architecture)
+    with torch.no_grad(), steering_vector.applied(any_architecture, coefficients):
+        together = any_architecture.model(input_ids=torch.tensor([ids] * len(coefficients))).logits
+    for row, coefficient in enumerate(coefficients):
+        with steering_vector.applied(any_architecture, coefficient):
+            torch.testing.assert_close(together[row], logits(any_architecture, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_tensor_of_coefficients_does_what_a_list_does(tiny: LanguageModel):
+    ids_BT = torch.tensor([prompts(tiny)[0]] * 2)
+    found = []
+    for coefficient in ([0.5, 2.0], torch.tensor([0.5, 2.0])):
+        with torch.no_grad(), vector(tiny).applied(tiny, coefficient):
+            found.append(tiny.model(input_ids=ids_BT).logits)
+    assert torch.equal(*found)
+
+
+def test_a_vector_moves_the_logits(any_architecture: LanguageModel):
+    ids = prompts(any_architecture)[2]
+    before = logits(any_architecture, ids)
+    with vector(any_architecture, norm=10.0).applied(any_architecture, 1.0):
+        assert not torch.allclose(logits(any_architecture, ids), before, atol=1e-2)
+
+
+def test_nothing_is_left_in_the_model_afterwards(tiny: LanguageModel):
+    ids = prompts(tiny)[2]
+    before = logits(tiny, ids)
+    with vector(tiny).applied(tiny, 5.0):
+        assert hook_count(tiny) == 2
+    assert hook_count(tiny) == 0
+    assert torch.equal(logits(tiny, ids), before)
+
+
+def test_nothing_is_left_in_the_model_after_an_exception(tiny: LanguageModel):
+    with pytest.raises(KeyboardInterrupt), vector(tiny).applied(tiny, 5.0):
+        raise KeyboardInterrupt
+    assert hook_count(tiny) == 0
+
+
+def test_two_vectors_add_up(tiny: LanguageModel):
+    ids = prompts(tiny)[2]
+    steering_vector = vector(tiny)
+    with steering_vector.applied(tiny, 3.0):
+        once = logits(tiny, ids)
+    with steering_vector.applied(tiny, 1.0), steering_vector.applied(tiny, 2.0):
+        torch.testing.assert_close(logits(tiny, ids), once, rtol=1e-4, atol=1e-4)
+
+
+def test_a_half_precision_model_keeps_its_dtype(tiny_folder: Path):
+    half = load(tiny_folder, torch.bfloat16)
+    ids_BT = torch.tensor([prompts(half)[0]])
+    with torch.no_grad(), vector(half).applied(half, 1.0):
+        assert half.decoder(input_ids=ids_BT).last_hidden_state.dtype == torch.bfloat16
+
+
+def test_a_vector_of_another_model_is_refused(tiny: LanguageModel):
+    foreign = replace(vector(tiny), model="someone/else")
+    with pytest.raises(UserError, match="someone/else"), foreign.applied(tiny, 1.0):
+        pass
+    assert hook_count(tiny) == 0
+
+
+@pytest.mark.parametrize("directions", [{1: torch.ones(HIDDEN + 1)}, {1: torch.ones(1)}, {BLOCKS: torch.ones(HIDDEN)}])
+def test_a_vector_of_another_width_or_depth_is_refused(tiny: LanguageModel, directions: dict[int, Tensor]):
+    foreign = replace(vector(tiny), directions=directions)
+    with pytest.raises(UserError, match=f"does not fit a model of {BLOCKS} blocks of width {HIDDEN}"):
+        foreign.check_fits(tiny)
+
+
+# On disk
+
+
+@pytest.mark.parametrize("c_star", [None, 12.345678901234567, 1e-9])
+def test_a_vector_saved_and_loaded_again_is_the_same(tiny: LanguageModel, tmp_path: Path, c_star: float | None):
+    steering_vector = replace(vector(tiny), c_star=c_star)
+    loaded = SteeringVector.load(save(steering_vector, tmp_path))
+    assert list(loaded.directions) == list(steering_vector.directions)
+    for layer, v_D in steering_vector.directions.items():
+        assert torch.equal(loaded.directions[layer], v_D)
+    assert replace(loaded, directions={}) == replace(steering_vector, directions={})
+
+
+def test_the_same_vector_is_written_as_the_same_bytes(tiny: LanguageModel):
+    steering_vector = vector(tiny)
+    turned = replace(steering_vector, directions=dict(reversed(steering_vector.directions.items())))
+    assert steering_vector.to_bytes() == turned.to_bytes()
+
+
+def test_calibrating_a_vector_changes_nothing_but_c_star(tiny: LanguageModel):
+    steering_vector = vector(tiny)
+    assert replace(steering_vector.with_c_star(3.0), c_star=None) == steering_vector
+
+
+def test_a_truncated_vector_is_refused_at_every_length(tiny: LanguageModel, tmp_path: Path):
+    content = vector(tiny).to_bytes()
+    path = tmp_path / "cut.safetensors"
+    for length in range(0, len(content), 37):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"cut\.safetensors: not a steering vector"):
+            SteeringVector.load(path)
+
+
+def test_a_foreign_safetensors_file_is_refused(tiny_folder: Path):
+    with pytest.raises(UserError, match="not a steering vector"):
+        SteeringVector.load(tiny_folder / "model.safetensors")
+
+
+def test_a_vector_file_that_is_not_there_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="not a steering vector"):
+        SteeringVector.load(tmp_path / "none.safetensors")
+
+
+# Comparing
+
+
+def test_the_cosine_with_itself_is_one_and_with_its_opposite_minus_one(tiny: LanguageModel):
+    steering_vector = vector(tiny)
+    opposite = replace(steering_vector, directions={k: -2 * v for k, v in steering_vector.directions.items()})
+    assert steering_vector.cosine(steering_vector) == pytest.approx(1.0)
+    assert steering_vector.cosine(opposite) == pytest.approx(-1.0)
+
+
+def test_the_cosine_is_over_the_shared_blocks_and_nan_without_any(tiny: LanguageModel):
+    first, second = vector(tiny, layers=(0, 1)), vector(tiny, layers=(0, 1, 2))
+    assert first.cosine(second) == pytest.approx(1.0)
+    assert math.isnan(first.cosine(vector(tiny, layers=(2, 3))))
+
+
+# Extracting
+
+
+def test_mean_diff_recovers_a_planted_direction():
+    source = torch.Generator().manual_seed(0)
+    planted = {layer: torch.randn(HIDDEN, generator=source) for layer in (1, 2)}
+    batches = []
+    for size in (3, 5, 1):
+        shared = {layer: torch.randn(size, HIDDEN, generator=source) for layer in planted}
+        batches.append(({layer: shared[layer] + planted[layer] for layer in planted}, shared))
+    found = mean_diff(batches)
+    assert list(found) == [1, 2]
+    for layer, v_D in planted.items():
+        torch.testing.assert_close(found[layer], v_D)
+
+
+def test_mean_diff_finds_a_planted_direction_under_noise():
+    source = torch.Generator().manual_seed(0)
+    planted = torch.randn(HIDDEN, generator=source)
+    positive, negative = (torch.randn(4000, HIDDEN, generator=source) for _ in range(2))
+    found = mean_diff([({0: positive + planted}, {0: negative})])[0]
+    assert torch.cosine_similarity(found, planted, dim=0) > 0.99
+
+
+def test_mean_diff_weighs_pairs_equally_however_they_are_batched():
+    source = torch.Generator().manual_seed(0)
+    positive, negative = (torch.randn(7, HIDDEN, generator=source) for _ in range(2))
+    whole = mean_diff([({0: positive}, {0: negative})])
+    parts = mean_diff(
+        ({0: p}, {0: n}) for p, n in zip(positive.split([1, 4, 2]), negative.split([1, 4, 2]), strict=True)
+    )
+    torch.testing.assert_close(whole[0], parts[0])
+
+
+def test_mean_diff_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no activations"):
+        mean_diff([])
+
+
+def test_activations_are_the_block_s_outputs_at_the_last_token(any_architecture: LanguageModel):
+    rows = prompts(any_architecture)
+    found = last_token_activations(any_architecture, rows, [0, 1, 2])
+    for row, ids in enumerate(rows):
+        with torch.no_grad():
+            states = any_architecture.decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        for layer in (0, 1, 2):
+            torch.testing.assert_close(found[layer][row], states[layer + 1][0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_activations_of_one_row_are_those_of_many(any_architecture: LanguageModel):
+    rows = prompts(any_architecture)
+    together = last_token_activations(any_architecture, rows, [1, 2])
+    for row, ids in enumerate(rows):
+        alone = last_token_activations(any_architecture, [ids], [1, 2])
+        for layer in (1, 2):
+            torch.testing.assert_close(together[layer][row], alone[layer][0], rtol=1e-4, atol=1e-4)
+
+
+def test_extraction_stops_after_the_deepest_block_that_it_reads(any_architecture: LanguageModel):
+    called: list[int] = []
+    handles = [
+        block.register_forward_pre_hook(lambda module, inputs, layer=layer: called.append(layer))
+        for layer, block in enumerate(any_architecture.blocks)
+    ]
+    try:
+        last_token_activations(any_architecture, prompts(any_architecture), [2, 0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert called == [0, 1, 2]
+
+
+def test_extraction_leaves_no_hook_behind(tiny: LanguageModel):
+    last_token_activations(tiny, prompts(tiny), [1])
+    assert hook_count(tiny) == 0
+
+
+def test_pairs_are_asked_under_both_personas_at_the_assistant_tag(tiny: LanguageModel, tiny_trait: Trait):
+    pairs = list(pair_activations(tiny, tiny_trait, TEXTS[:1], [1], batch_tokens=4096))
+    rows = [tiny.chat.ids(persona, TEXTS[0]) for persona in (tiny_trait.positive, tiny_trait.negative)]
+    expected = last_token_activations(tiny, rows, [1])[1]
+    positive, negative = pairs[0]
+    torch.testing.assert_close(torch.cat([positive[1], negative[1]]), expected)
+
+
+def test_a_vector_is_the_mean_difference_whatever_the_batches(tiny: LanguageModel, tiny_trait: Trait):
+    singles = [
+        last_token_activations(
+            tiny, [tiny.chat.ids(persona, text) for persona in (tiny_trait.positive, tiny_trait.negative)], [1, 2]
+        )
+        for text in TEXTS
+    ]
+    for batch_tokens in (1, 300, 100_000):
+        found = extract(tiny, tiny_trait, TEXTS, "mean_diff", [1, 2], batch_tokens)
+        for layer in (1, 2):
+            expected = torch.stack([single[layer][0] - single[layer][1] for single in singles]).mean(0)
+            torch.testing.assert_close(found.directions[layer], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vector_says_where_it_comes_from(tiny: LanguageModel, tiny_trait: Trait):
+    found = extract(tiny, tiny_trait, TEXTS[:2], "mean_diff", [1], 4096)
+    assert (found.method, found.model, found.trait, found.c_star) == ("mean_diff", tiny.name, "warm", None)
+    assert all(v_D.dtype == torch.float32 for v_D in found.directions.values())
+
+
+def test_swapped_personas_give_the_opposite_vector(tiny: LanguageModel, tiny_trait: Trait):
+    swapped = replace(tiny_trait, positive=tiny_trait.negative, negative=tiny_trait.positive)
+    there, back = (extract(tiny, each, TEXTS[:3], "mean_diff", [1], 4096) for each in (tiny_trait, swapped))
+    torch.testing.assert_close(there.directions[1], -back.directions[1], rtol=1e-4, atol=1e-4)
+
+
+def test_progress_ends_at_the_number_of_pairs(tiny: LanguageModel, tiny_trait: Trait):
+    told: list[tuple[int, int]] = []
+    extract(tiny, tiny_trait, TEXTS, "mean_diff", [1], 300, lambda done, total: told.append((done, total)))
+    assert told[-1] == (len(TEXTS), len(TEXTS))
+    assert told == sorted(told)
+
+
+def test_contexts_are_distinct_and_a_smaller_number_is_a_prefix():
+    many = contexts(64)
+    assert len(set(many)) == 64
+    assert contexts(10) == many[:10]

@@ -1,0 +1,131 @@
+"""Trait files: the ones that come with heal load, and every mistake in one names its field and file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from heal.errors import UserError
+from heal.recipe import RECIPES, available
+from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
+
+FIELDS = [field.name for field in dataclasses.fields(Trait)]
+LISTS = ["generation_prompts", "heldout_prompts", "narration"]
+
+
+@pytest.fixture
+def content(tiny_trait: Trait) -> dict[str, Any]:
+    """A valid trait file's content, to be broken."""
+    values = dataclasses.asdict(tiny_trait)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def write(folder: Path, content: dict[str, Any]) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def refusal(folder: Path, content: dict[str, Any]) -> str:
+    path = write(folder, content)
+    with pytest.raises(UserError) as caught:
+        load_trait(path)
+    assert str(caught.value).startswith(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["candour", "care_over_authority", "curiosity", "love"])
+def test_the_traits_that_come_with_heal_load(name: str):
+    trait = load_trait(name)
+    assert trait.name == name
+
+
+def test_no_trait_file_is_left_out_of_these_tests():
+    assert available(RECIPES / "traits") == ["candour", "care_over_authority", "curiosity", "love"]
+
+
+def test_a_user_s_own_trait_is_a_path(tmp_path: Path, content: dict[str, Any], tiny_trait: Trait):
+    assert load_trait(write(tmp_path, content)) == tiny_trait
+
+
+def test_an_unknown_trait_names_the_nearest():
+    with pytest.raises(UserError, match="trait=candor: no such trait; did you mean 'candour'"):
+        load_trait("candor")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_missing_field_is_named(tmp_path: Path, content: dict[str, Any], field: str):
+    del content[field]
+    assert f"'{field}'" in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("empty", [None, "", "  \n", [], 3])
+def test_an_empty_field_or_one_of_another_type_is_named(
+    tmp_path: Path, content: dict[str, Any], field: str, empty: object
+):
+    content[field] = empty
+    assert f"'{field}'" in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize("field", LISTS)
+@pytest.mark.parametrize("empty", [None, "", " ", 3, ["x"]])
+def test_an_empty_entry_is_named_by_its_number(tmp_path: Path, content: dict[str, Any], field: str, empty: object):
+    content[field].append(empty)
+    assert f"'{field}', entry {len(content[field])}" in refusal(tmp_path, content)
+
+
+def test_an_unknown_field_names_the_nearest(tmp_path: Path, content: dict[str, Any]):
+    content["postive"] = "x"
+    message = refusal(tmp_path, content)
+    assert "unknown field 'postive'" in message
+    assert "did you mean 'positive'" in message
+
+
+def test_equal_personas_are_refused_even_when_spaces_differ(tmp_path: Path, content: dict[str, Any]):
+    content["negative"] = f" {content['positive']}\n"
+    message = refusal(tmp_path, content)
+    assert "'positive'" in message
+    assert "'negative'" in message
+
+
+@pytest.mark.parametrize(
+    ("field", "least"), [("generation_prompts", MIN_GENERATION_PROMPTS), ("heldout_prompts", MIN_HELDOUT_PROMPTS)]
+)
+def test_too_few_prompts_are_refused_and_repeats_do_not_count(
+    tmp_path: Path, content: dict[str, Any], field: str, least: int
+):
+    content[field] = content[field][: least - 1] + content[field][:1]
+    message = refusal(tmp_path, content)
+    assert f"'{field}'" in message
+    assert f"at least {least}" in message
+
+
+def test_a_prompt_that_is_both_trained_and_held_out_is_refused(tmp_path: Path, content: dict[str, Any]):
+    content["heldout_prompts"].append(content["generation_prompts"][2])
+    message = refusal(tmp_path, content)
+    assert content["generation_prompts"][2] in message
+    assert "heldout_prompts" in message
+
+
+def test_a_pattern_that_is_not_a_regular_expression_is_refused(tmp_path: Path, content: dict[str, Any]):
+    content["narration"].append("I am (a")
+    message = refusal(tmp_path, content)
+    assert "'narration'" in message
+    assert "I am (a" in message
+
+
+@pytest.mark.parametrize("name", ["a b", "../up", "-x", "ä"])
+def test_a_name_that_cannot_name_a_folder_is_refused(tmp_path: Path, content: dict[str, Any], name: str):
+    content["name"] = name
+    assert "'name'" in refusal(tmp_path, content)
+
+
+def test_a_file_that_is_not_text_is_refused_and_named(tmp_path: Path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary\.yaml: not valid YAML"):
+        load_trait(str(path))
