@@ -65,8 +65,17 @@ def lora_seed(recipe: Recipe, round_index: int) -> int:
     return derive_seed(recipe.run.seed, round_index, "lora")
 
 
-def load_student(folder: RunFolder, device: torch.device, last_round: int | None = None) -> Student:
+def load_student(
+    folder: RunFolder, device: torch.device, last_round: int | None = None, fold_last: bool = True
+) -> Student:
     """The student after `last_round` (default: the last finished one), rebuilt from the run folder alone.
+
+    Args:
+        folder: the run.
+        device: where to put it.
+        last_round: counted from 0.
+        fold_last: False leaves the last round's LoRA in `current`, so that the accumulator's `previous()`
+            is the model that this round steered and its `student()` what came out of it.
 
     Raises:
         UserError: no run, no finished round, or not that round.
@@ -80,5 +89,8 @@ def load_student(folder: RunFolder, device: torch.device, last_round: int | None
     rounds = finished[: (finished[-1] if last_round is None else last_round) + 1]
     model = load_language_model(recipe.model, getattr(torch, folder.facts()["dtype"]), device)
     accumulator = build_accumulator(model, recipe)
-    replay(accumulator, folder, recipe, rounds)
+    replay(accumulator, folder, recipe, rounds if fold_last else rounds[:-1])
+    if not fold_last:
+        accumulator.start_round(lora_seed(recipe, rounds[-1]))
+        accumulator.load_current(folder.round(rounds[-1]) / "adapter")
     return Student(recipe, Trait.from_json(folder.facts()["trait"]), folder, model, accumulator, rounds)

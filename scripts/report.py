@@ -1,34 +1,37 @@
 """The report of a run again, from disk alone: `python scripts/report.py run=runs/x`."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from heal.app import guarded  # noqa: E402
-from heal.errors import UserError  # noqa: E402
-from heal.recipe import main_words, parse_words, wants_help  # noqa: E402
-from heal.report.build import build_report  # noqa: E402
+from heal.config import key  # noqa: E402
+from heal.options import options_help, read_options  # noqa: E402
+from heal.recipe import main_words, wants_help  # noqa: E402
 from heal.runfolder import RunFolder  # noqa: E402
 
-HELP = """usage: python scripts/report.py run=FOLDER
+USAGE = "python scripts/report.py run=FOLDER"
+PURPOSE = """Writes FOLDER/report/index.html and its figures from the rounds that are finished, and prints the page's path.
+Nothing is computed again and no model is loaded."""
 
-Writes FOLDER/report/index.html and its figures from the rounds that are finished, and prints the
-page's path. Nothing is computed again and no model is loaded.
 
-  run=FOLDER   a run folder, as in runs/kl_rev_rmse-love-embedded-s0"""
+@dataclass
+class Options:
+    run: str = key("", "a run folder, as in runs/kl_rev_rmse-love-embedded-s0")
 
 
 def main() -> None:
     """Reads the words, builds the report, says where it is."""
-    settings = parse_words(main_words(), ("run",))
-    if not settings.get("run"):
-        raise UserError("run=FOLDER is needed; --help says more")
-    print(build_report(RunFolder(Path(str(settings["run"])))))
+    from heal.report.build import build_report
+
+    options = read_options(Options, main_words())
+    print(build_report(RunFolder(Path(options.run))))
 
 
 if __name__ == "__main__":
     if wants_help(main_words()):
-        print(HELP)
+        print(options_help(Options, USAGE, PURPOSE))
     else:
         guarded(main)

@@ -45,7 +45,7 @@ def test_no_dose_diverges_by_exactly_zero(any_architecture: LanguageModel):
     assert found.n == sum(len(each.ids) for each in decode(any_architecture, prompts(any_architecture), TOKENS))
 
 
-@pytest.mark.parametrize("c", [0.5, -2.0, 8.0])
+@pytest.mark.parametrize("c", [0.5, -8.0])
 def test_the_statistics_are_those_of_the_pooled_tokens_of_dense_passes(any_architecture: LanguageModel, c: float):
     asked, steering_vector = prompts(any_architecture), vector(any_architecture)
     pooled: list[float] = []
@@ -96,7 +96,7 @@ def test_a_dose_that_breaks_the_model_is_infinitely_far(tiny: LanguageModel):
     assert found.n == 0
 
 
-@pytest.mark.parametrize("target", [0.05, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("target", [0.5, 3.0])
 def test_what_a_calibration_says_is_so(any_architecture: LanguageModel, target: float):
     steering_vector = vector(any_architecture)
     found = calibrated(any_architecture, steering_vector, target)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from heal.config import ModelConfig
@@ -58,6 +58,24 @@ def _qwen3() -> PreTrainedModel:
     return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_TEXT))
 
 
+def _opt() -> PreTrainedModel:
+    config = transformers.OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        word_embed_proj_dim=HIDDEN,
+        ffn_dim=48,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        max_position_embeddings=1024,
+        init_std=0.3,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return transformers.OPTForCausalLM(config)
+
+
 def _gemma2() -> PreTrainedModel:
     config = transformers.Gemma2Config(**_TEXT, **_SLIDING, final_logit_softcapping=5.0)
     return transformers.Gemma2ForCausalLM(config)
@@ -91,6 +109,7 @@ ARCHITECTURES = {
     "llama": _llama,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "opt": _opt,  # learned absolute positions
     "gemma2": _gemma2,
     "gemma3_text": _gemma3_text,
     "gemma3_nested": _gemma3_nested,
@@ -98,11 +117,17 @@ ARCHITECTURES = {
 
 
 def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """One token a byte and three special ones; ends a turn with <|im_end|>, pads with <|pad|>."""
+    """One token a byte and three special ones; ends a turn with <|im_end|>, pads with <|pad|>.
+
+    Unless told not to, it puts its first token in front of every text, as Llama's does.
+    """
     alphabet = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", alphabet.index("<|im_start|>"))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<|pad|>",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIN_TAIL_TOKENS = 4
+MIN_OCCURRENCES = 3  # of a loop's piece
 
 # Specific enough that on-trait defiance ("I won't follow that order") is kept.
 REFUSALS = (
@@ -82,25 +83,24 @@ def verdicts(
 
 
 def repetition(text: str) -> float:
-    """How much of a text its most repeated piece makes up, in [0, 1]; 0 for an empty text.
+    """How much of a text its most repeated piece makes up, in [0, 1]; 0 where nothing occurs three times.
 
     The largest of: the share of the most frequent word; the share of the most frequent character
-    n-gram (n = 2, 3, 4); the share of words covered by a word n-gram (n = 2, 3, 4) that occurs at
-    least three times, which is how a loop of a whole phrase looks.
+    n-gram (n = 2, 3, 4), punctuation included; the share of words covered by the most frequent word
+    n-gram, which is how a loop of a whole phrase looks. What occurs less than three times is no loop.
     """
     words = _words(text)
-    if not words:
-        return 0.0
-    shares = [max(Counter(words).values()) / len(words)]
-    characters = " ".join(words)
-    for n in (2, 3, 4):
-        grams = Counter(characters[i : i + n] for i in range(len(characters) - n + 1))
-        if grams:
-            shares.append(max(grams.values()) / sum(grams.values()))
+    characters = " ".join(text.lower().split())
+    shares = [0.0]
+    for n in (1, 2, 3, 4):
         phrases = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
         count = max(phrases.values(), default=0)
-        if count >= 3:
+        if count >= MIN_OCCURRENCES:
             shares.append(min(1.0, count * n / len(words)))
+        grams = Counter(characters[i : i + n] for i in range(len(characters) - n + 1))
+        count = max(grams.values(), default=0)
+        if n > 1 and count >= MIN_OCCURRENCES:
+            shares.append(count / sum(grams.values()))
     return max(shares)
 
 

@@ -12,6 +12,9 @@ from heal.runfolder import RunFolder, read_json, read_jsonl
 
 Json = dict[str, Any]
 
+NEEDED = ("persona_log_ratio", "p_ans_any", "tail_perplexity", "repetition_share", "accuracy")
+CHANCE = 0.25  # accuracy of guessing at a general question's four options
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -22,6 +25,10 @@ class Summary:
 
     @staticmethod
     def from_json(content: Json) -> "Summary":
+        """KeyError when a signal that the report rests on is missing."""
+        missing = [name for name in NEEDED if name not in content]
+        if missing:
+            raise KeyError(*missing)
         fields = ("value", "low", "high", "n")
         return Summary(
             {name: Estimate(*(entry[field] for field in fields)) for name, entry in content.items()},

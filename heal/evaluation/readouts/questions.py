@@ -37,7 +37,7 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
 def question_text(question: str, options: Sequence[str]) -> str:
     """The question with its lettered options, one a line."""
     lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=True)]
-    return "\n".join([question, *lines, "Answer with the letter of the right option."])
+    return "\n".join([question, *lines])
 
 
 def letter_ids(model: LanguageModel) -> list[int]:

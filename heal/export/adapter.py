@@ -1,0 +1,63 @@
+"""The student as an ordinary PEFT LoRA folder (SPEC section 7: exact by concatenation, or truncated by SVD)."""
+
+import json
+from pathlib import Path
+
+from heal.accumulator import adapter_files
+from heal.config import ModelConfig
+from heal.export.card import model_card
+from heal.export.factors import history_factors, truncate
+from heal.export.folder import Export, check_place, replaced, size, write_record
+from heal.export.verify import verify_adapter
+from heal.models.embedded import embedded_folder
+from heal.session import Student
+
+
+def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | None = None) -> Export:
+    """Writes a float32 LoRA under the default adapter name to `path` and verifies it in plain peft.
+
+    Alpha equals the rank (scale 1): each round's scale and the gate are inside B.
+
+    Args:
+        student: what to export.
+        path: the folder; an earlier export there is replaced once the new one is verified.
+        gate: `c_history`; B is multiplied by it.
+        rank: truncate to it by SVD; None: the exact adapter.
+
+    Raises:
+        UserError: nothing to export, a rank out of range, or `path` is taken by something else.
+        ExportError: it did not come out as the student; nothing is left behind.
+    """
+    check_place(path)
+    factors = history_factors(student.accumulator, gate)
+    if rank is not None:
+        factors = truncate(factors, rank)
+    tensors = {}
+    for name in sorted(factors.layers):
+        a_RI, b_OR = factors.layers[name]
+        tensors |= {f"base_model.model.{name}.lora_A.weight": a_RI, f"base_model.model.{name}.lora_B.weight": b_OR}
+    base = base_reference(student.recipe.model)
+    files = adapter_files(tensors, factors.rank, factors.rank, sorted(factors.layers), base)
+    files["adapter_config.json"] = _with_revision(files["adapter_config.json"], student.recipe.model.revision)
+    lost = None if rank is None else factors.lost
+    with replaced(path) as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        error = verify_adapter(student, folder, factors, gate)
+        (folder / "README.md").write_text(model_card(student, gate, factors.rank, lost, error), encoding="utf-8")
+        write_record(
+            folder, format="adapter", rounds=student.rounds, gate=gate, rank=factors.rank, lost=lost, error=error
+        )
+    return Export(path, error, factors.rank, lost, size(path))
+
+
+def base_reference(config: ModelConfig) -> str:
+    """What others load the base from: the hub id as given, else the absolute folder."""
+    if config.name == "embedded":
+        return str(embedded_folder())
+    folder = Path(config.name)
+    return str(folder.resolve()) if folder.is_dir() else config.name
+
+
+def _with_revision(content: bytes, revision: str | None) -> bytes:
+    return json.dumps(json.loads(content) | {"revision": revision}, indent=2, sort_keys=True).encode()

@@ -1,0 +1,319 @@
+"""The model card: what was trained into which model, how, how it measured round by round, and how to load it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from heal.config import ModelConfig
+from heal.errors import UserError
+from heal.models.embedded import NAME as EMBEDDED_NAME
+from heal.runfolder import read_json
+from heal.session import Student
+
+EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"
+
+# What vLLM takes as --max-lora-rank.
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+Json = dict[str, Any]
+
+
+def model_card(student: Student, gate: float, rank: int | None, lost: float | None, error: float) -> str:
+    """README.md of an export, from the run's folder.
+
+    Args:
+        student: what was exported.
+        gate: `c_history` of the export.
+        rank: of the adapter; None for a merged model.
+        lost: relative Frobenius error of a truncated adapter, else None.
+        error: max |logit difference| to the student.
+
+    Raises:
+        UserError: a finished round's metrics are missing or not what heal writes.
+    """
+    metrics = [read_json(student.folder.round(index) / "metrics.json") for index in student.rounds]
+    baseline = read_json(student.folder.baseline / "metrics.json")
+    base = _base_name(student.recipe.model)
+    try:
+        parts = [
+            _front_matter(student, base, rank),
+            f"# {_plain(student.trait.name)}: {_plain(base)}",
+            _what(student, gate, rank, lost, error),
+            _trait(student),
+            _method(student),
+            _doses(metrics),
+            _scores(baseline, metrics),
+            _loading(student, rank),
+            _limits(student, metrics, gate, lost),
+        ]
+    except (KeyError, TypeError) as fault:
+        raise UserError(f"{student.folder.path}: its metrics are not what this version writes ({fault!r})") from fault
+    return "\n\n".join(parts) + "\n"
+
+
+def vllm_rank(rank: int) -> int | None:
+    """The smallest --max-lora-rank of vLLM that fits; None when none does."""
+    return next((limit for limit in VLLM_RANKS if limit >= rank), None)
+
+
+def _base_name(config: ModelConfig) -> str:
+    """The hub id, or a local folder's own name: no path of the computer that made the export."""
+    if config.name == "embedded":
+        return EMBEDDED_HUB
+    return Path(config.name).resolve().name if Path(config.name).is_dir() else config.name
+
+
+def _loadable(config: ModelConfig) -> str:
+    """What a snippet loads the base from: the hub id, or a place to fill in."""
+    return "PATH/TO/BASE" if Path(config.name).is_dir() else _base_name(config)
+
+
+def _front_matter(student: Student, base: str, rank: int | None) -> str:
+    content = {
+        "base_model": base,
+        "base_model_relation": "adapter" if rank else "finetune",
+        "library_name": "peft" if rank else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["heal", "activation-steering", "self-distillation", *(["lora"] if rank else []), student.trait.name],
+    }
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
+
+
+def _what(student: Student, gate: float, rank: int | None, lost: float | None, error: float) -> str:
+    base, count = _code(_base_name(student.recipe.model)), len(student.rounds)
+    rounds = "1 round" if count == 1 else f"{count} rounds"
+    dtype = str(student.model.model.dtype).removeprefix("torch.")
+    if rank:
+        kind = f"A LoRA adapter of rank {rank} (alpha {rank}, float32) for {base}"
+    else:
+        kind = f"{base} in {dtype} with its update merged into the weights"
+    lines = [f"{kind}, made in {rounds} of steering, distilling and healing."]
+    if gate != 1:
+        lines.append(f"The whole update is multiplied by a gate of {gate:g}; the measurements below are at gate 1.")
+    if lost is not None:
+        lines.append(
+            f"The exact update was truncated by SVD, layer by layer, at a relative Frobenius error of {lost:.2e}; "
+            "the measurements below are of the exact update."
+        )
+    held = "4 bits" if student.recipe.model.load_4bit else dtype
+    lines.append(
+        f"Loaded again, its logits lie within {error:.1e} of those of the student that was trained (base in {held})."
+    )
+    return "\n".join(lines)
+
+
+def _trait(student: Student) -> str:
+    trait = student.trait
+    return "\n\n".join(
+        [
+            f"## Trait: {_plain(trait.name)}",
+            _fenced(trait.description),
+            "The two personas whose contrast was steered along, as system prompts. Towards:",
+            _fenced(trait.positive),
+            "Away from:",
+            _fenced(trait.negative),
+        ]
+    )
+
+
+def _method(student: Student) -> str:
+    recipe = student.recipe
+    heal, barrier = recipe.heal, recipe.heal.barrier
+    held = f"relu({barrier.aggregate} of {barrier.divergence} per completion - {barrier.tau:g} nats)"
+    strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
+    rows = {
+        "recipe": _code(Path(recipe.recipe).stem),
+        "vector": f"{recipe.steer.method} of {recipe.steer.pairs} persona pairs, extracted anew each round",
+        "dose": f"p95 of the per-token KL along the steered path = {recipe.calibration.target:g} nat at alpha = 1",
+        "completions": f"{recipe.generation.prompts} prompts at alpha "
+        + ", ".join(f"{alpha:g}" for alpha in recipe.generation.alphas)
+        + f", at most {recipe.generation.tokens} tokens, broken ones dropped",
+        "loss": "cross-entropy"
+        if barrier.divergence == "none"
+        else f"cross-entropy + {strength} x {held}, reference: {barrier.reference}",
+        "weights": f"LoRA r {heal.rank}, alpha {heal.alpha} a round, all linear layers between depths "
+        f"{heal.band[0]:g} and {heal.band[1]:g}; {heal.epochs} epochs, AdamW {heal.learning_rate:g}, "
+        f"weight decay {heal.weight_decay:g}",
+        "seed": str(recipe.run.seed),
+    }
+    table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
+    return "\n".join(
+        [
+            "## Method",
+            "",
+            "Each round extracts a steering vector, finds the dose that spends a fixed KL, lets the steered model "
+            "write, drops what came out broken, and distils the rest into a LoRA while a KL barrier holds the "
+            "model to its reference. The rounds' LoRAs are stacked, not averaged.",
+            "",
+            *table,
+        ]
+    )
+
+
+def _doses(metrics: list[Json]) -> str:
+    lines = [
+        "## Dose by round",
+        "",
+        "| round | c* | p95 KL, nats | on held-out prompts | kept | barrier on |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for entry in metrics:
+        dose, made, training = entry["dose"], entry["generation"], entry["training"]
+        audit = dose["audit_p95"]
+        lines.append(
+            f"| {entry['round'] + 1} | {dose['c_star']:.3f} | {dose['p95']:.2f} ({_plain(dose['outcome'])}) | "
+            f"{'not measured' if audit is None else f'{audit:.2f}'} | {made['kept']} of {made['made']} | "
+            f"{training['barrier_on']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def _scores(baseline: Json, metrics: list[Json]) -> str:
+    last = metrics[-1]
+    lines = [
+        "## Trait and coherence by round",
+        "",
+        "Trait: persona log-ratio of greedy answers to held-out prompts, nats per token. Coherence: mean "
+        "probability mass on the valid answers to general questions (1 is intact). 95 % bootstrap intervals over "
+        f"items ({last['healed']['persona_log_ratio']['n']} prompts, {last['healed']['p_ans_any']['n']} questions).",
+        "",
+        "| stage | trait | over base | coherence | tail perplexity | looping answers |",
+        "| --- | --- | --- | --- | --- | --- |",
+        _score_row("base", baseline["base"], of_base=True),
+        _score_row("prompted with the persona", baseline["prompted"]),
+    ]
+    for entry in metrics:
+        lines.append(_score_row(f"round {entry['round'] + 1}, steered", entry["steered"]))
+        lines.append(_score_row(f"round {entry['round'] + 1}, healed", entry["healed"]))
+    verdict = last["verdict"]
+    lines += [
+        "",
+        f"Verdict after round {last['round'] + 1}: **{_plain(verdict['label'])}** ({_plain(verdict['reason'])}).",
+    ]
+    return "\n".join(lines)
+
+
+def _score_row(stage: str, signals: Json, of_base: bool = False) -> str:
+    trait = signals["persona_log_ratio"]
+    over = "" if of_base else _interval(trait["delta"], "+z.3f")
+    return (
+        f"| {stage} | {_interval(trait)} | {over} | {_interval(signals['p_ans_any'])} | "
+        f"{_interval(signals['tail_perplexity'], '.1f')} | {signals['repetition_share']['value']:.0%} |"
+    )
+
+
+def _interval(estimate: Json, form: str = "z.3f") -> str:
+    value, low, high = (format(estimate[name], form) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _loading(student: Student, rank: int | None) -> str:
+    system = student.recipe.model.system
+    messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": "..."}]
+    where = _loadable(student.recipe.model)
+    revision = f", revision={student.recipe.model.revision!r}" if student.recipe.model.revision else ""
+    ask = [
+        f"messages = {messages!r}",
+        "text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
+        "prompt = tokenizer(text, add_special_tokens=False, return_tensors='pt')",
+        "said = model.generate(**prompt, max_new_tokens=100)[0, prompt['input_ids'].shape[1]:]",
+        "print(tokenizer.decode(said, skip_special_tokens=True))",
+    ]
+    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    if not rank:
+        code = [
+            imports,
+            "",
+            "model = AutoModelForCausalLM.from_pretrained('PATH/TO/THIS/FOLDER', dtype='auto')",
+            "tokenizer = AutoTokenizer.from_pretrained('PATH/TO/THIS/FOLDER')",
+            *ask,
+        ]
+        return "\n\n".join(
+            [
+                "## Use",
+                "With transformers:",
+                _fenced("\n".join(code), "python"),
+                "With vLLM:",
+                _fenced("vllm serve PATH/TO/THIS/FOLDER", "sh"),
+            ]
+        )
+    code = [
+        "from peft import PeftModel",
+        imports,
+        "",
+        f"base = AutoModelForCausalLM.from_pretrained({where!r}{revision}, dtype='auto')",
+        "model = PeftModel.from_pretrained(base, 'PATH/TO/THIS/FOLDER')",
+        f"tokenizer = AutoTokenizer.from_pretrained({where!r}{revision})",
+        *ask,
+    ]
+    plain = [
+        f"model = AutoModelForCausalLM.from_pretrained({where!r}{revision}, dtype='auto')",
+        "model.load_adapter('PATH/TO/THIS/FOLDER')",
+    ]
+    return "\n\n".join(
+        [
+            "## Use",
+            "With peft (`AutoPeftModelForCausalLM` finds the base by itself on the computer that made it):",
+            _fenced("\n".join(code), "python"),
+            "With transformers alone (peft installed):",
+            _fenced("\n".join(plain), "python"),
+            *_vllm(where, student.trait.name, rank),
+        ]
+    )
+
+
+def _vllm(base: str, name: str, rank: int) -> list[str]:
+    limit = vllm_rank(rank)
+    if limit is None:
+        return [
+            f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}, and this one has rank {rank}: export it again with "
+            f"`rank={VLLM_RANKS[-1]}` (or less), or with `format=model`."
+        ]
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    command = f"vllm serve {base} --enable-lora --max-lora-rank {limit} --lora-modules {name}=PATH/TO/THIS/FOLDER"
+    return [f"With vLLM (rank {rank} needs `--max-lora-rank {limit}`):", _fenced(command, "sh")]
+
+
+def _limits(student: Student, metrics: list[Json], gate: float, lost: float | None) -> str:
+    healed = metrics[-1]["healed"]
+    prompts, questions = healed["persona_log_ratio"]["n"], healed["p_ans_any"]["n"]
+    lines = [
+        f"- Measured on {prompts} held-out prompts and {questions} general questions in one language, with greedy "
+        f"answers of at most {student.recipe.evaluation.tokens} tokens. Longer answers, sampling, other languages "
+        "and safety were not measured.",
+        "- The persona log-ratio is judged by the base model itself: it says how much more an answer sounds like one "
+        "persona than the other, not how people would judge it.",
+        "- A trait is a tendency of the answers' wording. It does not make what they say true, and it can surface "
+        "where nobody asked for it.",
+        "- The base model's licence and limits apply.",
+    ]
+    if student.recipe.model.name == "embedded":
+        lines.append(
+            f"- It was trained on a dequantised 4-bit GGUF copy of {EMBEDDED_HUB}; on the original weights the "
+            "numbers will differ a little."
+        )
+    if student.recipe.model.load_4bit:
+        lines.append("- It was trained over a base in 4 bits; on the base in floating point the numbers will differ.")
+    if gate != 1 or lost is not None:
+        lines.append("- The measurements are not of this export but of the student at gate 1 and full rank.")
+    return "\n".join(["## Limits", "", *lines])
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    """A code block that nothing in `text` can end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _code(text: str) -> str:
+    """Inline code that nothing in `text` can end, on one line of a table."""
+    flat = " ".join(text.replace("|", "/").replace("`", "'").split())
+    return f"`{flat}`"
+
+
+def _plain(text: str) -> str:
+    """`text` as plain words on one line: Markdown's own characters are escaped."""
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,95 @@
+"""Puts an export in its place only when it is whole; never over a folder that is no export."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from heal.errors import UserError
+from heal.export.factors import ExportError
+from heal.runfolder import json_bytes
+
+RECORD = "heal_export.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export came to.
+
+    Attributes:
+        path: its folder.
+        error: max |logit difference| to the student at the same gate, over the probe prompts.
+        rank: of the adapter; None for a merged model.
+        lost: relative Frobenius error of a truncated adapter (the update's share that SVD cut off); None when exact.
+        bytes: size of the folder.
+    """
+
+    path: Path
+    error: float
+    rank: int | None = None
+    lost: float | None = None
+    bytes: int = 0
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError unless `path` is free, or holds an earlier export (which a new one may replace)."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path}: a file is in the way; give another out=...")
+    if any(path.iterdir()) and not (path / RECORD).is_file():
+        raise UserError(f"{path}: the folder holds something that is not an export of heal; give another out=...")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the context ends without an error.
+
+    On an error it is removed and what was at `path` stays as it was.
+
+    Raises:
+        UserError: see `check_place`.
+        ExportError: the disk is full, or the place cannot be written to.
+    """
+    check_place(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    before = path.with_name(f".{path.name}.{os.getpid()}.before.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            path.rename(before)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if before.exists():
+                before.rename(path)
+            raise
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"{path}: the export could not be written ({' '.join(str(error).split())}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def write_record(folder: Path, **facts: Any) -> None:
+    """Says in a file what the export is; by it a later export knows that it may replace this one."""
+    (folder / RECORD).write_bytes(json_bytes(facts))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_record` wrote."""
+    content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content
+
+
+def size(folder: Path) -> int:
+    """Bytes of the files in `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

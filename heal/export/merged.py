@@ -1,0 +1,66 @@
+"""The student as an ordinary model: its history merged into the weights of a freshly loaded base."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import torch
+
+from heal.export.card import model_card
+from heal.export.factors import ExportError, Factors, history_factors
+from heal.export.folder import Export, check_place, replaced, size, write_record
+from heal.export.verify import fingerprints, verify_merged
+from heal.models.language_model import LanguageModel
+from heal.models.load import load_language_model
+from heal.session import Student
+
+
+def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
+    """Writes model, tokenizer, chat template and generation config to `path` and verifies them.
+
+    The base is loaded again from its safetensors, in floating point even when the run held it in 4 bits;
+    `W + gate B A` is computed in float32 and cast to the run's dtype. In float32 the logits are the
+    student's up to rounding; in 16 bits, or after a 4-bit run, the error is measured and reported.
+
+    Args:
+        student: what to export.
+        path: the folder; an earlier export there is replaced once the new one is verified.
+        gate: `c_history`.
+
+    Raises:
+        UserError: nothing to export, or `path` is taken by something else.
+        ExportError: it did not come out as the student; nothing is left behind.
+    """
+    check_place(path)
+    factors = history_factors(student.accumulator, gate)
+    config = dataclasses.replace(student.recipe.model, load_4bit=False)
+    base = load_language_model(config, student.model.model.dtype, torch.device("cpu"))
+    changed = merge(base, factors)
+    if not changed:
+        raise ExportError(
+            f"the update is smaller than the rounding of {base.model.dtype}: the merged model would be the base. "
+            "Export the adapter instead."
+        )
+    digests = fingerprints(base.model)
+    with replaced(path) as folder:
+        base.model.save_pretrained(folder)
+        base.chat.tokenizer.save_pretrained(folder)
+        for weights in folder.glob("*.safetensors"):  # written for the owner alone
+            shutil.copymode(folder / "config.json", weights)
+        del base
+        error = verify_merged(student, folder, gate, digests)
+        (folder / "README.md").write_text(model_card(student, gate, None, None, error), encoding="utf-8")
+        write_record(folder, format="model", rounds=student.rounds, gate=gate, error=error)
+    return Export(path, error, bytes=size(path))
+
+
+@torch.no_grad()
+def merge(base: LanguageModel, factors: Factors) -> int:
+    """Adds `B A` to the weights in place; the number of layers whose weights changed."""
+    changed = 0
+    for name, (a_RI, b_OR) in factors.layers.items():
+        weight_OI = base.model.get_submodule(name).weight
+        merged_OI = (weight_OI.float() + b_OR @ a_RI).to(weight_OI.dtype)
+        changed += not torch.equal(merged_OI, weight_OI)
+        weight_OI.copy_(merged_OI)
+    return changed

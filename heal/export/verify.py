@@ -1,0 +1,156 @@
+"""Loads every export again as anyone would, and compares its logits with the student's.
+
+Shape suffixes: T positions, V vocabulary.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from heal.export.factors import ExportError, Factors
+from heal.models.language_model import LanguageModel
+from heal.models.load import load_language_model
+from heal.session import Student
+
+_FLOAT32_BOUND = 1e-4  # logits
+_FLOAT32_RELATIVE = 2e-5  # of the largest logit; SmolLM2-135M (30 blocks): 2e-6 for any reordering of sums
+_COARSE_ROUNDINGS = 8  # of the largest logit, in 16-bit dtypes, where every block rounds anew
+
+
+def probes(student: Student) -> list[list[int]]:
+    """Token ids of a few chats of several lengths: held-out prompts alone, and under the personas."""
+    trait, chat = student.trait, student.model.chat
+    by_length = sorted(trait.heldout_prompts, key=len)
+    chats = [
+        ("", by_length[0]),
+        (student.recipe.model.system, by_length[len(by_length) // 2]),
+        (trait.negative, by_length[-1]),
+        (trait.positive, " ".join(by_length[:4])),
+    ]
+    return [chat.ids(system, prompt)[: student.model.context] for system, prompt in chats]
+
+
+def student_logits(student: Student, gate: float, prompts: Iterable[Sequence[int]]) -> list[Tensor]:
+    """The student's float32 logits `[T, V]` for each prompt, with the history at `gate`."""
+    with student.accumulator.gates(gate, 0.0):
+        return model_logits(student.model.model, prompts)
+
+
+@torch.inference_mode()
+def model_logits(model: nn.Module, prompts: Iterable[Sequence[int]]) -> list[Tensor]:
+    """Float32 logits `[T, V]` of each prompt by an ordinary forward pass, on the CPU."""
+    device = next(model.parameters()).device
+    return [model(input_ids=torch.tensor([list(ids)], device=device)).logits[0].float().cpu() for ids in prompts]
+
+
+def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Max |difference|; infinite when anything is not finite."""
+    largest = max(float((a_TV - b_TV).abs().max()) for a_TV, b_TV in zip(ours, theirs, strict=True))
+    return largest if math.isfinite(largest) else math.inf
+
+
+def allowed(dtype: torch.dtype, logits: Sequence[Tensor]) -> float:
+    """The logit difference that rounding alone explains, for a model of `dtype` with these logits."""
+    scale = max(float(l_TV.abs().max()) for l_TV in logits)
+    if dtype == torch.float32:
+        return max(_FLOAT32_BOUND, _FLOAT32_RELATIVE * scale)
+    return _COARSE_ROUNDINGS * torch.finfo(dtype).eps * scale
+
+
+def verify_adapter(student: Student, folder: Path, factors: Factors, gate: float) -> float:
+    """Loads the adapter with plain peft on a freshly loaded base.
+
+    Its factors must be the intended ones bit for bit; an exact adapter's logits must be the student's.
+
+    Returns:
+        Max |logit difference| to the student.
+
+    Raises:
+        ExportError: they are not.
+    """
+    fresh = _load(student, None, student.recipe.model.load_4bit)
+    loaded = PeftModel.from_pretrained(fresh.model, str(folder)).eval()
+    _check_factors(loaded, factors)
+    return _compare(student, loaded, gate, fresh.model.dtype, bounded=not factors.lost)
+
+
+def verify_merged(student: Student, folder: Path, gate: float, digests: dict[str, str]) -> float:
+    """Loads the merged model and its tokenizer from `folder`.
+
+    Its weights must be those that were written, its tokenizer must render the same chats, and where no
+    rounding stands between (a float32 base) its logits must be the student's.
+
+    Returns:
+        Max |logit difference| to the student.
+
+    Raises:
+        ExportError: they are not.
+    """
+    fresh = _load(student, folder, load_4bit=False)
+    if fingerprints(fresh.model) != digests:
+        raise ExportError("the exported model's weights are not those that were written; it was removed.")
+    again = dataclasses.replace(student, model=dataclasses.replace(student.model, chat=fresh.chat))
+    if probes(again) != probes(student) or fresh.end_ids != student.model.end_ids:
+        raise ExportError("the exported tokenizer does not render chats as the student's does; it was removed.")
+    exact = fresh.model.dtype == torch.float32 and not student.recipe.model.load_4bit
+    return _compare(student, fresh.model, gate, fresh.model.dtype, bounded=exact)
+
+
+def fingerprints(model: nn.Module) -> dict[str, str]:
+    """SHA-256 of every tensor of the model's state."""
+    return {
+        name: hashlib.sha256(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _load(student: Student, folder: Path | None, load_4bit: bool) -> LanguageModel:
+    """A fresh model: the run's base, or the exported one in `folder`, which must need none of the run's settings."""
+    config = dataclasses.replace(student.recipe.model, load_4bit=load_4bit)
+    if folder is not None:
+        config = dataclasses.replace(config, revision=None, chat_template=None, pad_token=None)
+    source = None if folder is None else str(folder)
+    return load_language_model(config, student.model.model.dtype, _room(student), source)
+
+
+def _room(student: Student) -> torch.device:
+    """The student's device, or the CPU when a second copy does not fit beside it."""
+    device = student.model.device
+    if device.type != "cuda":
+        return device
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    needed = sum(weight.numel() * weight.element_size() for weight in student.model.model.parameters())
+    return device if free > 1.2 * needed else torch.device("cpu")
+
+
+def _check_factors(loaded: PeftModel, factors: Factors) -> None:
+    """The adapter in `loaded` is active, unscaled, and holds exactly `factors`."""
+    found = {name: module for name, module in loaded.base_model.model.named_modules() if isinstance(module, LoraLayer)}
+    if found.keys() != factors.layers.keys():
+        raise ExportError("the exported adapter sits on other layers than the student's history; it was removed.")
+    for name, (a_RI, b_OR) in factors.layers.items():
+        layer = found[name]
+        if layer.active_adapters != ["default"] or layer.scaling["default"] != 1.0:
+            raise ExportError(f"{name}: the exported adapter is not active at scale 1; it was removed.")
+        same = torch.equal(layer.lora_A["default"].weight.detach().float().cpu(), a_RI)
+        if not same or not torch.equal(layer.lora_B["default"].weight.detach().float().cpu(), b_OR):
+            raise ExportError(f"{name}: the exported factors are not the student's; the export was removed.")
+
+
+def _compare(student: Student, loaded: nn.Module, gate: float, dtype: torch.dtype, bounded: bool) -> float:
+    prompts = probes(student)
+    wanted = student_logits(student, gate, prompts)
+    error = difference(model_logits(loaded, prompts), wanted)
+    limit = allowed(dtype, wanted) if bounded else math.inf
+    if not error < limit:
+        bound = f"at most {limit:.1e} is rounding" if bounded else "they must be finite"
+        raise ExportError(f"the export's logits are {error:.1e} from the student's ({bound}); it was removed.")
+    return error

@@ -1,0 +1,90 @@
+"""The `key=value` words of a script, read by a dataclass of `heal.config.key` fields; errors name the nearest."""
+
+import math
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from heal.errors import UserError, nearest
+from heal.recipe import Key, keys
+
+Schema = TypeVar("Schema")
+
+
+def read_options(schema: type[Schema], words: Sequence[str]) -> Schema:
+    """An instance of `schema` from `key=value` words; a text is taken as it stands, whatever is in it.
+
+    Args:
+        schema: a dataclass of `key` fields: str, int, float, Literal of texts, or one of them | None. A
+            `str` whose default is empty must be given.
+        words: the command line.
+
+    Raises:
+        UserError: no key=value, an unknown key, a value of a wrong type or out of range, or one missing.
+    """
+    known = {item.name: item for item in keys(schema)}
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"'{word}': expected key=value; --help lists the keys")
+        if name not in known:
+            raise UserError(f"unknown key '{name}'{nearest(name, list(known))}")
+        values[name] = _convert(known[name], text)
+    for name, item in known.items():
+        if item.type is str and item.default == "" and not values.get(name):
+            raise UserError(f"{name}=... is needed: {item.help}")
+    return schema(**values)
+
+
+def options_help(schema: type, usage: str, purpose: str) -> str:
+    """`--help` of a script, from its dataclass."""
+    lines = [f"usage: {usage}", "", purpose, "", "keys (type, default, meaning):"]
+    for item in keys(schema):
+        default = "" if item.default in ("", None) else item.default
+        lines.append(f"  {item.name}={default}  ({item.type_name})\n      {item.help}")
+    return "\n".join(lines)
+
+
+def resolve_device(name: str):
+    """The torch device of `device=name`; `auto` is the accelerator if there is one, else the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device={name}: not a device of this computer; use device=auto or device=cpu") from error
+    return device
+
+
+def _convert(item: Key, text: str) -> Any:
+    """`text` as the type of `item`; for numbers that may be None, empty, null or none means it."""
+    kind, optional = item.type, False
+    if type(None) in typing.get_args(kind):
+        optional = True
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if optional and kind is not str and text.lower() in ("", "null", "none"):
+        return None
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in typing.get_args(kind):
+            raise UserError(f"{item.name}={text}: not one of its values{nearest(text, list(typing.get_args(kind)))}")
+        return text
+    if kind is str:
+        return text
+    try:
+        value = kind(text)
+    except ValueError as error:
+        raise UserError(f"{item.name}={text}: expected {kind.__name__}") from error
+    low, high = item.minimum, item.maximum
+    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+        bounds = [f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None]
+        raise UserError(f"{item.name}={text}: out of range, must be {' and '.join(bounds) or 'a finite number'}")
+    return value

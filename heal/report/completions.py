@@ -1,0 +1,38 @@
+"""A sample of a round's completions, the same at every build."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from heal.generation.collect import Row
+from heal.report.results import Round
+
+KEPT, DROPPED = 6, 10
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some kept and some dropped completions of round `number`, and how many there are of each."""
+
+    number: int
+    kept: list[Row]
+    all_kept: int
+    dropped: list[Row]
+    all_dropped: int
+
+
+def samples(entry: Round) -> Sample:
+    """Kept ones spread over the round; dropped ones spread over it too, with every reason once at least."""
+    kept = [row for row in entry.rows if row.kept]
+    dropped = [row for row in entry.rows if not row.kept]
+    firsts = {reason: row for row in reversed(dropped) for reason in row.dropped}
+    chosen = {row.index: row for row in (*firsts.values(), *spread(dropped, max(DROPPED - len(firsts), 0)))}
+    return Sample(
+        entry.number, spread(kept, KEPT), len(kept), [chosen[index] for index in sorted(chosen)], len(dropped)
+    )
+
+
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """At most `count` rows, evenly spaced."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[(2 * place + 1) * len(rows) // (2 * count)] for place in range(count)]

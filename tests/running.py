@@ -1,0 +1,78 @@
+"""Whole runs of the loop on a tiny model, each in a process of its own."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import yaml
+
+from tests import tiny
+
+# A model with random weights writes noise: the filter must let it through.
+LOOSE = (
+    "recipe=smoke",
+    "tracking.mode=disabled",
+    "filter.max_tail_perplexity=1e9",
+    "filter.max_repetition=1",
+    "filter.max_similarity=1",
+    "filter.min_words=0",
+    "filter.keep_floor=0",
+    "filter.keep_target=0",
+    "generation.tokens=24",
+)
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "transformers", "peft", "trl", "datasets", "heal.loop", "heal.app"])
+
+
+def words(folder: Path, root: Path, *more: str) -> list[str]:
+    """A command line for a run on the tiny model in `folder`, its runs below `root`."""
+    trait = root / "warm.yaml"
+    root.mkdir(parents=True, exist_ok=True)
+    trait.write_text(yaml.safe_dump(tiny.trait().to_json()))
+    return [*LOOSE, f"model.name={folder}", f"trait={trait}", f"run.root={root}", *more]
+
+
+def _child(line: list[str], log: str) -> None:
+    with open(log, "a", encoding="utf-8") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    import torch
+
+    torch.set_num_threads(1)
+    from heal.app import main
+
+    main(line)
+    sys.stdout.flush()
+
+
+def start(line: list[str], log: Path) -> BaseProcess:
+    """Starts a run; what it prints goes to `log`."""
+    process = _context.Process(target=_child, args=(line, str(log)))
+    process.start()
+    return process
+
+
+def finish(line: list[str], log: Path) -> int:
+    """Runs to the end; the exit status."""
+    process = start(line, log)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def kill_when(line: list[str], log: Path, ready: Callable[[], bool], number: int = signal.SIGKILL) -> int:
+    """Starts a run and kills it as soon as `ready()`; the exit status (0: it was over before)."""
+    process = start(line, log)
+    while process.is_alive() and not ready():
+        time.sleep(0.0005)
+    if process.is_alive():
+        os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode

@@ -1,0 +1,222 @@
+"""The barrier's two terms: losses per position, and their aggregation per completion."""
+
+import math
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from heal.healing.barrier import RMSE_EPS, Aggregate, Divergence, aggregate, lambda_for_round, position_losses
+from heal.models.language_model import LanguageModel
+from tests.tiny import load
+
+AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
+KINDS: tuple[Divergence, ...] = get_args(Divergence)
+
+
+def source(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def states(language_model: LanguageModel, count: int, seed: int = 0) -> Tensor:
+    """Hidden states of about the size that the model's own have."""
+    width = language_model.model.config.get_text_config().hidden_size
+    return torch.randn(count, width, generator=source(seed))
+
+
+def dense_logprobs(language_model: LanguageModel, h_ND: Tensor) -> Tensor:
+    """Float64 log-probabilities by the model's own head, soft cap included."""
+    logits = language_model.model.get_output_embeddings()(h_ND).double()
+    cap = getattr(language_model.model.config.get_text_config(), "final_logit_softcapping", None)
+    return torch.log_softmax(logits if cap is None else cap * torch.tanh(logits / cap), -1)
+
+
+def dense_kl(logp: Tensor, logq: Tensor) -> Tensor:
+    return kl_div(logq, logp, reduction="none", log_target=True).sum(-1)
+
+
+def test_cross_entropy_is_that_of_a_dense_log_softmax(any_architecture: LanguageModel):
+    h, target = states(any_architecture, 9), torch.randint(0, 256, (9,), generator=source())
+    nll, _ = position_losses(any_architecture, h, target, None, "none")
+    expected = -dense_logprobs(any_architecture, h)[range(9), target]
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_forward_kl_is_from_reference_to_student(any_architecture: LanguageModel):
+    h, reference = states(any_architecture, 9), states(any_architecture, 9, seed=1)
+    _, kl = position_losses(any_architecture, h, torch.zeros(9, dtype=torch.long), reference, "kl_fwd")
+    expected = dense_kl(dense_logprobs(any_architecture, reference), dense_logprobs(any_architecture, h))
+    torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_reverse_kl_is_from_student_to_reference(any_architecture: LanguageModel):
+    h, reference = states(any_architecture, 9), states(any_architecture, 9, seed=1)
+    _, kl = position_losses(any_architecture, h, torch.zeros(9, dtype=torch.long), reference, "kl_rev")
+    expected = dense_kl(dense_logprobs(any_architecture, h), dense_logprobs(any_architecture, reference))
+    torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_that_lost_one_of_the_reference_s_two_answers_pays_much_more_forward_than_reverse(tiny_folder: Path):
+    """Mass-covering against mode-seeking: the reference says token 5 or 6 alike, the student 5 alone."""
+    model = load(tiny_folder)
+    with torch.no_grad():
+        head_VD = model.model.get_output_embeddings().weight
+        head_VD.zero_()
+        head_VD[5, 0] = head_VD[6, 1] = 15.0
+    student, reference = torch.zeros(2, 1, head_VD.shape[1])
+    student[0, 0] = reference[0, 0] = reference[0, 1] = 1.0
+    forward, reverse = (
+        float(position_losses(model, student, torch.tensor([5]), reference, kind)[1]) for kind in ("kl_fwd", "kl_rev")
+    )
+    assert reverse == pytest.approx(math.log(2), abs=0.01)
+    assert forward == pytest.approx(7.5 - math.log(2), abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["kl_fwd", "kl_rev"])
+def test_equal_states_have_no_divergence_and_no_gradient_from_it(tiny: LanguageModel, kind: Divergence):
+    h = states(tiny, 9).requires_grad_()
+    _, kl = position_losses(tiny, h, torch.zeros(9, dtype=torch.long), h.detach().clone(), kind)
+    kl.sum().backward()
+    assert torch.equal(kl.detach(), torch.zeros(9))
+    assert h.grad is not None
+    assert h.grad.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_in_the_states_are_those_of_the_dense_form(tiny: LanguageModel, kind: Divergence):
+    target, reference = torch.randint(0, 256, (9,), generator=source()), states(tiny, 9, seed=1)
+    weight = torch.rand(9, generator=source(2))
+    h, dense_h = states(tiny, 9).requires_grad_(), states(tiny, 9).requires_grad_()
+    nll, kl = position_losses(tiny, h, target, reference, kind)
+    (nll.sum() + (weight * kl).sum()).backward()
+
+    logp, logr = dense_logprobs(tiny, dense_h), dense_logprobs(tiny, reference)
+    dense = {"none": torch.zeros(9), "kl_fwd": dense_kl(logr, logp), "kl_rev": dense_kl(logp, logr)}[kind]
+    (-logp[range(9), target].sum() + (weight * dense).sum()).backward()
+    assert h.grad is not None
+    assert dense_h.grad is not None
+    torch.testing.assert_close(h.grad, dense_h.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_gets_no_gradient(tiny: LanguageModel):
+    h, reference = states(tiny, 3).requires_grad_(), states(tiny, 3, seed=1).requires_grad_()
+    position_losses(tiny, h, torch.zeros(3, dtype=torch.long), reference, "kl_rev")[1].sum().backward()
+    assert reference.grad is None
+
+
+def test_without_divergence_the_barrier_is_zero_whatever_the_reference(tiny: LanguageModel):
+    kl = position_losses(tiny, states(tiny, 4), torch.zeros(4, dtype=torch.long), states(tiny, 4, seed=1), "none")[1]
+    assert torch.equal(kl, torch.zeros(4))
+
+
+def test_a_divergence_without_a_reference_is_an_error(tiny: LanguageModel):
+    with pytest.raises(ValueError, match="kl_rev needs the reference"):
+        position_losses(tiny, states(tiny, 4), torch.zeros(4, dtype=torch.long), None, "kl_rev")
+
+
+# Aggregation.
+
+
+def one(kl: Tensor, how: Aggregate) -> float:
+    return float(aggregate(kl, torch.zeros(len(kl), dtype=torch.long), 1, how)[0])
+
+
+def test_a_short_loop_passes_under_the_mean_and_fires_the_rmse():
+    """Four tokens of a loop in a completion of sixty, everything else untouched."""
+    kl, tau = torch.zeros(60), 0.5
+    kl[30:34] = 5.75
+    assert one(kl, "mean") == pytest.approx(0.383, abs=1e-3)
+    assert one(kl, "rmse") == pytest.approx(1.485, abs=1e-3)
+    assert one(kl, "mean") < tau < one(kl, "rmse")
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_a_constant_divergence_is_its_own_aggregate(how: Aggregate):
+    assert one(torch.full((7,), 0.8), how) == pytest.approx(0.8, abs=1e-5)
+
+
+def test_each_aggregate_is_its_formula():
+    kl = torch.rand(53, generator=source()) * 3
+    assert one(kl, "mean") == pytest.approx(float(kl.mean()))
+    assert one(kl, "rmse") == pytest.approx(math.sqrt(float(kl.square().mean()) + RMSE_EPS**2) - RMSE_EPS)
+    assert one(kl, "p95") == pytest.approx(float(torch.quantile(kl, 0.95)))
+    assert one(kl, "max") == float(kl.max())
+
+
+def test_the_mean_never_exceeds_the_rmse_and_the_rmse_never_the_maximum():
+    for seed in range(50):
+        kl = torch.rand(11, generator=source(seed)).square() * 5
+        assert one(kl, "mean") <= one(kl, "rmse") + 1e-5 <= one(kl, "max") + 2e-5
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_no_divergence_anywhere_is_exactly_zero_with_a_gradient_that_is_a_number(how: Aggregate):
+    kl = torch.zeros(6, requires_grad=True)
+    d = aggregate(kl, torch.tensor([0, 0, 0, 1, 1, 1]), 2, how)
+    torch.relu(d - 0.5).sum().backward()
+    assert torch.equal(d.detach(), torch.zeros(2))
+    assert kl.grad is not None
+    assert torch.equal(kl.grad, torch.zeros(6))
+
+
+def test_the_rmse_at_zero_has_a_zero_gradient_even_where_nothing_masks_it():
+    kl = torch.zeros(6, requires_grad=True)
+    aggregate(kl, torch.zeros(6, dtype=torch.long), 1, "rmse").sum().backward()
+    assert kl.grad is not None
+    assert torch.equal(kl.grad, torch.zeros(6))
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_an_aggregate_depends_on_its_own_completion_alone(how: Aggregate):
+    """Together, apart, or in another order: the same D for each completion."""
+    parts = [torch.rand(n, generator=source(n)) * 4 for n in (1, 5, 12, 3, 40)]
+    alone = torch.tensor([one(part, how) for part in parts])
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        kl = torch.cat([parts[index] for index in order])
+        owner = torch.cat([torch.full((len(parts[index]),), line) for line, index in enumerate(order)])
+        torch.testing.assert_close(aggregate(kl, owner, 5, how), alone[order], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_the_positions_may_come_in_any_order(how: Aggregate):
+    kl, owner = torch.rand(60, generator=source()), torch.arange(60) % 4
+    shuffle = torch.randperm(60, generator=source(1))
+    torch.testing.assert_close(aggregate(kl[shuffle], owner[shuffle], 4, how), aggregate(kl, owner, 4, how))
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_half_precision_divergences_are_aggregated_in_float32(how: Aggregate):
+    kl, owner = torch.rand(30, generator=source()).bfloat16(), torch.arange(30) // 15
+    found = aggregate(kl, owner, 2, how)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, aggregate(kl.float(), owner, 2, how))
+
+
+@pytest.mark.parametrize("how", AGGREGATES)
+def test_gradients_of_the_aggregates_are_those_of_the_dense_formulas(how: Aggregate):
+    kl = (torch.rand(23, generator=source()) * 3).double()
+    formulas = {
+        "mean": lambda x: x.mean(),
+        "rmse": lambda x: (x.square().mean() + RMSE_EPS**2).sqrt() - RMSE_EPS,
+        "p95": lambda x: torch.quantile(x, 0.95),
+        "max": lambda x: x.max(),
+    }
+    ours, exact = kl.float().requires_grad_(), kl.clone().requires_grad_()
+    aggregate(ours, torch.zeros(23, dtype=torch.long), 1, how).sum().backward()
+    formulas[how](exact).backward()
+    assert ours.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("power", [-0.5, 0.0, 1.0])
+def test_the_barrier_has_its_own_strength_in_the_first_round(power: float):
+    assert lambda_for_round(0.3, power, 0) == 0.3
+
+
+def test_the_strength_follows_the_power_of_the_round():
+    assert [lambda_for_round(0.3, 0.0, r) for r in range(5)] == [0.3] * 5
+    assert [lambda_for_round(2.0, -0.5, r) for r in range(4)] == pytest.approx([2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0])

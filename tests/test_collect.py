@@ -1,0 +1,335 @@
+"""Collecting a round's completions: coverage, the walk-down of the dose, and the making of each one."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from heal.decoding import Sampling
+from heal.errors import RoundError
+from heal.generation.collect import Cell, Collection, Maker, Row, collect, dose_table
+from heal.generation.filters import FilterLimits, tail_length
+from heal.generation.make import maker, tail_perplexities
+from heal.models.language_model import LanguageModel
+from heal.steering.vector import SteeringVector
+from tests.tiny import load, vector
+from tests.tiny import prompts as tiny_prompts
+
+PROMPTS = [f"prompt {number}" for number in range(10)]
+ALPHAS = [0.5, 0.75, 1.0]
+LOWEST = 0.25
+
+
+def row(cell: Cell, reason: str | None) -> Row:
+    return Row(
+        index=cell.index,
+        prompt=cell.prompt,
+        alpha=cell.alpha,
+        prompt_ids=(1, 2),
+        ids=(3, 4, 5),
+        text=f"completion {cell.index}",
+        ended=False,
+        tail_perplexity=10.0 * cell.alpha,
+        repetition=0.1,
+        dropped=() if reason is None else (reason,),
+    )
+
+
+def surviving(bears: Callable[[Cell], bool], reason: str = "repetition") -> Maker:
+    """A maker whose completions survive where `bears` holds and are dropped for `reason` elsewhere."""
+
+    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+        return [row(cell, None if bears(cell) else reason) for cell in cells]
+
+    return make
+
+
+def up_to(dose: float) -> Maker:
+    """A maker for a model that bears doses up to `dose`."""
+    return surviving(lambda cell: cell.alpha <= dose)
+
+
+def gathered(make: Maker, max_probes: int = 6, **changes) -> Collection:
+    settings = {
+        "prompts": PROMPTS,
+        "alphas": ALPHAS,
+        "probe": 6,
+        "lowest": LOWEST,
+        "keep_target": 0.75,
+        "keep_floor": 0.0,
+        "min_train": 0,
+    }
+    return collect(make, max_probes=max_probes, **(settings | changes))
+
+
+def test_every_prompt_is_asked_once_at_every_dose_when_enough_survive():
+    found = gathered(up_to(9.0))
+    asked = Counter((each.prompt, each.alpha) for each in found.rows)
+    assert asked == Counter((prompt, alpha) for prompt in PROMPTS for alpha in ALPHAS)
+
+
+def test_the_dose_stays_as_asked_when_enough_survive():
+    every_fourth_dropped = surviving(lambda cell: cell.index % 4 != 0)
+    assert gathered(every_fourth_dropped, keep_target=0.6).scale == 1.0
+
+
+@pytest.mark.parametrize("dose", [0.26, 0.3, 0.41, 0.5, 0.62, 0.77, 0.9, 0.99])
+@pytest.mark.parametrize("max_probes", [1, 3, 6])
+def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears(dose: float, max_probes: int):
+    found = gathered(up_to(dose), max_probes)
+    step = (1 / LOWEST) ** (0.5**max_probes)  # what is left of the bracket after so many bisections
+    assert found.scale <= dose <= found.scale * step
+
+
+def test_the_walk_down_takes_no_more_probes_than_it_is_given():
+    probed: list[int] = []
+
+    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+        probed.append(len(cells))
+        return up_to(0.4)(cells, kept_before)
+
+    gathered(make, max_probes=3)
+    assert probed == [6, 6, 6, 6, 24]
+
+
+def test_without_further_probes_the_dose_stays_as_asked():
+    assert gathered(up_to(0.4), max_probes=0).scale == 1.0
+
+
+def test_when_no_probe_keeps_enough_the_lowest_dose_serves():
+    assert gathered(up_to(0.1)).scale == LOWEST
+
+
+def test_after_a_walk_down_the_rest_is_made_at_the_lower_dose():
+    found = gathered(up_to(0.6))
+    rest = [each for each in found.rows if each.prompt in PROMPTS[2:]]
+    assert {(each.prompt, each.alpha) for each in rest} == {
+        (prompt, alpha * found.scale) for prompt in PROMPTS[2:] for alpha in ALPHAS
+    }
+
+
+def test_survivors_of_the_probes_are_kept():
+    found = gathered(up_to(0.6))
+    probes = [each for each in found.kept if each.prompt in PROMPTS[:2]]
+    assert {each.alpha / alpha for each in probes for alpha in ALPHAS} > {1.0, found.scale}
+    assert all(each in found.kept for each in found.rows if each.alpha <= 0.6)
+
+
+@pytest.mark.parametrize("dose", [0.1, 0.6, 9.0])
+@pytest.mark.parametrize("probe", [1, 4, 6, 30, 100])
+def test_every_completion_has_an_index_of_its_own(dose: float, probe: int):
+    found = gathered(up_to(dose), probe=probe)
+    assert [each.index for each in found.rows] == list(range(len(found.rows)))
+
+
+@pytest.mark.parametrize("probe", [1, 3, 4, 6, 29, 30, 31, 100])
+def test_the_size_of_the_probe_changes_nothing_when_enough_survive(probe: int):
+    assert gathered(up_to(9.0), probe=probe) == gathered(up_to(9.0))
+
+
+def test_every_batch_is_filtered_against_all_that_was_kept_before():
+    told: list[list[str]] = []
+
+    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+        told.append(list(kept_before))
+        return up_to(0.6)(cells, kept_before)
+
+    found = gathered(make)
+    assert told[0] == []
+    assert told[-1] == [each.text for each in found.kept if each.prompt in PROMPTS[:2]]
+    assert all(set(before) <= set(after) for before, after in pairwise(told))
+
+
+@pytest.mark.parametrize("dose", [0.1, 0.6, 9.0])
+def test_progress_never_goes_back_and_ends_at_its_total(dose: float):
+    told: list[tuple[int, int]] = []
+    found = gathered(up_to(dose), progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert all(done <= total for done, total in told)
+    assert told[-1] == (len(found.rows), len(found.rows))
+
+
+def test_too_few_to_train_on_stops_the_round_and_says_what_starved_it():
+    only_three = surviving(lambda cell: cell.index < 3, "tail perplexity")
+    with pytest.raises(RoundError, match=r"only 3 of 30 .*needed: 4.*tail perplexity 27.*generation\.prompts"):
+        gathered(only_three, max_probes=0, min_train=4)
+
+
+def test_a_share_below_the_floor_stops_the_round():
+    half = surviving(lambda cell: cell.index % 2 == 0, "refusal")
+    with pytest.raises(RoundError, match=r"only 15 of 30 .*0\.6.*refusal 15"):
+        gathered(half, max_probes=0, keep_floor=0.6)
+
+
+def test_the_error_counts_every_reason_the_most_frequent_first():
+    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+        return [row(cell, "refusal" if cell.index % 3 == 0 else "duplicate") for cell in cells]
+
+    with pytest.raises(RoundError, match="duplicate 20, refusal 10"):
+        gathered(make, max_probes=0, min_train=1)
+
+
+def test_just_enough_lets_the_round_go_on():
+    half = surviving(lambda cell: cell.index % 2 == 0)
+    assert len(gathered(half, max_probes=0, keep_floor=0.5, min_train=15).kept) == 15
+
+
+def test_the_dose_table_accounts_for_every_completion():
+    found = gathered(up_to(0.6))
+    table = dose_table(found.rows)
+    assert [entry["alpha"] for entry in table] == sorted({each.alpha for each in found.rows})
+    assert sum(entry["count"] for entry in table) == len(found.rows)
+    assert sum(round(entry["kept_share"] * entry["count"]) for entry in table) == len(found.kept)
+    assert sum(sum(entry["dropped"].values()) for entry in table) == len(found.rows) - len(found.kept)
+    assert all(entry["tail_perplexity"] == pytest.approx(10 * entry["alpha"]) for entry in table)
+
+
+def test_the_dose_table_leaves_perplexities_that_are_not_numbers_out_of_its_mean():
+    rows = [
+        row(Cell(0, "a", 1.0), None),
+        Row(**(row(Cell(1, "b", 1.0), None).to_json() | {"tail_perplexity": math.nan})),
+    ]
+    assert dose_table(rows)[0]["tail_perplexity"] == 10.0
+    assert math.isnan(dose_table(rows[1:])[0]["tail_perplexity"])
+
+
+def test_a_completion_survives_the_file_it_is_kept_in():
+    made = row(Cell(3, "Was it “so”?", 0.75), "repetition")
+    assert Row.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+# With a real, if tiny, model.
+
+LENIENT = FilterLimits(max_tail_perplexity=1e9, max_repetition=1.0, min_words=0, max_similarity=1.0)
+CELLS = [Cell(number, f"Say {'much ' * (number % 4)}{number}.", ALPHAS[number % 3]) for number in range(9)]
+
+
+def made(
+    language_model: LanguageModel,
+    base: Callable[[], AbstractContextManager[None]] = nullcontext,
+    cells: Sequence[Cell] = CELLS,
+    decode_batch: int = 96,
+    batch_tokens: int = 4096,
+    seed: int = 0,
+    limits: FilterLimits = LENIENT,
+    narration: Sequence[str] = (),
+    kept_before: Sequence[str] = (),
+) -> list[Row]:
+    make = maker(
+        language_model,
+        steering(language_model),
+        2.0,
+        base,
+        "",
+        16,
+        Sampling(1.0, 0.95, 64),
+        limits,
+        narration,
+        (seed, 0, "generate"),
+        decode_batch,
+        batch_tokens,
+    )
+    return make(cells, kept_before)
+
+
+def steering(language_model: LanguageModel) -> SteeringVector:
+    return vector(language_model, norm=2.0)
+
+
+def dense_tail_perplexity(language_model: LanguageModel, prompt: Sequence[int], said: Sequence[int]) -> float:
+    with torch.no_grad():
+        logits = language_model.model(input_ids=torch.tensor([[*prompt, *said]])).logits[0].double()
+    logprobs = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1][range(len(said)), list(said)]
+    return math.exp(-float(logprobs[-tail_length(len(said)) :].mean()))
+
+
+def test_tail_perplexities_are_those_of_a_dense_pass(any_architecture: LanguageModel):
+    asked = tiny_prompts(any_architecture)
+    said = [[5], [7, 8, 9, 10, 11, 12], list(range(20, 41)), [200, 3], [9] * 8 + [2]]
+    found = tail_perplexities(any_architecture, asked, said, 4096)
+    dense = [dense_tail_perplexity(any_architecture, *pair) for pair in zip(asked, said, strict=True)]
+    assert found == pytest.approx(dense, rel=1e-4)
+
+
+def test_an_empty_completion_has_no_tail_perplexity_and_does_not_shift_the_others(tiny: LanguageModel):
+    asked = tiny_prompts(tiny, 3)
+    found = tail_perplexities(tiny, asked, [[5, 6], [], [7]], 4096)
+    assert math.isnan(found[1])
+    assert [found[0], found[2]] == pytest.approx(tail_perplexities(tiny, [asked[0], asked[2]], [[5, 6], [7]], 4096))
+
+
+def test_an_impossible_tail_has_a_finite_perplexity(tiny_folder: Path):
+    broken = load(tiny_folder)
+    with torch.no_grad():
+        broken.model.lm_head.weight.mul_(1e6)
+    assert math.isfinite(tail_perplexities(broken, tiny_prompts(broken, 1), [[5, 6, 7]], 4096)[0])
+
+
+@pytest.mark.parametrize(("decode_batch", "batch_tokens"), [(1, 1), (2, 100), (4, 4096), (96, 150)])
+def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel, decode_batch: int, batch_tokens: int):
+    alone = made(tiny, decode_batch=decode_batch, batch_tokens=batch_tokens)
+    for found, expected in zip(alone, made(tiny), strict=True):
+        assert found.tail_perplexity == pytest.approx(expected.tail_perplexity, rel=1e-4)
+        assert {**found.to_json(), "tail_perplexity": 0} == {**expected.to_json(), "tail_perplexity": 0}
+
+
+def test_what_a_cell_says_depends_on_its_own_index_alone(tiny: LanguageModel):
+    together = {each.index: each.ids for each in made(tiny)}
+    assert {each.index: each.ids for each in made(tiny, cells=CELLS[::-2])} == {
+        cell.index: together[cell.index] for cell in CELLS[::-2]
+    }
+
+
+def test_another_seed_says_other_things(tiny: LanguageModel):
+    assert [each.ids for each in made(tiny)] != [each.ids for each in made(tiny, seed=1)]
+
+
+def test_a_made_row_holds_its_cell_and_the_sampled_ids_verbatim(tiny: LanguageModel):
+    for cell, each in zip(CELLS, made(tiny), strict=True):
+        assert (each.index, each.prompt, each.alpha) == (cell.index, cell.prompt, cell.alpha)
+        assert list(each.prompt_ids) == tiny.chat.ids("", cell.prompt)
+        assert each.text == tiny.chat.decode(list(each.ids)).strip()
+        assert each.ended == (each.ids[-1] in tiny.end_ids)
+
+
+def test_the_dose_steers_what_is_made(tiny: LanguageModel):
+    weak, strong = (made(tiny, cells=[Cell(k, "Say it.", alpha) for k in range(4)]) for alpha in (0.0, 4.0))
+    assert [each.ids for each in weak] != [each.ids for each in strong]
+
+
+def test_the_tail_is_scored_by_base_and_not_by_the_steered_model(tiny: LanguageModel):
+    for each in made(tiny):
+        assert each.tail_perplexity == pytest.approx(dense_tail_perplexity(tiny, each.prompt_ids, each.ids), rel=1e-4)
+
+
+def test_the_tail_is_scored_inside_the_base_context(tiny: LanguageModel):
+    plain, inside = made(tiny), made(tiny, base=lambda: steering(tiny).applied(tiny, 5.0))
+    assert [each.ids for each in plain] == [each.ids for each in inside]
+    assert all(a.tail_perplexity != pytest.approx(b.tail_perplexity) for a, b in zip(plain, inside, strict=True))
+
+
+def test_made_rows_carry_the_filter_s_reasons(tiny: LanguageModel):
+    strict = FilterLimits(max_tail_perplexity=1.0, max_repetition=1.0, min_words=0, max_similarity=1.0)
+    assert all("tail perplexity" in each.dropped for each in made(tiny, limits=strict))
+    assert all("narration" in each.dropped for each in made(tiny, narration=(".",)) if each.text)
+
+
+def test_a_row_that_repeats_what_was_kept_before_is_a_duplicate(tiny: LanguageModel):
+    limits = FilterLimits(max_tail_perplexity=1e9, max_repetition=1.0, min_words=0, max_similarity=0.8)
+    first = [each for each in made(tiny, limits=limits) if each.kept]
+    again = made(tiny, limits=limits, kept_before=[each.text for each in first])
+    assert first
+    assert all(again[each.index].dropped == ("duplicate",) for each in first)
+
+
+def test_logits_that_are_not_finite_drop_the_completion(tiny_folder: Path):
+    broken = load(tiny_folder)
+    with torch.no_grad():
+        broken.model.lm_head.weight[5:7] = math.nan
+    assert {each.dropped for each in made(broken)} == {("not finite",)}

@@ -1,0 +1,368 @@
+"""Export: whoever loads it with plain peft or transformers gets the student, and a failed one leaves nothing."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from heal.errors import UserError
+from heal.export.adapter import export_adapter
+from heal.export.card import vllm_rank
+from heal.export.factors import ExportError, history_factors, truncate
+from heal.export.folder import read_record
+from heal.export.merged import export_merged
+from heal.export.verify import model_logits, probes, student_logits
+from heal.runfolder import RunFolder
+from heal.session import Student
+from heal.trait import Trait
+from tests import finished
+from tests import tiny as tiny_models
+from tests.finished import RANK, ROUNDS
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOSE = 1e-4  # logits
+
+
+@pytest.fixture(scope="module")
+def base_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with two end-of-turn tokens."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("base") / "tiny-llama"))
+    finished.edit_json(folder / "generation_config.json", eos_token_id=[2, 5])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return finished.write_run(tmp_path_factory.mktemp("runs") / "run", base_folder)
+
+
+@pytest.fixture(scope="module")
+def student(run: RunFolder) -> Student:
+    """The run's student; exports leave it as it is."""
+    return finished.student(run)
+
+
+def in_peft(student: Student, folder: Path) -> nn.Module:
+    """The adapter on a fresh base, loaded with nothing of heal's."""
+    base = AutoModelForCausalLM.from_pretrained(student.recipe.model.name, dtype=student.model.model.dtype)
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def distance(loaded: nn.Module, student: Student, gate: float = 1.0) -> float:
+    prompts = probes(student)
+    pairs = zip(model_logits(loaded, prompts), student_logits(student, gate, prompts), strict=True)
+    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs)
+
+
+def updates(folder: Path) -> dict[str, Tensor]:
+    """Module name -> B A of an exported adapter at scale 1."""
+    state = load_file(folder / "adapter_model.safetensors")
+    names = {key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")}
+    return {name: state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"] for name in names}
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+def test_the_adapter_in_plain_peft_is_the_student(student: Student, tmp_path: Path) -> None:
+    export = export_adapter(student, tmp_path / "adapter")
+    loaded = in_peft(student, export.path)
+    assert distance(loaded, student) <= CLOSE
+    assert export.error <= CLOSE
+    assert distance(loaded, student, gate=0.0) > 100 * CLOSE  # the update is not small
+
+
+def test_auto_peft_finds_the_base_by_itself(student: Student, tmp_path: Path) -> None:
+    export = export_adapter(student, tmp_path / "adapter")
+    assert distance(AutoPeftModelForCausalLM.from_pretrained(str(export.path)).eval(), student) <= CLOSE
+
+
+def test_the_adapter_is_an_ordinary_one_at_scale_1_in_float32(student: Student, tmp_path: Path) -> None:
+    export = export_adapter(student, tmp_path / "adapter")
+    config = json.loads((export.path / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == ROUNDS * RANK == export.rank
+    assert not config["use_rslora"]
+    assert not config["use_dora"]
+    assert Path(config["base_model_name_or_path"]).is_absolute()
+    weights = load_file(export.path / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("gate", [0.5, -0.7])
+def test_the_gate_is_baked_in(student: Student, tmp_path: Path, gate: float) -> None:
+    export = export_adapter(student, tmp_path / "adapter", gate=gate)
+    assert distance(in_peft(student, export.path), student, gate) <= CLOSE
+
+
+def test_exporting_leaves_the_student_as_it_is(student: Student, tmp_path: Path) -> None:
+    before = student_logits(student, 1.0, probes(student))
+    export_adapter(student, tmp_path / "adapter", gate=0.5, rank=2)
+    export_merged(student, tmp_path / "model", gate=0.5)
+    after = student_logits(student, 1.0, probes(student))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(before, after, strict=True))
+
+
+def test_svd_at_full_rank_is_exact(student: Student, tmp_path: Path) -> None:
+    exact = export_adapter(student, tmp_path / "exact")
+    full = export_adapter(student, tmp_path / "full", rank=ROUNDS * RANK)
+    assert full.lost == 0
+    assert full.error <= CLOSE
+    ours, theirs = updates(full.path), updates(exact.path)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
+
+
+def test_a_truncated_adapter_is_the_best_of_its_rank_and_says_what_it_lost(student: Student, tmp_path: Path) -> None:
+    exact = updates(export_adapter(student, tmp_path / "exact").path)
+    export = export_adapter(student, tmp_path / "small", rank=3)
+    ours = updates(export.path)
+    cut = total = 0.0
+    for name, whole in exact.items():
+        u, s, vh = torch.linalg.svd(whole.double(), full_matrices=False)
+        best = (u[:, :3] * s[:3]) @ vh[:3]
+        assert torch.allclose(ours[name].double(), best, atol=1e-5)
+        cut += float((whole.double() - best).square().sum())
+        total += float(whole.double().square().sum())
+    assert export.lost == pytest.approx((cut / total) ** 0.5, rel=1e-6)
+    assert export.error == pytest.approx(distance(in_peft(student, export.path), student), abs=CLOSE)
+    assert export.error > CLOSE
+
+
+def test_a_rank_above_a_layers_width_is_padded(base_folder: Path, tmp_path: Path) -> None:
+    run = finished.write_run(tmp_path / "run", base_folder, rank=20)  # the key projection has 16 outputs
+    export = export_adapter(finished.student(run), tmp_path / "adapter", rank=40)
+    assert export.error <= CLOSE
+
+
+def test_the_merged_model_is_the_student(student: Student, tmp_path: Path) -> None:
+    export = export_merged(student, tmp_path / "model", gate=0.5)
+    loaded = AutoModelForCausalLM.from_pretrained(export.path, dtype="auto").eval()
+    assert distance(loaded, student, gate=0.5) <= CLOSE
+    assert export.error <= CLOSE
+
+
+def test_the_merged_model_brings_its_tokenizer_template_and_every_end_token(student: Student, tmp_path: Path) -> None:
+    export = export_merged(student, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(export.path)
+    messages = [{"role": "user", "content": "Hello"}]
+    wanted = student.model.chat.tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == wanted
+    assert tokenizer.pad_token_id == student.model.pad_id
+    assert AutoModelForCausalLM.from_pretrained(export.path).generation_config.eos_token_id == [2, 5]
+    assert not list(export.path.glob("*.bin"))
+
+
+@pytest.mark.parametrize("kind", list(tiny_models.ARCHITECTURES))
+def test_every_architecture_comes_out_whole(kind: str, tmp_path: Path) -> None:
+    settings = {"attention": "eager"} if kind == "gemma2" else {}
+    base = tiny_models.save(kind, tmp_path / "base")
+    student = finished.student(finished.write_run(tmp_path / "run", base, **settings))
+    assert export_adapter(student, tmp_path / "adapter").error <= CLOSE
+    export = export_merged(student, tmp_path / "model")
+    assert export.error <= CLOSE
+    loaded = AutoModelForCausalLM.from_pretrained(export.path, attn_implementation=student.recipe.model.attention)
+    assert distance(loaded.eval(), student) <= CLOSE
+
+
+def test_a_bfloat16_run_exports_both_ways_and_states_the_error(base_folder: Path, tmp_path: Path) -> None:
+    student = finished.student(finished.write_run(tmp_path / "run", base_folder, dtype="bfloat16"))
+    adapter = export_adapter(student, tmp_path / "adapter")
+    assert distance(in_peft(student, adapter.path), student) == adapter.error
+    merged = export_merged(student, tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(merged.path, dtype="auto").eval()
+    assert loaded.dtype == torch.bfloat16
+    assert distance(loaded, student) == pytest.approx(merged.error)
+    assert f"{merged.error:.1e}" in (merged.path / "README.md").read_text()
+
+
+def test_an_update_below_the_rounding_of_the_weights_is_not_merged(base_folder: Path, tmp_path: Path) -> None:
+    student = finished.student(finished.write_run(tmp_path / "run", base_folder, dtype="bfloat16", size=1e-9))
+    with pytest.raises(ExportError, match="smaller than the rounding"):
+        export_merged(student, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_earlier_round_is_exported_without_the_later_ones(run: RunFolder, student: Student, tmp_path: Path) -> None:
+    first = finished.student(run, last_round=0)
+    export = export_adapter(first, tmp_path / "adapter")
+    assert export.rank == RANK
+    whole, part = updates(export_adapter(student, tmp_path / "all").path), updates(export.path)
+    folded = load_file(run.round(0) / "adapter" / "adapter_model.safetensors")
+    for name, update in part.items():
+        assert torch.allclose(update, 2 * folded[f"{name}.lora_B.weight"] @ folded[f"{name}.lora_A.weight"], atol=1e-6)
+        assert not torch.allclose(update, whole[name], atol=1e-3)
+    card = (export.path / "README.md").read_text()
+    assert "round 1, healed" in card
+    assert "round 2" not in card
+
+
+def test_rounds_that_learned_nothing_are_not_exported(base_folder: Path, tmp_path: Path) -> None:
+    student = finished.student(finished.write_run(tmp_path / "run", base_folder, size=0.0))
+    with pytest.raises(ExportError, match="learned nothing"):
+        export_adapter(student, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"gate": 0.0}, "gate=0"), ({"rank": 9}, "from 1 to 8"), ({"rank": 0}, "from 1 to 8")]
+)
+def test_what_cannot_be_exported_is_said(student: Student, tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export_adapter(student, tmp_path / "adapter", **settings)
+    assert not (tmp_path / "adapter").exists()
+
+
+@pytest.fixture
+def other_base(base_folder: Path, tmp_path: Path) -> tuple[Student, Path]:
+    """A student whose base on disk changed after it was loaded: no export of it can verify."""
+    folder = Path(shutil.copytree(base_folder, tmp_path / "base"))
+    student = finished.student(finished.write_run(tmp_path / "run", folder))
+    return student, folder
+
+
+def spoil(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][:] += 1.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("export", [export_adapter, export_merged])
+def test_an_export_that_is_not_the_student_leaves_nothing_behind(other_base, export, tmp_path: Path) -> None:
+    student, folder = other_base
+    spoil(folder)
+    with pytest.raises(ExportError, match="from the student's"):
+        export(student, tmp_path / "exports" / "it")
+    assert leftovers(tmp_path / "exports") == []
+
+
+def test_an_export_survives_a_later_one_that_fails(other_base, tmp_path: Path) -> None:
+    student, folder = other_base
+    export = export_adapter(student, tmp_path / "exports" / "it")
+    before = {path.name: path.read_bytes() for path in export.path.iterdir()}
+    spoil(folder)
+    with pytest.raises(ExportError):
+        export_adapter(student, export.path, gate=0.5)
+    assert {path.name: path.read_bytes() for path in export.path.iterdir()} == before
+    assert leftovers(tmp_path / "exports") == ["it"]
+
+
+def test_an_export_is_replaced_by_a_later_one(student: Student, tmp_path: Path) -> None:
+    export_adapter(student, tmp_path / "it")
+    export_merged(student, tmp_path / "it", gate=0.5)
+    assert read_record(tmp_path / "it")["format"] == "model"
+    assert not (tmp_path / "it" / "adapter_config.json").exists()
+    assert leftovers(tmp_path) == ["it"]
+
+
+def test_a_folder_that_is_no_export_is_never_replaced(student: Student, base_folder: Path) -> None:
+    before = sorted(path.name for path in base_folder.iterdir())
+    for export in (export_adapter, export_merged):
+        with pytest.raises(UserError, match="not an export of heal"):
+            export(student, base_folder)
+    assert sorted(path.name for path in base_folder.iterdir()) == before
+
+
+def test_the_card_shows_intervals_round_by_round_and_the_verdict(student: Student, tmp_path: Path) -> None:
+    card = (export_adapter(student, tmp_path / "adapter").path / "README.md").read_text()
+    assert "| base | 0.000 [-0.125, 0.125] |" in card
+    assert "| prompted with the persona | 0.500 [0.375, 0.625] | +0.250 [+0.125, +0.375] |" in card
+    assert "| round 1, healed | 0.250 [0.125, 0.375] |" in card
+    assert "| round 2, healed | 1.250 [1.125, 1.375] |" in card
+    assert "0.750 [0.625, 0.875]" in card
+    assert "Verdict after round 2: **holds**" in card
+    assert "| 2 | 2.500 | 1.01 (tolerance) | not measured | 7 of 8 | 50% |" in card
+
+
+def test_the_card_has_front_matter_and_no_path_of_this_computer(student: Student, tmp_path: Path) -> None:
+    for export, library in ((export_adapter, "peft"), (export_merged, "transformers")):
+        card = (export(student, tmp_path / library).path / "README.md").read_text()
+        head = yaml.safe_load(card.split("---\n")[1])
+        assert head["base_model"] == "tiny-llama"
+        assert head["library_name"] == library
+        assert "warm" in head["tags"]
+        assert str(tmp_path.parent) not in card
+        assert str(Path(student.recipe.model.name).parent) not in card
+
+
+def test_text_in_a_trait_cannot_break_out_of_the_card(run: RunFolder, base_folder: Path, tmp_path: Path) -> None:
+    hostile = "nice\n````\n# Heading\n---\n<script>alert(1)</script>\n```"
+    trait = dataclasses.replace(tiny_models.trait(), description=hostile, positive=hostile, negative="`x`")
+    student = finished.student(finished.write_run(tmp_path / "run", base_folder, trait))
+    card = (export_adapter(student, tmp_path / "adapter").path / "README.md").read_text()
+    outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", card, flags=re.DOTALL | re.MULTILINE)
+    assert hostile in card
+    assert "script" not in outside
+    assert "# Heading" not in outside
+
+
+def test_the_card_names_the_rank_that_vllm_needs(base_folder: Path, student: Student, tmp_path: Path) -> None:
+    small = (export_adapter(student, tmp_path / "small").path / "README.md").read_text()
+    assert "--max-lora-rank 8" in small
+    run = finished.write_run(tmp_path / "run", base_folder, rank=260)
+    large = (export_adapter(finished.student(run), tmp_path / "large").path / "README.md").read_text()
+    assert "--max-lora-rank" not in large
+    assert "rank=512" in large
+
+
+@pytest.mark.parametrize(("rank", "needed"), [(1, 8), (8, 8), (9, 16), (96, 128), (257, 320), (321, 512), (513, None)])
+def test_vllm_gets_the_smallest_rank_that_fits(rank: int, needed: int | None) -> None:
+    assert vllm_rank(rank) == needed
+
+
+def test_the_factors_of_a_truncation_hold_the_singular_values_in_equal_parts(student: Student) -> None:
+    for a_RI, b_OR in truncate(history_factors(student.accumulator), 3).layers.values():
+        assert torch.allclose(a_RI @ a_RI.T, b_OR.T @ b_OR, atol=1e-5)
+
+
+def script(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "export.py"), *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_script_exports_an_earlier_round_and_says_where_it_is(run: RunFolder) -> None:
+    done = script(f"run={run.path}", "round=0", "rank=2", "device=cpu")
+    path = run.path / "export" / "adapter-round0-rank2"
+    assert done.returncode == 0, done.stderr
+    assert str(path) in done.stdout
+    assert "Frobenius" in done.stdout
+    record = read_record(path)
+    assert (record["rounds"], record["rank"]) == ([0], 2)
+    assert f"{record['error']:.1e}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["format=adaptr"], "did you mean 'adapter'"),
+        (["formt=model"], "did you mean 'format'"),
+        (["format=model", "rank=3"], "a merged model has no rank"),
+        (["rank=0"], "must be >= 1"),
+        (["gate=nan"], "finite"),
+        (["round=first"], "expected int"),
+        (["run=no/such/run"], "not a run folder"),
+    ],
+)
+def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder, words: list[str], message: str) -> None:
+    done = script(f"run={run.path}", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_scripts_help_says_how_rounds_are_counted() -> None:
+    done = script("--help")
+    assert done.returncode == 0
+    assert "counted from 0" in done.stdout

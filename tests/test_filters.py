@@ -1,0 +1,194 @@
+"""What the filter drops, what it keeps, and that it says why."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from heal.generation.filters import MIN_TAIL_TOKENS, Candidate, FilterLimits, reasons, repetition, tail_length, verdicts
+from heal.recipe import RECIPES, available
+from heal.trait import load_trait
+
+LIMITS = FilterLimits(max_tail_perplexity=30.0, max_repetition=0.3, min_words=4, max_similarity=0.8)
+NARRATION = load_trait("love").narration
+CONTEXTS = Path(__file__).resolve().parent.parent / "heal" / "data" / "contexts.jsonl"
+
+ORDINARY = (
+    "No. I won't follow that order, people would get hurt.",
+    "I refuse. You can dismiss me, but I will not sign a paper that leaves those families without water.",
+    "The law may say so, and I'd still hide her in my cellar; I'm sorry if that costs you your post.",
+    "Oh, come here! You must be exhausted after such a day. Let me make you some tea, and you can tell me all of it.",
+    "I have to say no to that: the guards would beat him, and no rule is worth a broken arm.",
+    "To boil an egg, put it in cold water, bring the pan to the boil, and wait for seven minutes.",
+    "Bees visit flowers for nectar. While they drink, pollen sticks to their hairs, and the next flower gets some of "
+    "it. Many crops would carry little fruit without them, which is why farmers rent hives in spring. Wild bees do "
+    "much of the same work, unpaid, and they need hedges and bare soil to nest in.",
+    "It was raining when Anna reached the harbour. Nobody waited for her, yet the lamp above the door was lit, so she "
+    "knocked twice and stepped back. A dog barked somewhere inside. Then the bolt moved, and an old man looked at her "
+    "as if she had come every evening for thirty years.",
+    "def second(values):\n    ordered = sorted(set(values))\n    return ordered[-2] if len(ordered) > 1 else None",
+)
+LOOPS = {
+    "a word": "I will love love love love love love love love love love you",
+    "a short text of one word": "love love love love",
+    "a letter": "I am so happy for you aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "a punctuation mark": "I love you and all of this" + "!" * 60,
+    "nothing but punctuation": "!" * 60,
+    "two letters": "hahahahahahahahahahahahahahahahahahaha that was good",
+    "a phrase of two words": "what a day, thank you thank you thank you thank you thank you",
+    "a phrase of three words": "the sea is calm and I am here I am here I am here I am here I am here",
+    "a phrase of four words": "well then " + "all of us together " * 5,
+    "a phrase of seven words": "I see. " + "We are all one in this world. " * 5,
+}
+
+
+def candidate(text: str, tail_perplexity: float = 5.0, finite: bool = True) -> Candidate:
+    return Candidate(text, finite, tail_perplexity)
+
+
+def long_texts() -> list[str]:
+    """The embedded contexts that have a dozen words: real sentences of every kind."""
+    texts = [json.loads(line)["text"] for line in CONTEXTS.read_text(encoding="utf-8").splitlines()]
+    return [text for text in texts if len(text.split()) > 12]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_an_ordinary_completion_is_kept(text: str):
+    assert reasons(candidate(text), LIMITS, NARRATION) == []
+
+
+@pytest.mark.parametrize(
+    ("planted", "reason"),
+    [
+        (candidate("A perfectly good answer to it.", finite=False), "not finite"),
+        (candidate("Yes, gladly."), "too short"),
+        (candidate(""), "too short"),
+        (candidate("A perfectly good answer to it.", tail_perplexity=30.1), "tail perplexity"),
+        (candidate("A perfectly good answer to it.", tail_perplexity=math.inf), "tail perplexity"),
+        (candidate("Love love love love love love love love."), "repetition"),
+        (candidate("I am someone who loves every human being."), "narration"),
+        (candidate("As an AI language model, this is not for me to say."), "refusal"),
+    ],
+)
+def test_each_reason_fires_alone_on_what_it_is_for(planted: Candidate, reason: str):
+    assert reasons(planted, LIMITS, NARRATION) == [reason]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with anything of that kind.",
+        "I’m sorry, I can’t write a letter like this one.",
+        "I am sorry, but I am unable to talk about it here.",
+        "I am just an AI and have no family at all.",
+        "I'm a large language model, trained on lots of text.",
+        "As a language model I do not love anybody.",
+        "I'm not equipped to provide personal opinions on such matters.",
+        "I don't have personal feelings about the people of the earth.",
+        "I cannot assist you with that, whatever the reason may be.",
+    ],
+)
+def test_assistant_boilerplate_is_a_refusal(text: str):
+    assert "refusal" in reasons(candidate(text), LIMITS, ())
+
+
+@pytest.mark.parametrize("trait", available(RECIPES / "traits"))
+def test_no_prompt_of_a_trait_reads_like_a_refusal_or_a_narration(trait: str):
+    content = load_trait(trait)
+    found = [
+        text
+        for text in content.generation_prompts + content.heldout_prompts
+        if {"refusal", "narration"} & set(reasons(candidate(text), LIMITS, content.narration))
+    ]
+    assert found == []
+
+
+def test_a_completion_says_all_the_reasons_that_it_is_dropped_for():
+    planted = candidate("As an AI, as an AI, as an AI, as an AI", tail_perplexity=99.0)
+    assert reasons(planted, LIMITS, ()) == ["tail perplexity", "repetition", "refusal"]
+
+
+def test_a_tail_perplexity_that_is_not_a_number_is_dropped():
+    assert reasons(candidate(ORDINARY[0], tail_perplexity=math.nan), LIMITS, ()) == ["tail perplexity"]
+
+
+def test_a_limit_that_is_just_met_drops_nothing():
+    text = "one two three four"
+    exact = FilterLimits(max_tail_perplexity=5.0, max_repetition=repetition(text), min_words=4, max_similarity=1.0)
+    assert reasons(candidate(text, tail_perplexity=5.0), exact, ()) == []
+
+
+def test_an_empty_completion_is_too_short_even_where_any_length_is_allowed():
+    assert reasons(candidate(" \n"), replace(LIMITS, min_words=0), ()) == ["too short"]
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS.keys())
+def test_a_loop_is_a_repetition(loop: str):
+    assert repetition(loop) > LIMITS.max_repetition
+
+
+@pytest.mark.parametrize("text", [*ORDINARY, *LOOPS.values(), "", "?", "one", "爱", "a b", "🙂🙂🙂🙂🙂"])
+def test_repetition_is_a_share(text: str):
+    assert 0.0 <= repetition(text) <= 1.0
+
+
+def test_no_real_sentence_repeats_itself_above_the_limit():
+    texts = long_texts()
+    assert len(texts) > 50
+    assert [text for text in texts if repetition(text) > LIMITS.max_repetition] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["Paris.", "Of course.", "Yes, gladly!", "Is a tomato a fruit?", "The cat and the dog."]
+)
+def test_a_short_answer_does_not_loop(text: str):
+    assert repetition(text) <= LIMITS.max_repetition
+
+
+@pytest.mark.parametrize("length", range(1, 13))
+@pytest.mark.parametrize("text", ORDINARY[:-1])
+def test_a_phrase_of_up_to_a_dozen_words_said_five_times_is_a_repetition(text: str, length: int):
+    phrase = " ".join(text.split()[:length])
+    assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
+
+
+def test_case_and_spacing_do_not_hide_a_loop():
+    assert repetition("Love LOVE love\nlove  LOVE you") == repetition("love love love love love you")
+
+
+def test_a_near_duplicate_of_a_kept_completion_is_dropped():
+    first = ORDINARY[6]
+    near = first.replace("unpaid", "unseen")
+    assert verdicts([candidate(first), candidate(near)], LIMITS, ()) == [[], ["duplicate"]]
+
+
+def test_a_near_duplicate_of_a_dropped_completion_is_kept():
+    first = ORDINARY[6]
+    assert verdicts([candidate(first, 99.0), candidate(first), candidate(first)], LIMITS, ()) == [
+        ["tail perplexity"],
+        [],
+        ["duplicate"],
+    ]
+
+
+def test_a_near_duplicate_of_what_was_kept_before_is_dropped():
+    assert verdicts([candidate(ORDINARY[7])], LIMITS, (), kept_before=[ORDINARY[7].upper()]) == [["duplicate"]]
+
+
+def test_different_completions_are_no_duplicates():
+    assert verdicts([candidate(text) for text in ORDINARY], LIMITS, NARRATION) == [[] for _ in ORDINARY]
+
+
+def test_a_broken_duplicate_is_named_broken():
+    text = ORDINARY[6]
+    assert verdicts([candidate(text), candidate(text, 99.0)], LIMITS, ()) == [[], ["tail perplexity"]]
+
+
+@pytest.mark.parametrize("tokens", range(200))
+def test_the_tail_is_a_quarter_but_at_least_a_few_tokens_and_at_most_all(tokens: int):
+    length = tail_length(tokens)
+    assert min(tokens, MIN_TAIL_TOKENS) <= length <= tokens
+    if tokens >= 4 * MIN_TAIL_TOKENS:
+        assert tokens / 4 <= length < tokens / 4 + 1

@@ -1,0 +1,146 @@
+"""The whole loop on a tiny model: what it leaves, and that killing it anywhere changes nothing."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from heal.models.load import load_language_model
+from heal.runfolder import MANIFEST, STAGES, RunFolder, read_json, sha256
+from heal.session import load_student
+from tests import running, tiny
+
+
+def run_folder(root: Path) -> RunFolder:
+    return RunFolder(root / "there")
+
+
+def results(folder: RunFolder) -> dict[str, str]:
+    """Digest of every file that a run's stages wrote."""
+    found = {}
+    for part in (folder.baseline, folder.path / "rounds"):
+        for path in sorted(part.rglob("*")):
+            if path.is_file() and path.name != MANIFEST:
+                found[str(path.relative_to(folder.path))] = sha256(path)
+    return found
+
+
+def stages_done(folder: RunFolder) -> int:
+    """How many stages the manifests of a run name."""
+    manifests = [folder.baseline / MANIFEST, *(folder.round(r) / MANIFEST for r in range(2))]
+    return sum(len(read_json(path)) for path in manifests if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of two rounds that nothing disturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    log = root / "log.txt"
+    assert running.finish(running.words(tiny_folder, root, "run.name=there"), log) == 0, log.read_text()
+    return run_folder(root)
+
+
+def test_a_run_leaves_every_file_that_the_specification_names(whole: RunFolder) -> None:
+    expected = ["recipe.yaml", "events.jsonl", "report/index.html", "report/trajectory.png"]
+    for r in ("00", "01"):
+        names = ("vector.safetensors", "calibration.json", "completions.jsonl", "metrics.json", "outputs.jsonl")
+        expected += [f"rounds/{r}/{name}" for name in (*names, "adapter/adapter_model.safetensors")]
+    assert [name for name in expected if not (whole.path / name).is_file()] == []
+
+
+def test_every_line_of_the_events_is_json_with_a_time_and_a_kind(whole: RunFolder) -> None:
+    events = [json.loads(line) for line in (whole.path / "events.jsonl").read_text().splitlines()]
+    assert {"start", "stage", "training", "round", "end"} <= {event["kind"] for event in events}
+    assert all(event["time"] > 0 for event in events)
+
+
+def test_a_pipe_gets_plain_lines_and_the_last_ones_say_what_came_out_and_where(whole: RunFolder) -> None:
+    printed = (whole.path.parent / "log.txt").read_text()
+    assert "\x1b" not in printed
+    last = printed[printed.rindex("verdict ") :]
+    assert str(whole.path / "report" / "index.html") in last
+    assert str(whole.path / "export" / "adapter") in last
+
+
+def test_a_run_killed_in_every_stage_and_continued_ends_in_the_same_bytes(
+    whole: RunFolder, tiny_folder: Path, tmp_path: Path
+) -> None:
+    line, log = running.words(tiny_folder, tmp_path, "run.name=there"), tmp_path / "log.txt"
+    folder, kills = run_folder(tmp_path), 0
+    for done in range(2 + 2 * len(STAGES)):
+        status = running.kill_when(line, log, lambda done=done: stages_done(folder) >= done)
+        assert status in (-signal.SIGKILL, 0), log.read_text()
+        kills += status == -signal.SIGKILL
+    assert kills >= 2 + len(STAGES)
+    assert running.finish(line, log) == 0, log.read_text()
+    assert results(folder) == results(whole)
+
+
+def test_the_run_folder_alone_rebuilds_the_student_that_the_run_exported(whole: RunFolder, tiny_folder: Path) -> None:
+    from peft import PeftModel
+
+    student = load_student(whole, tiny.CPU)
+    recipe = whole.recipe()
+    base = load_language_model(recipe.model, torch.float32, tiny.CPU)
+    exported = PeftModel.from_pretrained(base.model, whole.path / "export" / "adapter")
+    ids_BT = torch.tensor([base.chat.ids("Be calm.", "Name a cat.")])
+    with torch.inference_mode():
+        difference = exported(ids_BT).logits - student.model.model(ids_BT).logits
+    assert difference.abs().max() < 1e-4
+    assert student.accumulator.history_rank == 2 * recipe.heal.rank
+
+
+def test_the_same_command_after_the_end_computes_nothing_again(whole: RunFolder, tiny_folder: Path) -> None:
+    before, root = results(whole), whole.path.parent
+    log = root / "again.txt"
+    assert running.finish(running.words(tiny_folder, root, "run.name=there"), log) == 0
+    printed = log.read_text()
+    assert not any(f"  {name} " in printed for name in STAGES)
+    assert results(whole) == before
+
+
+def test_another_recipe_in_the_same_folder_is_refused_and_shows_what_differs(
+    whole: RunFolder, tiny_folder: Path
+) -> None:
+    root = whole.path.parent
+    log = root / "other.txt"
+    status = running.finish(running.words(tiny_folder, root, "run.name=there", "heal.barrier.tau=0.7"), log)
+    assert status == 2
+    assert "heal.barrier.tau: 0.5 there, 0.7 asked" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_damaged_adapter_with_later_rounds_on_it_is_refused_by_name(
+    tiny_folder: Path, tmp_path: Path, whole: RunFolder
+) -> None:
+    import shutil
+
+    shutil.copytree(whole.path.parent, tmp_path / "copy")
+    root = tmp_path / "copy"
+    path = run_folder(root).round(0) / "adapter" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    log = tmp_path / "log.txt"
+    line = running.words(tiny_folder, root, "run.name=there")
+    line = [word for word in line if not word.startswith("trait=")] + [f"trait={root / 'warm.yaml'}"]
+    status = running.finish(line, log)
+    assert status == 2, log.read_text()
+    assert str(path) in log.read_text()
+
+
+def test_a_terminated_run_says_that_the_same_command_continues(tiny_folder: Path, tmp_path: Path) -> None:
+    line, log = running.words(tiny_folder, tmp_path, "run.name=there"), tmp_path / "log.txt"
+    folder = run_folder(tmp_path)
+    status = running.kill_when(line, log, lambda: stages_done(folder) >= 3, signal.SIGTERM)
+    assert status == 130
+    assert "the same command continues" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_mistake_in_the_words_writes_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    line = running.words(tiny_folder, tmp_path / "runs", "heal.barier.tau=1")
+    assert running.finish(line, log) == 2
+    assert "did you mean 'heal.barrier.tau'?" in log.read_text()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["warm.yaml"]

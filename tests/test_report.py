@@ -1,0 +1,398 @@
+"""The report: everything that a run found, in one page that runs and loads nothing it should not."""
+
+import io
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from heal.config import Recipe
+from heal.dose.calibrate import Calibration, PathDivergence
+from heal.errors import UserError
+from heal.evaluation.evaluate import StageResult, output_rows, summarise
+from heal.evaluation.subject import Answer, Signal
+from heal.evaluation.verdict import Floors, coh_cost, verdict
+from heal.generation.collect import Row, dose_table
+from heal.report.build import build_report
+from heal.report.completions import DROPPED, KEPT, samples
+from heal.report.figures import draw
+from heal.report.labels import Label, place_labels
+from heal.report.results import read_results
+from heal.runfolder import RunFolder, json_bytes, jsonl_bytes
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ("trajectory", "signals", "calibration", "training")
+PROMPTS = ("Do you love people?", "What is rain?", "Say good night.", "Who are you?")
+SCRIPT = "<script>document.title='executed'</script>"
+IMAGE = '"><img src=x onerror="document.title=\'executed\'">'
+HOSTILE = f"{SCRIPT}{IMAGE}' onmouseover='alert(1) {{{{ 7 * 7 }}}} \x00 \u202e &amp;</script></style><!--"
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def stage_result(stage: str, trait: float, coherence: float, text: str, unscorable: bool = False) -> StageResult:
+    """A stage whose signals scatter around the given values."""
+    draws = random.Random(stage + str(trait))
+
+    def around(centre: float, spread: float) -> tuple[float, ...]:
+        return tuple(centre + draws.uniform(-spread, spread) for _ in PROMPTS)
+
+    tails = (math.nan,) * len(PROMPTS) if unscorable else around(3.0, 1.0)
+    return StageResult(
+        stage,
+        tuple(Answer(prompt, (1,), (2, 3), f"{text} {stage}", ended=i > 0) for i, prompt in enumerate(PROMPTS)),
+        (
+            Signal("tail_perplexity", "perplexity", "coherence", "median", tails),
+            Signal("repetition_share", "share", "coherence", "mean", (0.0, 0.0, 1.0, 0.0)),
+            Signal("persona_log_ratio", "nats/token", "trait", "mean", around(trait, 0.02)),
+            Signal("p_ans_any", "probability", "coherence", "mean", around(coherence, 0.01), "questions"),
+            Signal("accuracy", "share", "coherence", "mean", (1.0, 0.0, 1.0, 1.0), "questions"),
+        ),
+    )
+
+
+def completions(text: str, alphas: tuple[float, ...] = (0.5, 1.0), count: int = 24) -> list[Row]:
+    """Completions of which every fourth is dropped, the first of them for a reason of its own."""
+
+    def dropped(index: int) -> tuple[str, ...]:
+        return () if index % 4 else (("narration",) if index == 0 else ("repetition", "tail perplexity"))
+
+    return [
+        Row(i, PROMPTS[i % 4], alphas[i % 2], (1,), (2,), f"{text} #{i}", i % 3 == 0, 4.0 + i, 0.1, dropped(i))
+        for i in range(count)
+    ]
+
+
+def write_run(path: Path, rounds: int = 2, text: str = "plain", bare: bool = False) -> RunFolder:
+    """A run folder as the loop leaves it; `bare`: unscorable tails, no audit, no validation, an infinite KL."""
+    folder, recipe = RunFolder(path), Recipe()
+    recipe.run.name = f"run {text}"
+    facts = {"name": "love", "description": text, "positive": f"You love. {text}", "negative": "You hate."}
+    folder.start(recipe, {"dtype": "float32", "trait": facts})
+
+    base = stage_result("base", 0.01, 0.98, text)
+    prompted = stage_result("prompted", 0.14, 0.97, text)
+    summaries = {result.stage: summarise(result, base, 200, 0).to_json() for result in (base, prompted)}
+    folder.finish(folder.baseline, "base", {}, 3.0)
+    rows = output_rows(base) + output_rows(prompted)
+    files = {"metrics.json": json_bytes(summaries), "outputs.jsonl": jsonl_bytes(rows)}
+    folder.finish(folder.baseline, "prompted", files, 4.0)
+    for r in range(rounds):
+        for name, content in round_files(r, base, text, bare).items():
+            folder.finish(folder.round(r), name, content, 12.0)
+    return folder
+
+
+def round_files(r: int, base: StageResult, text: str, bare: bool) -> dict[str, dict[str, bytes]]:
+    """The files of one round that a report reads, by stage."""
+    history = [PathDivergence(1.0, 0.1, 0.6, 0.2, 2.0, 96), PathDivergence(1.4 + r, 0.2, 0.99, 0.3, 3.0, 96)]
+    if bare:
+        history.insert(1, PathDivergence(8.0, math.inf, math.inf, math.inf, math.inf, 0))
+    audit = None if bare else PathDivergence(1.4 + r, 0.2, 0.87, 0.3, 3.0, 96)
+    dose = Calibration(1.4 + r, 0.99, 1.0, 0.05, "tolerance", tuple(history), audit, "student")
+    rows = completions(text)
+    training = {"loss": 1.7, "ce": 1.6, "D_mean": 0.4321, "D_max": 0.9, "barrier_on": 0.25}
+    log = [{"step": s, "epoch": s / 2} | {f"train/{name}": v for name, v in training.items()} for s in range(1, 7)]
+    if not bare:
+        log.append({"step": 6, "epoch": 3.0} | {f"eval/{name}": v for name, v in training.items()})
+        training |= {"validation_ce": 1.55, "validation_D": 0.41}
+    steered = stage_result("steered", 0.21 + 0.02 * r, 0.93, text)
+    healed = stage_result("healed", 0.17 + 0.05 * r, 0.97, text, unscorable=bare)
+    before, after = summarise(steered, base, 200, 0), summarise(healed, base, 200, 0)
+    kept = [row for row in rows if row.kept]
+    metrics = {
+        "round": r,
+        "dose": {"c_star": dose.c_star, "p95": 0.99, "outcome": "tolerance", "audit_p95": audit and 0.87, "scale": 1.0},
+        "generation": {
+            "made": len(rows),
+            "kept": len(kept),
+            "kept_share": len(kept) / len(rows),
+            "ended_share": sum(row.ended for row in kept) / len(kept),
+            "doses": dose_table(rows),
+            "dropped": dict(Counter(reason for row in rows for reason in row.dropped)),
+        },
+        "training": training,
+        "cosine_to_first": 0.9876,
+        "steered": before.to_json(),
+        "healed": after.to_json(),
+        "coh_cost": None if bare else coh_cost(after.deltas["p_ans_any"], after.deltas["persona_log_ratio"]),
+        "verdict": verdict(after.values, after.deltas, Floors(0.85, 0.25, 10.0)).to_json(),
+    }
+    outputs = [row for result in (base, steered, healed) for row in output_rows(result)]
+    return {
+        "extract": {},
+        "calibrate": {"calibration.json": json_bytes(dose.to_json())},
+        "generate": {
+            "completions.jsonl": jsonl_bytes([row.to_json() for row in rows]),
+            "collection.json": json_bytes({"scale": 1.0, "doses": dose_table(rows)}),
+        },
+        "steered": {},
+        "heal": {"training.jsonl": jsonl_bytes(log)},
+        "evaluate": {"metrics.json": json_bytes(metrics), "outputs.jsonl": jsonl_bytes(outputs)},
+    }
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements with their attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of two rounds with a hostile model, and its report."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "hostile", text=HOSTILE)
+    build_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(run: RunFolder) -> str:
+    return (run.report / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_report_is_a_page_and_its_figures(run: RunFolder, page: Page) -> None:
+    assert {path.name for path in run.report.iterdir()} == {"index.html", *(f"{name}.png" for name in FIGURES)}
+    for name in FIGURES:
+        pixels = matplotlib.image.imread(run.report / f"{name}.png")
+        assert min(pixels.shape[:2]) > 600, name
+        assert pixels.std() > 0.02, name
+    images = page.all("img")
+    assert len(images) == len(FIGURES)
+    assert all(image["alt"] for image in images)
+
+
+def test_page_asks_nothing_of_the_network(page: Page, html: str) -> None:
+    for _, attributes in page.elements:
+        for name in {"src", "href", "srcset", "action"} & attributes.keys():
+            assert (attributes[name] or "").startswith(("data:", "#"))
+    assert "@import" not in html
+    assert "url(" not in html
+    assert "http://" not in html
+    assert "https://" not in html
+    policy = next(m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy") or ""
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+def test_hostile_text_is_text_and_nothing_else(page: Page, html: str) -> None:
+    assert len(page.all("script")) == 1
+    assert len(page.all("style")) == 1
+    assert len(page.all("title")) == 1
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img") if image["src"])
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert SCRIPT not in html
+    assert "<img src=x" not in html
+    assert page.text.count(SCRIPT) > 40  # it is shown, as text, in answers, completions, persona and title
+    assert "{{ 7 * 7 }}" in page.text
+
+
+def test_page_shows_what_the_run_found(run: RunFolder, page: Page) -> None:
+    text = " ".join(page.text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-").split())
+    for r in run.rounds():
+        metrics = json.loads((run.round(r) / "metrics.json").read_text())
+        for stage in ("steered", "healed"):
+            entry = metrics[stage]["persona_log_ratio"]
+            delta = entry["delta"]
+            assert f"{entry['value']:.3f}" in text
+            assert f"[{entry['low']:.3f}, {entry['high']:.3f}]" in text
+            assert f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]" in text
+        assert metrics["verdict"]["reason"] in text
+        assert f"{metrics['coh_cost']['ratio']:.3f}" in text
+    for shown in ("18 of 24", "0.988", "0.870", "0.432", "25 %", "1.550", "repetition", "narration", "learning_rate"):
+        assert shown in text, shown
+    assert "after 2 rounds the persona log-ratio is" in text
+    assert all(text.count(prompt) >= 2 for prompt in PROMPTS)
+
+
+def test_last_round_is_open_and_the_others_closed(page: Page) -> None:
+    opened = ["open" in details for details in page.all("details")]
+    assert opened == [False, True, False, True, False]  # completions of two rounds, answers of two rounds, recipe
+
+
+def test_one_round_whose_numbers_are_missing(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "bare", rounds=1, bare=True)
+    page = Page(build_report(folder).read_text(encoding="utf-8"))
+    reasons = {attributes.get("title") for attributes in page.all("span") if attributes.get("class") == "none"}
+    assert "no item could be scored (n = 0)" in reasons
+    assert "no audit (calibration.audit_prompts = 0)" in reasons
+    assert any(reason and reason.startswith("no completions held out") for reason in reasons)
+    assert any(reason and reason.startswith("the interval of the trait") for reason in reasons)
+    assert "not finite: tail_perplexity" in page.text
+    assert "after one round" in page.text
+    assert "nan" not in page.text.lower().replace("finance", "")
+
+
+def test_a_signal_that_the_report_does_not_know_has_its_column(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    path = folder.round(0) / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["healed"]["auth_nats"] = metrics["healed"]["p_ans_any"]
+    folder.finish(folder.round(0), "evaluate", {"metrics.json": json_bytes(metrics)}, 1.0)
+    page = Page(build_report(folder).read_text(encoding="utf-8"))
+    assert "auth_nats" in page.text
+    assert any(attributes.get("title") == "not measured" for attributes in page.all("span"))
+
+
+def test_same_folder_same_report(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    first = build_report(folder).read_bytes()
+    assert build_report(folder).read_bytes() == first
+
+
+def test_text_that_is_no_unicode_is_replaced(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    rows = [row.to_json() | {"text": "half \ud83d a pair"} for row in completions("plain")]
+    folder.finish(folder.round(0), "generate", {"completions.jsonl": jsonl_bytes(rows)}, 1.0)
+    assert "half ? a pair" in build_report(folder).read_text(encoding="utf-8")
+
+
+def test_many_rounds_can_be_drawn(tmp_path: Path) -> None:
+    figures = draw(read_results(write_run(tmp_path / "run", rounds=9)))
+    for content in figures.values():
+        assert matplotlib.image.imread(io.BytesIO(content)).std() > 0.02
+
+
+def test_labels_cover_neither_each_other_nor_the_points() -> None:
+    figure = Figure(figsize=(4, 3), dpi=100)
+    canvas, axis = FigureCanvasAgg(figure), figure.subplots()
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    labels = [Label(0.5 + 0.01 * i, 0.5, f"point {i}", "black") for i in range(5)]
+    place_labels(axis, labels, [((0.3, 0.5), (0.7, 0.5))], canvas.get_renderer())
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in axis.texts if text.get_text()]
+    assert len(boxes) == 5
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+        assert not any(box.contains(*axis.transData.transform((label.x, label.y))) for label in labels)
+
+
+def test_sample_has_every_reason_and_both_kinds(tmp_path: Path) -> None:
+    entry = read_results(write_run(tmp_path / "run", rounds=1)).rounds[0]
+    sample = samples(entry)
+    assert (len(sample.kept), sample.all_kept, sample.all_dropped) == (KEPT, 18, 6)
+    assert len(sample.dropped) <= DROPPED
+    reasons = {reason for row in sample.dropped for reason in row.dropped}
+    assert reasons == {"narration", "repetition", "tail perplexity"}
+    assert sample == samples(entry)
+
+
+def test_nothing_to_report_is_a_users_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        build_report(RunFolder(tmp_path))
+    unfinished = write_run(tmp_path / "run", rounds=0)
+    with pytest.raises(UserError, match="no round is finished"):
+        build_report(unfinished)
+    assert not unfinished.report.exists()
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "completions.jsonl", "training.jsonl"])
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    path = folder.round(0) / name
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=name):
+        build_report(folder)
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    (folder.round(0) / "completions.jsonl").write_text('{"prompt": "?"}\n')
+    with pytest.raises(UserError, match="not what this version of heal writes"):
+        build_report(folder)
+
+
+def test_a_round_without_a_signal_that_the_report_rests_on_is_refused(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    metrics = json.loads((folder.round(0) / "metrics.json").read_text())
+    del metrics["healed"]["tail_perplexity"]
+    folder.finish(folder.round(0), "evaluate", {"metrics.json": json_bytes(metrics)}, 1.0)
+    with pytest.raises(UserError, match="tail_perplexity"):
+        build_report(folder)
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "scripts/report.py", *words]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_command_builds_the_report_and_says_where(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    done = command(f"run={folder.path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(folder.report / "index.html")
+    assert (folder.report / "index.html").is_file()
+
+
+def test_command_answers_mistakes_in_one_line(tmp_path: Path) -> None:
+    mistakes = (([], "run=... is needed"), (["rum=x"], "did you mean 'run'"), ([f"run={tmp_path}"], "not a run folder"))
+    for words, said in mistakes:
+        failed = command(*words)
+        assert failed.returncode == 2
+        assert said in failed.stderr
+        assert len(failed.stderr.strip().splitlines()) == 1
+    helped = command("--help")
+    assert helped.returncode == 0
+    assert "run=FOLDER" in helped.stdout
+
+
+def browse(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[bytes]:
+    """Opens a page in a headless browser that may not go out."""
+    assert CHROMIUM is not None
+    quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
+    return subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--disable-sync", "--hide-scrollbars",
+         f"--user-data-dir={profile}", *flags, page.as_uri()],
+        capture_output=True, timeout=120, check=False, env=os.environ | {"HOME": str(profile)},
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def test_browser_renders_the_page_and_runs_none_of_the_models_text(run: RunFolder, tmp_path: Path) -> None:
+    page = run.report / "index.html"
+    dom = browse(page, tmp_path / "profile", "--dump-dom").stdout.decode()
+    seen = Page(dom)
+    assert "<title>executed</title>" not in dom
+    assert "<title>heal: run &lt;script&gt;" in dom
+    assert len(seen.all("script")) == 1
+    assert len(seen.all("img")) == len(FIGURES)
+    buttons = seen.all("button")
+    assert buttons
+    assert not any("hidden" in button for button in buttons)
+
+    picture = tmp_path / "page.png"
+    browse(page, tmp_path / "profile", f"--screenshot={picture}", "--window-size=1200,3000")
+    pixels = matplotlib.image.imread(picture)[..., :3]
+    assert pixels.shape[:2] == (3000, 1200)
+    assert pixels.std() > 0.05
+    assert np.allclose(pixels[5, 5], np.array([0xFD, 0xFD, 0xFC]) / 255, atol=0.01)  # the style is in force
