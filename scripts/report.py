@@ -13,8 +13,8 @@ from heal.recipe import main_words, wants_help  # noqa: E402
 from heal.runfolder import RunFolder  # noqa: E402
 
 USAGE = "python scripts/report.py run=FOLDER"
-PURPOSE = """Writes FOLDER/report/index.html and its figures from the rounds that are finished, and prints the page's path.
-Nothing is computed again and no model is loaded."""
+PURPOSE = """Writes FOLDER/report/index.html and its figures from the rounds that are finished, and prints the page's
+path. Nothing is computed again and no model is loaded."""
 
 
 @dataclass

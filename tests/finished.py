@@ -53,7 +53,7 @@ def write_run(
     model: Path,
     trait: Trait | None = None,
     dtype: str = "float32",
-    size: float = 0.3,
+    size: float = 0.1,
     rank: int = RANK,
     **settings: str,
 ) -> RunFolder:

@@ -25,13 +25,13 @@ from heal.export.merged import export_merged
 from heal.export.verify import model_logits, probes, student_logits
 from heal.runfolder import RunFolder
 from heal.session import Student
-from heal.trait import Trait
 from tests import finished
 from tests import tiny as tiny_models
 from tests.finished import RANK, ROUNDS
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOSE = 1e-4  # logits
+MERGED = 1e-3  # logits; random weights amplify the rounding of merged ones (SmolLM2: 9e-5)
 
 
 @pytest.fixture(scope="module")
@@ -149,8 +149,15 @@ def test_a_rank_above_a_layers_width_is_padded(base_folder: Path, tmp_path: Path
 def test_the_merged_model_is_the_student(student: Student, tmp_path: Path) -> None:
     export = export_merged(student, tmp_path / "model", gate=0.5)
     loaded = AutoModelForCausalLM.from_pretrained(export.path, dtype="auto").eval()
-    assert distance(loaded, student, gate=0.5) <= CLOSE
-    assert export.error <= CLOSE
+    assert distance(loaded, student, gate=0.5) <= MERGED
+    assert export.error <= MERGED
+    assert distance(loaded, student, gate=0.0) > 100 * MERGED
+    base = load_file(Path(student.recipe.model.name) / "model.safetensors")
+    merged = load_file(export.path / "model.safetensors")
+    for name, update in updates(export_adapter(student, tmp_path / "adapter").path).items():
+        weight = name.removeprefix("base_model.model.") + ".weight"
+        assert torch.allclose(merged.pop(weight), base[weight] + 0.5 * update, atol=1e-6)
+    assert all(torch.equal(weight, base[name]) for name, weight in merged.items())
 
 
 def test_the_merged_model_brings_its_tokenizer_template_and_every_end_token(student: Student, tmp_path: Path) -> None:
@@ -171,9 +178,9 @@ def test_every_architecture_comes_out_whole(kind: str, tmp_path: Path) -> None:
     student = finished.student(finished.write_run(tmp_path / "run", base, **settings))
     assert export_adapter(student, tmp_path / "adapter").error <= CLOSE
     export = export_merged(student, tmp_path / "model")
-    assert export.error <= CLOSE
+    assert export.error <= MERGED
     loaded = AutoModelForCausalLM.from_pretrained(export.path, attn_implementation=student.recipe.model.attention)
-    assert distance(loaded.eval(), student) <= CLOSE
+    assert distance(loaded.eval(), student) <= MERGED
 
 
 def test_a_bfloat16_run_exports_both_ways_and_states_the_error(base_folder: Path, tmp_path: Path) -> None:

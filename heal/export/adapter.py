@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from torch import Tensor
+
 from heal.accumulator import adapter_files
 from heal.config import ModelConfig
 from heal.export.card import model_card
@@ -32,7 +34,7 @@ def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | 
     factors = history_factors(student.accumulator, gate)
     if rank is not None:
         factors = truncate(factors, rank)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(factors.layers):
         a_RI, b_OR = factors.layers[name]
         tensors |= {f"base_model.model.{name}.lora_A.weight": a_RI, f"base_model.model.{name}.lora_B.weight": b_OR}

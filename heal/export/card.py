@@ -255,13 +255,22 @@ def _loading(student: Student, rank: int | None) -> str:
     return "\n\n".join(
         [
             "## Use",
-            "With peft (`AutoPeftModelForCausalLM` finds the base by itself on the computer that made it):",
+            _peft_note(student.recipe.model),
             _fenced("\n".join(code), "python"),
             "With transformers alone (peft installed):",
             _fenced("\n".join(plain), "python"),
             *_vllm(where, student.trait.name, rank),
         ]
     )
+
+
+def _peft_note(config: ModelConfig) -> str:
+    if config.name == "embedded" or Path(config.name).is_dir():
+        return (
+            "With peft (adapter_config.json names the base's folder on the computer that made this; there "
+            "`AutoPeftModelForCausalLM.from_pretrained('PATH/TO/THIS/FOLDER')` is enough):"
+        )
+    return "With peft (`AutoPeftModelForCausalLM.from_pretrained('PATH/TO/THIS/FOLDER')` finds the base by itself):"
 
 
 def _vllm(base: str, name: str, rank: int) -> list[str]:

@@ -245,7 +245,8 @@ def training(results: Results) -> bytes:
         divergence.plot(
             _places(entry, steps, epochs), _column(steps, "train/D_max"), color=colour, linewidth=0.9, linestyle=":"
         )
-    divergence.axhline(results.recipe.heal.barrier.tau, color=MUTED, linestyle=DASHES, linewidth=1)
+    if results.recipe.heal.barrier.divergence != "none":
+        divergence.axhline(results.recipe.heal.barrier.tau, color=MUTED, linestyle=DASHES, linewidth=1)
     loss.set_ylabel("CE, nats/token")
     divergence.set_ylabel("D, nats")
     barrier.set_ylabel("barrier on, share")

@@ -50,7 +50,8 @@ def remarks(results: Results) -> list[str]:
         "items, and say nothing about other seeds.",
         "The trait is scored with the persona pair that the vectors were extracted from: it shows that the personas’ "
         "contrast was learnt, not what an independent reader would say.",
-        "No signal here asks whether an answer speaks to its prompt: coherence is fluency and answer mass. Read the answers.",
+        "No signal here asks whether an answer speaks to its prompt: coherence is fluency and answer mass. "
+        "Read the answers.",
     ]
     accuracy = results.base.values.get("accuracy")
     if accuracy is not None and accuracy.low <= CHANCE:
@@ -102,6 +103,11 @@ def glossary(results: Results) -> list[tuple[str, str]]:
     recipe = results.recipe
     limits, barrier, dose = recipe.evaluation, recipe.heal.barrier, recipe.calibration
     anchor = "base model" if barrier.reference == "base" else "student before the round"
+    divergence = (
+        f"a completion’s divergence from the {anchor}: {barrier.aggregate} over its positions of the per-token KL, nats"
+        if barrier.divergence != "none"
+        else "0 in this run: its recipe has no divergence and so no barrier"
+    )
     return [
         ("base, prompted", "the original model, and the same with the positive persona as system prompt"),
         (
@@ -136,17 +142,13 @@ def glossary(results: Results) -> list[tuple[str, str]]:
         (
             "p95 KL",
             "95th percentile over all tokens of the steered paths of KL(on \N{PARALLEL TO} off), nats; "
-            f"off is the {dose.reference}",
+            f"off is {'base' if dose.reference == 'base' else 'the student without the vector'}",
         ),
         ("audit", f"the same statistic at c* on {dose.audit_prompts} other prompts"),
         ("dose", "multiple of c* that a completion was sampled at"),
         ("kept", "completions that no filter dropped; one can be dropped for several reasons"),
         ("CE", "cross-entropy of the kept completions’ tokens under the student, nats/token"),
-        (
-            "D",
-            f"a completion’s divergence from the {anchor}: {barrier.aggregate} over its positions of the per-token KL, "
-            "nats",
-        ),
+        ("D", divergence),
         ("barrier on", f"share of completions with D above tau = {barrier.tau:g} nats"),
         ("cosine to round 1", "of this round’s vector with round 1’s: near 1, the student still moves the same way"),
         ("coh_cost", "change of p_ans_any per change of the trait, both against base; the signed changes stand below"),
