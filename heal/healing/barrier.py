@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heal.divergence import kl_divergence
+from heal.divergence import FLOOR, kl_from_logprobs, log_probabilities
 from heal.models.language_model import LanguageModel
 
 Divergence = Literal["none", "kl_fwd", "kl_rev"]
@@ -18,11 +18,18 @@ Aggregate = Literal["mean", "rmse", "p95", "max"]
 
 RMSE_EPS = 1e-6  # nats
 
+_CHUNK_BYTES = 2**27  # of float32 tensors over the vocabulary that live at once
+_COPIES = 6
+
 
 def position_losses(
     language_model: LanguageModel, h_ND: Tensor, target_N: Tensor, reference_ND: Tensor | None, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and divergence per position, float32, both differentiable in `h_ND`.
+
+    The frozen head is applied to chunks of positions, and each chunk's gradients in its hidden states
+    are computed while it goes forward: no `[N, V]` tensor outlives its chunk. The gradients cannot be
+    differentiated again.
 
     Args:
         language_model: whose frozen head is used.
@@ -34,17 +41,49 @@ def position_losses(
     Returns:
         `nll_N` and `kl_N`, nats; `kl_N` is zero when divergence is `none`.
     """
-    logits_NV = language_model.logits(h_ND)
-    nll_N = torch.nn.functional.cross_entropy(logits_NV, target_N, reduction="none")
-    if divergence == "none":
-        return nll_N, torch.zeros_like(nll_N)
-    if reference_ND is None:
+    if divergence != "none" and reference_ND is None:
         raise ValueError(f"position_losses: divergence {divergence} needs the reference's hidden states")
-    with torch.no_grad():
-        reference_NV = language_model.logits(reference_ND)
-    if divergence == "kl_rev":
-        return nll_N, kl_divergence(logits_NV, reference_NV)
-    return nll_N, kl_divergence(reference_NV, logits_NV)
+    vocabulary = language_model.model.get_output_embeddings().weight.shape[0]
+    chunk = max(1, _CHUNK_BYTES // (_COPIES * 4 * vocabulary))
+    return _PositionLosses.apply(h_ND, target_N, reference_ND, language_model, divergence, chunk)
+
+
+class _PositionLosses(torch.autograd.Function):
+    """NLL and KL of each position, with their gradients in the hidden states, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, h_ND, target_N, reference_ND, language_model, divergence, chunk):
+        nll_N, kl_N = h_ND.new_zeros(len(h_ND), dtype=torch.float32), h_ND.new_zeros(len(h_ND), dtype=torch.float32)
+        grad_nll_ND = torch.zeros_like(h_ND, dtype=torch.float32)
+        grad_kl_ND = torch.zeros_like(grad_nll_ND)
+        for start in range(0, len(h_ND), chunk):
+            part = slice(start, start + chunk)
+            logits_NV = language_model.logits(h_ND[part])
+            full_logp_NV = torch.log_softmax(logits_NV, dim=-1)
+            nll_N[part] = -full_logp_NV.gather(-1, target_N[part, None])[:, 0]
+            p_NV = full_logp_NV.exp()
+            if divergence != "none":
+                logp_NV = full_logp_NV.clamp(min=FLOOR)
+                logq_NV = log_probabilities(language_model.logits(reference_ND[part]))
+                if divergence == "kl_rev":  # d KL(p||q) / d logit = p (log p - log q - KL)
+                    kl_N[part] = kl_from_logprobs(logp_NV, logq_NV)
+                    in_logits_NV = (logp_NV - logq_NV).sub_(kl_N[part, None]).mul_(p_NV)
+                else:  # d KL(q||p) / d logit = p - q
+                    kl_N[part] = kl_from_logprobs(logq_NV, logp_NV)
+                    in_logits_NV = p_NV - logq_NV.exp_()
+                grad_kl_ND[part] = language_model.head_gradient(in_logits_NV, logits_NV)
+            p_NV.scatter_add_(-1, target_N[part, None], p_NV.new_full((len(p_NV), 1), -1.0))
+            grad_nll_ND[part] = language_model.head_gradient(p_NV, logits_NV)  # d NLL / d logit = p - onehot
+        ctx.save_for_backward(grad_nll_ND, grad_kl_ND)
+        ctx.dtype = h_ND.dtype
+        return nll_N, kl_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, up_nll_N, up_kl_N):
+        grad_nll_ND, grad_kl_ND = ctx.saved_tensors
+        grad_ND = up_nll_N[:, None] * grad_nll_ND + up_kl_N[:, None] * grad_kl_ND
+        return grad_ND.to(ctx.dtype), None, None, None, None, None
 
 
 def aggregate(kl_N: Tensor, completion_N: Tensor, completions: int, how: Aggregate) -> Tensor:

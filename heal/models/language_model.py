@@ -65,6 +65,18 @@ class LanguageModel:
             logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
         return logits_NV
 
+    def head_gradient(self, grad_NV: Tensor, logits_NV: Tensor) -> Tensor:
+        """Gradient `[N, D]` in the final hidden states, from one in the logits, `[N, V]`; see `logits`.
+
+        Args:
+            grad_NV: gradient in the logits that `logits` returned, float32; overwritten when there is a soft cap.
+            logits_NV: those logits.
+        """
+        if self.softcap is not None:  # d cap tanh(x / cap) / dx = 1 - tanh^2
+            grad_NV.mul_(1 - (logits_NV / self.softcap).square())
+        weight_VD = self.model.get_output_embeddings().weight
+        return (grad_NV.to(weight_VD.dtype) @ weight_VD).float()
+
     def band(self, fractions: tuple[float, float]) -> list[int]:
         """Blocks whose output lies between two fractions of the depth; at least the nearest one.
 
