@@ -24,11 +24,11 @@ def main(words: Sequence[str]) -> None:
     if wants_help(words):
         print(help_text())
         return
-    guarded(lambda: train(words))
+    guarded(lambda: train(words), "What was finished is kept; the same command continues.")
 
 
-def guarded(work: Callable[[], None]) -> None:
-    """Runs `work`; a user's mistake is one line and exit 2, a failed round one line and exit 1."""
+def guarded(work: Callable[[], None], hint: str = "") -> None:
+    """Runs `work`; a user's mistake is one line and exit 2, a failed round one line, then `hint`, and exit 1."""
     signal.signal(signal.SIGTERM, _stop)
     # Threads that wait by spinning slow a run down tenfold as soon as anything else wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -37,9 +37,9 @@ def guarded(work: Callable[[], None]) -> None:
     except UserError as error:
         fail(str(error), 2)
     except RoundError as error:
-        fail(f"{error} What was finished is kept; the same command continues.", 1)
+        fail(f"{error} {hint}".strip(), 1)
     except KeyboardInterrupt:
-        fail("stopped; what was finished is kept, and the same command continues", _STOPPED)
+        fail(f"stopped. {hint}".strip(), _STOPPED)
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -59,7 +59,7 @@ def train(words: Sequence[str]) -> None:
 
     from heal.models.load import load_language_model
     from heal.models.precision import resolve_dtype
-    from heal.session import Session, build_accumulator
+    from heal.session import Session, build_accumulator, fitting
     from heal.tracking import Tracker
 
     refuse_several_processes()
@@ -71,9 +71,12 @@ def train(words: Sequence[str]) -> None:
         dtype, why = getattr(torch, known), "as when the run started"
     else:
         dtype, why = resolve_dtype(recipe.model.dtype, device)
-    facts = {"dtype": str(dtype).removeprefix("torch."), "trait": trait.to_json()}
+    facts: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "trait": trait.to_json()}
     console.say(f"model      {recipe.model.name} in {facts['dtype']} on {device} ({why})")
     model = load_language_model(recipe.model, dtype, device)
+    trait, too_long = fitting(model, recipe, trait)
+    if too_long:
+        console.warn(f"{too_long} prompts of the trait do not fit the model's context and are left out")
     with folder.locked():
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)

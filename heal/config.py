@@ -40,7 +40,7 @@ class ModelConfig:
 @dataclass
 class SteerConfig:
     method: Literal["mean_diff"] = key("mean_diff", "how the vector is extracted")
-    pairs: int = key(128, "persona pairs (contexts), at most those in heal/data/contexts.jsonl", 2)
+    pairs: int = key(64, "persona pairs (contexts), at most those in heal/data/contexts.jsonl", 2)
     band: tuple[float, float] = key((0.45, 0.55), "steered blocks, as fractions of the depth", 0, 1)
 
 
@@ -57,7 +57,7 @@ class CalibrationConfig:
 
 @dataclass
 class GenerationConfig:
-    prompts: int = key(16, "generation prompts a round (drawn from the trait's)", 1)
+    prompts: int = key(12, "generation prompts a round (drawn from the trait's)", 1)
     alphas: list[float] = key([0.5, 0.75, 1.0], "doses, multiples of c_star", 1e-3)
     tokens: int = key(48, "token budget of a completion", 1)
     temperature: float = key(1.0, "sampling temperature; 0: greedy", 0)
@@ -115,7 +115,7 @@ class HealConfig:
 @dataclass
 class EvaluationConfig:
     prompts: int = key(16, "held-out prompts answered greedily", 2)
-    tokens: int = key(48, "token budget of an answer", 1)
+    tokens: int = key(40, "token budget of an answer", 1)
     questions: int = key(24, "embedded general questions", 2)
     resamples: int = key(2000, "bootstrap resamples", 100)
     min_p_ans_any: float = key(0.85, "coherence floor: mean mass on valid answers", 0, 1)

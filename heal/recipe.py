@@ -131,21 +131,14 @@ def load_recipe(words: Sequence[str]) -> Recipe:
     return recipe
 
 
-def parse_words(words: Sequence[str], known: Sequence[str] | None = None) -> dict[str, Any]:
-    """`key=value` words as a dictionary of dotted keys; values are read as YAML, those of text keys as they stand.
-
-    Args:
-        words: the command line.
-        known: the keys that a script takes; None leaves the check to the caller.
-    """
+def parse_words(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as a dictionary of dotted keys; values are read as YAML, those of text keys as they stand."""
     texts = {item.name for item in keys() if _takes_text(item)}
     settings: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
             raise UserError(f"'{word}': expected key=value; --help lists the keys")
-        if known is not None and name not in known:
-            raise UserError(f"unknown key '{name}'{nearest(name, list(known))}")
         as_it_stands = not text or (name in texts and text not in ("null", "~") and text[0] not in "'\"")
         try:
             settings[name] = text if as_it_stands else yaml.safe_load(text)

@@ -47,7 +47,7 @@ class RunFolder:
     def rounds(self) -> list[int]:
         """The rounds whose every stage is done, from 0 up to the first that is not."""
         done: list[int] = []
-        while self.finished(self.round(len(done)), STAGES[-1]):
+        while all(self.finished(self.round(len(done)), stage) for stage in STAGES):
             done.append(len(done))
         return done
 

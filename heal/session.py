@@ -1,7 +1,7 @@
 """What a run holds while it goes on, and how a run on disk becomes a student again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,7 +14,7 @@ from heal.models.load import load_language_model
 from heal.randomness import derive_seed
 from heal.runfolder import RunFolder
 from heal.tracking import Tracker
-from heal.trait import Trait
+from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait
 
 
 @dataclass
@@ -44,6 +44,36 @@ class Session:
     def student(self) -> Student:
         """The student as it stands now."""
         return Student(self.recipe, self.trait, self.folder, self.model, self.accumulator, self.folder.rounds())
+
+
+def fitting(model: LanguageModel, recipe: Recipe, trait: Trait) -> tuple[Trait, int]:
+    """The trait without the prompts that do not fit the model's context, and how many those are.
+
+    A prompt must fit under the longest of the personas and the neutral system prompt, with the
+    longest answer behind it.
+
+    Raises:
+        UserError: too few are left.
+    """
+    budget = model.context - max(recipe.generation.tokens, recipe.evaluation.tokens, recipe.calibration.tokens)
+    systems = (recipe.model.system, trait.positive, trait.negative)
+
+    def fits(prompt: str) -> bool:
+        return max(len(model.chat.ids(system, prompt)) for system in systems) <= budget
+
+    kept = replace(
+        trait,
+        generation_prompts=tuple(filter(fits, trait.generation_prompts)),
+        heldout_prompts=tuple(filter(fits, trait.heldout_prompts)),
+    )
+    left_out = len(trait.generation_prompts) - len(kept.generation_prompts)
+    left_out += len(trait.heldout_prompts) - len(kept.heldout_prompts)
+    if len(kept.generation_prompts) < MIN_GENERATION_PROMPTS or len(kept.heldout_prompts) < MIN_HELDOUT_PROMPTS:
+        raise UserError(
+            f"trait={trait.name}: {left_out} of its prompts do not fit the context of {model.name} "
+            f"({model.context} tokens) with their answers; too few are left"
+        )
+    return kept, left_out
 
 
 def build_accumulator(model: LanguageModel, recipe: Recipe) -> Accumulator:

@@ -180,11 +180,6 @@ def test_a_word_that_is_not_key_value_is_refused(word: str):
         parse_words([word])
 
 
-def test_a_script_s_unknown_key_names_the_nearest_one():
-    with pytest.raises(UserError, match="unknown key 'fromat'; did you mean 'format'"):
-        parse_words(["fromat=model"], known=["run", "format"])
-
-
 @pytest.mark.parametrize("content", ["- a list\n", "just text\n", "a: [1\n", "a: b: c\n", "\x00"])
 def test_a_file_that_is_not_a_mapping_is_refused_and_named(tmp_path: Path, content: str):
     path = tmp_path / "broken.yaml"

@@ -124,7 +124,7 @@ class HealTrainer(SFTTrainer):
         if training and self._barrier.operator_norm:
             penalty = self._barrier.operator_norm * squared_operator_norm(self._accumulator)
             loss = loss + penalty / self.current_gradient_accumulation_steps
-            tally.extra["operator_norm_penalty"] = float(penalty)
+            tally.extra["operator_norm_penalty"] = float(penalty.detach())
         if not torch.isfinite(loss):
             raise RoundError(
                 f"the loss is not finite at step {self.state.global_step + 1} (CE {float(ce):g}, "

@@ -99,6 +99,8 @@ class SteeringVector:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 directions = {int(name.removeprefix("block.")): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if not directions:
+                raise ValueError("no directions")
             return SteeringVector(
                 directions=dict(sorted(directions.items())),
                 method=metadata["method"],

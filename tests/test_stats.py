@@ -1,0 +1,151 @@
+"""Bootstrap intervals: they cover, they pair, they repeat."""
+
+import json
+import math
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from heal.evaluation.stats import Estimate, Statistic, estimate, paired_difference
+
+NAN = float("nan")
+STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
+REDUCE = {"mean": np.mean, "median": np.median}
+
+
+def drawn(n: int, seed: int, scale: float = 1.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.3, scale, n)
+
+
+def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty():
+    covered = 0
+    for seed in range(300):
+        found = estimate(drawn(40, seed), "mean", 500, seed)
+        covered += found.low <= 0.3 <= found.high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_the_interval_of_a_difference_covers_the_truth_about_nineteen_times_in_twenty():
+    covered = 0
+    for seed in range(300):
+        base = drawn(40, seed, 3.0)
+        found = paired_difference(base + drawn(40, seed + 1000), base, "mean", 500, seed)
+        covered += found.low <= 0.3 <= found.high
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_more_items_narrow_the_interval():
+    narrow, wide = estimate(drawn(1600, 1), "mean", 500, 0), estimate(drawn(100, 1), "mean", 500, 0)
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(4.0, rel=0.3)
+
+
+def test_pairing_narrows_the_difference_of_items_that_go_together():
+    base = drawn(40, 0, 3.0)
+    after = base + drawn(40, 1, 0.1)
+    paired = paired_difference(after, base, "mean", 1000, 0)
+    alone, other = estimate(after, "mean", 1000, 0), estimate(base, "mean", 1000, 0)
+    unpaired = math.hypot(alone.high - alone.low, other.high - other.low)
+    assert paired.high - paired.low < unpaired / 10
+    assert paired.excludes_zero
+    assert alone.low < other.high
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_the_value_is_the_statistic_of_the_items(statistic: Statistic):
+    values, base = drawn(41, 0), drawn(41, 1)
+    assert estimate(values, statistic, 200, 0).value == pytest.approx(REDUCE[statistic](values))
+    found = paired_difference(values, base, statistic, 200, 0).value
+    assert found == pytest.approx(REDUCE[statistic](values) - REDUCE[statistic](base))
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("seed", range(10))
+def test_the_interval_lies_within_the_items(statistic: Statistic, seed: int):
+    values = drawn(9, seed)
+    found = estimate(values, statistic, 300, seed)
+    assert values.min() <= found.low <= found.high <= values.max()
+
+
+def test_a_single_outlier_leaves_the_median_alone():
+    values = [*drawn(40, 0), 1e6]
+    assert estimate(values, "median", 300, 0).high < 2
+    assert estimate(values, "mean", 300, 0).value > 1e4
+
+
+def test_pairs_with_a_value_that_is_not_a_number_are_left_out_and_n_says_so():
+    values, base = [1.0, NAN, 3.0, 4.0, 9.0], [0.0, 5.0, NAN, 3.0, 8.0]
+    found = paired_difference(values, base, "mean", 200, 0)
+    assert found.n == 3
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_items_that_are_not_numbers_are_left_out_and_n_says_so():
+    assert estimate([NAN, 2.0, NAN, 2.0], "mean", 200, 0) == Estimate(2.0, 2.0, 2.0, 2)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("values", [[], [NAN], [NAN, NAN]])
+def test_without_a_single_number_there_is_no_estimate(values: list[float], statistic: Statistic):
+    for found in (estimate(values, statistic, 200, 0), paired_difference(values, values, statistic, 200, 0)):
+        assert found.n == 0
+        assert all(math.isnan(number) for number in (found.value, found.low, found.high))
+        assert not found.excludes_zero
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_constant_items_have_an_interval_of_no_width(statistic: Statistic):
+    alone, difference = ([0.7] * 12,), ([0.7] * 12, [0.5] * 12)
+    for found, value in (
+        (estimate(*alone, statistic, 200, 0), 0.7),
+        (paired_difference(*difference, statistic, 200, 0), 0.2),
+    ):
+        assert (found.value, found.low, found.high) == pytest.approx((value, value, value))
+        assert found.high - found.low < 1e-12
+
+
+def test_one_item_has_an_interval_of_no_width():
+    assert estimate([0.7], "mean", 200, 0) == Estimate(0.7, 0.7, 0.7, 1)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_nothing_differs_from_itself(statistic: Statistic):
+    assert paired_difference(drawn(20, 0), drawn(20, 0), statistic, 200, 0) == Estimate(0.0, 0.0, 0.0, 20)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    values = drawn(20, 0)
+    assert estimate(values, "mean", 200, 5) == estimate(values, "mean", 200, 5)
+    assert estimate(values, "mean", 200, 5) != estimate(values, "mean", 200, 6)
+
+
+def test_a_difference_turned_round_has_the_mirrored_interval():
+    values, base = drawn(20, 0), drawn(20, 1)
+    there, back = paired_difference(values, base, "mean", 300, 0), paired_difference(base, values, "mean", 300, 0)
+    assert (-back.value, -back.high, -back.low) == pytest.approx((there.value, there.low, there.high))
+
+
+@pytest.mark.parametrize("lengths", [(3, 4), (4, 3), (0, 1)])
+def test_sides_of_different_length_are_an_error(lengths: tuple[int, int]):
+    with pytest.raises(ValueError, match=f"{lengths[0]} items against {lengths[1]}"):
+        paired_difference([1.0] * lengths[0], [1.0] * lengths[1], "mean", 200, 0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "excludes"),
+    [
+        (0.1, 0.2, True),
+        (-0.2, -0.1, True),
+        (-0.1, 0.2, False),
+        (0.0, 0.2, False),
+        (-0.2, 0.0, False),
+        (NAN, NAN, False),
+    ],
+)
+def test_an_interval_excludes_zero_only_from_one_side(low: float, high: float, excludes: bool):
+    assert Estimate((low + high) / 2, low, high, 5).excludes_zero is excludes
+
+
+def test_an_estimate_is_plain_json():
+    found = estimate(drawn(20, 0), "mean", 200, 0)
+    assert Estimate(**json.loads(json.dumps(found.to_json()))) == found
