@@ -121,7 +121,8 @@ class RunFolder:
     def finished(self, folder: Path, stage: str) -> bool:
         """Whether `stage` is done in `folder` and its files are as it wrote them.
 
-        A last stage with a damaged file is not done (it will be done again).
+        A last stage with a damaged file is not done (it will be done again), nor are those before it
+        that wrote the same file.
 
         Raises:
             UserError: a damaged file has later results built on it.
@@ -133,7 +134,8 @@ class RunFolder:
             path = folder / name
             if path.is_file() and sha256(path) == digest:
                 continue
-            if list(manifest)[-1] == stage and not self._later(folder):
+            later = list(manifest)[list(manifest).index(stage) + 1 :]
+            if all(name in manifest[other]["files"] for other in later) and not self._later(folder):
                 return False
             raise UserError(
                 f"{path}: missing or not what the run wrote, and later results are built on it. "
@@ -145,10 +147,13 @@ class RunFolder:
         """Writes a stage's files, each whole, then marks the stage done."""
         for name, content in files.items():
             write_atomic(folder / name, content)
-        manifest = {name: entry for name, entry in _manifest(folder).items() if name != stage}
-        for entry in manifest.values():  # a file written again (the vector, with its c_star) is this stage's now
-            entry["files"] = {name: digest for name, digest in entry["files"].items() if name not in files}
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        before = _manifest(folder)
+        order = list(before)
+        kept = order[: order.index(stage)] if stage in before else order  # what came after it is undone
+        manifest = {name: before[name] for name in kept}
+        for entry in manifest.values():  # a file written again: the vector, with its c_star
+            entry["files"] |= {name: digest for name, digest in digests.items() if name in entry["files"]}
         manifest[stage] = {"files": digests, "seconds": round(seconds, 3)}
         write_atomic(folder / MANIFEST, json_bytes(manifest))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from heal.healing import barrier
 from heal.healing.barrier import RMSE_EPS, Aggregate, Divergence, aggregate, lambda_for_round, position_losses
 from heal.models.language_model import LanguageModel
 from tests.tiny import load
@@ -85,20 +86,64 @@ def test_equal_states_have_no_divergence_and_no_gradient_from_it(tiny: LanguageM
     assert h.grad.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_in_the_states_are_those_of_the_dense_form(tiny: LanguageModel, kind: Divergence):
-    target, reference = torch.randint(0, 256, (9,), generator=source()), states(tiny, 9, seed=1)
-    weight = torch.rand(9, generator=source(2))
-    h, dense_h = states(tiny, 9).requires_grad_(), states(tiny, 9).requires_grad_()
-    nll, kl = position_losses(tiny, h, target, reference, kind)
-    (nll.sum() + (weight * kl).sum()).backward()
-
-    logp, logr = dense_logprobs(tiny, dense_h), dense_logprobs(tiny, reference)
-    dense = {"none": torch.zeros(9), "kl_fwd": dense_kl(logr, logp), "kl_rev": dense_kl(logp, logr)}[kind]
-    (-logp[range(9), target].sum() + (weight * dense).sum()).backward()
+def loss_and_gradient(
+    language_model: LanguageModel, kind: Divergence, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Both losses at nine positions and the gradient of a weighted sum of them in the states."""
+    h = states(language_model, 9).to(dtype).requires_grad_()
+    target, weight = torch.randint(0, 256, (9,), generator=source()), torch.rand(2, 9, generator=source(2))
+    reference = states(language_model, 9, seed=1).to(dtype)
+    found = torch.stack(position_losses(language_model, h, target, reference, kind))
+    (weight * found).sum().backward()
     assert h.grad is not None
-    assert dense_h.grad is not None
-    torch.testing.assert_close(h.grad, dense_h.grad, rtol=1e-4, atol=1e-5)
+    return found.detach(), h.grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_in_the_states_are_those_of_the_dense_form(any_architecture: LanguageModel, kind: Divergence):
+    model = any_architecture
+    h, reference = states(model, 9).requires_grad_(), states(model, 9, seed=1)
+    target, weight = torch.randint(0, 256, (9,), generator=source()), torch.rand(2, 9, generator=source(2))
+    logp, logr = dense_logprobs(model, h), dense_logprobs(model, reference)
+    dense = {"none": torch.zeros(9), "kl_fwd": dense_kl(logr, logp), "kl_rev": dense_kl(logp, logr)}[kind]
+    (weight[0] * -logp[range(9), target] + weight[1] * dense).sum().backward()
+    assert h.grad is not None
+    torch.testing.assert_close(loss_and_gradient(model, kind)[1], h.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_of_the_chunks_decides_nothing(
+    any_architecture: LanguageModel, kind: Divergence, chunk: int, monkeypatch: pytest.MonkeyPatch
+):
+    expected = loss_and_gradient(any_architecture, kind)
+    vocabulary = any_architecture.model.get_output_embeddings().weight.shape[0]
+    monkeypatch.setattr(barrier, "_CHUNK_BYTES", chunk * barrier._COPIES * 4 * vocabulary)
+    for found, whole in zip(loss_and_gradient(any_architecture, kind), expected, strict=True):
+        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_states_get_a_bfloat16_gradient_near_the_exact_one(tiny_folder: Path, kind: Divergence):
+    losses, gradient = loss_and_gradient(load(tiny_folder, torch.bfloat16), kind, torch.bfloat16)
+    exact_losses, exact = loss_and_gradient(load(tiny_folder), kind)
+    assert losses.dtype == torch.float32
+    assert gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(losses, exact_losses, rtol=0.05, atol=0.05)
+    assert (gradient.float() - exact).norm() < 0.03 * exact.norm()
+
+
+def test_the_frozen_head_gets_no_gradient(tiny: LanguageModel):
+    loss_and_gradient(tiny, "kl_rev")
+    assert all(weight.grad is None for weight in tiny.model.parameters())
+
+
+def test_looking_at_a_gradient_twice_gives_the_same(tiny: LanguageModel):
+    h = states(tiny, 9).requires_grad_()
+    nll, kl = position_losses(tiny, h, torch.zeros(9, dtype=torch.long), states(tiny, 9, seed=1), "kl_rev")
+    first = torch.autograd.grad(kl.sum(), h, retain_graph=True)[0]
+    torch.autograd.grad(nll.sum(), h, retain_graph=True)
+    assert torch.equal(torch.autograd.grad(kl.sum(), h)[0], first)
 
 
 def test_the_reference_gets_no_gradient(tiny: LanguageModel):

@@ -1,0 +1,384 @@
+"""A run on disk: written whole, checked when read, continued, and never mistaken for another."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heal.config import Recipe
+from heal.errors import UserError
+from heal.recipe import load_recipe
+from heal.runfolder import (
+    MANIFEST,
+    STAGES,
+    Events,
+    RunFolder,
+    clear_temporary,
+    json_bytes,
+    jsonl_bytes,
+    read_json,
+    read_jsonl,
+    write_atomic,
+)
+
+FACTS = {"dtype": "float32", "trait": {"name": "warm"}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def recipe(*words: str) -> Recipe:
+    return load_recipe(["recipe=smoke", "run.name=here", *words])
+
+
+def finish_round(run: RunFolder, index: int, upto: str = STAGES[-1]) -> Path:
+    """Finishes a round's stages up to `upto`, each with a file of its own."""
+    folder = run.round(index)
+    for stage in STAGES[: STAGES.index(upto) + 1]:
+        run.finish(folder, stage, {f"{stage}.json": json_bytes({"round": index})}, 1.0)
+    return folder
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# Writing.
+
+
+def test_a_file_is_written_whole_and_nothing_else_is_left(tmp_path: Path):
+    path = tmp_path / "a" / "b.bin"
+    for content in (b"first", b"", b"second" * 1000):
+        write_atomic(path, content)
+        assert path.read_bytes() == content
+        assert files_below(tmp_path) == {"a/b.bin"}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "b.bin"
+    write_atomic(path, b"old")
+    with pytest.raises(TypeError):
+        write_atomic(path, "not bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"old"
+    assert files_below(tmp_path) == {"b.bin"}
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_and_results_are_not(tmp_path: Path):
+    (tmp_path / "rounds").mkdir()
+    (tmp_path / "rounds" / ".metrics.json.123.tmp").write_bytes(b"half")
+    (tmp_path / "rounds" / ".export.tmp").mkdir()
+    (tmp_path / "rounds" / ".export.tmp" / "x").write_bytes(b"half")
+    (tmp_path / "rounds" / "metrics.json").write_bytes(b"{}")
+    clear_temporary(tmp_path)
+    assert files_below(tmp_path) == {"rounds/metrics.json"}
+    assert os.listdir(tmp_path / "rounds") == ["metrics.json"]
+
+
+def test_rows_come_back_from_lines_as_they_went(tmp_path: Path):
+    rows = [{"text": "one\ntwo  three", "values": [1, 2.5, None]}, {"text": "“é”\u2028\u0085 爱", "values": []}]
+    write_atomic(tmp_path / "rows.jsonl", jsonl_bytes(rows))
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+
+
+@pytest.mark.parametrize("read", [read_json, read_jsonl])
+@pytest.mark.parametrize("content", [b'{"a": 1', b'{"a": 1}\n{"b"', b"\xff\xfe\x00", b"PK\x03\x04"])
+def test_a_truncated_or_foreign_file_is_named(tmp_path: Path, read, content: bytes):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json: truncated or not JSON"):
+        read(path)
+
+
+# Stages.
+
+
+def test_a_stage_is_finished_once_it_says_so(run: RunFolder):
+    folder = run.round(0)
+    assert not run.finished(folder, "extract")
+    run.finish(folder, "extract", {"vector.safetensors": b"v", "sub/more.json": b"{}"}, 2.5)
+    assert run.finished(folder, "extract")
+    assert not run.finished(folder, "calibrate")
+    assert files_below(folder) == {"vector.safetensors", "sub/more.json", MANIFEST}
+    assert run.seconds(folder) == {"extract": 2.5}
+
+
+def test_files_without_their_mark_are_not_finished(run: RunFolder):
+    """Killed between the last file and the manifest: the stage is done again."""
+    write_atomic(run.round(0) / "extract.json", b"{}")
+    assert not run.finished(run.round(0), "extract")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one byte", "missing", "a folder"])
+def test_a_damaged_file_of_the_last_stage_makes_it_undone(run: RunFolder, damage: str):
+    folder = finish_round(run, 0, "calibrate")
+    path = folder / "calibrate.json"
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_bytes(content[:-3] if damage == "truncated" else bytes([content[0] ^ 1]) + content[1:])
+    assert not run.finished(folder, "calibrate")
+    assert run.finished(folder, "extract")
+
+
+def test_an_undone_stage_can_be_done_again(run: RunFolder):
+    folder = finish_round(run, 0, "calibrate")
+    (folder / "calibrate.json").unlink()
+    run.finish(folder, "calibrate", {"calibrate.json": b"again"}, 1.0)
+    assert run.finished(folder, "calibrate")
+    assert run.finished(folder, "extract")
+
+
+def test_a_damaged_file_that_later_stages_rest_on_is_refused_by_name(run: RunFolder):
+    folder = finish_round(run, 0, "generate")
+    (folder / "calibrate.json").write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"calibrate\.json: .*later results are built on it"):
+        run.finished(folder, "calibrate")
+
+
+def test_a_damaged_last_stage_that_a_later_round_rests_on_is_refused(run: RunFolder):
+    finish_round(run, 0)
+    finish_round(run, 1, "extract")
+    (run.round(0) / "evaluate.json").unlink()
+    with pytest.raises(UserError, match=r"evaluate\.json"):
+        run.finished(run.round(0), "evaluate")
+
+
+def test_a_damaged_last_stage_of_the_last_round_is_only_undone(run: RunFolder):
+    finish_round(run, 0)
+    finish_round(run, 1)
+    (run.round(1) / "evaluate.json").unlink()
+    assert not run.finished(run.round(1), "evaluate")
+    assert run.rounds() == [0]
+
+
+def test_a_baseline_that_rounds_rest_on_is_refused_when_damaged(run: RunFolder):
+    run.finish(run.baseline, "base", {"base.json": b"{}"}, 1.0)
+    run.finish(run.baseline, "prompted", {"prompted.json": b"{}"}, 1.0)
+    (run.baseline / "prompted.json").unlink()
+    assert not run.finished(run.baseline, "prompted")
+    finish_round(run, 0)
+    with pytest.raises(UserError, match=r"prompted\.json"):
+        run.finished(run.baseline, "prompted")
+
+
+def test_a_file_that_two_stages_write_is_the_later_one_s(run: RunFolder):
+    folder = run.round(0)
+    run.finish(folder, "extract", {"vector.safetensors": b"bare"}, 1.0)
+    run.finish(folder, "calibrate", {"vector.safetensors": b"with its dose", "calibration.json": b"{}"}, 1.0)
+    assert (folder / "vector.safetensors").read_bytes() == b"with its dose"
+    assert run.finished(folder, "extract")
+    assert run.finished(folder, "calibrate")
+
+
+def test_a_damaged_file_that_two_stages_wrote_undoes_both(run: RunFolder):
+    """The later stage reads what the earlier one wrote: it must not go on from a damaged vector."""
+    folder = run.round(0)
+    run.finish(folder, "extract", {"vector.safetensors": b"bare"}, 1.0)
+    run.finish(folder, "calibrate", {"vector.safetensors": b"with its dose", "calibration.json": b"{}"}, 1.0)
+    (folder / "vector.safetensors").write_bytes(b"with its d0se")
+    assert not run.finished(folder, "extract")
+    run.finish(folder, "extract", {"vector.safetensors": b"bare"}, 1.0)
+    assert run.finished(folder, "extract")
+    assert not run.finished(folder, "calibrate")
+
+
+def test_a_damaged_file_that_two_stages_wrote_is_refused_once_a_third_rests_on_it(run: RunFolder):
+    folder = run.round(0)
+    run.finish(folder, "extract", {"vector.safetensors": b"bare"}, 1.0)
+    run.finish(folder, "calibrate", {"vector.safetensors": b"with its dose"}, 1.0)
+    run.finish(folder, "generate", {"completions.jsonl": b"{}"}, 1.0)
+    (folder / "vector.safetensors").unlink()
+    for stage in ("extract", "calibrate"):
+        with pytest.raises(UserError, match=r"vector\.safetensors"):
+            run.finished(folder, stage)
+
+
+def test_finished_rounds_are_those_up_to_the_first_gap(run: RunFolder):
+    assert run.rounds() == []
+    finish_round(run, 0)
+    finish_round(run, 1)
+    finish_round(run, 2, "heal")
+    finish_round(run, 3)
+    assert run.rounds() == [0, 1]
+
+
+def test_a_truncated_manifest_is_named(run: RunFolder):
+    folder = finish_round(run, 0)
+    (folder / MANIFEST).write_bytes(b'{"extract": {"fi')
+    with pytest.raises(UserError, match=r"stages\.json: truncated"):
+        run.finished(folder, "extract")
+
+
+# Whose folder it is.
+
+
+def test_a_new_folder_holds_the_recipe_and_the_facts(run: RunFolder):
+    asked = recipe()
+    assert run.start(asked, FACTS) is False
+    assert run.recipe() == asked
+    assert run.facts() == FACTS
+
+
+def test_the_same_recipe_continues(run: RunFolder):
+    run.start(recipe(), FACTS)
+    assert run.start(recipe(), FACTS) is True
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("heal.barrier.tau=0.9", r"heal\.barrier\.tau: \S+ there, 0\.9 asked"),
+        ("run.seed=5", r"run\.seed: 0 there, 5 asked"),
+        ("model.name=elsewhere", r"model\.name: embedded there, elsewhere asked"),
+        ("recipe=nll", r"recipe: smoke there, nll asked"),
+        ("trait=candour", r"trait: \w+ there, candour asked"),
+        ("generation.alphas=[0.25,0.5]", r"generation\.alphas: \[.*\] there, \[0\.25, 0\.5\] asked"),
+    ],
+)
+def test_another_recipe_is_refused_with_what_differs_and_nothing_is_written(run: RunFolder, word: str, shown: str):
+    run.start(recipe(), FACTS)
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    for again in (run.start, run.refuse_other):
+        with pytest.raises(UserError, match=shown):
+            again(recipe(word), FACTS)
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "word", ["run.rounds=9", "run.root=elsewhere", "tracking.mode=disabled", "compute.decode_batch=7"]
+)
+def test_keys_that_do_not_change_the_result_may_change(run: RunFolder, word: str):
+    run.start(recipe(), FACTS)
+    assert run.start(recipe(word), FACTS) is True
+    assert run.recipe() == recipe(word)
+
+
+@pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"trait": {"name": "cold"}}])
+def test_changed_facts_are_refused_by_name(run: RunFolder, changed: dict):
+    run.start(recipe(), FACTS)
+    with pytest.raises(UserError, match=f"{next(iter(changed))}: changed since the run started"):
+        run.start(recipe(), FACTS | changed)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(run: RunFolder):
+    run.path.mkdir()
+    (run.path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a run"):
+        run.start(recipe(), FACTS)
+    assert files_below(run.path) == {"thesis.txt"}
+
+
+def test_a_start_that_was_killed_before_the_recipe_was_written_starts_anew(run: RunFolder):
+    run.path.mkdir()
+    (run.path / ".lock").touch()
+    write_atomic(run.path / "facts.json", json_bytes({"dtype": "bfloat16"}))
+    assert run.start(recipe(), FACTS) is False
+    assert run.facts() == FACTS
+
+
+def test_a_start_that_was_killed_while_it_wrote_starts_anew(run: RunFolder):
+    run.path.mkdir()
+    (run.path / ".facts.json.4711.tmp").write_bytes(b"{")
+    clear_temporary(run.path)
+    assert run.start(recipe(), FACTS) is False
+
+
+@pytest.mark.parametrize("content", [None, b"not: [a mapping", b"- a list\n", b"run:\n  nmae: x\n"])
+def test_a_folder_without_a_readable_recipe_is_no_run(run: RunFolder, content: bytes | None):
+    run.path.mkdir()
+    if content is not None:
+        (run.path / "recipe.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=run.path.name):
+        run.recipe()
+
+
+# One process at a time.
+
+_HOLD = """
+import sys
+from pathlib import Path
+from heal.errors import UserError
+from heal.runfolder import RunFolder
+try:
+    with RunFolder(Path(sys.argv[1])).locked():
+        print("held", flush=True)
+        sys.stdin.read()
+except UserError as error:
+    print(error, flush=True)
+    raise SystemExit(3)
+"""
+
+
+def holder(run: RunFolder) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(run.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).resolve().parent.parent,
+    )
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone_even_if_it_was_killed(run: RunFolder):
+    with holder(run) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is running"), run.locked():
+            pass
+        first.kill()
+    with run.locked(), holder(run) as second:
+        assert "another process is running" in second.communicate()[0]
+        assert second.returncode == 3
+
+
+def test_a_lock_is_given_back_after_an_error(run: RunFolder):
+    with pytest.raises(KeyboardInterrupt), run.locked():
+        raise KeyboardInterrupt
+    with run.locked():
+        assert run.path.is_dir()
+
+
+# Events.
+
+
+def test_events_are_lines_of_json_with_time_and_kind(tmp_path: Path):
+    events = Events(tmp_path / "run" / "events.jsonl")
+    events.write("stage", {"found": "a\nb", "where": Path("x")})
+    events.write("end", {"state": "done"})
+    first, second = read_jsonl(tmp_path / "run" / "events.jsonl")
+    assert (first["kind"], first["found"], first["where"]) == ("stage", "a\nb", "x")
+    assert second["kind"] == "end"
+    assert 0 < first["time"] <= second["time"]
+
+
+def test_a_later_process_adds_to_the_events(tmp_path: Path):
+    for number in range(3):
+        Events(tmp_path / "events.jsonl").write("start", {"number": number})
+    assert [event["number"] for event in read_jsonl(tmp_path / "events.jsonl")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_a_line_that_a_killed_process_left_half_written_is_cut(tmp_path: Path, cut: int):
+    path = tmp_path / "events.jsonl"
+    Events(path).write("one", {})
+    whole = path.read_bytes()
+    Events(path).write("two", {"text": "é" * 20})
+    path.write_bytes(path.read_bytes()[:-cut])
+    Events(path).write("three", {})
+    assert path.read_bytes().startswith(whole)
+    assert [json.loads(line)["kind"] for line in path.read_bytes().splitlines()] == ["one", "three"]
+
+
+def test_whole_events_are_never_cut(tmp_path: Path):
+    path = tmp_path / "events.jsonl"
+    Events(path).write("one", {})
+    before = path.read_bytes()
+    Events(path)
+    assert path.read_bytes() == before
