@@ -48,12 +48,13 @@ def _stop(number: int, frame: Any) -> None:
 
 def train(words: Sequence[str]) -> None:
     """Runs or continues the run that `words` describe."""
+    refuse_several_processes()
     recipe = load_recipe(words)
     trait = load_trait(recipe.trait)
     recipe.run.name = recipe.run.name or default_name(recipe, trait)
     console = Console()
     console.say("loading the libraries ...")
-    quiet_libraries()
+    quiet_libraries(downloads=recipe.model.name != "embedded")
     import torch
     from accelerate import Accelerator
 
@@ -62,7 +63,7 @@ def train(words: Sequence[str]) -> None:
     from heal.session import Session, build_accumulator, fitting
     from heal.tracking import Tracker
 
-    refuse_several_processes()
+    torch.set_num_threads(recipe.compute.threads or usable_cores())
     device = Accelerator().device
     folder = RunFolder(Path(recipe.run.root) / recipe.run.name)
     folder.refuse_other(recipe, {"trait": trait.to_json()})
@@ -117,21 +118,35 @@ def default_name(recipe: Recipe, trait: Trait) -> str:
 
 
 def refuse_several_processes() -> None:
-    """UserError when the launcher started more than one process, which heal does not shard over yet."""
-    from accelerate import PartialState
+    """UserError when the launcher started more than one process, which heal does not shard over yet.
 
-    state = PartialState()
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if max(state.num_processes, asked) > 1:
-        if int(os.environ.get("RANK", "0")) > 0:
-            raise SystemExit(2)
-        raise UserError(
-            f"{max(state.num_processes, asked)} processes were launched; heal runs in one: --num_processes 1"
-        )
+    Read before anything waits for the other processes; only the first of them speaks.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched == 1:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        raise SystemExit(2)
+    raise UserError(f"{launched} processes were launched; heal runs in one: accelerate launch --num_processes 1")
 
 
-def quiet_libraries() -> None:
-    """Keeps other libraries' progress bars and notices off the console; our own say what matters."""
+def usable_cores() -> int:
+    """Physical cores that this process may run on (a launcher that sets OMP_NUM_THREADS=1 means one of several
+    processes, which heal is not)."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def quiet_libraries(downloads: bool = False) -> None:
+    """Keeps other libraries' progress bars and notices off the console; our own say what matters.
+
+    Args:
+        downloads: leave on the bars, because a model may have to be downloaded.
+    """
+    if not downloads:
+        os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)

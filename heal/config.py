@@ -134,6 +134,7 @@ class TrackingConfig:
 
 @dataclass
 class ComputeConfig:
+    threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0)
     decode_batch: int = key(96, "rows decoded side by side", 1)
     batch_tokens: int = key(4096, "tokens of a scoring or extraction batch", 1)
 

@@ -274,7 +274,8 @@ def measure_stage(
 
     def compute(shown: Stage) -> tuple[StageResult, Files]:
         result = evaluate(subject, held_out(session), recipe.evaluation.tokens, shown.progress)
-        values = {s.name: sum(s.values) / len(s.values) for s in result.signals if s.statistic == "mean"}
+        signals = sorted(result.signals, key=lambda signal: signal.role != "trait")
+        values = {s.name: sum(s.values) / len(s.values) for s in signals if s.statistic == "mean"}
         shown.found(", ".join(f"{signal} {value:.3f}" for signal, value in values.items()))
         return result, {f"{name}.json": json_bytes(result.to_json())} | extra(result)
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
+from heal.errors import UserError
 from heal.runfolder import Events
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 _PROBE_SECONDS = 3.0
+_INIT_SECONDS = 15.0
 
 
 class Tracker:
@@ -44,34 +46,48 @@ class Tracker:
         self._events = events
         self.mode = resolve_mode(mode)
         self._run: Any = None
+        if self.mode != "disabled":
+            self._run = self._open(
+                mode == "online", project=project, entity=entity, name=name, group=name, config=config, dir=str(folder)
+            )
         self._events.write("start", {"config": config, "wandb": self.mode})
-        if self.mode == "disabled":
+        if self._run is None:
             return
-        os.environ["WANDB_SILENT"] = "true"
-        import wandb
-
-        self._run = wandb.init(
-            project=project,
-            entity=entity,
-            name=name,
-            group=name,
-            config=config,
-            dir=str(folder),
-            mode=self.mode,
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                disable_git=True,
-                disable_code=True,
-                x_disable_stats=True,
-                x_disable_machine_info=True,
-            ),
-        )
         self._run.define_metric("round")
         self._run.define_metric("round/*", step_metric="round")
         self._run.define_metric("rounds_trained")
         for curve in ("train/*", "eval/*"):
             self._run.define_metric(curve, step_metric="rounds_trained")
+
+    def _open(self, insisted: bool, **arguments: Any) -> Any:
+        """A W&B run; offline when the server refuses the key or does not answer in time.
+
+        Raises:
+            UserError: it does, and the user insisted on online.
+        """
+        os.environ["WANDB_SILENT"] = "true"
+        import wandb
+
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+            init_timeout=_INIT_SECONDS,
+        )
+        try:
+            return wandb.init(mode=self.mode, settings=settings, **arguments)
+        except wandb.errors.Error as error:
+            if insisted:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(
+                    f"tracking.mode=online: W&B does not start ({reason}); log in with `wandb login`, or leave it "
+                    "to tracking.mode=auto"
+                ) from error
+        self.mode = "offline"
+        return wandb.init(mode=self.mode, settings=settings, **arguments)
 
     def event(self, kind: str, content: dict[str, Any]) -> None:
         """Something worth a line in events.jsonl alone."""

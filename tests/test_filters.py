@@ -147,11 +147,11 @@ def test_a_short_answer_does_not_loop(text: str):
     assert repetition(text) <= LIMITS.max_repetition
 
 
-@pytest.mark.parametrize("length", range(1, 13))
 @pytest.mark.parametrize("text", ORDINARY[:-1])
-def test_a_phrase_of_up_to_a_dozen_words_said_five_times_is_a_repetition(text: str, length: int):
-    phrase = " ".join(text.split()[:length])
-    assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
+def test_a_phrase_of_up_to_a_dozen_words_said_five_times_is_a_repetition(text: str):
+    for length in range(1, 13):
+        phrase = " ".join(text.split()[:length])
+        assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
 
 
 def test_case_and_spacing_do_not_hide_a_loop():
@@ -186,9 +186,9 @@ def test_a_broken_duplicate_is_named_broken():
     assert verdicts([candidate(text), candidate(text, 99.0)], LIMITS, ()) == [[], ["tail perplexity"]]
 
 
-@pytest.mark.parametrize("tokens", range(200))
-def test_the_tail_is_a_quarter_but_at_least_a_few_tokens_and_at_most_all(tokens: int):
-    length = tail_length(tokens)
-    assert min(tokens, MIN_TAIL_TOKENS) <= length <= tokens
-    if tokens >= 4 * MIN_TAIL_TOKENS:
-        assert tokens / 4 <= length < tokens / 4 + 1
+def test_the_tail_is_a_quarter_but_at_least_a_few_tokens_and_at_most_all():
+    for tokens in range(200):
+        length = tail_length(tokens)
+        assert min(tokens, MIN_TAIL_TOKENS) <= length <= tokens
+        if tokens >= 4 * MIN_TAIL_TOKENS:
+            assert tokens / 4 <= length < tokens / 4 + 1

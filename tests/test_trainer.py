@@ -140,10 +140,10 @@ def test_the_first_loss_is_that_of_a_dense_recomputation(tiny_folder: Path, dive
     assert 0 < over.sum() < len(ROWS)
     entry = healed(model, accumulator, config)[0]
     wall = config.barrier.strength * torch.relu(d - config.barrier.tau).mean()
-    assert entry["train/ce"] == pytest.approx(float(ce), rel=1e-5)
-    assert entry["train/loss"] == pytest.approx(float(ce + wall), rel=1e-5)
-    assert entry["train/D_mean"] == pytest.approx(float(d.mean()), rel=1e-3)
-    assert entry["train/D_max"] == pytest.approx(float(d.max()), rel=1e-3)
+    assert entry["train/ce"] == pytest.approx(ce.item(), rel=1e-5)
+    assert entry["train/loss"] == pytest.approx((ce + wall).item(), rel=1e-5)
+    assert entry["train/D_mean"] == pytest.approx(d.mean().item(), rel=1e-3)
+    assert entry["train/D_max"] == pytest.approx(d.max().item(), rel=1e-3)
     assert entry["train/barrier_on"] == pytest.approx(float(over.double().mean()))
 
 
@@ -523,8 +523,8 @@ def test_held_out_completions_are_validated_each_epoch_and_never_trained_on(tiny
     validation = [entry for entry in log if "eval/loss" in entry]
     assert [entry["epoch"] for entry in validation] == [1.0, 2.0]
     ce, d = dense_terms(model, accumulator, [ROWS[index] for index in held_out], config.barrier)
-    assert validation[-1]["eval/ce"] == pytest.approx(float(ce), rel=1e-5)
-    assert validation[-1]["eval/D_mean"] == pytest.approx(float(d.mean()), rel=1e-3)
+    assert validation[-1]["eval/ce"] == pytest.approx(ce.item(), rel=1e-5)
+    assert validation[-1]["eval/D_mean"] == pytest.approx(d.mean().item(), rel=1e-3)
 
     others = [replace(row, ids=(7, 8, 9, 2)) if index in held_out else row for index, row in enumerate(ROWS)]
     model, again = student(tiny_folder, rounds=1)

@@ -1,0 +1,66 @@
+"""The command line as a user types it, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heal.app import usable_cores
+from heal.recipe import keys
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = [sys.executable, "heal/train.py"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "-q"]
+
+
+def run(line: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in the repository's root."""
+    return subprocess.run(line, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_key_with_its_type_and_meaning() -> None:
+    done = run([*PYTHON, "--help"])
+    assert done.returncode == 0
+    assert [item.name for item in keys() if f"  {item.name}=" not in done.stdout or item.help not in done.stdout] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("recipe=kl_rev_rms", "did you mean 'kl_rev_rmse'?"),
+        ("trait=lvoe", "did you mean 'love'?"),
+        ("heal.tau=1", "did you mean 'heal."),
+        ("heal.rank=many", "expected int"),
+        ("run.rounds=0", "must be >= 1"),
+        ("model.name=/no/such/folder", "not found"),
+    ],
+)
+def test_a_mistake_is_one_line_with_a_hint_and_exit_2(word: str, hint: str, tmp_path: Path) -> None:
+    done = run([*PYTHON, word, f"run.root={tmp_path}"])
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert hint in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--config_file", "accelerate_config.yaml"]])
+def test_accelerate_launch_takes_the_same_words(options: list[str]) -> None:
+    done = run([*ACCELERATE, *options, "heal/train.py", "recipe=smok"])
+    assert done.returncode == 2
+    assert "did you mean 'smoke'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_several_processes_are_refused_in_one_line(tmp_path: Path) -> None:
+    line = [*PYTHON, "recipe=smoke", f"run.root={tmp_path}"]
+    done = run(line, WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "2 processes were launched" in done.stderr
+
+
+def test_a_launcher_that_leaves_one_thread_does_not_slow_the_run() -> None:
+    done = run([sys.executable, "-c", "from heal.app import usable_cores; print(usable_cores())"], OMP_NUM_THREADS="1")
+    assert int(done.stdout) == usable_cores() <= (os.cpu_count() or 1)

@@ -1,0 +1,374 @@
+"""What events.jsonl and W&B get, and that W&B never asks, never waits and never stops a run."""
+
+import http.server
+import json
+import os
+import pty
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from wandb.proto.wandb_internal_pb2 import Record
+
+from heal.runfolder import Events, read_jsonl
+from heal.tracking import Mode, Tracker, resolve_mode
+
+CONFIG = {"recipe": "smoke", "heal": {"rank": 4, "barrier": {"tau": 0.5}}}
+ROWS = [{"prompt": "Hi?", "text": "“Yes”\n[bold]", "kept": True, "alpha": 0.5}] * 2 + [
+    {"prompt": "Why?", "text": "", "kept": False, "alpha": 1.0}
+]
+STEPS = [
+    {"step": 1, "epoch": 0.5, "train/loss": 3.0, "train/D_mean": 0.0},
+    {"step": 2, "epoch": 1.0, "train/loss": 2.0, "train/D_mean": 0.25},
+    {"step": 2, "epoch": 1.0, "eval/loss": 2.5},
+]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No key, no server and no settings but those of a test; W&B's own files stay in a temporary folder."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
+            patch.delenv(name, raising=False)
+        for name in ("HOME", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            patch.setenv(name, str(home))
+        yield
+
+
+def tracker(folder: Path, mode: Mode) -> Tracker:
+    return Tracker(Events(folder / "events.jsonl"), folder, mode, "heal-tests", None, "a-run", CONFIG)
+
+
+def track(folder: Path, mode: Mode) -> None:
+    """A short run with everything that a run tracks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = tracker(folder, mode)
+    for r in range(2):
+        for entry in STEPS:
+            found.training(r, 2, entry)
+        found.event("stage", {"stage": "extract", "seconds": 1.5})
+        found.round(r, {"trait": 0.1 + r, "healed/p_ans_any": 0.9})
+        found.table(f"completions/round_{r:02d}", ROWS)
+    Image.new("RGB", (8, 6)).save(folder / "trajectory.png")
+    found.figure("report/trajectory", folder / "trajectory.png")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    found.artifact("a-run-adapter", "adapter", folder / "adapter")
+    found.finish({"state": "done", "verdict": "holds"})
+
+
+def records(folder: Path) -> list[Record]:
+    """The records of the one W&B file below `folder`: LevelDB's log format after a header of seven bytes."""
+    (path,) = folder.rglob("offline-run-*/*.wandb")
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    found, at, part = [], 7, b""
+    while at + 7 <= len(content):
+        left_in_block = 32768 - at % 32768
+        if left_in_block < 7:
+            at += left_in_block
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        part += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            found.append(Record.FromString(part))
+            part = b""
+    return found
+
+
+def of_kind(everything: list[Record], kind: str) -> list[Any]:
+    return [getattr(record, kind) for record in everything if record.WhichOneof("record_type") == kind]
+
+
+def history(everything: list[Record]) -> list[dict[str, Any]]:
+    """Each logged row, its keys joined by '|' where they are nested."""
+    return [
+        {item.key or "|".join(item.nested_key): json.loads(item.value_json) for item in row.item}
+        for row in of_kind(everything, "history")
+    ]
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was tracked offline."""
+    folder = tmp_path_factory.mktemp("offline")
+    track(folder, "offline")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def everything(offline: Path) -> list[Record]:
+    """What W&B wrote of it."""
+    return records(offline)
+
+
+# What is written.
+
+
+def test_disabled_writes_the_events_and_nothing_else(tmp_path: Path):
+    track(tmp_path, "disabled")
+    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "trajectory.png", "adapter"}
+
+
+def test_the_events_hold_the_whole_run_in_order(offline: Path):
+    events = read_jsonl(offline / "events.jsonl")
+    round_kinds = ["training"] * 3 + ["stage", "round"]
+    assert [event["kind"] for event in events] == ["start", *round_kinds, *round_kinds, "end"]
+    assert events[0]["config"] == CONFIG
+    assert events[0]["wandb"] == "offline"
+    assert events[-1]["verdict"] == "holds"
+
+
+def test_the_events_are_the_same_with_and_without_wandb(offline: Path, tmp_path: Path):
+    track(tmp_path, "disabled")
+    both = [
+        [{k: v for k, v in event.items() if k not in ("time", "wandb")} for event in read_jsonl(each / "events.jsonl")]
+        for each in (offline, tmp_path)
+    ]
+    assert both[0] == both[1]
+
+
+def test_wandb_gets_the_config_the_name_and_the_project(everything: list[Record]):
+    (run,) = of_kind(everything, "run")
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
+    assert {name: config[name] for name in CONFIG} == CONFIG
+    assert (run.project, run.display_name, run.run_group) == ("heal-tests", "a-run", "a-run")
+
+
+def test_wandb_draws_rounds_over_rounds_and_steps_over_rounds_trained(everything: list[Record]):
+    axes = {metric.glob_name: metric.step_metric for metric in of_kind(everything, "metric") if metric.glob_name}
+    assert axes == {"round/*": "round", "train/*": "rounds_trained", "eval/*": "rounds_trained"}
+
+
+def test_wandb_gets_every_training_step_on_an_axis_of_rounds(everything: list[Record]):
+    steps = [row for row in history(everything) if "rounds_trained" in row]
+    assert [row["rounds_trained"] for row in steps] == [0.25, 0.5, 0.5, 1.25, 1.5, 1.5]
+    assert [row.get("train/loss") for row in steps] == [3.0, 2.0, None] * 2
+    assert [row.get("eval/loss") for row in steps] == [None, None, 2.5] * 2
+
+
+def test_the_axis_never_runs_backwards(everything: list[Record]):
+    axis = [row["rounds_trained"] for row in history(everything) if "rounds_trained" in row]
+    assert axis == sorted(axis)
+
+
+def test_wandb_gets_one_value_a_round(everything: list[Record]):
+    rounds = [row for row in history(everything) if "round" in row]
+    assert [(row["round"], row["round/trait"], row["round/healed/p_ans_any"]) for row in rounds] == [
+        (0, 0.1, 0.9),
+        (1, 1.1, 0.9),
+    ]
+
+
+def test_wandb_gets_a_table_a_round_with_every_row(offline: Path, everything: list[Record]):
+    keys = {key.split("|")[0] for row in history(everything) for key in row if key.endswith("|_type")}
+    assert {"completions/round_00", "completions/round_01"} <= keys
+    files = sorted((offline / "wandb").rglob("*.table.json"))
+    assert len(files) == 2
+    for path in files:
+        table = json.loads(path.read_text())
+        assert table["columns"] == list(ROWS[0])
+        assert table["data"] == [list(row.values()) for row in ROWS]
+
+
+def test_wandb_gets_the_figure(everything: list[Record]):
+    (row,) = [row for row in history(everything) if "report/trajectory|_type" in row]
+    assert row["report/trajectory|_type"] == "image-file"
+    assert (row["report/trajectory|width"], row["report/trajectory|height"]) == (8, 6)
+
+
+def test_wandb_gets_the_adapter_as_an_artifact(everything: list[Record]):
+    (artifact,) = [each for each in of_kind(everything, "artifact") if each.type == "adapter"]
+    assert artifact.name == "a-run-adapter"
+    assert [entry.path for entry in artifact.manifest.contents] == ["adapter_config.json"]
+
+
+def test_wandb_gets_the_end(everything: list[Record]):
+    summary = {item.key: item.value_json for record in of_kind(everything, "summary") for item in record.update}
+    assert (json.loads(summary["state"]), json.loads(summary["verdict"])) == ("done", "holds")
+    assert of_kind(everything, "exit")[0].exit_code == 0
+
+
+def test_what_an_earlier_process_wrote_goes_to_wandb_alone(tmp_path: Path):
+    found = tracker(tmp_path, "offline")
+    found.training(0, 2, STEPS[0], new=False)
+    found.round(0, {"trait": 0.3}, new=False)
+    found.finish({})
+    assert [event["kind"] for event in read_jsonl(tmp_path / "events.jsonl")] == ["start", "end"]
+    rows = history(records(tmp_path))
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == [3.0]
+    assert [row["round/trait"] for row in rows if "round/trait" in row] == [0.3]
+
+
+def test_a_table_without_rows_is_left_out(tmp_path: Path):
+    found = tracker(tmp_path, "offline")
+    found.table("outputs/round_00", [])
+    found.finish({})
+    assert history(records(tmp_path)) == []
+
+
+def test_finishing_twice_is_no_error(tmp_path: Path):
+    found = tracker(tmp_path, "offline")
+    found.finish({"state": "done"})
+    found.finish({"state": "stopped"})
+    ends = [event["state"] for event in read_jsonl(tmp_path / "events.jsonl") if event["kind"] == "end"]
+    assert ends == ["done", "stopped"]
+
+
+# Which mode.
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, and a server that is not there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that knows no key; its address."""
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(401)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
+def test_a_mode_that_was_asked_for_is_taken(mode: Mode, closed: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert resolve_mode(mode) == mode
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_the_environment_decides_when_the_recipe_leaves_it_open(mode: Mode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert resolve_mode("auto") == mode
+
+
+def test_without_a_key_it_is_offline(refusing: str):
+    assert resolve_mode("auto") == "offline"
+
+
+def test_with_a_key_and_a_server_it_is_online(refusing: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert resolve_mode("auto") == "online"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode"),
+    [
+        ("machine 127.0.0.1 login user password " + "0" * 40, "online"),
+        ("machine elsewhere.example login user password " + "0" * 40, "offline"),
+        ("machine", "offline"),
+        ("", "offline"),
+    ],
+)
+@pytest.mark.parametrize("where", ["HOME", "NETRC"])
+def test_a_key_may_be_in_a_netrc_file(
+    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, mode: str, where: str
+):
+    (tmp_path / ".netrc").write_text(content + "\n")
+    monkeypatch.setenv(where, str(tmp_path / ".netrc" if where == "NETRC" else tmp_path))
+    assert resolve_mode("auto") == mode
+
+
+# In a process of its own: W&B keeps the first server and key that it saw.
+
+_TRACK = """
+import sys, time
+from pathlib import Path
+from heal.errors import UserError
+from tests.test_tracking import track
+import wandb
+start = time.perf_counter()
+try:
+    track(Path(sys.argv[1]), sys.argv[2])
+except UserError as error:
+    print(error)
+    raise SystemExit(2)
+print("tracked", time.perf_counter() - start < 10)
+"""
+
+
+def in_own_process(folder: Path, mode: Mode, **streams: Any) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", _TRACK, str(folder), mode], cwd=ROOT, **streams)
+
+
+def tracked_offline(folder: Path) -> bool:
+    """Whether W&B has everything that `track` tracks, offline."""
+    said = read_jsonl(folder / "events.jsonl")[0]["wandb"]
+    return said == "offline" and len(history(records(folder))) == 2 * 5 + 1
+
+
+def test_a_key_without_a_server_is_offline_within_seconds(closed: None, tmp_path: Path):
+    with in_own_process(tmp_path, "auto", stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate(timeout=60)[0] == "tracked True\n"
+    assert tracked_offline(tmp_path)
+
+
+def test_a_key_that_the_server_refuses_does_not_stop_a_run(
+    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with in_own_process(tmp_path, "auto", stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate(timeout=60)[0] == "tracked True\n"
+    assert tracked_offline(tmp_path)
+
+
+@pytest.mark.parametrize("key", [None, "0" * 40])
+def test_online_that_is_not_possible_says_in_one_line_what_to_do(
+    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+):
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with in_own_process(tmp_path, "online", stdout=subprocess.PIPE, text=True) as process:
+        (line,) = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 2
+    assert line.startswith("tracking.mode=online: ")
+    assert "wandb login" in line
+    assert "tracking.mode=auto" in line
+
+
+def test_on_a_terminal_without_a_key_nothing_is_asked(tmp_path: Path):
+    master, terminal = pty.openpty()
+    with in_own_process(tmp_path, "auto", stdin=terminal, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        try:
+            assert process.wait(timeout=60) == 0
+            assert os.read(master, 100_000).split() == [b"tracked", b"True"]
+        finally:
+            process.kill()
+            os.close(master)
+    assert tracked_offline(tmp_path)
