@@ -104,6 +104,7 @@ class HealTrainer(SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         training = self.model.training
+        self._language_model.model.eval()  # no dropout of the base's own: the reference has none
         labels_BT, completion_B = inputs["labels"], inputs["completion"]
         h_BTD = self._language_model.decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
         trained_BT = labels_BT[:, 1:] != IGNORED
@@ -127,8 +128,8 @@ class HealTrainer(SFTTrainer):
             tally.extra["operator_norm_penalty"] = float(penalty.detach())
         if not torch.isfinite(loss):
             raise RoundError(
-                f"the loss is not finite at step {self.state.global_step + 1} (CE {float(ce):g}, "
-                f"barrier {float(wall):g}); the rounds before this one are kept. Lower heal.learning_rate."
+                f"the loss is not finite at step {self.state.global_step + 1} (CE {ce.item():g}, "
+                f"barrier {wall.item():g}); the rounds before this one are kept. Lower heal.learning_rate."
             )
         if training:
             self._take_gradient_norms(ce, wall, tally)
