@@ -30,8 +30,8 @@ def main(words: Sequence[str]) -> None:
 def guarded(work: Callable[[], None], hint: str = "") -> None:
     """Runs `work`; a user's mistake is one line and exit 2, a failed round one line, then `hint`, and exit 1."""
     signal.signal(signal.SIGTERM, _stop)
-    # Threads that wait by spinning slow a run down tenfold as soon as anything else wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads that spin long at every barrier slow a run down tenfold as soon as anything else wants a core.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         work()
     except UserError as error:

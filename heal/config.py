@@ -108,15 +108,15 @@ class HealConfig:
     batch_size: int = key(4, "completions a forward pass", 1)
     accumulation: int = key(1, "forward passes an optimiser step", 1)
     validation: float = key(0.125, "share of the kept completions held out", 0, 0.5)
-    gradient_norms_every: int = key(8, "steps between gradient norms of both terms; 0: never", 0)
+    gradient_norms_every: int = key(16, "steps between gradient norms of both terms; 0: never", 0)
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
 
 
 @dataclass
 class EvaluationConfig:
     prompts: int = key(16, "held-out prompts answered greedily", 2)
-    tokens: int = key(40, "token budget of an answer", 1)
-    questions: int = key(24, "embedded general questions", 2)
+    tokens: int = key(32, "token budget of an answer", 1)
+    questions: int = key(16, "embedded general questions", 2)
     resamples: int = key(2000, "bootstrap resamples", 100)
     min_p_ans_any: float = key(0.85, "coherence floor: mean mass on valid answers", 0, 1)
     max_repetition_share: float = key(0.25, "coherence floor: share of looping answers", 0, 1)
