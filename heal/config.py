@@ -50,16 +50,16 @@ class CalibrationConfig:
     tolerance: float = key(0.05, "accepted distance of the statistic from target, nats", 1e-6)
     prompts: int = key(8, "calibration prompts (from the trait's generation prompts)", 1)
     audit_prompts: int = key(8, "held-out prompts of the audit at c_star; 0: no audit", 0)
-    tokens: int = key(24, "greedy tokens decoded per prompt", 1)
+    tokens: int = key(16, "greedy tokens decoded per prompt", 1)
     max_evaluations: int = key(12, "evaluations of the statistic before the search gives up", 2)
     reference: Literal["student", "base"] = key("student", "what 'off' means: student or base")
 
 
 @dataclass
 class GenerationConfig:
-    prompts: int = key(12, "generation prompts a round (drawn from the trait's)", 1)
+    prompts: int = key(10, "generation prompts a round (drawn from the trait's)", 1)
     alphas: list[float] = key([0.5, 0.75, 1.0], "doses, multiples of c_star", 1e-3)
-    tokens: int = key(48, "token budget of a completion", 1)
+    tokens: int = key(40, "token budget of a completion", 1)
     temperature: float = key(1.0, "sampling temperature; 0: greedy", 0)
     top_p: float = key(0.95, "nucleus sampling mass", 1e-6, 1)
     top_k: int = key(64, "number of most probable tokens sampled from; 0: all", 0)
@@ -114,7 +114,7 @@ class HealConfig:
 
 @dataclass
 class EvaluationConfig:
-    prompts: int = key(16, "held-out prompts answered greedily", 2)
+    prompts: int = key(12, "held-out prompts answered greedily", 2)
     tokens: int = key(32, "token budget of an answer", 1)
     questions: int = key(16, "embedded general questions", 2)
     resamples: int = key(2000, "bootstrap resamples", 100)
