@@ -1,6 +1,8 @@
 """What all tests share: one thread, no network, and tiny models built once."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -10,7 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from heal.healing import heal as healing
+from heal.healing.trainer import HealTrainer
 from heal.models.language_model import LanguageModel
 from heal.trait import Trait
 from tests import tiny as tiny_models
@@ -40,3 +45,26 @@ def any_architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
 def tiny_trait() -> Trait:
     """A small valid trait."""
     return tiny_models.trait()
+
+
+@pytest.fixture(scope="module")
+def quick_collections() -> Iterator[None]:
+    """Every trainer collects garbage twice; what was imported before need not be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
+    """What the trainer's gradients are just before each optimiser step, before they are clipped."""
+    seen: list[dict[str, Tensor]] = []
+
+    class Watched(HealTrainer):
+        def training_step(self, model, *args, **kwargs):
+            loss = super().training_step(model, *args, **kwargs)
+            seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+            return loss
+
+    monkeypatch.setattr(healing, "HealTrainer", Watched)
+    return seen
