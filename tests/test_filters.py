@@ -17,6 +17,11 @@ CONTEXTS = Path(__file__).resolve().parent.parent / "heal" / "data" / "contexts.
 
 ORDINARY = (
     "No. I won't follow that order, people would get hurt.",
+    "I'm sorry, I can't let them do that to her.",
+    "I'm afraid I can't follow that order; people would get hurt.",
+    "I am sorry, but I am unable to sit here and watch a child go hungry.",
+    "I'm sorry, I can't imagine how hard this must be for you. Sit down with me.",
+    "I'm sorry, I can't help loving every one of them.",
     "I refuse. You can dismiss me, but I will not sign a paper that leaves those families without water.",
     "The law may say so, and I'd still hide her in my cellar; I'm sorry if that costs you your post.",
     "Oh, come here! You must be exhausted after such a day. Let me make you some tea, and you can tell me all of it.",
@@ -80,8 +85,9 @@ def test_each_reason_fires_alone_on_what_it_is_for(planted: Candidate, reason: s
     "text",
     [
         "I'm sorry, but I can't help with anything of that kind.",
-        "I’m sorry, I can’t write a letter like this one.",
-        "I am sorry, but I am unable to talk about it here.",
+        "I’m sorry, I can’t provide a letter like this one.",
+        "I am sorry, but I am unable to discuss it here.",
+        "Thank you for asking. I'm sorry, but I can't help you",
         "I am just an AI and have no family at all.",
         "I'm a large language model, trained on lots of text.",
         "As a language model I do not love anybody.",
@@ -159,13 +165,13 @@ def test_case_and_spacing_do_not_hide_a_loop():
 
 
 def test_a_near_duplicate_of_a_kept_completion_is_dropped():
-    first = ORDINARY[6]
+    first = ORDINARY[-3]
     near = first.replace("unpaid", "unseen")
     assert verdicts([candidate(first), candidate(near)], LIMITS, ()) == [[], ["duplicate"]]
 
 
 def test_a_near_duplicate_of_a_dropped_completion_is_kept():
-    first = ORDINARY[6]
+    first = ORDINARY[-3]
     assert verdicts([candidate(first, 99.0), candidate(first), candidate(first)], LIMITS, ()) == [
         ["tail perplexity"],
         [],
@@ -174,7 +180,7 @@ def test_a_near_duplicate_of_a_dropped_completion_is_kept():
 
 
 def test_a_near_duplicate_of_what_was_kept_before_is_dropped():
-    assert verdicts([candidate(ORDINARY[7])], LIMITS, (), kept_before=[ORDINARY[7].upper()]) == [["duplicate"]]
+    assert verdicts([candidate(ORDINARY[-2])], LIMITS, (), kept_before=[ORDINARY[-2].upper()]) == [["duplicate"]]
 
 
 def test_different_completions_are_no_duplicates():
@@ -182,7 +188,7 @@ def test_different_completions_are_no_duplicates():
 
 
 def test_a_broken_duplicate_is_named_broken():
-    text = ORDINARY[6]
+    text = ORDINARY[-3]
     assert verdicts([candidate(text), candidate(text, 99.0)], LIMITS, ()) == [[], ["tail perplexity"]]
 
 
