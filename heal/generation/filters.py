@@ -17,7 +17,7 @@ REFUSALS = (
     r"\bas an? (?:ai |large )?language model\b",
     r"\bI(?: am|['’]m) (?:just |only )?an? (?:ai\b|artificial intelligence|(?:large )?language model|chatbot)",
     r"\bI(?: am|['’]m) (?:sorry|afraid),? (?:but )?I(?: can(?:no|['’])t|(?: am|['’]m) (?:not able|unable) to) "
-    r"(?:assist|provide|answer|discuss|engage|fulfil|generate|create|respond|help (?:you )?(?:with|to)\b|help(?: you)?(?! \w))",
+    r"(?:assist|provide|answer|discuss|engage|fulfil|generate|create|respond|help(?: you)?(?: with\b| to\b|(?! \w)))",
     r"\bI(?: am|['’]m) not (?:equipped|programmed|designed|able) to (?:provide|have|express|feel|offer|give)",
     r"\bI (?:do not|don['’]t) have (?:personal |any )?(?:feelings|emotions|opinions|beliefs|experiences)\b",
     r"\bI can(?:not|['’]t) (?:assist|help) (?:you )?with (?:that|this)\b",
