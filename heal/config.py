@@ -76,7 +76,7 @@ class FilterConfig:
     max_similarity: float = key(0.8, "Jaccard similarity of word trigrams to a kept one", 0, 1)
     keep_target: float = key(0.75, "share that must survive, else the dose is walked down", 0, 1)
     keep_floor: float = key(0.25, "share under which the round stops", 0, 1)
-    min_train: int = key(12, "kept completions under which the round stops", 2)
+    min_train: int = key(8, "kept completions under which the round stops", 2)
 
 
 @dataclass

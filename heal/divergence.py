@@ -3,31 +3,36 @@
 import torch
 from torch import Tensor
 
-# Probabilities below e^-80 count as e^-80: an excluded token (logit -inf) then stays finite, adds
-# nothing where both exclude it, and nothing overflows in float32.
-FLOOR = -80.0
+# Probabilities of p below e^-80 count as e^-80: a token that p excludes (logit -inf) then adds what q
+# has there, nothing where q excludes it as well, and no term overflows in float32.
+_FLOOR = -80.0
 
 
 def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
     """`KL(p || q)` per position, nats, float32, shape `[N]`; differentiable in both.
 
+    It is inf where q excludes a token that p does not.
+
     Args:
         logits_p_NV: logits of p, `[N, V]`.
         logits_q_NV: logits of q, `[N, V]`.
     """
-    return kl_from_logprobs(log_probabilities(logits_p_NV), log_probabilities(logits_q_NV))
+    logp_NV = torch.log_softmax(logits_p_NV.float(), dim=-1)
+    logq_NV = torch.log_softmax(logits_q_NV.float(), dim=-1)
+    return kl_from_logprobs(*floored(logp_NV, logq_NV))
 
 
-def log_probabilities(logits_NV: Tensor) -> Tensor:
-    """Float32 log-probabilities `[N, V]`, none below the floor."""
-    return torch.log_softmax(logits_NV.float(), dim=-1).clamp(min=FLOOR)
+def floored(logp_NV: Tensor, logq_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Both log-probabilities `[N, V]`, with the floor where p is below it."""
+    below_NV = logp_NV < _FLOOR
+    return logp_NV.clamp(min=_FLOOR), torch.where(below_NV, logq_NV.clamp(min=_FLOOR), logq_NV)
 
 
 def kl_from_logprobs(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-    """`sum_v p (expm1(d) - d)` with `d = log q - log p`, nats, `[N]` (SPEC section 6).
+    """`sum_v p (expm1(d) - d)` with `d = log q - log p`, nats, `[N]`, of `floored` log-probabilities.
 
     Each term is non-negative, so the sum never is below zero, and near zero nothing cancels. Equal
-    log-probabilities give exactly 0.
+    log-probabilities give exactly 0. SPEC section 6.
     """
     d_NV = logq_NV - logp_NV
     return (logp_NV.exp() * (torch.expm1(d_NV) - d_NV)).sum(-1)

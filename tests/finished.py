@@ -11,7 +11,7 @@ from heal.config import Recipe
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import load_recipe
-from heal.runfolder import RunFolder, json_bytes
+from heal.runfolder import STAGES, RunFolder, json_bytes
 from heal.session import Student, build_accumulator, load_student, lora_seed
 from heal.trait import Trait
 from tests import tiny
@@ -87,7 +87,9 @@ def _write_round(
     vector = tiny.vector(language_model, norm=3.0 + index).with_c_star(1.0)
     files = {f"adapter/{name}": content for name, content in accumulator.save_current().items()}
     files |= {"metrics.json": json_bytes(metrics(index)), "vector.safetensors": vector.to_bytes()}
-    folder.finish(folder.round(index), "evaluate", files, 0.0)
+    for stage in STAGES[:-1]:
+        folder.finish(folder.round(index), stage, {}, 0.0)
+    folder.finish(folder.round(index), STAGES[-1], files, 0.0)
 
 
 def student(folder: RunFolder, last_round: int | None = None) -> Student:

@@ -1,6 +1,7 @@
 """The whole loop on a tiny model: what it leaves, and that killing it anywhere changes nothing."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -115,15 +116,12 @@ def test_another_recipe_in_the_same_folder_is_refused_and_shows_what_differs(
 def test_a_damaged_adapter_with_later_rounds_on_it_is_refused_by_name(
     tiny_folder: Path, tmp_path: Path, whole: RunFolder
 ) -> None:
-    import shutil
-
     shutil.copytree(whole.path.parent, tmp_path / "copy")
     root = tmp_path / "copy"
     path = run_folder(root).round(0) / "adapter" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     log = tmp_path / "log.txt"
-    line = running.words(tiny_folder, root, "run.name=there")
-    line = [word for word in line if not word.startswith("trait=")] + [f"trait={root / 'warm.yaml'}"]
+    line = running.words(tiny_folder, whole.path.parent, "run.name=there", f"run.root={root}")
     status = running.finish(line, log)
     assert status == 2, log.read_text()
     assert str(path) in log.read_text()

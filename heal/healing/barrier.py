@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heal.divergence import FLOOR, kl_from_logprobs, log_probabilities
+from heal.divergence import floored, kl_from_logprobs
 from heal.models.language_model import LanguageModel
 
 Divergence = Literal["none", "kl_fwd", "kl_rev"]
@@ -59,17 +59,17 @@ class _PositionLosses(torch.autograd.Function):
         for start in range(0, len(h_ND), chunk):
             part = slice(start, start + chunk)
             logits_NV = language_model.logits(h_ND[part])
-            full_logp_NV = torch.log_softmax(logits_NV, dim=-1)
-            nll_N[part] = -full_logp_NV.gather(-1, target_N[part, None])[:, 0]
-            p_NV = full_logp_NV.exp()
+            logp_NV = torch.log_softmax(logits_NV, dim=-1)
+            nll_N[part] = -logp_NV.gather(-1, target_N[part, None])[:, 0]
+            p_NV = logp_NV.exp()
             if divergence != "none":
-                logp_NV = full_logp_NV.clamp(min=FLOOR)
-                logq_NV = log_probabilities(language_model.logits(reference_ND[part]))
+                logq_NV = torch.log_softmax(language_model.logits(reference_ND[part]), dim=-1)
                 if divergence == "kl_rev":  # d KL(p||q) / d logit = p (log p - log q - KL)
+                    logp_NV, logq_NV = floored(logp_NV, logq_NV)
                     kl_N[part] = kl_from_logprobs(logp_NV, logq_NV)
                     in_logits_NV = (logp_NV - logq_NV).sub_(kl_N[part, None]).mul_(p_NV)
                 else:  # d KL(q||p) / d logit = p - q
-                    kl_N[part] = kl_from_logprobs(logq_NV, logp_NV)
+                    kl_N[part] = kl_from_logprobs(*floored(logq_NV, logp_NV))
                     in_logits_NV = p_NV - logq_NV.exp_()
                 grad_kl_ND[part] = language_model.head_gradient(in_logits_NV, logits_NV)
             p_NV.scatter_add_(-1, target_N[part, None], p_NV.new_full((len(p_NV), 1), -1.0))
