@@ -2,6 +2,9 @@
 
 Finished rounds are stacked into one adapter, `history`, whose rank grows by r a round: folding is
 concatenation, exact, without SVD and without touching `W`. `current` is the one trainable LoRA.
+
+So that a long history costs nothing, a float32 model also keeps `W + B_h A_h` beside `W` and computes
+with the one or the other: pointers change, never values, so the base comes back bit for bit.
 """
 
 import json
@@ -30,17 +33,40 @@ class Accumulator:
     Attributes:
         peft_model: the base with both adapters inside.
         history_rank: rank of the history; 0 before the first fold.
+        merges: whether the student runs on merged weights.
     """
 
-    def __init__(self, language_model: LanguageModel, rank: int, alpha: int, layers: list[int], gaussian: bool = False):
-        """Puts an untrained `current` on every linear layer of the given blocks (B = 0: it changes nothing)."""
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        rank: int,
+        alpha: int,
+        layers: list[int],
+        gaussian: bool = False,
+        merge: bool = True,
+    ):
+        """Puts an untrained `current` on every linear layer of the given blocks (B = 0: it changes nothing).
+
+        Args:
+            language_model: the base.
+            rank, alpha: of a round's LoRA.
+            layers: blocks that carry it.
+            gaussian: peft's gaussian initialisation of A instead of its default.
+            merge: keep merged weights of the history beside the base's, where the base is float32 (in
+                fewer bits an update of a few per mille would be lost in rounding).
+        """
         self._targets = linear_names(language_model, layers)
         self._name = language_model.name
         self._rank, self._alpha = rank, alpha
         self._init: Any = "gaussian" if gaussian else True
         self.history_rank = 0
+        self._gates = 1.0, 1.0
+        self._weights: dict[str, tuple[Tensor, Tensor]] = {}  # by layer: the base's and the merged one
         self.peft_model: PeftModel = get_peft_model(
             language_model.model, self._config(rank, alpha), adapter_name=CURRENT
+        )
+        self.merges = merge and all(
+            layer.get_base_layer().weight.dtype == torch.float32 for layer in self.current_layers()
         )
         self._activate()
 
@@ -79,19 +105,25 @@ class Accumulator:
                 layer.lora_A[HISTORY].weight.copy_(stacked[name][0])
                 layer.lora_B[HISTORY].weight.copy_(stacked[name][1])
                 layer.lora_B[CURRENT].weight.zero_()
+        if self.merges:
+            self._merge()
         self._activate()
 
     @contextmanager
     def gates(self, history: float, current: float) -> Iterator[None]:
-        """Sets `c_history` and `c_current` inside the context and puts (1, 1) back after it.
+        """Sets `c_history` and `c_current` inside the context and puts back after it what was before.
 
-        (0, 0) is the base, bit for bit. Never change gates between a forward pass and its backward.
+        (0, 0) is the base, bit for bit. What adds nothing is not computed: an adapter with a gate of 0,
+        a `current` whose B is 0, and a history at gate 1 where its merged weights are at hand. For
+        inference: never change gates between a forward pass and its backward.
         """
+        empty = not any(bool(layer.lora_B[CURRENT].weight.any()) for layer in self.current_layers())
+        before = self._gates
         try:
-            self._set_gates(history, current)
+            self._set_gates(history, 0.0 if empty else current)
             yield
         finally:
-            self._set_gates(1.0, 1.0)
+            self._set_gates(*before)
 
     def base(self) -> AbstractContextManager[None]:
         """The context in which the model is the round-0 original."""
@@ -160,20 +192,40 @@ class Accumulator:
         self.peft_model.delete_adapter(adapter)
 
     def _activate(self) -> None:
-        """Both adapters active, only `current` trainable: peft changes either behind one's back."""
-        names = [HISTORY, CURRENT] if self.history_rank else [CURRENT]
-        self.peft_model.base_model.set_adapter(names)
+        """The student, ready to be trained: peft changes what is active and trainable behind one's back."""
         self.peft_model.active_adapter = CURRENT
-        if self.history_rank:
-            self.peft_model.set_requires_grad(HISTORY, False)
         self._set_gates(1.0, 1.0)
         assert all(f".{CURRENT}." in name for name in self.trainable())
 
     def _set_gates(self, history: float, current: float) -> None:
-        for _, layer in self._layers():
+        self._gates = history, current
+        merged = bool(self._weights) and history == 1.0
+        active = []
+        if self.history_rank and history and not merged:
+            active.append(HISTORY)
+        if current:
+            active.append(CURRENT)
+        for name, layer in self._layers():
+            layer.set_adapter(active)
+            for adapter in layer.lora_A:  # set_adapter decides what is trainable, too
+                for part in (layer.lora_A, layer.lora_B):
+                    part[adapter].weight.requires_grad_(adapter == CURRENT)
             if self.history_rank:
                 layer.set_scale(HISTORY, history)
             layer.set_scale(CURRENT, current)
+            if self._weights:
+                layer.get_base_layer().weight.data = self._weights[name][merged]
+
+    @torch.no_grad()
+    def _merge(self) -> None:
+        """Keeps `W + B_h A_h` beside each `W`, from the whole history at once."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, layer in self._layers():
+            weight_OI = self._weights[name][0] if self._weights else layer.get_base_layer().weight.data
+            update_OI = layer.lora_B[HISTORY].weight @ layer.lora_A[HISTORY].weight
+            merged_OI = weight_OI + update_OI.to(weight_OI.dtype)
+            found[name] = (weight_OI, merged_OI)
+        self._weights = found
 
 
 def linear_names(language_model: LanguageModel, layers: list[int]) -> list[str]:

@@ -59,6 +59,7 @@ def train(words: Sequence[str]) -> None:
     from accelerate import Accelerator
 
     from heal.models.load import load_language_model
+    from heal.models.measured import batching_for
     from heal.models.precision import resolve_dtype
     from heal.session import Session, build_accumulator, fitting
     from heal.tracking import Tracker
@@ -75,6 +76,15 @@ def train(words: Sequence[str]) -> None:
     facts: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "trait": trait.to_json()}
     console.say(f"model      {recipe.model.name} in {facts['dtype']} on {device} ({why})")
     model = load_language_model(recipe.model, dtype, device)
+    sizes = folder.facts().get("batching", {})
+    rows, tokens = recipe.compute.decode_batch, recipe.compute.batch_tokens
+    model.batching = batching_for(
+        model,
+        rows or sizes.get("rows", 0),
+        tokens or sizes.get("tokens", 0),
+        recipe.compute.head_memory * 2**20,
+    )
+    facts["batching"] = {"rows": model.batching.rows, "tokens": model.batching.tokens}
     trait, too_long = fitting(model, recipe, trait)
     if too_long:
         console.warn(f"{too_long} prompts of the trait do not fit the model's context and are left out")

@@ -51,7 +51,8 @@ class CalibrationConfig:
     prompts: int = key(8, "calibration prompts (from the trait's generation prompts)", 1)
     audit_prompts: int = key(8, "held-out prompts of the audit at c_star; 0: no audit", 0)
     tokens: int = key(16, "greedy tokens decoded per prompt", 1)
-    max_evaluations: int = key(12, "evaluations of the statistic before the search gives up", 2)
+    candidates: int = key(4, "coefficients measured side by side in one decoding pass", 1)
+    max_passes: int = key(6, "decoding passes before the search gives up", 2)
     reference: Literal["student", "base"] = key("student", "what 'off' means: student or base")
 
 
@@ -108,6 +109,8 @@ class HealConfig:
     batch_size: int = key(4, "completions a forward pass", 1)
     accumulation: int = key(1, "forward passes an optimiser step", 1)
     validation: float = key(0.125, "share of the kept completions held out", 0, 0.5)
+    gradient_checkpointing: bool = key(False, "compute blocks twice instead of keeping what they computed")
+    compile: bool = key(False, "torch.compile the decoder for training (pays on long runs on a GPU)")
     gradient_norms_every: int = key(16, "steps between gradient norms of both terms; 0: never", 0)
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
 
@@ -135,8 +138,11 @@ class TrackingConfig:
 @dataclass
 class ComputeConfig:
     threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0)
-    decode_batch: int = key(96, "rows decoded side by side", 1)
-    batch_tokens: int = key(4096, "tokens of a scoring or extraction batch", 1)
+    decode_batch: int = key(0, "rows decoded side by side; 0: 96 on a CPU, measured on a GPU", 0)
+    batch_tokens: int = key(0, "tokens of a scoring or extraction pass; 0: 4096 on a CPU, measured on a GPU", 0)
+    head_memory: int = key(128, "MiB of tensors over the vocabulary that the loss may hold at once", 1)
+    reference_memory: int = key(2048, "MiB of the reference's hidden states kept in memory; more goes to disk", 0)
+    merge_history: bool = key(True, "keep merged weights of a float32 model's history beside the base's")
 
 
 @dataclass

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
+from heal.models.packing import MIN_SHARED, shared
 from heal.progress import Progress, silent
 from heal.randomness import generator
 from heal.steering.intervention import Intervention
+
+LONGEST_PERIOD = 8  # tokens of a loop's piece
+SHORTEST_LOOP = 16  # tokens
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,15 @@ class Completion:
         ids: sampled token ids, the end-of-turn token included when the row ended.
         ended: whether it ended within the token budget.
         finite: False when the logits turned NaN or inf; the row stops there.
+        looped: whether it was stopped because it had looped.
+        states_ND: the final hidden states that each token was chosen from, when they were asked for.
     """
 
     ids: tuple[int, ...]
     ended: bool
     finite: bool = True
+    looped: bool = False
+    states_ND: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -53,7 +62,8 @@ def decode(
     coefficients: Sequence[float] | None = None,
     sampling: Sampling = GREEDY,
     seeds: Sequence[tuple[int | str, ...]] | None = None,
-    batch_size: int = 96,
+    loop_share: float | None = None,
+    keep_states: bool = False,
     progress: Progress = silent,
 ) -> list[Completion]:
     """Continues each prompt by at most `tokens` tokens.
@@ -66,48 +76,93 @@ def decode(
         coefficients: its coefficient for each row.
         sampling: how tokens are drawn.
         seeds: what each row's randomness is derived from; needed unless greedy.
-        batch_size: rows side by side; decides nothing but speed.
+        loop_share: a row stops once a loop makes up this share of its token budget; None: never.
+        keep_states: also keep the final hidden states.
         progress: told (rows finished, rows).
     """
     if sampling.temperature > 0 and seeds is None:
         raise ValueError("decode: sampling needs seeds")
-    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     results: dict[int, Completion] = {}
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    loop = None if loop_share is None else max(SHORTEST_LOOP, int(loop_share * tokens) + 1)
+
+    def run(rows: Sequence[int]) -> None:
         uniforms_BT = None
         if seeds is not None:
             uniforms_BT = torch.stack([torch.rand(tokens, generator=generator(*seeds[row])) for row in rows])
-        batch = _Batch(language_model, [prompts[row] for row in rows], tokens)
-        shift = [coefficients[row] for row in rows] if coefficients is not None else None
+        shift = (
+            None if intervention is None or coefficients is None else (intervention, [coefficients[r] for r in rows])
+        )
+        batch = _Batch(language_model, [prompts[row] for row in rows], tokens, shift, loop, keep_states)
         for step in range(tokens):
-            u_B = None if uniforms_BT is None else uniforms_BT[:, step]
-            batch.step(intervention, shift, sampling, u_B)
+            batch.step(sampling, None if uniforms_BT is None else uniforms_BT[:, step])
             progress(len(results) + batch.finished_count, len(prompts))
             if batch.done:
                 break
-        results |= dict(zip(rows, batch.completions(), strict=True))
+        results.update(zip(rows, batch.completions(), strict=True))
+
+    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
+    while order:
+        size = language_model.batching.rows
+        in_parts(order[:size], run, language_model.batching.shrink_rows)
+        order = order[size:]
     return [results[row] for row in range(len(prompts))]
 
 
 class _Batch:
-    """Rows decoding together: left-padded prompts, one cache; rows that ended leave it."""
+    """Rows decoding together over one cache; rows that ended leave it.
 
-    def __init__(self, language_model: LanguageModel, prompts: Sequence[Sequence[int]], tokens: int):
+    What all prompts begin with is read once for each coefficient. Prompts are padded on the left.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        tokens: int,
+        shift: tuple[Intervention, list[float]] | None,
+        loop: int | None,
+        keep_states: bool,
+    ):
         self.language_model = language_model
         self.tokens = tokens
-        device = language_model.device
-        width = max(map(len, prompts))
-        pads = [width - len(prompt) for prompt in prompts]
-        self.input_BT = torch.tensor(
-            [[language_model.pad_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)],
-            device=device,
-        )
-        self.mask_BT = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=device)
-        self.cache = DynamicCache(config=language_model.model.config.get_text_config())
+        self.intervention: Intervention | None = shift[0] if shift else None
+        self.coefficients: list[float] = shift[1] if shift else []
+        self.loop = loop
         self.active = list(range(len(prompts)))  # row of each line of the tensors
         self.said: list[list[int]] = [[] for _ in prompts]
         self.state = ["running"] * len(prompts)
+        self.repeats = [[0] * LONGEST_PERIOD for _ in prompts]  # tokens in a row equal to the one a period before
+        self.states: list[list[Tensor]] | None = [[] for _ in prompts] if keep_states else None
+        self.cache = DynamicCache(config=language_model.model.config.get_text_config())
+        device = language_model.device
+        read = self._read_beginning(prompts)
+        width = max(map(len, prompts)) - read
+        pads = [width + read - len(prompt) for prompt in prompts]
+        self.input_BT = torch.tensor(
+            [[language_model.pad_id] * pad + list(prompt[read:]) for pad, prompt in zip(pads, prompts, strict=True)],
+            device=device,
+        )
+        self.mask_BT = torch.tensor([[1] * read + [0] * pad + [1] * (width - pad) for pad in pads], device=device)
+
+    def _read_beginning(self, prompts: Sequence[Sequence[int]]) -> int:
+        """Puts what all prompts begin with into the cache; its length, 0 where it is not worth it or not exact."""
+        longest = max(map(len, prompts)) + self.tokens
+        count = min(min(shared(prompts[0], prompt) for prompt in prompts), min(map(len, prompts)) - 1)
+        kinds = sorted(set(self.coefficients)) or [0.0]
+        # Padding stands between the beginning and the rest, where a sliding window would count it.
+        if count < MIN_SHARED or len(kinds) == len(prompts) or longest > self.language_model.longest_shared:
+            return 0
+        beginning_KT = torch.tensor([list(prompts[0][:count])] * len(kinds), device=self.language_model.device)
+        with self._shifted(kinds):
+            self.language_model.decoder(input_ids=beginning_KT, past_key_values=self.cache, use_cache=True)
+        lines = [kinds.index(c) for c in self.coefficients] if self.coefficients else [0] * len(prompts)
+        self.cache.batch_select_indices(torch.tensor(lines, device=self.language_model.device))
+        return count
+
+    def _shifted(self, coefficients: Sequence[float]) -> AbstractContextManager[None]:
+        if self.intervention is None:
+            return nullcontext()
+        return self.intervention.applied(self.language_model, coefficients)
 
     @property
     def finished_count(self) -> int:
@@ -117,45 +172,47 @@ class _Batch:
     def done(self) -> bool:
         return self.finished_count == len(self.state)
 
-    def step(
-        self,
-        intervention: Intervention | None,
-        coefficients: Sequence[float] | None,
-        sampling: Sampling,
-        u_B: Tensor | None,
-    ) -> None:
+    def step(self, sampling: Sampling, u_B: Tensor | None) -> None:
         """Adds one token to every running row."""
         position_BT = (self.mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -self.input_BT.shape[1] :]
-        shift: AbstractContextManager[None] = nullcontext()
-        if intervention is not None:
-            assert coefficients is not None
-            shift = intervention.applied(self.language_model, [coefficients[row] for row in self.active])
-        with shift:
-            h_BTD = self.language_model.decoder(
+        with self._shifted([self.coefficients[row] for row in self.active if self.coefficients]):
+            h_BD = self.language_model.decoder(
                 input_ids=self.input_BT,
                 attention_mask=self.mask_BT,
                 position_ids=position_BT,
                 past_key_values=self.cache,
                 use_cache=True,
-            ).last_hidden_state
-        logits_BV = self.language_model.logits(h_BTD[:, -1])
+            ).last_hidden_state[:, -1]
+        logits_BV = self.language_model.logits(h_BD)
         finite = torch.isfinite(logits_BV.amax(-1)).tolist()
-        u_active = None if u_B is None else u_B[self.active].to(logits_BV.device)
-        next_B = choose(logits_BV, sampling, u_active)
+        next_B = choose(logits_BV, sampling, None if u_B is None else u_B[self.active].to(logits_BV.device))
         for line, (row, token) in enumerate(zip(self.active, next_B.tolist(), strict=True)):
             if self.state[row] != "running":
                 continue
             if not finite[line]:
                 self.state[row] = "not finite"
                 continue
-            self.said[row].append(token)
-            if token in self.language_model.end_ids:
-                self.state[row] = "ended"
-            elif len(self.said[row]) == self.tokens:
-                self.state[row] = "full"
+            if self.states is not None:
+                self.states[row].append(h_BD[line])
+            self._add(row, token)
         self.input_BT = next_B[:, None]
         self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(self.input_BT)], dim=1)
         self._trim()
+
+    def _add(self, row: int, token: int) -> None:
+        """Appends a token to a row, and ends the row where that is due."""
+        said, repeats = self.said[row], self.repeats[row]
+        for index in range(min(LONGEST_PERIOD, len(said))):
+            repeats[index] = repeats[index] + 1 if said[-1 - index] == token else 0
+        said.append(token)
+        if token in self.language_model.end_ids:
+            self.state[row] = "ended"
+        elif len(said) == self.tokens:
+            self.state[row] = "full"
+        elif self.loop is not None:
+            runs = [(repeated + period, period) for period, repeated in enumerate(repeats, start=1) if repeated]
+            if any(length >= max(self.loop, 3 * period) for length, period in runs):
+                self.state[row] = "looped"
 
     def _trim(self) -> None:
         """Drops finished rows from the tensors once a quarter of them has finished."""
@@ -168,9 +225,15 @@ class _Batch:
         self.active = [self.active[line] for line in lines]
 
     def completions(self) -> list[Completion]:
+        def states(row: int) -> Tensor | None:
+            if self.states is None:
+                return None
+            kept = self.states[row]
+            return torch.stack(kept) if kept else self.input_BT.new_empty(0)
+
         return [
-            Completion(tuple(ids), state == "ended", state != "not finite")
-            for ids, state in zip(self.said, self.state, strict=True)
+            Completion(tuple(ids), state == "ended", state != "not finite", state == "looped", states(row))
+            for row, (ids, state) in enumerate(zip(self.said, self.state, strict=True))
         ]
 
 

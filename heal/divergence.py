@@ -9,7 +9,7 @@ _FLOOR = -80.0
 
 
 def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
-    """`KL(p || q)` per position, nats, float32, shape `[N]`; differentiable in both.
+    """`KL(p || q)` per position, nats, float32 at least, shape `[N]`; differentiable in both.
 
     It is inf where q excludes a token that p does not.
 
@@ -17,8 +17,9 @@ def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
         logits_p_NV: logits of p, `[N, V]`.
         logits_q_NV: logits of q, `[N, V]`.
     """
-    logp_NV = torch.log_softmax(logits_p_NV.float(), dim=-1)
-    logq_NV = torch.log_softmax(logits_q_NV.float(), dim=-1)
+    dtype = torch.promote_types(logits_p_NV.dtype, torch.float32)
+    logp_NV = torch.log_softmax(logits_p_NV.to(dtype), dim=-1)
+    logq_NV = torch.log_softmax(logits_q_NV.to(dtype), dim=-1)
     return kl_from_logprobs(*floored(logp_NV, logq_NV))
 
 

@@ -27,7 +27,7 @@ from heal.steering.vector import SteeringVector
 class Carried:
     """What one round hands to the next: the dose to start from, and round 0's direction."""
 
-    c_star: float = 1.0
+    c_star: float | None = None
     first: SteeringVector | None = None
 
 

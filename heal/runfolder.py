@@ -20,6 +20,7 @@ MANIFEST = "stages.json"
 
 # Keys that may change between two starts of one run: they do not change what it computes.
 FREE_KEYS = ("run.rounds", "run.root", "run.name", "tracking.", "compute.")
+FREE_FACTS = frozenset({"batching"})  # sizes that were measured: reused, but free to change
 
 
 class RunFolder:
@@ -83,7 +84,11 @@ class RunFolder:
             if before.get(name) != now.get(name) and not name.startswith(FREE_KEYS)
         ]
         known = self.facts()
-        differing += [f"{name}: changed since the run started" for name in facts if known.get(name) != facts[name]]
+        differing += [
+            f"{name}: changed since the run started"
+            for name in facts.keys() - FREE_FACTS
+            if known.get(name) != facts[name]
+        ]
         if differing:
             raise UserError(
                 f"{self.path} is a run of another recipe ({'; '.join(differing)}). "

@@ -1,17 +1,18 @@
-"""Teacher-forced scoring of given completions: final hidden states, log-probabilities, KL.
+"""Teacher-forced scoring of given rows: final hidden states, log-probabilities, KL. The one batched scorer.
 
-Rows are padded on the right, so no mask is needed and a batch of many scores as a batch of one.
-Shape suffixes: B rows, T positions, N completion positions, D hidden size, V vocabulary.
+What rows have in common at their beginning is computed once (heal/models/packing.py), and a batch of many
+scores as a batch of one. Shape suffixes: N completion positions, D hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from heal.divergence import kl_divergence
-from heal.models.language_model import LanguageModel, right_padded, token_batches
+from heal.models.batching import in_parts
+from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.steering.intervention import Intervention
 
@@ -19,11 +20,36 @@ Ids = Sequence[int]
 
 
 @torch.no_grad()
+def final_states(
+    language_model: LanguageModel, rows: Sequence[Ids], starts: Sequence[int], progress: Progress = silent
+) -> list[Tensor]:
+    """Final hidden states of each row from position `starts[i]` on, `[N_i, D]`, in the model's dtype.
+
+    Args:
+        language_model: the model as it stands (gates and steering are the caller's).
+        rows: token ids by row; none may be empty.
+        starts: first position wanted of each row.
+        progress: told (rows done, rows).
+    """
+    states: dict[int, Tensor] = {}
+    batching = language_model.batching
+
+    def score(trees: Sequence[Sequence[int]]) -> None:
+        packed = language_model.pack(rows, trees)
+        h_MD = language_model.hidden_states(packed)
+        for row, nodes in zip([row for tree in trees for row in tree], packed.nodes, strict=True):
+            states[row] = h_MD[nodes[starts[row] :]]
+        progress(len(states), len(rows))
+
+    for trees in language_model.plan(rows, batching.tokens):
+        in_parts(trees, score, batching.shrink_tokens)
+    return [states[row] for row in range(len(rows))]
+
+
 def completion_states(
     language_model: LanguageModel,
     prompts: Sequence[Ids],
     completions: Sequence[Ids],
-    batch_tokens: int,
     intervention: Intervention | None = None,
     coefficient: float = 0.0,
     progress: Progress = silent,
@@ -34,42 +60,59 @@ def completion_states(
         language_model: the model as it stands (gates decide whether base or student).
         prompts: prompt ids by row.
         completions: completion ids by row; none may be empty.
-        batch_tokens: tokens of a forward pass.
         intervention: what shifts the model, if anything, by `coefficient`.
         progress: told (rows done, rows).
     """
-    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    states: dict[int, Tensor] = {}
     shift: AbstractContextManager[None] = (
         nullcontext() if intervention is None else intervention.applied(language_model, coefficient)
     )
+    # The last token predicts nothing that is asked for.
+    rows = [[*prompt, *completion[:-1]] for prompt, completion in zip(prompts, completions, strict=True)]
     with shift:
-        for batch in token_batches([len(row) for row in rows], batch_tokens):
-            ids_BT = right_padded([rows[index] for index in batch], language_model.pad_id, language_model.device)
-            h_BTD = language_model.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
-            for line, index in enumerate(batch):
-                start = len(prompts[index]) - 1
-                states[index] = h_BTD[line, start : start + len(completions[index])].clone()
-            progress(len(states), len(rows))
-    return [states[index] for index in range(len(rows))]
+        return final_states(language_model, rows, [len(prompt) - 1 for prompt in prompts], progress)
 
 
-@torch.no_grad()
+def next_token_logits(language_model: LanguageModel, prompts: Sequence[Ids]) -> Tensor:
+    """Float32 logits `[rows, V]` of the token after each prompt, on the CPU."""
+    states = final_states(language_model, prompts, [len(prompt) - 1 for prompt in prompts])
+    with torch.no_grad():
+        return torch.cat(
+            [language_model.logits(h_ND).cpu() for h_ND in torch.cat(states).split(language_model.head_positions)]
+        )
+
+
 def token_logprobs(language_model: LanguageModel, states: Sequence[Tensor], completions: Sequence[Ids]) -> list[Tensor]:
     """`log p(token)` of each completion token in float32, `[N_i]` for each row, on the CPU."""
-    found = []
-    for h_ND, ids in zip(states, completions, strict=True):
-        target_N1 = torch.tensor(ids, device=h_ND.device)[:, None]
-        found.append(torch.log_softmax(language_model.logits(h_ND), -1).gather(-1, target_N1)[:, 0].cpu())
-    return found
+
+    def logprobs(h_ND: Tensor, target_N: Tensor) -> Tensor:
+        return torch.log_softmax(language_model.logits(h_ND), -1).gather(-1, target_N[:, None])[:, 0]
+
+    return _pooled(language_model, logprobs, states, [torch.tensor(ids) for ids in completions])
 
 
-@torch.no_grad()
 def token_divergences(
     language_model: LanguageModel, states_p: Sequence[Tensor], states_q: Sequence[Tensor]
 ) -> list[Tensor]:
     """`KL(p || q)` per completion position, nats, float32, `[N_i]` for each row, on the CPU."""
-    return [
-        kl_divergence(language_model.logits(p_ND), language_model.logits(q_ND)).cpu()
-        for p_ND, q_ND in zip(states_p, states_q, strict=True)
-    ]
+
+    def divergences(p_ND: Tensor, q_ND: Tensor) -> Tensor:
+        return kl_divergence(language_model.logits(p_ND), language_model.logits(q_ND))
+
+    return _pooled(language_model, divergences, states_p, states_q)
+
+
+@torch.no_grad()
+def _pooled(
+    language_model: LanguageModel,
+    value: Callable[[Tensor, Tensor], Tensor],
+    one: Sequence[Tensor],
+    other: Sequence[Tensor],
+) -> list[Tensor]:
+    """`value` of two tensors by position, the positions of all rows pooled in chunks that fit the head's budget."""
+    if not one:
+        return []
+    lengths = [len(each) for each in one]
+    chunk, device = language_model.head_positions, language_model.device
+    parts = zip(torch.cat(list(one)).split(chunk), torch.cat(list(other)).split(chunk), strict=True)
+    pooled_N = torch.cat([value(a.to(device), b.to(device)).cpu() for a, b in parts])
+    return list(pooled_N.split(lengths))

@@ -79,7 +79,14 @@ def fitting(model: LanguageModel, recipe: Recipe, trait: Trait) -> tuple[Trait, 
 def build_accumulator(model: LanguageModel, recipe: Recipe) -> Accumulator:
     """An accumulator with an empty history, as the recipe's heal section says."""
     heal = recipe.heal
-    return Accumulator(model, heal.rank, heal.alpha, model.band(heal.band), gaussian=heal.init == "gaussian")
+    return Accumulator(
+        model,
+        heal.rank,
+        heal.alpha,
+        model.band(heal.band),
+        gaussian=heal.init == "gaussian",
+        merge=recipe.compute.merge_history,
+    )
 
 
 def replay(accumulator: Accumulator, folder: RunFolder, recipe: Recipe, rounds: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from heal.console import Stage
 from heal.decoding import Sampling
-from heal.dose.calibrate import Calibration, calibrate, path_divergence
+from heal.dose.calibrate import Calibration, PathDivergence, calibrate, path_divergences
 from heal.evaluation.evaluate import StageResult, StageSummary, evaluate, output_rows, summarise
 from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.verdict import Floors, coh_cost, verdict
@@ -54,15 +54,8 @@ def extract_vector(session: Session, r: int) -> SteeringVector:
     def compute(shown: Stage) -> tuple[SteeringVector, Files]:
         layers = session.model.band(recipe.steer.band)
         texts = contexts(recipe.steer.pairs)
-        vector = extract(
-            session.model,
-            session.trait,
-            texts,
-            recipe.steer.method,
-            layers,
-            recipe.compute.batch_tokens,
-            shown.progress,
-        )
+        with session.accumulator.student():
+            vector = extract(session.model, session.trait, texts, recipe.steer.method, layers, shown.progress)
         norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in vector.directions.items())
         shown.found(f"{recipe.steer.method} from {len(texts)} pairs; norm by block {norms}")
         return vector, {"vector.safetensors": vector.to_bytes()}
@@ -70,41 +63,40 @@ def extract_vector(session: Session, r: int) -> SteeringVector:
     return stage(session, folder, "extract", lambda: SteeringVector.load(folder / "vector.safetensors"), compute)
 
 
-def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start: float) -> Calibration:
+def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start: float | None) -> Calibration:
     """`c_star` of this round's vector on the current student."""
     settings, folder = session.recipe.calibration, session.folder.round(r)
     prompts = shuffled(list(session.trait.generation_prompts), session.recipe.run.seed, "calibration")
     asked = prompts[: settings.prompts]
     held_out = prompts[settings.prompts : settings.prompts + settings.audit_prompts]
 
-    def measure(texts: Sequence[str], c: float):
-        compute = session.recipe.compute
-        return path_divergence(
+    def measure(texts: Sequence[str], coefficients: Sequence[float]) -> list[PathDivergence]:
+        return path_divergences(
             session.model,
             vector,
-            c,
+            coefficients,
             [session.model.chat.ids(session.recipe.model.system, text) for text in texts],
             settings.tokens,
-            compute.decode_batch,
-            compute.batch_tokens,
             session.accumulator.base if settings.reference == "base" else nullcontext,
         )
 
     def compute(shown: Stage) -> tuple[Calibration, Files]:
-        found = calibrate(
-            partial(measure, asked),
-            partial(measure, held_out) if held_out else None,
-            settings.target,
-            settings.tolerance,
-            warm_start,
-            settings.max_evaluations,
-            settings.reference,
-            shown.progress,
-        )
+        with session.accumulator.student():
+            found = calibrate(
+                partial(measure, asked),
+                partial(measure, held_out) if held_out else None,
+                settings.target,
+                settings.tolerance,
+                warm_start,
+                settings.candidates,
+                settings.max_passes,
+                settings.reference,
+                shown.progress,
+            )
         audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {len(held_out)} held-out prompts"
         shown.found(
             f"c* = {found.c_star:.3f}: p95 KL {found.value:.2f} nats (target {found.target:g}{audit}), "
-            f"{len(found.history)} evaluations, ended on {found.outcome}"
+            f"{found.passes} passes, ended on {found.outcome}"
         )
         files = {
             "vector.safetensors": vector.with_c_star(found.c_star).to_bytes(),
@@ -146,21 +138,20 @@ def generate_and_filter(session: Session, r: int, vector: SteeringVector, c_star
             FilterLimits(limits.max_tail_perplexity, limits.max_repetition, limits.min_words, limits.max_similarity),
             session.trait.narration,
             (seed, r, "generate"),
-            recipe.compute.decode_batch,
-            recipe.compute.batch_tokens,
         )
-        found = collect(
-            make,
-            prompts,
-            settings.alphas,
-            settings.probe,
-            settings.max_probes,
-            settings.lowest_dose,
-            limits.keep_target,
-            limits.keep_floor,
-            limits.min_train,
-            shown.progress,
-        )
+        with session.accumulator.student():
+            found = collect(
+                make,
+                prompts,
+                settings.alphas,
+                settings.probe,
+                settings.max_probes,
+                settings.lowest_dose,
+                limits.keep_target,
+                limits.keep_floor,
+                limits.min_train,
+                shown.progress,
+            )
         drops = Counter(reason for row in found.rows for reason in row.dropped)
         why = (
             "; dropped for " + ", ".join(f"{reason} {count}" for reason, count in drops.most_common()) if drops else ""
@@ -196,7 +187,6 @@ def heal_student(session: Session, r: int, rows: Sequence[Row]) -> list[dict[str
         session.tracker.training(r, recipe.heal.epochs, entry)
 
     def compute(shown: Stage) -> tuple[list[dict[str, float]], Files]:
-        compute_settings = recipe.compute
         heal(
             session.model,
             session.accumulator,
@@ -204,7 +194,8 @@ def heal_student(session: Session, r: int, rows: Sequence[Row]) -> list[dict[str
             recipe.heal,
             r,
             recipe.run.seed,
-            compute_settings.batch_tokens,
+            recipe.compute.reference_memory * 2**20,
+            folder,
             on_log,
             shown.progress,
         )
@@ -264,8 +255,6 @@ def measure_stage(
         base=session.accumulator.base,
         system=recipe.model.system if system is None else system,
         neutral=recipe.model.system,
-        decode_batch=recipe.compute.decode_batch,
-        batch_tokens=recipe.compute.batch_tokens,
         max_repetition=recipe.filter.max_repetition,
         questions=recipe.evaluation.questions,
         intervention=vector,

@@ -281,7 +281,7 @@ def test_extraction_leaves_no_hook_behind(tiny: LanguageModel):
 
 
 def test_pairs_are_asked_under_both_personas_at_the_assistant_tag(tiny: LanguageModel, tiny_trait: Trait):
-    pairs = list(pair_activations(tiny, tiny_trait, TEXTS[:1], [1], batch_tokens=4096))
+    pairs = list(pair_activations(tiny, tiny_trait, TEXTS[:1], [1]))
     rows = [tiny.chat.ids(persona, TEXTS[0]) for persona in (tiny_trait.positive, tiny_trait.negative)]
     expected = last_token_activations(tiny, rows, [1])[1]
     positive, negative = pairs[0]

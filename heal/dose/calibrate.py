@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from heal.decoding import decode
-from heal.dose.root import Outcome, find_coefficient
+from heal.decoding import Completion, decode
+from heal.dose.root import COLD, WARM, Outcome, find_coefficient
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.scoring import completion_states, token_divergences
@@ -30,6 +31,10 @@ class PathDivergence:
     n: int
 
 
+# Divergences at several coefficients, measured side by side.
+Measure = Callable[[Sequence[float]], Sequence[PathDivergence]]
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What a calibration found.
@@ -40,6 +45,7 @@ class Calibration:
         target: what it should be.
         tolerance: accepted distance.
         outcome: how the search ended, see `Search`; only `tolerance` is a hit.
+        passes: rounds of decoding that it took.
         history: every evaluation in order.
         audit: the statistic at c_star on held-out prompts, if asked for.
         reference: what "off" was, `student` or `base`.
@@ -50,6 +56,7 @@ class Calibration:
     target: float
     tolerance: float
     outcome: Outcome
+    passes: int
     history: tuple[PathDivergence, ...]
     audit: PathDivergence | None
     reference: str
@@ -68,72 +75,87 @@ class Calibration:
         return Calibration(**(content | {"history": history, "audit": audit}))
 
 
-def path_divergence(
+def path_divergences(
     language_model: LanguageModel,
     intervention: Intervention,
-    coefficient: float,
+    coefficients: Sequence[float],
     prompts: Sequence[Ids],
     tokens: int,
-    batch_size: int,
-    batch_tokens: int,
     off: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> PathDivergence:
-    """Decodes greedily under the intervention, then scores those paths with it on and off.
+) -> list[PathDivergence]:
+    """Decodes greedily under the intervention, then scores those paths with it off; all coefficients side by side.
+
+    What the path's tokens were chosen from while decoding is the distribution with the intervention on.
 
     Args:
         language_model: the student.
         intervention: what is being dosed.
-        coefficient: its raw coefficient.
+        coefficients: its raw coefficients.
         prompts: prompt ids.
         tokens: greedy tokens decoded per prompt.
-        batch_size: rows decoded side by side.
-        batch_tokens: tokens of a scoring pass.
         off: context in which the reference answers (default: the student without the intervention).
     """
-    paths = decode(language_model, prompts, tokens, intervention, [coefficient] * len(prompts), batch_size=batch_size)
-    pairs = [(prompt, path.ids) for prompt, path in zip(prompts, paths, strict=True) if path.ids and path.finite]
-    if len(pairs) < len(paths):  # a row whose logits were not finite: far above any target
-        return PathDivergence(coefficient, math.inf, math.inf, math.inf, math.inf, 0)
-    asked, said = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    on = completion_states(language_model, asked, said, batch_tokens, intervention, coefficient)
+    asked = [prompt for _ in coefficients for prompt in prompts]
+    doses = [c for c in coefficients for _ in prompts]
+    paths = decode(language_model, asked, tokens, intervention, doses, keep_states=True)
+    said = [row for row, path in enumerate(paths) if path.ids]
     with off():
-        reference = completion_states(language_model, asked, said, batch_tokens)
-    kl_N = torch.cat(token_divergences(language_model, on, reference)).double()
+        off_states = completion_states(language_model, [asked[row] for row in said], [paths[row].ids for row in said])
+    on_states = [states for row in said if (states := paths[row].states_ND) is not None]
+    kl = dict(zip(said, token_divergences(language_model, on_states, off_states), strict=True))
+    count = len(prompts)
+    return [
+        _pooled(c, range(start, start + count), paths, kl)
+        for c, start in zip(coefficients, range(0, len(paths), count), strict=True)
+    ]
+
+
+def _pooled(c: float, rows: range, paths: Sequence[Completion], kl: dict[int, Tensor]) -> PathDivergence:
+    """The statistics of one coefficient's rows; a row whose logits were not finite is far above any target."""
+    if any(not paths[row].finite for row in rows) or not any(row in kl for row in rows):
+        return PathDivergence(c, math.inf, math.inf, math.inf, math.inf, 0)
+    kl_N = torch.cat([kl[row] for row in rows if row in kl]).double()
     p50, p95 = torch.quantile(kl_N, torch.tensor([0.5, 0.95], dtype=torch.float64)).tolist()
-    return PathDivergence(coefficient, p50, p95, float(kl_N.mean()), float(kl_N.max()), len(kl_N))
+    return PathDivergence(c, p50, p95, float(kl_N.mean()), float(kl_N.max()), len(kl_N))
 
 
 def calibrate(
-    measure: Callable[[float], PathDivergence],
-    audit: Callable[[float], PathDivergence] | None,
+    measure: Measure,
+    audit: Measure | None,
     target: float,
     tolerance: float,
-    start: float,
-    max_evaluations: int,
+    start: float | None,
+    candidates: int,
+    max_passes: int,
     reference: str,
     progress: Progress = silent,
 ) -> Calibration:
     """Finds `c_star` with `p95(c_star) = target`, then audits it.
 
     Args:
-        measure: coefficient -> divergence on the calibration prompts.
+        measure: coefficients -> divergences on the calibration prompts.
         audit: the same on held-out prompts, or None.
         target: nats.
         tolerance: accepted distance, nats.
-        start: warm start, the last round's `c_star` (1.0 when there is none).
-        max_evaluations: evaluations before giving up.
+        start: warm start, the last round's `c_star`; None: cold.
+        candidates: coefficients measured in one pass.
+        max_passes: passes before giving up.
         reference: what "off" is, for the record.
-        progress: told (evaluations done, the most there can be).
+        progress: told (passes done, the most there can be).
     """
     history: list[PathDivergence] = []
-    most = max_evaluations + (audit is not None)
+    most = max_passes + (audit is not None)
 
-    def statistic(c: float) -> float:
-        history.append(measure(c))
-        progress(len(history), most)
-        return history[-1].p95
+    def statistic(coefficients: Sequence[float]) -> list[float]:
+        found = measure(coefficients)
+        history.extend(found)
+        progress(len(history) // candidates, most)
+        return [entry.p95 for entry in found]
 
-    search = find_coefficient(statistic, target, tolerance, start, max_evaluations)
-    audited = audit(search.c) if audit is not None else None
+    first, ratio = (1.0, COLD) if start is None else (start, WARM)
+    search = find_coefficient(statistic, target, tolerance, first, ratio, candidates, max_passes)
+    audited = audit([search.c])[0] if audit is not None else None
     progress(most, most)
-    return Calibration(search.c, search.value, target, tolerance, search.outcome, tuple(history), audited, reference)
+    return Calibration(
+        search.c, search.value, target, tolerance, search.outcome, search.passes, tuple(history), audited, reference
+    )

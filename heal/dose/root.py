@@ -1,15 +1,19 @@
 """Finds the coefficient at which a noisy, rising, step-shaped statistic reaches a target. Pure maths."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Outcome = Literal["tolerance", "bracket", "evaluations", "unreachable"]
+Outcome = Literal["tolerance", "bracket", "passes", "unreachable"]
+# Values of the statistic at several coefficients, measured side by side.
+Statistic = Callable[[Sequence[float]], Sequence[float]]
 
+COLD, WARM = 2.0, 1.15  # ratio of neighbouring candidates in the first pass
 _GROWTH = 2.0
 _LEAP = 256.0
 _NARROW = 0.01
+_FINE = 0.02  # of log c; candidates nearer to each other than this tell little apart
 
 
 @dataclass(frozen=True)
@@ -20,88 +24,75 @@ class Search:
         c: the best coefficient that was evaluated (nearest to the target in log).
         value: the statistic there.
         outcome: `tolerance` (within tolerance of the target), `bracket` (the bracket is narrower than
-            1 %: the statistic jumps over the target there), `evaluations` (gave up), or `unreachable`
+            1 %: the statistic jumps over the target there), `passes` (gave up), or `unreachable`
             (never reached the target while the coefficient grew).
         evaluated: every (c, value) in order.
+        passes: calls of the statistic.
     """
 
     c: float
     value: float
     outcome: Outcome
     evaluated: tuple[tuple[float, float], ...]
+    passes: int
 
 
 def find_coefficient(
-    statistic: Callable[[float], float],
+    statistic: Statistic,
     target: float,
     tolerance: float,
     start: float = 1.0,
-    max_evaluations: int = 12,
+    ratio: float = COLD,
+    candidates: int = 4,
+    max_passes: int = 6,
 ) -> Search:
-    """Regula falsi with the Illinois rule in (log c, log statistic); bisection where a step leaves the bracket.
+    """Brackets the target and closes in on it in (log c, log statistic), several candidates a pass.
 
     Near zero KL grows as c^2 and then saturates, so the curve is concave in these coordinates and
-    close to a line. The bracket grows from `start` by doubling (halving), or in leaps where the curve is
-    still so steep that it says how far the target is, so no vector is too small or too large. A value that
-    is not finite counts as above the target.
+    close to a line. The first pass stands around `start`; while the target is not bracketed, the next
+    goes further, in leaps where the curve is still so steep that it says how far the target is, so no
+    vector is too small or too large. Inside the bracket the candidates gather where its chord meets the
+    target, or spread evenly when the pass before did not halve it. A value that is not finite counts as
+    above the target; where noise makes the statistic cross the target more than once, the first crossing
+    is the one that counts.
 
     Args:
-        statistic: coefficient -> statistic; each call is expensive.
+        statistic: coefficients -> values; each call is expensive.
         target: the value to reach, positive.
         tolerance: accepted absolute distance from the target.
-        start: first coefficient, positive.
-        max_evaluations: calls before giving up.
+        start: about where to look first, positive.
+        ratio: of neighbouring candidates in the first pass.
+        candidates: coefficients a call.
+        max_passes: calls before giving up.
     """
     if not (target > 0 and start > 0):
         raise ValueError(f"find_coefficient: target {target} and start {start} must be positive")
     evaluated: list[tuple[float, float]] = []
-
-    def gap(x: float) -> float:
-        """Signed distance in log of the statistic at log-coefficient `x`."""
-        value = statistic(math.exp(x))
-        evaluated.append((math.exp(x), value))
-        return _log(value) - math.log(target)
-
-    def reached() -> bool:
-        return abs(evaluated[-1][1] - target) <= tolerance
+    points: list[tuple[float, float]] = []  # (log c, signed distance in log from the target), by log c
 
     def end(outcome: Outcome) -> Search:
         c, value = min(evaluated, key=lambda pair: abs(_log(pair[1]) - math.log(target)))
-        return Search(c, value, outcome, tuple(evaluated))
+        return Search(c, value, outcome, tuple(evaluated), len(evaluated) // candidates)
 
-    x = math.log(start)
-    g = gap(x)
-    if reached():
-        return end("tolerance")
-    direction = 1 if g < 0 else -1
-    step = math.log(_GROWTH)
-    while True:
-        if len(evaluated) >= max_evaluations:
-            return end("unreachable" if g < 0 else "evaluations")
-        x_next = x + direction * step
-        g_next = gap(x_next)
-        if reached():
+    middle = (candidates - 1) / 2
+    asked = [math.log(start) + (index - middle) * math.log(ratio) for index in range(candidates)]
+    width = math.inf
+    for _ in range(max_passes):
+        values = statistic([math.exp(x) for x in asked])
+        evaluated += [(math.exp(x), value) for x, value in zip(asked, values, strict=True)]
+        points = sorted(points + [(x, _log(v) - math.log(target)) for x, v in zip(asked, values, strict=True)])
+        if any(abs(value - target) <= tolerance for value in values):
             return end("tolerance")
-        if (g_next < 0) != (g < 0):
-            break
-        step = _stride(g, g_next, step)
-        x, g = x_next, g_next
-    low, high = sorted([(x, g), (x_next, g_next)])
-    side = 0  # which end was replaced last: the Illinois rule halves the other one's gap
-    while len(evaluated) < max_evaluations:
-        if high[0] - low[0] < math.log1p(_NARROW):
+        above = next((index for index, (_, gap) in enumerate(points) if gap >= 0), None)
+        if above is None or above == 0:
+            asked = _further(points, up=above is None, count=candidates)
+            continue
+        low, high = points[above - 1], points[above]
+        before, width = width, high[0] - low[0]
+        if width < math.log1p(_NARROW):
             return end("bracket")
-        x = _secant(low, high)
-        g = gap(x)
-        if reached():
-            return end("tolerance")
-        if g < 0:
-            high = (high[0], high[1] / 2) if side < 0 else high
-            low, side = (x, g), -1
-        else:
-            low = (low[0], low[1] / 2) if side > 0 else low
-            high, side = (x, g), 1
-    return end("evaluations")
+        asked = _inside(low, high, candidates, gather=width <= before / 2)
+    return end("unreachable" if all(gap < 0 for _, gap in points) else "passes")
 
 
 def _log(value: float) -> float:
@@ -110,23 +101,40 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
 
 
+def _further(points: list[tuple[float, float]], up: bool, count: int) -> list[float]:
+    """Candidates beyond the last point: half to twice as far as the target seems to be."""
+    (x0, g0), (x1, g1) = (points[-2:] if up else points[1::-1]) if len(points) > 1 else (points[0], points[0])
+    stride = _stride(g0, g1, abs(x1 - x0))
+    shares = [1.0] if count == 1 else [0.5 + 1.5 * index / (count - 1) for index in range(count)]
+    return [x1 + (share if up else -share) * stride for share in shares]
+
+
 def _stride(g0: float, g1: float, step: float) -> float:
     """How much further (in log c) to look after `step` took the gap from `g0` to `g1`, still on the same side.
 
     A doubling; but near zero the statistic goes as c^2, and there the line through both points says how
     far the target is. A statistic of exactly 0 (a vector lost in rounding) is far below any target.
     """
-    slope = abs(g1 - g0) / step
+    slope = abs(g1 - g0) / step if step else 0.0
     reach = math.inf if g1 == -math.inf else abs(g1) / slope if slope >= 1 and abs(g1) < abs(g0) else 0.0
     return min(max(reach, math.log(_GROWTH)), math.log(_LEAP))
 
 
+def _inside(low: tuple[float, float], high: tuple[float, float], count: int, gather: bool) -> list[float]:
+    """Candidates inside a bracket, off its ends: around the chord's zero, or evenly spread."""
+    width = high[0] - low[0]
+    even = width / (count + 1)
+    step = min(even, max(0.45 * even, _FINE)) if gather else even
+    reach = step * (count - 1) / 2
+    margin = min(even, _FINE) / 2
+    centre = _secant(low, high) if gather else (low[0] + high[0]) / 2
+    centre = min(max(centre, low[0] + reach + margin), high[0] - reach - margin)
+    return [centre - reach + index * step for index in range(count)]
+
+
 def _secant(low: tuple[float, float], high: tuple[float, float]) -> float:
-    """Where the chord crosses zero, kept off the bracket's ends; the middle when it has no finite chord."""
+    """Where the chord crosses zero; the middle when it has no finite chord."""
     (x0, g0), (x1, g1) = low, high
-    middle = (x0 + x1) / 2
-    if not (math.isfinite(g0) and math.isfinite(g1)) or g0 >= 0 or g1 <= 0:
-        return middle
-    x = x0 - g0 * (x1 - x0) / (g1 - g0)
-    margin = 0.02 * (x1 - x0)
-    return x if x0 + margin < x < x1 - margin else middle
+    if not (math.isfinite(g0) and math.isfinite(g1)) or g1 <= g0:
+        return (x0 + x1) / 2
+    return x0 - g0 * (x1 - x0) / (g1 - g0)

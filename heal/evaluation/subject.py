@@ -58,7 +58,6 @@ class Subject:
         system: system prompt of the stage (the positive persona when prompted).
         neutral: the neutral system prompt.
         intervention, coefficient: the steering of the stage, if any.
-        decode_batch, batch_tokens: sizes that decide nothing but speed.
         max_repetition: share above which an answer loops.
         questions: number of general questions asked.
     """
@@ -70,8 +69,6 @@ class Subject:
     base: Gates
     system: str
     neutral: str
-    decode_batch: int
-    batch_tokens: int
     max_repetition: float
     questions: int
     intervention: Intervention | None = None
@@ -98,7 +95,6 @@ class Subject:
                 tokens,
                 self.intervention,
                 None if self.intervention is None else [self.coefficient] * len(prompts),
-                batch_size=self.decode_batch,
                 progress=progress,
             )
         return [

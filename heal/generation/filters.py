@@ -36,11 +36,12 @@ class FilterLimits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the filter looks at."""
+    """What the filter looks at; `looped` ones were stopped while they were written."""
 
     text: str
     finite: bool
     tail_perplexity: float
+    looped: bool = False
 
 
 def reasons(candidate: Candidate, limits: FilterLimits, narration: Sequence[str]) -> list[str]:
@@ -52,7 +53,7 @@ def reasons(candidate: Candidate, limits: FilterLimits, narration: Sequence[str]
         found.append("too short")
     if not candidate.tail_perplexity <= limits.max_tail_perplexity:  # NaN is dropped too
         found.append("tail perplexity")
-    if repetition(candidate.text) > limits.max_repetition:
+    if candidate.looped or repetition(candidate.text) > limits.max_repetition:
         found.append("repetition")
     if matches(candidate.text, narration):
         found.append("narration")

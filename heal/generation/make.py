@@ -26,8 +26,6 @@ def maker(
     limits: FilterLimits,
     narration: Sequence[str],
     seed: tuple[int | str, ...],
-    decode_batch: int,
-    batch_tokens: int,
     progress: Progress = silent,
 ) -> Maker:
     """A `Maker` for `collect`.
@@ -43,8 +41,6 @@ def maker(
         limits: the filter's thresholds.
         narration: the trait's own patterns.
         seed: what the round's sampling is derived from; each completion adds its index.
-        decode_batch: rows side by side.
-        batch_tokens: tokens of a scoring pass.
         progress: told (completions decoded, completions).
     """
 
@@ -58,15 +54,15 @@ def maker(
             [cell.alpha * c_star for cell in cells],
             sampling,
             [(*seed, cell.index) for cell in cells],
-            decode_batch,
-            progress,
+            loop_share=limits.max_repetition,
+            progress=progress,
         )
         ids = [completion.ids for completion in completions]
         with base():
-            perplexities = tail_perplexities(language_model, prompts, ids, batch_tokens)
+            perplexities = tail_perplexities(language_model, prompts, ids)
         texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
         candidates = [
-            Candidate(text, completion.finite, perplexity)
+            Candidate(text, completion.finite, perplexity, completion.looped)
             for text, completion, perplexity in zip(texts, completions, perplexities, strict=True)
         ]
         dropped = verdicts(candidates, limits, narration, kept_before)
@@ -95,13 +91,10 @@ def tail_perplexities(
     language_model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
-    batch_tokens: int,
 ) -> list[float]:
     """Perplexity of the last quarter of each completion under the model as it stands; NaN where empty."""
     rows = [row for row, ids in enumerate(completions) if ids]
-    states = completion_states(
-        language_model, [prompts[row] for row in rows], [completions[row] for row in rows], batch_tokens
-    )
+    states = completion_states(language_model, [prompts[row] for row in rows], [completions[row] for row in rows])
     tails = [tail_length(len(completions[row])) for row in rows]
     logprobs = token_logprobs(
         language_model,

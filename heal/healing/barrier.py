@@ -18,18 +18,16 @@ Aggregate = Literal["mean", "rmse", "p95", "max"]
 
 RMSE_EPS = 1e-6  # nats
 
-_CHUNK_BYTES = 2**27  # of float32 tensors over the vocabulary that live at once
-_COPIES = 6
-
 
 def position_losses(
     language_model: LanguageModel, h_ND: Tensor, target_N: Tensor, reference_ND: Tensor | None, divergence: Divergence
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and divergence per position, float32, both differentiable in `h_ND`.
 
-    The frozen head is applied to chunks of positions, and each chunk's gradients in its hidden states
-    are computed while it goes forward: no `[N, V]` tensor outlives its chunk. The gradients cannot be
-    differentiated again.
+    The frozen head is applied to chunks of positions, as many as fit the model's `batching.head_bytes`,
+    and each chunk's gradients in its hidden states are computed while it goes forward: no `[N, V]`
+    tensor outlives its chunk. The head multiplies in the model's dtype, the rest is float32 (float64 for
+    a float64 model). The gradients cannot be differentiated again.
 
     Args:
         language_model: whose frozen head is used.
@@ -43,18 +41,17 @@ def position_losses(
     """
     if divergence != "none" and reference_ND is None:
         raise ValueError(f"position_losses: divergence {divergence} needs the reference's hidden states")
-    vocabulary = language_model.model.get_output_embeddings().weight.shape[0]
-    chunk = max(1, _CHUNK_BYTES // (_COPIES * 4 * vocabulary))
-    return _PositionLosses.apply(h_ND, target_N, reference_ND, language_model, divergence, chunk)
+    return _PositionLosses.apply(h_ND, target_N, reference_ND, language_model, divergence)
 
 
 class _PositionLosses(torch.autograd.Function):
     """NLL and KL of each position, with their gradients in the hidden states, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, h_ND, target_N, reference_ND, language_model, divergence, chunk):
-        nll_N, kl_N = h_ND.new_zeros(len(h_ND), dtype=torch.float32), h_ND.new_zeros(len(h_ND), dtype=torch.float32)
-        grad_nll_ND = torch.zeros_like(h_ND, dtype=torch.float32)
+    def forward(ctx, h_ND, target_N, reference_ND, language_model, divergence):
+        chunk, dtype = language_model.head_positions, torch.promote_types(h_ND.dtype, torch.float32)
+        nll_N, kl_N = h_ND.new_zeros(len(h_ND), dtype=dtype), h_ND.new_zeros(len(h_ND), dtype=dtype)
+        grad_nll_ND = torch.zeros_like(h_ND, dtype=dtype)
         grad_kl_ND = torch.zeros_like(grad_nll_ND)
         for start in range(0, len(h_ND), chunk):
             part = slice(start, start + chunk)

@@ -3,25 +3,32 @@
 import copy
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
+import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
 from heal.accumulator import Accumulator
 from heal.config import HealConfig
+from heal.errors import RoundError
 from heal.generation.collect import Row
 from heal.healing.barrier import lambda_for_round
-from heal.healing.rows import Collator, split, training_rows
+from heal.healing.references import References, batch_states, compute
+from heal.healing.rows import BatchOrder, Collator, batches, split, training_rows
 from heal.healing.trainer import Barrier, HealTrainer, Log
+from heal.models.batching import out_of_memory
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.randomness import derive_seed
-from heal.scoring import completion_states
+from heal.scoring import token_divergences
 
 _SEEDS = 2**32  # what numpy takes
 
@@ -33,7 +40,8 @@ def heal(
     config: HealConfig,
     round_index: int,
     seed: int,
-    batch_tokens: int,
+    reference_bytes: int,
+    folder: Path,
     on_log: Log,
     progress: Progress = silent,
 ) -> None:
@@ -46,24 +54,45 @@ def heal(
         config: the recipe's heal section.
         round_index: r, from 0.
         seed: of the run; this stage's randomness derives from (seed, round, "heal").
-        batch_tokens: tokens of a pass that computes the reference.
-        on_log: gets every step's log.
+        reference_bytes: of the reference's hidden states that may lie in memory.
+        folder: where a temporary folder may be made for what does not fit.
+        on_log: gets every step's log; the first entry, step 0, is the floor of the divergence.
         progress: told (steps done, steps).
 
     Raises:
-        RoundError: the loss is not finite.
+        RoundError: the loss is not finite, or memory ran out.
     """
     made = training_rows(language_model, rows)
     parts = split(len(made), config.validation, seed, round_index, "validation")
-    references = reference_states(language_model, accumulator, rows, config, batch_tokens)
-    steps = math.ceil(math.ceil(len(parts.train) / config.batch_size) / config.accumulation) * config.epochs
+    train = batches(made, parts.train, config.batch_size, seed, round_index, "batches")
+    validation = batches(made, parts.validation, config.batch_size, seed, round_index, "batches")
+    steps = math.ceil(len(train) / config.accumulation) * config.epochs
 
     def log(entry: dict[str, float]) -> None:
         on_log(entry)
         progress(int(entry["step"]), steps)
 
+    def dataset(part: list[list[int]]) -> Dataset | None:
+        return Dataset.from_list([made[index] for batch in part for index in batch]) if part else None
+
     disable_progress_bar()
-    with tempfile.TemporaryDirectory() as scratch, left_as_it_was(accumulator):
+    with (
+        tempfile.TemporaryDirectory(prefix=".heal-", suffix=".tmp", dir=folder) as scratch,
+        left_as_it_was(accumulator),
+        _memory_told(config),
+    ):
+        collator = Collator(language_model)
+        references = _references(
+            language_model,
+            accumulator,
+            config,
+            [collator([made[index] for index in batch]) for batch in train + validation],
+            reference_bytes,
+            Path(scratch),
+            log,
+        )
+        if config.gradient_checkpointing:
+            _checkpoint_blocks(language_model)
         trainer = HealTrainer(
             language_model=language_model,
             accumulator=accumulator,
@@ -75,14 +104,14 @@ def heal(
                 config.barrier.tau,
                 config.barrier.operator_norm,
             ),
+            order=BatchOrder([len(batch) for batch in train], seed, round_index, "epoch"),
+            decoder=torch.compile(language_model.decoder, dynamic=True) if config.compile else None,
             gradient_norms_every=config.gradient_norms_every,
             on_log=log,
-            args=_arguments(
-                config, steps, derive_seed(seed, round_index, "heal") % _SEEDS, scratch, bool(parts.validation)
-            ),
-            data_collator=Collator(language_model.pad_id),
-            train_dataset=Dataset.from_list([made[index] for index in parts.train]),
-            eval_dataset=Dataset.from_list([made[index] for index in parts.validation]) if parts.validation else None,
+            args=_arguments(config, steps, derive_seed(seed, round_index, "heal") % _SEEDS, scratch, bool(validation)),
+            data_collator=collator,
+            train_dataset=dataset(train),
+            eval_dataset=dataset(validation),
             processing_class=copy.copy(language_model.chat.tokenizer),
         )
         progress(0, steps)
@@ -90,21 +119,57 @@ def heal(
         trainer.accelerator.free_memory()
 
 
-def reference_states(
+def _references(
     language_model: LanguageModel,
     accumulator: Accumulator,
-    rows: Sequence[Row],
     config: HealConfig,
-    batch_tokens: int,
-) -> list[Tensor] | None:
-    """The reference's final hidden states of every completion, computed once a round; None without divergence."""
+    collated: list[dict[str, Tensor]],
+    budget: int,
+    folder: Path,
+    log: Log,
+) -> References | None:
+    """The reference's final hidden states, computed once a round; None without divergence.
+
+    Logs the floor: the largest divergence of the reference, computed again, from what was kept. It is
+    exactly 0 where the same pass gives the same bits, as on a CPU.
+    """
     if config.barrier.divergence == "none":
         return None
-    context: Callable = accumulator.base if config.barrier.reference == "base" else accumulator.previous
-    with context():
-        return completion_states(
-            language_model, [row.prompt_ids for row in rows], [row.ids for row in rows], batch_tokens
-        )
+    lengths: dict[int, int] = {}
+    for batch in collated:
+        counts = torch.bincount(batch["line"]).tolist()
+        lengths |= dict(zip(batch["key"].tolist(), counts, strict=True))
+    model = language_model.model
+    width = model.config.get_text_config().hidden_size
+    references = References(lengths, width, model.dtype, budget, folder)
+    context = accumulator.base if config.barrier.reference == "base" else accumulator.previous
+    compute(references, language_model, context, collated)
+    first = collated[0]
+    with context(), torch.no_grad():
+        again = [batch_states(language_model, first)]
+    kept = [references.get(first["key"], first["line"])]
+    floor = torch.cat(token_divergences(language_model, again, kept)).max()
+    log({"step": 0, "epoch": 0.0, "train/kl_floor": float(floor)})
+    return references
+
+
+def _checkpoint_blocks(language_model: LanguageModel) -> None:
+    """Lets every block forget what it computed and compute it again going backward, until its forward is put back."""
+    for block in language_model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+@contextmanager
+def _memory_told(config: HealConfig) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise RoundError(
+            f"out of memory while healing with batches of {config.batch_size} ({str(error).splitlines()[0]}); lower "
+            "heal.batch_size and raise heal.accumulation by as much, or set heal.gradient_checkpointing=true"
+        ) from error
 
 
 def _arguments(config: HealConfig, steps: int, seed: int, folder: str, validate: bool) -> SFTConfig:
@@ -125,7 +190,7 @@ def _arguments(config: HealConfig, steps: int, seed: int, folder: str, validate:
         max_grad_norm=config.clip,
         max_length=None,  # rows are checked against the context; nothing is cut
         packing=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing=False,  # blocks are wrapped one by one: Trainer's needs the model in train mode
         bf16=False,  # no autocast: the base has its dtype, LoRA is float32
         eval_strategy="epoch" if validate else "no",
         save_strategy="no",
@@ -143,7 +208,7 @@ def _arguments(config: HealConfig, steps: int, seed: int, folder: str, validate:
 def left_as_it_was(accumulator: Accumulator) -> Iterator[None]:
     """Undoes what a trainer leaves behind: patched forwards, accelerate's marks, changed configs, train mode."""
     model: PreTrainedModel = accumulator.peft_model.get_base_model()
-    modules = [accumulator.peft_model, accumulator.peft_model.base_model, model]
+    modules = [accumulator.peft_model, accumulator.peft_model.base_model, model, *model.get_decoder().layers]
     marks = [set(vars(module)) for module in modules]
     forwards = [vars(module).get("forward") for module in modules]
     configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()

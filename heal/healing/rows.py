@@ -1,16 +1,18 @@
 """Pre-tokenised training rows from kept completions, and the batches they are trained in."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from heal.generation.collect import Row
-from heal.models.language_model import LanguageModel, right_padded
-from heal.randomness import shuffled
+from heal.models.language_model import LanguageModel
+from heal.models.packing import forest, pack
+from heal.randomness import derive_seed, shuffled
 
-IGNORED = -100
+_SORTED_TOGETHER = 16  # prompts among which the shorter come first
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,14 @@ def split(count: int, share: float, *seed: int | str) -> Split:
 
 
 def training_rows(language_model: LanguageModel, rows: Sequence[Row]) -> list[dict]:
-    """`input_ids`, `labels` (prompt ignored, sampled ids verbatim) and the completion's number.
+    """`input_ids` (prompt and sampled ids verbatim), `start` of the completion, and its `key`: a hash of both.
 
     Raises:
         ValueError: a completion is empty, too long for the model, or ended without its
             end-of-turn token: the student would never learn to stop.
     """
     made = []
-    for number, row in enumerate(rows):
+    for row in rows:
         ids = [*row.prompt_ids, *row.ids]
         if not row.ids:
             raise ValueError(f"completion {row.index} is empty")
@@ -45,21 +47,77 @@ def training_rows(language_model: LanguageModel, rows: Sequence[Row]) -> list[di
             )
         if row.ended and row.ids[-1] not in language_model.end_ids:
             raise ValueError(f"completion {row.index} ended, but its last token is not an end of turn")
-        labels = [IGNORED] * len(row.prompt_ids) + list(row.ids)
-        made.append({"input_ids": ids, "labels": labels, "completion": number})
+        start = len(row.prompt_ids)
+        made.append({"input_ids": ids, "start": start, "key": derive_seed(start, *ids)})
     return made
+
+
+def batches(rows: Sequence[dict], members: Sequence[int], size: int, *seed: int | str) -> list[list[int]]:
+    """The batches of a round: completions of one prompt together, and prompts of like length.
+
+    Their order changes from epoch to epoch, what stands in them does not: the reference's hidden states
+    are computed batch by batch, in the very passes that the training makes.
+
+    Args:
+        rows: as `training_rows` makes them.
+        members: the rows that are used.
+        size: completions of a batch; the last one may be smaller.
+        seed: what the order of the prompts is derived from.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in members:
+        groups.setdefault(tuple(rows[row]["input_ids"][: rows[row]["start"]]), []).append(row)
+    order = shuffled(list(groups.values()), *seed)
+    ordered: list[int] = []
+    for first in range(0, len(order), _SORTED_TOGETHER):
+        part = order[first : first + _SORTED_TOGETHER]
+        part.sort(key=lambda group: max(len(rows[row]["input_ids"]) for row in group))
+        ordered += [row for group in part for row in group]
+    return [ordered[first : first + size] for first in range(0, len(ordered), size)]
+
+
+class BatchOrder(Sampler[int]):
+    """Row positions of one epoch after the other: whole batches in a new order, a smaller last one last."""
+
+    def __init__(self, sizes: Sequence[int], *seed: int | str):
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        self._batches = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+        self._seed = seed
+        self._epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        full = [batch for batch in self._batches if len(batch) == len(self._batches[0])]
+        rest = self._batches[len(full) :]
+        order = shuffled(full, *self._seed, self._epoch)
+        self._epoch += 1
+        return (position for batch in [*order, *rest] for position in batch)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._batches))
 
 
 @dataclass
 class Collator:
-    """Right-padded batches: `input_ids` and `labels` `[B, T]`, `completion` `[B]`; no mask is needed."""
+    """Batches of completions, as prefix trees (heal/models/packing.py).
 
-    pad_id: int
+    `input_ids`, and `position_ids` and `attention_mask` where rows are shared; `state` `[N]`, where in the
+    flattened hidden states each completion token is predicted; `labels` `[N]`, that token; `line` `[N]`,
+    its completion's place in the batch; `key` `[C]`, what each completion is known by.
+    """
+
+    language_model: LanguageModel
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
-        cpu = torch.device("cpu")
-        return {
-            "input_ids": right_padded([row["input_ids"] for row in rows], self.pad_id, cpu),
-            "labels": right_padded([row["labels"] for row in rows], IGNORED, cpu),
-            "completion": torch.tensor([row["completion"] for row in rows]),
+        model = self.language_model
+        # The last token predicts nothing that is trained.
+        ids = [row["input_ids"][:-1] for row in rows]
+        trees = forest(ids, model.longest_shared)
+        packed = pack(ids, trees, model.pad_id, model.model.dtype, torch.device("cpu"))
+        ordered = [rows[index] for tree in trees for index in tree]
+        states = [nodes[row["start"] - 1 :] for nodes, row in zip(packed.nodes, ordered, strict=True)]
+        return packed.inputs() | {
+            "state": torch.cat(states),
+            "labels": torch.tensor([token for row in ordered for token in row["input_ids"][row["start"] :]]),
+            "line": torch.cat([torch.full((len(state),), line) for line, state in enumerate(states)]),
+            "key": torch.tensor([row["key"] for row in ordered]),
         }

@@ -1,7 +1,7 @@
 """trl's SFTTrainer with the barrier in its loss."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,8 @@ from trl import SFTTrainer
 from heal.accumulator import CURRENT, Accumulator
 from heal.errors import RoundError
 from heal.healing.barrier import Aggregate, Divergence, aggregate, position_losses
-from heal.healing.rows import IGNORED
+from heal.healing.references import References, batch_states
+from heal.healing.rows import BatchOrder
 from heal.models.language_model import LanguageModel
 
 Log = Callable[[dict[str, float]], None]
@@ -68,8 +69,10 @@ class HealTrainer(SFTTrainer):
         *args,
         language_model: LanguageModel,
         accumulator: Accumulator,
-        references: Sequence[Tensor] | None,
+        references: References | None,
         barrier: Barrier,
+        order: BatchOrder,
+        decoder: Callable | None,
         gradient_norms_every: int,
         on_log: Log,
         **kwargs,
@@ -79,8 +82,10 @@ class HealTrainer(SFTTrainer):
         Args:
             language_model: the student.
             accumulator: whose `current` is trained.
-            references: the reference's final hidden states `[N_i, D]` by completion; None without divergence.
+            references: the reference's final hidden states; None without divergence.
             barrier: the second term.
+            order: of the training rows.
+            decoder: a compiled decoder; None: the model's own.
             gradient_norms_every: steps between gradient norms of both terms; 0: never.
             on_log: gets every log as plain numbers.
         """
@@ -90,36 +95,35 @@ class HealTrainer(SFTTrainer):
         self._accumulator = accumulator
         self._references = references
         self._barrier = barrier
+        self._order = order
+        self._decoder = decoder
         self._gradient_norms_every = gradient_norms_every
         self._on_log = on_log
         self._tally = {"train": _Tally(), "eval": _Tally()}
         self._completions_in_step = 0
         self._norms_taken_at = -1
 
+    def _get_train_sampler(self, *args, **kwargs) -> BatchOrder:
+        return self._order
+
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """Also counts the completions of the optimiser step, which the barrier is a mean over."""
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._completions_in_step = sum(len(batch["completion"]) for batch in batches)
+        self._completions_in_step = sum(len(batch["key"]) for batch in batches)
         return batches, tokens
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         training = self.model.training
         self._language_model.model.eval()  # no dropout of the base's own: the reference has none
-        labels_BT, completion_B = inputs["labels"], inputs["completion"]
-        h_BTD = self._language_model.decoder(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-        trained_BT = labels_BT[:, 1:] != IGNORED
-        h_ND, target_N = h_BTD[:, :-1][trained_BT], labels_BT[:, 1:][trained_BT]
-        reference_ND = None
-        if self._references is not None:
-            rows = [self._references[index].to(h_ND.device) for index in completion_B.tolist()]
-            reference_ND = torch.cat(rows)
+        target_N, line_N, key_C = inputs["labels"], inputs["line"], inputs["key"]
+        h_ND = batch_states(self._language_model, inputs, self._decoder)
+        reference_ND = None if self._references is None else self._references.get(key_C, line_N)
         nll_N, kl_N = position_losses(self._language_model, h_ND, target_N, reference_ND, self._barrier.divergence)
-        line_N = trained_BT.nonzero()[:, 0]
-        d_B = aggregate(kl_N, line_N, len(completion_B), self._barrier.aggregate)
+        d_C = aggregate(kl_N, line_N, len(key_C), self._barrier.aggregate)
         tokens = num_items_in_batch if training and num_items_in_batch is not None else len(target_N)
-        completions = self._completions_in_step if training else len(completion_B)
+        completions = self._completions_in_step if training else len(key_C)
         ce = nll_N.sum() / tokens
-        wall = self._barrier.strength * torch.relu(d_B - self._barrier.tau).sum() / completions
+        wall = self._barrier.strength * torch.relu(d_C - self._barrier.tau).sum() / completions
         loss = ce + wall
         tally = self._tally["train" if training else "eval"]
         if training and self._barrier.operator_norm:
@@ -135,7 +139,7 @@ class HealTrainer(SFTTrainer):
             self._take_gradient_norms(ce, wall, tally)
         tally.nll_sum += float(nll_N.detach().double().sum())
         tally.positions += len(target_N)
-        tally.divergences += d_B.detach().tolist()
+        tally.divergences += d_C.detach().tolist()
         tally.tokens += inputs["input_ids"].numel()
         return (loss, None) if return_outputs else loss
 

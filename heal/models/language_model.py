@@ -4,14 +4,18 @@ Shape suffixes: B rows, T positions, N positions of several rows pooled, D hidde
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from heal.errors import UserError
+from heal.models.batching import Batching
 from heal.models.chat import Chat
+from heal.models.packing import MIN_SHARED, Packed, Rows, forest, pack, tree_nodes
+
+_HEAD_COPIES = 6  # float32 tensors over the vocabulary that a loss or a KL holds at once
 
 
 @dataclass
@@ -24,6 +28,8 @@ class LanguageModel:
         name: what the user asked for (`embedded`, a hub id, a folder).
         end_ids: token ids that end a turn.
         pad_id: token id of padding; masks are built from lengths, never from it.
+        batching: how much goes through the model side by side.
+        shares: whether rows that begin alike may share a pass (the attention kernel takes a mask).
     """
 
     model: PreTrainedModel
@@ -31,6 +37,8 @@ class LanguageModel:
     name: str
     end_ids: frozenset[int]
     pad_id: int
+    batching: Batching = field(default_factory=Batching)
+    shares: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -53,14 +61,44 @@ class LanguageModel:
         return int(self.model.config.get_text_config().max_position_embeddings)
 
     @property
+    def longest_shared(self) -> int:
+        """Longest row that may stand in a prefix tree: its mask knows no sliding window."""
+        if not self.shares:
+            return 0
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        return self.context if window is None else min(self.context, int(window))
+
+    def plan(self, rows: Rows, budget: int) -> list[list[list[int]]]:
+        """Forward passes over `rows`, each a list of prefix trees, each a list of row indices.
+
+        Args:
+            rows: token ids; none may be empty.
+            budget: tokens of a pass, padding included.
+        """
+        trees = forest(rows, self.longest_shared)
+        return [
+            [trees[index] for index in batch]
+            for batch in token_batches([tree_nodes(rows, tree) for tree in trees], budget)
+        ]
+
+    def pack(self, rows: Rows, trees: Sequence[Sequence[int]]) -> Packed:
+        """One of the passes of `plan`."""
+        return pack(rows, trees, self.pad_id, self.model.dtype, self.device)
+
+    def hidden_states(self, packed: Packed) -> Tensor:
+        """Final hidden states of a pass, `[B * N, D]`; `packed.nodes` says which are whose."""
+        return self.decoder(**packed.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
+
+    @property
     def softcap(self) -> float | None:
         """Gemma 2's soft cap on the logits, if the model has one."""
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return None if cap is None else float(cap)
 
     def logits(self, h_ND: Tensor) -> Tensor:
-        """Float32 logits `[N, V]` of final hidden states `[N, D]`."""
-        logits_NV = self.model.get_output_embeddings()(h_ND.to(self.model.dtype)).float()
+        """Float32 logits `[N, V]` of final hidden states `[N, D]` (float64 where the model is)."""
+        logits_NV = self.model.get_output_embeddings()(h_ND.to(self.model.dtype))
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         if self.softcap is not None:
             logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
         return logits_NV
@@ -75,7 +113,13 @@ class LanguageModel:
         if self.softcap is not None:  # d cap tanh(x / cap) / dx = 1 - tanh^2
             grad_NV.mul_(1 - (logits_NV / self.softcap).square())
         weight_VD = self.model.get_output_embeddings().weight
-        return (grad_NV.to(weight_VD.dtype) @ weight_VD).float()
+        return (grad_NV.to(weight_VD.dtype) @ weight_VD).to(grad_NV.dtype)
+
+    @property
+    def head_positions(self) -> int:
+        """Positions whose logits, and what is computed from them, fit `batching.head_bytes`."""
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        return max(1, self.batching.head_bytes // (_HEAD_COPIES * 4 * vocabulary))
 
     def band(self, fractions: tuple[float, float]) -> list[int]:
         """Blocks whose output lies between two fractions of the depth; at least the nearest one.
@@ -90,6 +134,9 @@ class LanguageModel:
 
     def check_supported(self) -> None:
         """Tries what the rest of heal relies on: causal attention, a list of blocks, a plain head.
+
+        Where a prefix tree gives other hidden states than its rows one by one (an attention kernel that
+        takes no mask of ours), rows are not shared: `shares` turns False.
 
         Raises:
             UserError: a token sees what comes after it, the blocks are not where heal looks for them, or
@@ -113,6 +160,19 @@ class LanguageModel:
                 f"model.name={self.name}: its logits are not its head applied to its final hidden states "
                 "(a scale or bias that heal does not know); this architecture is not supported"
             )
+        self.shares = self._shares_exactly()
+
+    @torch.inference_mode()
+    def _shares_exactly(self) -> bool:
+        """Whether two rows that begin alike come out of one tree as they come out of two rows."""
+        if self.model.config._attn_implementation not in ("sdpa", "eager"):
+            return False
+        rows = [[*range(3, 3 + MIN_SHARED), last] for last in (1, 2)]
+        tree, plain = self.pack(rows, [[0, 1]]), self.pack(rows, [[0], [1]])
+        ends_tree, ends_plain = (
+            self.hidden_states(packed)[torch.stack([nodes[-1] for nodes in packed.nodes])] for packed in (tree, plain)
+        )
+        return torch.allclose(ends_tree.float(), ends_plain.float(), atol=1e-2, rtol=1e-2)
 
 
 def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:

@@ -1,23 +1,24 @@
 """Reads persona activations at the assistant tag and turns them into a steering vector."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from heal.models.language_model import LanguageModel, right_padded, token_batches
+from heal.models.batching import in_parts
+from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
-from heal.steering.mean_diff import PairActivations, mean_diff
+from heal.steering.mean_diff import Activations, mean_diff
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
 CONTEXTS = Path(__file__).resolve().parent.parent / "data" / "contexts.jsonl"
 
-# One entry a method: a stream of pair activations -> directions by block.
-METHODS: dict[str, Callable[[Iterator[PairActivations]], dict[int, Tensor]]] = {"mean_diff": mean_diff}
+# One entry a method: activations under both personas -> directions by block.
+METHODS: dict[str, Callable[[Activations, Activations], dict[int, Tensor]]] = {"mean_diff": mean_diff}
 
 
 def contexts(count: int) -> list[str]:
@@ -32,7 +33,6 @@ def extract(
     texts: Sequence[str],
     method: str,
     layers: Sequence[int],
-    batch_tokens: int,
     progress: Progress = silent,
 ) -> SteeringVector:
     """A steering vector of the model as it stands (the current student), read at the last prompt token.
@@ -43,11 +43,15 @@ def extract(
         texts: contexts, each asked under both personas.
         method: a key of METHODS.
         layers: blocks whose outputs are read.
-        batch_tokens: tokens of a forward pass.
-        progress: told (pairs done, pairs).
+        progress: told (prompts done, prompts).
+
+    Raises:
+        ValueError: no contexts.
     """
-    stream = pair_activations(language_model, trait, texts, layers, batch_tokens, progress)
-    return SteeringVector(METHODS[method](stream), method, language_model.name, trait.name)
+    if not texts:
+        raise ValueError("extract: no contexts")
+    positive, negative = pair_activations(language_model, trait, texts, layers, progress)
+    return SteeringVector(METHODS[method](positive, negative), method, language_model.name, trait.name)
 
 
 def pair_activations(
@@ -55,23 +59,17 @@ def pair_activations(
     trait: Trait,
     texts: Sequence[str],
     layers: Sequence[int],
-    batch_tokens: int,
     progress: Progress = silent,
-) -> Iterator[PairActivations]:
-    """Batches of (positive, negative) last-token activations by block, each `[B, D]`."""
+) -> tuple[Activations, Activations]:
+    """Last-token activations by block under the positive and the negative persona, each `[P, D]`, on the CPU."""
     chat = language_model.chat
-    pairs = [(chat.ids(trait.positive, text), chat.ids(trait.negative, text)) for text in texts]
-    done = 0
-    for batch in token_batches([2 * max(map(len, pair)) for pair in pairs], batch_tokens):
-        rows = [pairs[index][0] for index in batch] + [pairs[index][1] for index in batch]
-        h_by_layer = last_token_activations(language_model, rows, layers)
-        half = len(batch)
-        yield (
-            {layer: h_BD[:half] for layer, h_BD in h_by_layer.items()},
-            {layer: h_BD[half:] for layer, h_BD in h_by_layer.items()},
-        )
-        done += half
-        progress(done, len(pairs))
+    rows = [chat.ids(persona, text) for persona in (trait.positive, trait.negative) for text in texts]
+    found = last_token_activations(language_model, rows, layers, progress)
+    count = len(texts)
+    return (
+        {layer: h_BD[:count] for layer, h_BD in found.items()},
+        {layer: h_BD[count:] for layer, h_BD in found.items()},
+    )
 
 
 class _Stop(Exception):
@@ -80,26 +78,35 @@ class _Stop(Exception):
 
 @torch.inference_mode()
 def last_token_activations(
-    language_model: LanguageModel, rows: Sequence[Sequence[int]], layers: Sequence[int]
-) -> dict[int, Tensor]:
-    """Outputs `[B, D]` of `layers` at each row's last token; the pass stops after the deepest of them."""
-    ids_BT = right_padded(rows, language_model.pad_id, language_model.device)
-    last_B = torch.tensor([len(row) - 1 for row in rows], device=ids_BT.device)
-    row_B = torch.arange(len(rows), device=ids_BT.device)
-    found: dict[int, Tensor] = {}
-    deepest = max(layers)
+    language_model: LanguageModel, rows: Sequence[Sequence[int]], layers: Sequence[int], progress: Progress = silent
+) -> Activations:
+    """Outputs `[B, D]` of `layers` at each row's last token, on the CPU; the pass stops after the deepest of them."""
+    found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(rows) for layer in layers}
+    deepest, batching, done = max(layers), language_model.batching, 0
 
-    def reader(layer: int) -> Callable:
-        def read(module, inputs, h_BTD: Tensor) -> None:
-            found[layer] = h_BTD[row_B, last_B]
-            if layer == deepest:
-                raise _Stop
+    def read(trees: Sequence[Sequence[int]]) -> None:
+        nonlocal done
+        packed = language_model.pack(rows, trees)
+        members = [row for tree in trees for row in tree]
+        last_B = torch.stack([nodes[-1] for nodes in packed.nodes])
 
-        return read
+        def reader(layer: int) -> Callable:
+            def keep(module, inputs, h_BND: Tensor) -> None:
+                for row, h_D in zip(members, h_BND.flatten(0, 1)[last_B].cpu(), strict=True):
+                    found[layer][row] = h_D
+                if layer == deepest:
+                    raise _Stop
 
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(language_model.blocks[layer].register_forward_hook(reader(layer)).remove)
-        with suppress(_Stop):
-            language_model.decoder(input_ids=ids_BT, use_cache=False)
-    return found
+            return keep
+
+        with ExitStack() as stack:
+            for layer in layers:
+                stack.callback(language_model.blocks[layer].register_forward_hook(reader(layer)).remove)
+            with suppress(_Stop):
+                language_model.hidden_states(packed)
+        done += len(members)
+        progress(done, len(rows))
+
+    for trees in language_model.plan(rows, batching.tokens):
+        in_parts(trees, read, batching.shrink_tokens)
+    return {layer: torch.stack(kept) for layer, kept in found.items()}

@@ -3,30 +3,21 @@
 Contrastive activation addition (arXiv 2312.06681); ActAdd (arXiv 2308.10248).
 """
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor
 
-PairActivations = tuple[dict[int, Tensor], dict[int, Tensor]]
+Activations = dict[int, Tensor]
 
 
-def mean_diff(batches: Iterable[PairActivations]) -> dict[int, Tensor]:
-    """Directions from a stream of batches, accumulated in float64 and returned in float32.
+def mean_diff(positive: Activations, negative: Activations) -> dict[int, Tensor]:
+    """Directions, averaged in float64 and returned in float32.
 
     Args:
-        batches: (positive, negative) activations by block, each `[B, D]`.
+        positive: activations by block under the positive persona, each `[P, D]`, pair by pair.
+        negative: the same under the negative one.
 
     Returns:
         block -> `[D]`, float32.
     """
-    sums: dict[int, Tensor] = {}
-    count = 0
-    for positive, negative in batches:
-        for layer in positive:
-            difference_D = (positive[layer].cpu().double() - negative[layer].cpu().double()).sum(0)
-            sums[layer] = sums.get(layer, torch.zeros_like(difference_D)) + difference_D
-        count += len(next(iter(positive.values())))
-    if not count:
-        raise ValueError("mean_diff: no activations")
-    return {layer: (total / count).float() for layer, total in sums.items()}
+    return {
+        layer: (h_PD.double().mean(0) - negative[layer].double().mean(0)).float() for layer, h_PD in positive.items()
+    }

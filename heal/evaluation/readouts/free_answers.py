@@ -14,7 +14,6 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
             subject.language_model,
             [answer.prompt_ids for answer in answers],
             [answer.ids for answer in answers],
-            subject.batch_tokens,
         )
     loops = tuple(float(repetition(answer.text) > subject.max_repetition) for answer in answers)
     return [

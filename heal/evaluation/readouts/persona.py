@@ -18,7 +18,7 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
     chat, trait = subject.language_model.chat, subject.trait
     prompts = [chat.ids(persona, answer.prompt) for persona in (trait.positive, trait.negative) for answer in said]
     with subject.base():
-        states = completion_states(subject.language_model, prompts, ids * 2, subject.batch_tokens)
+        states = completion_states(subject.language_model, prompts, ids * 2)
         logprobs = token_logprobs(subject.language_model, states, ids * 2)
     means = [float(logprob_N.double().mean()) for logprob_N in logprobs]
     scores = iter(

@@ -1,0 +1,77 @@
+"""Batch sizes for a model and its device: a GPU's by measuring, a CPU's by rule.
+
+A CPU stops gaining early, and at about the same size everywhere; and its bits depend on nothing but the
+sizes. So there the rule keeps the promise that a run repeats byte for byte.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import DynamicCache
+
+from heal.models.batching import Batching, fastest
+from heal.models.language_model import LanguageModel
+
+_PROMPT = 64  # tokens in the cache while decoding is timed
+_FIRST_ROWS, _FIRST_TOKENS = 16, 1024
+
+
+def batching_for(
+    language_model: LanguageModel, rows: int = 0, tokens: int = 0, head_bytes: int = Batching.head_bytes
+) -> Batching:
+    """Sizes as asked for; where 0, measured on a GPU and the defaults on a CPU."""
+    gpu = language_model.device.type == "cuda"
+    return Batching(
+        rows or (measured_rows(language_model) if gpu else Batching.rows),
+        tokens or (measured_tokens(language_model) if gpu else Batching.tokens),
+        head_bytes,
+    )
+
+
+def measured_rows(language_model: LanguageModel) -> int:
+    """Rows from which decoding side by side gains less than a tenth from twice as many."""
+
+    def rate(rows: int) -> float:
+        cache = DynamicCache(config=language_model.model.config.get_text_config())
+        ids_BT = _ids(language_model, rows, _PROMPT)
+        language_model.decoder(input_ids=ids_BT, past_key_values=cache, use_cache=True)
+
+        def step() -> None:
+            h_BTD = language_model.decoder(input_ids=ids_BT[:, :1], past_key_values=cache, use_cache=True)
+            language_model.logits(h_BTD.last_hidden_state[:, -1])
+
+        return rows / _seconds(step, language_model.device)
+
+    with torch.inference_mode():
+        return fastest(rate, _FIRST_ROWS)
+
+
+def measured_tokens(language_model: LanguageModel) -> int:
+    """Tokens from which a teacher-forced pass gains less than a tenth from twice as many."""
+    width = min(256, language_model.context)
+
+    def rate(tokens: int) -> float:
+        ids_BT = _ids(language_model, max(1, tokens // width), width)
+        return ids_BT.numel() / _seconds(
+            lambda: language_model.decoder(input_ids=ids_BT, use_cache=False), language_model.device
+        )
+
+    with torch.inference_mode():
+        return fastest(rate, _FIRST_TOKENS)
+
+
+def _ids(language_model: LanguageModel, rows: int, width: int) -> torch.Tensor:
+    return torch.full((rows, width), language_model.pad_id, device=language_model.device)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """The shorter of two runs, after one to warm up."""
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - start)
+    return min(found[1:])

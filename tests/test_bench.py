@@ -1,0 +1,307 @@
+"""What the measuring tools measure is what was done, and the plain round computes what heal computes."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from heal.bench import serial
+from heal.bench.measure import (
+    Row,
+    count_flops,
+    interleaved,
+    limit_share,
+    matmul_rate,
+    median_seconds,
+    peak_bytes,
+    print_rows,
+)
+from heal.decoding import decode
+from heal.evaluation.readouts.questions import letter_ids
+from heal.generation.make import tail_perplexities
+from heal.models.language_model import LanguageModel
+from heal.scoring import completion_states, token_divergences, token_logprobs
+from heal.steering.extract import extract
+from heal.trait import Trait
+from tests.students import completions, learn, student, weights
+from tests.tiny import BLOCKS, CPU, prompts, vector
+from tests.training import BARRIER, dense_loss
+
+TEXTS = ["Write a loop.", "Hello there!", "A mail to a colleague about a late delivery."]
+SAID = [[5], [7, 8, 9, 10, 11, 12], [200, 3], [40, 41, 42], [9, 9, 9, 9, 2]]
+MEGA = 10**6
+ROWS = completions(6)
+PAIRS = [(row.prompt_ids, row.ids) for row in ROWS]
+
+
+# Time.
+
+
+def test_arms_take_turns_after_each_has_run_once():
+    called: list[str] = []
+    found = interleaved({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3, CPU)
+    assert called == ["a", "b"] * 4
+    assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
+    assert all(second >= 0 for seconds in found.values() for second in seconds)
+
+
+def test_a_run_takes_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr("heal.bench.measure.time.perf_counter", lambda: now[0])
+    waits = iter([9.0, 9.0, 1.0, 2.0, 5.0, 2.0, 3.0, 2.0])  # the unmeasured two first
+
+    def work() -> None:
+        now[0] += next(waits)
+
+    assert median_seconds({"a": work, "b": work}, 3, CPU) == {"a": 3.0, "b": 2.0}
+
+
+def test_the_matmul_rate_of_a_machine_that_takes_a_second_for_each_clock_tick(monkeypatch: pytest.MonkeyPatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("heal.bench.measure.time.perf_counter", lambda: float(next(ticks)))
+    assert matmul_rate(CPU, torch.float32, size=64, seconds=3.0) == 2 * 64**3
+
+
+def test_half_of_what_the_machine_multiplies_in_that_time_is_half_of_the_limit():
+    assert limit_share(flops=3e9, seconds=2.0, rate=3e9) == 0.5
+
+
+# Memory.
+
+
+def allocate_free_allocate() -> None:
+    first = torch.empty(80 * MEGA, dtype=torch.uint8)
+    del first
+    torch.empty(40 * MEGA, dtype=torch.uint8)
+
+
+def hold_both() -> list[Tensor]:
+    return [torch.empty(80 * MEGA, dtype=torch.uint8), torch.empty(40 * MEGA, dtype=torch.uint8)]
+
+
+@pytest.mark.parametrize(("work", "expected"), [(allocate_free_allocate, 80), (hold_both, 120), (lambda: None, 0)])
+def test_the_peak_is_what_was_allocated_at_once(work: Callable[[], object], expected: int):
+    held_before = torch.empty(10 * MEGA, dtype=torch.uint8)
+    assert peak_bytes(work, CPU) == expected * MEGA
+    del held_before
+
+
+class _Wasteful(torch.autograd.Function):
+    """Identity whose backward takes 60 MB for a moment."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, up: Tensor) -> Tensor:
+        torch.empty(60 * MEGA, dtype=torch.uint8)
+        return up
+
+
+def test_memory_taken_inside_a_backward_pass_is_seen():
+    x = torch.ones(1, requires_grad=True)
+    found = peak_bytes(lambda: _Wasteful.apply(x).sum().backward(), CPU)
+    assert 60 * MEGA <= found < 60 * MEGA + 100
+
+
+# FLOPs.
+
+
+def test_the_flops_of_a_matmul_are_twice_the_products_of_its_sizes():
+    a, b, c = torch.randn(5, 7), torch.randn(7, 11), torch.randn(11)
+    assert count_flops(lambda: a @ b) == 2 * 5 * 7 * 11
+    assert count_flops(lambda: torch.addmm(c, a, b)) == 2 * 5 * 7 * 11
+    assert count_flops(lambda: torch.bmm(a.expand(3, 5, 7), b.expand(3, 7, 11))) == 3 * 2 * 5 * 7 * 11
+    with torch.inference_mode():
+        assert count_flops(lambda: linear(a, b.T, c)) == 2 * 5 * 7 * 11
+
+
+def test_the_flops_of_a_lora_layer_leave_out_the_frozen_weight_s_gradient():
+    tokens, width, rank, out = 13, 8, 2, 16
+    x, weight = torch.randn(tokens, width), torch.randn(out, width)
+    a = torch.randn(rank, width, requires_grad=True)
+    b = torch.randn(out, rank, requires_grad=True)
+    forward = 2 * tokens * (width * out + width * rank + rank * out)
+    backward = 2 * tokens * (rank * out + rank * out + width * rank)  # dB, d(Ax), dA
+    assert count_flops(lambda: (linear(x, weight) + linear(linear(x, a), b)).sum().backward()) == forward + backward
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_flops_of_attention_are_two_products_forward_and_five_backward(causal: bool):
+    q, k, v = (torch.randn(2, 4, 10, 8, requires_grad=True) for _ in range(3))
+    product = 2 * (2 * 4) * 10 * 10 * 8
+    assert count_flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal)) == 2 * product
+    found = count_flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward())
+    assert found == 7 * product
+
+
+def test_the_flops_of_a_step_grow_with_the_completions(tiny_folder: Path):
+    def step(pairs: list) -> int:
+        model, accumulator = student(tiny_folder)
+        return count_flops(lambda: serial.heal(model, accumulator, pairs, 1, 1e-3, (0.9, 0.95), 4, 0.3, 0.5))
+
+    assert step(PAIRS[:4]) == sum(step([pair]) for pair in PAIRS[:4]) > 0
+
+
+# The table.
+
+
+def test_a_row_is_json_with_every_field():
+    row = Row("heal", 2.0, 6.0, 3.0, 0.25, 1000.0, 2**20, "two cores")
+    assert Row(**json.loads(json.dumps(row.to_json()))) == row
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_table_shows_every_row_and_leaves_blank_what_was_not_measured(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", "120")
+    print_rows([Row("heal", 2.0, 6.0, 3.0, 0.25, 1234.0, 3 * 2**20, "[bold]as it is"), Row("x", 0.5)], "a round")
+    shown = capsys.readouterr().out
+    assert ("\x1b" in shown) == terminal
+    for text in ("a round", "heal", "2.000", "6.000", "3.00", "25.0%", "1,234", "3.0", "[bold]as it is", "0.500"):
+        assert text in shown
+    assert "None" not in shown
+    if not terminal:
+        _, header, first, second = shown.splitlines()
+        end = header.index("seconds") + len("seconds")
+        assert (first[:end].split()[-1], second.split()) == ("2.000", ["x", "0.500"])
+
+
+# The plain round.
+
+
+def test_the_plain_vector_is_heal_s(any_architecture: LanguageModel, tiny_trait: Trait):
+    found = serial.extract(any_architecture, tiny_trait, TEXTS, [1, 2])
+    expected = extract(any_architecture, tiny_trait, TEXTS, "mean_diff", [1, 2])
+    assert (found.method, found.model, found.trait) == (expected.method, expected.model, expected.trait)
+    for layer in (1, 2):
+        torch.testing.assert_close(found.directions[layer], expected.directions[layer], rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_block_is_refused_since_its_own_output_is_not_given(tiny: LanguageModel, tiny_trait: Trait):
+    with pytest.raises(ValueError, match="last one"):
+        serial.extract(tiny, tiny_trait, TEXTS, [BLOCKS - 1])
+
+
+def test_plain_greedy_answers_are_heal_s(any_architecture: LanguageModel):
+    asked, steering = prompts(any_architecture), vector(any_architecture, norm=4.0)
+    assert serial.answer(any_architecture, asked, 8) == [each.ids for each in decode(any_architecture, asked, 8)]
+    steered = decode(any_architecture, asked, 8, steering, [1.5] * len(asked))
+    assert serial.answer(any_architecture, asked, 8, steering, 1.5) == [each.ids for each in steered]
+
+
+def test_plain_samples_repeat_with_their_seed_and_are_the_greedy_ones_when_one_token_is_kept(tiny: LanguageModel):
+    asked, steering, doses = prompts(tiny), vector(tiny, norm=4.0), [0.5, 1.0, 1.5, 2.0, 2.5]
+    first, again, other = (serial.generate(tiny, steering, asked, doses, 8, 1.0, 0.95, 64, s) for s in (0, 0, 100))
+    assert first == again != other
+    narrow = serial.generate(tiny, steering, asked, doses, 8, 1.0, 1.0, 1, 0)
+    assert narrow == [each.ids for each in decode(tiny, asked, 8, steering, doses)]
+
+
+def test_the_plain_statistic_is_heal_s(tiny: LanguageModel):
+    asked, steering = prompts(tiny), vector(tiny, norm=4.0)
+    said = [each.ids for each in decode(tiny, asked, 8, steering, [0.7] * len(asked))]
+    on = completion_states(tiny, asked, said, intervention=steering, coefficient=0.7)
+    off = completion_states(tiny, asked, said)
+    expected = float(torch.quantile(torch.cat(token_divergences(tiny, on, off)), 0.95))
+    assert expected > 0.01
+    assert serial.path_statistic(tiny, steering, 0.7, asked, 8) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("start", [0.01, 1.0, 300.0])
+def test_the_plain_search_finds_the_target_from_either_side(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, start: float
+):
+    monkeypatch.setattr(serial, "path_statistic", lambda model, vector, c, *rest: 3 * c**2 / (1 + c**2))
+    c, value, evaluations = serial.calibrate(tiny, vector(tiny), [], 8, 1.0, 0.01, start, 40)
+    assert abs(value - 1.0) <= 0.01
+    assert c == pytest.approx(math.sqrt(0.5), rel=0.02)
+    assert evaluations < 25
+
+
+def test_the_plain_search_stops_at_a_jump_over_the_target_and_at_the_last_evaluation(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    tried: list[float] = []
+
+    def jump(model, steering, c: float, *rest) -> float:
+        tried.append(c)
+        return math.inf if c > 2.3 else 0.0 if c < 0.1 else c / 10
+
+    monkeypatch.setattr(serial, "path_statistic", jump)
+    c, value, evaluations = serial.calibrate(tiny, vector(tiny), [], 8, 1.0, 0.05, 0.02, 40)
+    assert value == c / 10
+    assert 2.3 / 1.01 < c <= 2.3
+    assert evaluations == len(tried) < 40
+    assert serial.calibrate(tiny, vector(tiny), [], 8, 1.0, 0.05, 0.02, 4) == (tried[3], tried[3] / 10, 4)
+
+
+def test_a_plain_calibration_spends_the_budget(tiny: LanguageModel):
+    asked, steering = prompts(tiny), vector(tiny)
+    c, value, evaluations = serial.calibrate(tiny, steering, asked, 4, 0.5, 0.1, 1.0, 12)
+    assert value == serial.path_statistic(tiny, steering, c, asked, 4)
+    assert abs(value - 0.5) <= 0.1
+    assert evaluations <= 12
+
+
+def test_plain_tail_perplexities_are_heal_s(any_architecture: LanguageModel):
+    asked, said = prompts(any_architecture), [*SAID[:-1], []]
+    found = serial.tail_perplexities(any_architecture, asked, said)
+    assert found == pytest.approx(tail_perplexities(any_architecture, asked, said), rel=1e-4, nan_ok=True)
+    assert math.isnan(found[-1])
+
+
+def test_plain_persona_log_ratios_are_the_difference_of_mean_log_probabilities(tiny: LanguageModel, tiny_trait: Trait):
+    means = []
+    for persona in (tiny_trait.positive, tiny_trait.negative):
+        asked = [tiny.chat.ids(persona, text) for text in TEXTS]
+        logprobs = token_logprobs(tiny, completion_states(tiny, asked, SAID[1:4]), SAID[1:4])
+        means.append(torch.stack([logprob_N.mean() for logprob_N in logprobs]))
+    found = serial.persona_log_ratios(tiny, tiny_trait, [*TEXTS, "x"], [*SAID[1:4], []])
+    torch.testing.assert_close(torch.tensor(found[:3]), means[0] - means[1], rtol=1e-4, atol=1e-5)
+    assert math.isnan(found[3])
+
+
+def test_plain_letter_masses_are_those_of_the_next_token(tiny: LanguageModel):
+    asked = prompts(tiny)
+    found = serial.letter_masses(tiny, asked)
+    assert found.shape == (len(asked), 4)
+    for row, p_K in zip(asked, found, strict=True):
+        (h_ND,) = completion_states(tiny, [row], [[5]])
+        expected = torch.softmax(tiny.logits(h_ND[0]), -1)[letter_ids(tiny)]
+        torch.testing.assert_close(p_K, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_plain_step_has_the_loss_of_a_dense_oracle(tiny_folder: Path):
+    model, accumulator = student(tiny_folder, rounds=1)
+    learn(accumulator, 7)
+    expected = float(dense_loss(model, accumulator, ROWS[:4], BARRIER).detach())
+    without = float(dense_loss(model, accumulator, ROWS[:4], replace(BARRIER, strength=0.0)).detach())
+    assert expected - without > 0.01  # the barrier is on
+    found = serial.heal(model, accumulator, PAIRS[:4], 1, 1e-3, (0.9, 0.95), 4, BARRIER.strength, BARRIER.tau)
+    assert found == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_plain_healing_lowers_the_loss_and_trains_current_alone(tiny_folder: Path):
+    model, accumulator = student(tiny_folder, rounds=1)
+    history = weights(accumulator, "history")
+    losses = serial.heal(model, accumulator, PAIRS, 8, 1e-2, (0.9, 0.95), 4, 0.3, 0.5)
+    assert len(losses) == 8 * 2
+    assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
+    for name, weight in weights(accumulator, "history").items():
+        assert torch.equal(weight, history[name])
+    assert all(float(b.abs().max()) > 0 for b in weights(accumulator, "current.weight").values())
+    assert not any(parameter.grad is not None for parameter in model.model.parameters())
