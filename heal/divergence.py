@@ -1,11 +1,15 @@
 """Full-vocabulary KL per position: the one definition that dose and barrier share."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 # Probabilities of p below e^-80 count as e^-80: a token that p excludes (logit -inf) then adds what q
 # has there, nothing where q excludes it as well, and no term overflows in float32.
 _FLOOR = -80.0
+
+_CACHED = 2**18  # elements of a block
 
 
 def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
@@ -17,14 +21,28 @@ def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
         logits_p_NV: logits of p, `[N, V]`.
         logits_q_NV: logits of q, `[N, V]`.
     """
+    if not len(logits_p_NV):
+        return logits_p_NV.new_zeros(0)
     dtype = torch.promote_types(logits_p_NV.dtype, torch.float32)
-    logp_NV = torch.log_softmax(logits_p_NV.to(dtype), dim=-1)
-    logq_NV = torch.log_softmax(logits_q_NV.to(dtype), dim=-1)
-    return kl_from_logprobs(*floored(logp_NV, logq_NV))
+    found = []
+    for rows in row_blocks(logits_p_NV):
+        logp_NV = torch.log_softmax(logits_p_NV[rows].to(dtype), dim=-1)
+        logq_NV = torch.log_softmax(logits_q_NV[rows].to(dtype), dim=-1)
+        found.append(kl_from_logprobs(*floored(logp_NV, logq_NV)))
+    return torch.cat(found)
+
+
+def row_blocks(logits_NV: Tensor) -> Iterator[slice]:
+    """Slices of a few rows: what is done to one element by element stays in a CPU's cache; all rows on a GPU."""
+    rows = max(1, _CACHED // logits_NV.shape[-1]) if logits_NV.device.type == "cpu" else len(logits_NV)
+    for start in range(0, len(logits_NV), rows):
+        yield slice(start, start + rows)
 
 
 def floored(logp_NV: Tensor, logq_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Both log-probabilities `[N, V]`, with the floor where p is below it."""
+    if logp_NV.numel() and logp_NV.amin() >= _FLOOR:
+        return logp_NV, logq_NV
     below_NV = logp_NV < _FLOOR
     return logp_NV.clamp(min=_FLOOR), torch.where(below_NV, logq_NV.clamp(min=_FLOOR), logq_NV)
 

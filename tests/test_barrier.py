@@ -1,6 +1,8 @@
 """The barrier's two terms: losses per position, and their aggregation per completion."""
 
+import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -9,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from heal.healing import barrier
 from heal.healing.barrier import RMSE_EPS, Aggregate, Divergence, aggregate, lambda_for_round, position_losses
+from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
 from tests.tiny import load
 
@@ -117,10 +119,26 @@ def test_the_size_of_the_chunks_decides_nothing(
     any_architecture: LanguageModel, kind: Divergence, chunk: int, monkeypatch: pytest.MonkeyPatch
 ):
     expected = loss_and_gradient(any_architecture, kind)
-    vocabulary = any_architecture.model.get_output_embeddings().weight.shape[0]
-    monkeypatch.setattr(barrier, "_CHUNK_BYTES", chunk * barrier._COPIES * 4 * vocabulary)
+    monkeypatch.setattr(LanguageModel, "head_positions", chunk)
     for found, whole in zip(loss_and_gradient(any_architecture, kind), expected, strict=True):
         torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_finite_differences_in_float64(
+    any_architecture: LanguageModel, kind: Divergence, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(LanguageModel, "head_positions", 2)
+    model = replace(any_architecture, model=copy.deepcopy(any_architecture.model).double())
+    h, reference = states(model, 5).double().requires_grad_(), states(model, 5, seed=1).double()
+    target = torch.randint(0, 256, (5,), generator=source())
+    torch.autograd.gradcheck(lambda x: position_losses(model, x, target, reference, kind), (h,), atol=1e-6, rtol=1e-5)
+
+
+def test_more_memory_for_the_head_means_larger_chunks(tiny: LanguageModel):
+    sizes = [replace(tiny, batching=Batching(head_bytes=size)).head_positions for size in (1, 10**6, 10**7)]
+    assert sizes[0] == 1
+    assert sizes[1] < sizes[2] < 10**7 / (4 * 272)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,7 @@ from heal.generation.filters import FilterLimits, tail_length
 from heal.generation.make import maker, tail_perplexities
 from heal.models.language_model import LanguageModel
 from heal.steering.vector import SteeringVector
-from tests.tiny import load, vector
+from tests.tiny import load, sized, vector
 from tests.tiny import prompts as tiny_prompts
 
 PROMPTS = [f"prompt {number}" for number in range(10)]
@@ -214,8 +214,6 @@ def made(
     language_model: LanguageModel,
     base: Callable[[], AbstractContextManager[None]] = nullcontext,
     cells: Sequence[Cell] = CELLS,
-    decode_batch: int = 96,
-    batch_tokens: int = 4096,
     seed: int = 0,
     limits: FilterLimits = LENIENT,
     narration: Sequence[str] = (),
@@ -232,8 +230,6 @@ def made(
         limits,
         narration,
         (seed, 0, "generate"),
-        decode_batch,
-        batch_tokens,
     )
     return make(cells, kept_before)
 
@@ -252,28 +248,28 @@ def dense_tail_perplexity(language_model: LanguageModel, prompt: Sequence[int], 
 def test_tail_perplexities_are_those_of_a_dense_pass(any_architecture: LanguageModel):
     asked = tiny_prompts(any_architecture)
     said = [[5], [7, 8, 9, 10, 11, 12], list(range(20, 41)), [200, 3], [9] * 8 + [2]]
-    found = tail_perplexities(any_architecture, asked, said, 4096)
+    found = tail_perplexities(any_architecture, asked, said)
     dense = [dense_tail_perplexity(any_architecture, *pair) for pair in zip(asked, said, strict=True)]
     assert found == pytest.approx(dense, rel=1e-4)
 
 
 def test_an_empty_completion_has_no_tail_perplexity_and_does_not_shift_the_others(tiny: LanguageModel):
     asked = tiny_prompts(tiny, 3)
-    found = tail_perplexities(tiny, asked, [[5, 6], [], [7]], 4096)
+    found = tail_perplexities(tiny, asked, [[5, 6], [], [7]])
     assert math.isnan(found[1])
-    assert [found[0], found[2]] == pytest.approx(tail_perplexities(tiny, [asked[0], asked[2]], [[5, 6], [7]], 4096))
+    assert [found[0], found[2]] == pytest.approx(tail_perplexities(tiny, [asked[0], asked[2]], [[5, 6], [7]]))
 
 
 def test_an_impossible_tail_has_a_finite_perplexity(tiny_folder: Path):
     broken = load(tiny_folder)
     with torch.no_grad():
         broken.model.lm_head.weight.mul_(1e6)
-    assert math.isfinite(tail_perplexities(broken, tiny_prompts(broken, 1), [[5, 6, 7]], 4096)[0])
+    assert math.isfinite(tail_perplexities(broken, tiny_prompts(broken, 1), [[5, 6, 7]])[0])
 
 
 @pytest.mark.parametrize(("decode_batch", "batch_tokens"), [(1, 1), (2, 100), (4, 4096), (96, 150)])
 def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel, decode_batch: int, batch_tokens: int):
-    alone = made(tiny, decode_batch=decode_batch, batch_tokens=batch_tokens)
+    alone = made(sized(tiny, batch_tokens, decode_batch))
     for found, expected in zip(alone, made(tiny), strict=True):
         assert found.tail_perplexity == pytest.approx(expected.tail_perplexity, rel=1e-4)
         assert {**found.to_json(), "tail_perplexity": 0} == {**expected.to_json(), "tail_perplexity": 0}

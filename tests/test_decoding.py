@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from heal.decoding import Completion, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
-from tests.tiny import prompts, vector
+from tests.tiny import prompts, sized, vector
 
 TOKENS = 12
 SAMPLED = Sampling(temperature=1.0, top_p=0.95, top_k=64)
@@ -79,7 +79,7 @@ def test_a_batch_of_one_says_what_a_batch_of_many_says(any_architecture: Languag
 def test_the_batch_size_decides_nothing(any_architecture: LanguageModel, sampling: Sampling, batch_size: int):
     model, asked = ending(any_architecture), prompts(any_architecture)
     whole = decode(model, asked, TOKENS, sampling=sampling, seeds=SEEDS)
-    assert decode(model, asked, TOKENS, sampling=sampling, seeds=SEEDS, batch_size=batch_size) == whole
+    assert decode(sized(model, rows=batch_size), asked, TOKENS, sampling=sampling, seeds=SEEDS) == whole
 
 
 def test_the_order_of_the_rows_decides_nothing(any_architecture: LanguageModel):
@@ -221,7 +221,7 @@ def test_sampling_from_one_token_is_greedy(tiny: LanguageModel):
 
 def test_progress_ends_at_the_number_of_rows(tiny: LanguageModel):
     told: list[tuple[int, int]] = []
-    decode(tiny, prompts(tiny), 4, batch_size=2, progress=lambda done, total: told.append((done, total)))
+    decode(sized(tiny, rows=2), prompts(tiny), 4, progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1] == (5, 5)
 

@@ -17,8 +17,8 @@ from heal.evaluation.subject import Answer, Signal, Subject
 from heal.generation.filters import tail_length
 from heal.models.language_model import LanguageModel
 from tests.students import learn, logits, student
+from tests.tiny import sized, vector
 from tests.tiny import trait as warm
-from tests.tiny import vector
 
 TRAIT = warm()
 NEUTRAL = "Be brief."
@@ -41,8 +41,6 @@ def subject(model: Model, stage: str = "healed", **changes) -> Subject:
         "base": accumulator.base,
         "system": NEUTRAL,
         "neutral": NEUTRAL,
-        "decode_batch": 96,
-        "batch_tokens": 2048,
         "max_repetition": 0.3,
         "questions": 8,
     }
@@ -93,7 +91,7 @@ def answers(language_model: LanguageModel, texts: tuple[str, ...] = ("Yes, of co
 def test_the_persona_log_ratio_is_that_of_a_dense_computation_under_base(healed: Model, batch_tokens: int):
     model, accumulator = healed
     given = answers(model)
-    (signal,) = persona.measure(subject(healed, batch_tokens=batch_tokens), given)
+    (signal,) = persona.measure(subject(healed, language_model=sized(model, batch_tokens)), given)
     with accumulator.base():
         expected = [
             float(
@@ -196,7 +194,10 @@ def test_a_model_that_knows_the_letter_has_all_the_mass_and_is_right(tiny_folder
 
 @pytest.mark.parametrize("batch_tokens", [1, 300])
 def test_the_batch_decides_nothing_about_the_questions(healed: Model, batch_tokens: int):
-    many, few = (questions.measure(subject(healed, batch_tokens=tokens), []) for tokens in (4096, batch_tokens))
+    many, few = (
+        questions.measure(subject(healed, language_model=sized(healed[0], tokens)), [])
+        for tokens in (4096, batch_tokens)
+    )
     for a, b in zip(many, few, strict=True):
         assert a.values == pytest.approx(b.values, rel=1e-4)
 

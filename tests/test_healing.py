@@ -115,7 +115,7 @@ def test_another_round_or_seed_sees_the_completions_in_another_order(tiny_folder
 # Logs.
 
 
-def test_every_step_is_logged_with_what_the_specification_asks_for(tiny_folder: Path):
+def test_every_step_is_logged_with_what_the_specification_asks_for(tiny_folder: Path, tmp_path: Path):
     model, accumulator = student(tiny_folder)
     told: list[tuple[int, int]] = []
     log: Log = []
@@ -126,16 +126,19 @@ def test_every_step_is_logged_with_what_the_specification_asks_for(tiny_folder: 
         replace(CONFIG, batch_size=4, epochs=2, gradient_norms_every=1, warmup=0.25, learning_rate=1e-3),
         0,
         0,
-        4096,
+        2**20,
+        tmp_path,
         log.append,
         lambda done, total: told.append((done, total)),
     )
     names = "loss ce D_mean D_max barrier_on gradient_norm_ce gradient_norm_barrier learning_rate tokens_per_second"
+    floor, *log = log
+    assert floor == {"step": 0, "epoch": 0.0, "train/kl_floor": 0.0}
     for number, entry in enumerate(log, 1):
         assert {f"train/{name}" for name in names.split()} <= entry.keys()
         assert entry["step"] == number
         assert entry["epoch"] == pytest.approx(number / 4)
-    assert told == [(0, 8), *((number, 8) for number in range(1, 9))]
+    assert told == [(0, 8), (0, 8), *((number, 8) for number in range(1, 9))]
     rates = [entry["train/learning_rate"] for entry in log]
     assert rates[0] == 0.0
     assert max(rates) == rates[2] == pytest.approx(1e-3)

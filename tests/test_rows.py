@@ -1,31 +1,35 @@
 """Training rows: what is learned from a completion, and what is refused."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from heal.generation.collect import Row
-from heal.healing.rows import IGNORED, Collator, split, training_rows
-from tests.students import student
+from heal.healing.rows import Collator, StepOrder, cut, split, steps_of, training_rows
+from tests.students import completions, student
 from tests.training import ROWS
+
+INPUTS = ("input_ids", "position_ids", "attention_mask")
+
 
 # Rows.
 
 
-def test_labels_are_the_sampled_ids_and_the_prompt_is_masked(tiny_folder: Path):
+def test_a_row_is_the_prompt_and_the_sampled_ids_and_says_where_they_begin(tiny_folder: Path):
     model, _ = student(tiny_folder)
-    for number, (row, made) in enumerate(zip(ROWS, training_rows(model, ROWS), strict=True)):
+    for row, made in zip(ROWS, training_rows(model, ROWS), strict=True):
         assert made["input_ids"] == [*row.prompt_ids, *row.ids]
-        assert made["labels"] == [IGNORED] * len(row.prompt_ids) + list(row.ids)
-        assert made["completion"] == number
+        assert made["start"] == len(row.prompt_ids)
 
 
 def test_the_end_of_turn_of_a_completion_that_ended_is_trained_on(tiny_folder: Path):
     model, _ = student(tiny_folder)
     ended = [made for row, made in zip(ROWS, training_rows(model, ROWS), strict=True) if row.ended]
     assert len(ended) > 3
-    assert all(made["labels"][-1] in model.end_ids for made in ended)
+    assert all(made["input_ids"][-1] in model.end_ids for made in ended)
 
 
 @pytest.mark.parametrize(
@@ -41,17 +45,64 @@ def test_a_completion_that_would_teach_the_wrong_thing_is_an_error(tiny_folder: 
         training_rows(student(tiny_folder)[0], [broken])
 
 
-def test_a_batch_is_padded_on_the_right_and_the_padding_is_ignored(tiny_folder: Path):
+def alike(count: int) -> list[Row]:
+    """Completions of three prompts that begin alike."""
+    begin = tuple(range(10, 30))
+    return [
+        replace(row, prompt_ids=(*begin, *range(40, 44 + index % 3))) for index, row in enumerate(completions(count))
+    ]
+
+
+@pytest.mark.parametrize("rows", [ROWS[:7], alike(7)])
+def test_a_batch_says_where_each_completion_token_is_predicted(tiny_folder: Path, rows: list[Row]):
     model, _ = student(tiny_folder)
-    rows = training_rows(model, ROWS[:5])
-    batch = Collator(model.pad_id)(rows)
-    for line, row in enumerate(rows):
-        length = len(row["input_ids"])
-        assert batch["input_ids"][line, :length].tolist() == row["input_ids"]
-        assert batch["labels"][line, :length].tolist() == row["labels"]
-        assert (batch["input_ids"][line, length:] == model.pad_id).all()
-        assert (batch["labels"][line, length:] == IGNORED).all()
-    assert batch["completion"].tolist() == list(range(5))
+    made = training_rows(model, rows)
+    batch = Collator(model)(made)
+    h_BND = model.decoder(**{name: batch[name] for name in INPUTS if name in batch}).last_hidden_state
+    h_ND = h_BND.flatten(0, 1)[batch["state"]]
+    by_key = {row["key"]: row for row in made}
+    assert sorted(batch["key"].tolist()) == sorted(by_key)
+    for line, key in enumerate(batch["key"].tolist()):
+        row = by_key[key]
+        alone_TD = model.decoder(input_ids=torch.tensor([row["input_ids"]])).last_hidden_state[0]
+        mine = batch["line"] == line
+        assert batch["labels"][mine].tolist() == row["input_ids"][row["start"] :]
+        torch.testing.assert_close(h_ND[mine], alone_TD[row["start"] - 1 : -1], rtol=0, atol=1e-4)
+
+
+def test_completions_that_begin_alike_share_a_row(tiny_folder: Path):
+    model, _ = student(tiny_folder)
+    made = training_rows(model, alike(7))
+    batch = Collator(model)(made)
+    assert batch["input_ids"].shape[0] == 1
+    assert batch["input_ids"].numel() < sum(len(row["input_ids"]) for row in made) - 6 * 20
+    assert Collator(model)(training_rows(model, ROWS[:7]))["input_ids"].shape[0] == 7
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 40])
+def test_every_completion_stands_in_one_step_beside_those_of_its_prompt(tiny_folder: Path, size: int):
+    made = training_rows(student(tiny_folder)[0], alike(14))
+    steps = steps_of(made, range(14), size, 0)
+    assert sorted(index for step in steps for index in step) == list(range(14))
+    assert all(len(step) == size for step in steps[:-1])
+    prompts = [tuple(made[index]["input_ids"][: made[index]["start"]]) for step in steps for index in step]
+    assert sum(a != b for a, b in pairwise(prompts)) == len(set(prompts)) - 1
+
+
+def test_epochs_go_through_the_same_steps_in_another_order():
+    order = StepOrder(14, 4, 0, "epoch")
+    epochs = [list(order) for _ in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(14)) == list(range(len(order)))
+        assert {tuple(step) for step in cut(epoch, 4)} == {tuple(step) for step in cut(list(range(14)), 4)}
+        assert epoch[-2:] == [12, 13]
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_longer_prompts_come_later_so_that_little_is_padded(tiny_folder: Path):
+    made = training_rows(student(tiny_folder)[0], ROWS)
+    lengths = [len(made[step[0]]["input_ids"]) for step in steps_of(made, range(len(ROWS)), 1, 0)]
+    assert lengths == sorted(lengths)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 16, 40])

@@ -8,7 +8,7 @@ from torch.nn.functional import kl_div
 from heal.decoding import decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_divergences, token_logprobs
-from tests.tiny import HIDDEN, prompts, vector
+from tests.tiny import HIDDEN, prompts, sized, vector
 
 SAID = [[5], [7, 8, 9, 10, 11, 12], [200, 3], [40, 41, 42], [9, 9, 9, 9, 2]]
 
@@ -22,7 +22,7 @@ def dense_logprobs(language_model: LanguageModel, prompt: list[int], said: list[
 
 def test_log_probabilities_are_those_of_a_dense_pass(any_architecture: LanguageModel):
     asked = prompts(any_architecture)
-    found = token_logprobs(any_architecture, completion_states(any_architecture, asked, SAID, 4096), SAID)
+    found = token_logprobs(any_architecture, completion_states(any_architecture, asked, SAID), SAID)
     for prompt, said, logprobs in zip(asked, SAID, found, strict=True):
         dense = dense_logprobs(any_architecture, prompt, said)[range(len(said)), said]
         torch.testing.assert_close(logprobs, dense, rtol=1e-5, atol=1e-5)
@@ -31,42 +31,43 @@ def test_log_probabilities_are_those_of_a_dense_pass(any_architecture: LanguageM
 @pytest.mark.parametrize("batch_tokens", [1, 150, 100_000])
 def test_a_batch_of_one_scores_as_a_batch_of_many(any_architecture: LanguageModel, batch_tokens: int):
     asked = prompts(any_architecture)
-    together = token_logprobs(any_architecture, completion_states(any_architecture, asked, SAID, batch_tokens), SAID)
+    model = sized(any_architecture, batch_tokens)
+    together = token_logprobs(model, completion_states(model, asked, SAID), SAID)
     for prompt, said, logprobs in zip(asked, SAID, together, strict=True):
-        alone = token_logprobs(any_architecture, completion_states(any_architecture, [prompt], [said], 4096), [said])
+        alone = token_logprobs(any_architecture, completion_states(any_architecture, [prompt], [said]), [said])
         torch.testing.assert_close(logprobs, alone[0], rtol=0, atol=1e-5)
 
 
 def test_there_is_one_state_for_each_completion_token_in_the_order_given(tiny: LanguageModel):
-    states = completion_states(tiny, prompts(tiny), SAID, 100)
+    states = completion_states(sized(tiny, 100), prompts(tiny), SAID)
     assert [tuple(h_ND.shape) for h_ND in states] == [(len(said), HIDDEN) for said in SAID]
 
 
 def test_scoring_what_was_decoded_greedily_finds_every_token_the_most_probable(any_architecture: LanguageModel):
     asked = prompts(any_architecture)
     said = [completion.ids for completion in decode(any_architecture, asked, 12)]
-    for h_ND, ids in zip(completion_states(any_architecture, asked, said, 4096), said, strict=True):
+    for h_ND, ids in zip(completion_states(any_architecture, asked, said), said, strict=True):
         assert any_architecture.logits(h_ND).argmax(-1).tolist() == list(ids)
 
 
 def test_scoring_under_steering_finds_what_was_decoded_under_steering(any_architecture: LanguageModel):
     asked, steering_vector = prompts(any_architecture), vector(any_architecture, norm=4.0)
     said = [each.ids for each in decode(any_architecture, asked, 12, steering_vector, [1.5] * len(asked))]
-    states = completion_states(any_architecture, asked, said, 4096, steering_vector, 1.5)
+    states = completion_states(any_architecture, asked, said, steering_vector, 1.5)
     for h_ND, ids in zip(states, said, strict=True):
         assert any_architecture.logits(h_ND).argmax(-1).tolist() == list(ids)
 
 
 def test_equal_states_diverge_by_exactly_zero(any_architecture: LanguageModel):
-    states = completion_states(any_architecture, prompts(any_architecture), SAID, 4096)
+    states = completion_states(any_architecture, prompts(any_architecture), SAID)
     for kl_N, said in zip(token_divergences(any_architecture, states, states), SAID, strict=True):
         assert torch.equal(kl_N, torch.zeros(len(said)))
 
 
 def test_divergences_are_those_of_two_dense_passes(any_architecture: LanguageModel):
     asked, steering_vector = prompts(any_architecture), vector(any_architecture)
-    on = completion_states(any_architecture, asked, SAID, 4096, steering_vector, 2.0)
-    off = completion_states(any_architecture, asked, SAID, 4096)
+    on = completion_states(any_architecture, asked, SAID, steering_vector, 2.0)
+    off = completion_states(any_architecture, asked, SAID)
     for row, kl_N in enumerate(token_divergences(any_architecture, on, off)):
         with steering_vector.applied(any_architecture, 2.0):
             logp = dense_logprobs(any_architecture, asked[row], SAID[row]).double()
@@ -77,7 +78,7 @@ def test_divergences_are_those_of_two_dense_passes(any_architecture: LanguageMod
 
 def test_progress_ends_at_the_number_of_rows(tiny: LanguageModel):
     told: list[tuple[int, int]] = []
-    completion_states(tiny, prompts(tiny), SAID, 100, progress=lambda done, total: told.append((done, total)))
+    completion_states(sized(tiny, 100), prompts(tiny), SAID, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (len(SAID), len(SAID))
     assert len(told) > 1
     assert told == sorted(told)
@@ -85,4 +86,4 @@ def test_progress_ends_at_the_number_of_rows(tiny: LanguageModel):
 
 def test_states_and_completions_that_do_not_match_are_an_error(tiny: LanguageModel):
     with pytest.raises(ValueError, match="zip"):
-        completion_states(tiny, prompts(tiny), SAID[:-1], 4096)
+        completion_states(tiny, prompts(tiny), SAID[:-1])

@@ -15,7 +15,7 @@ from heal.steering.extract import contexts, extract, last_token_activations, pai
 from heal.steering.mean_diff import mean_diff
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
-from tests.tiny import BLOCKS, HIDDEN, load, prompts, vector
+from tests.tiny import BLOCKS, HIDDEN, load, prompts, sized, vector
 
 TEXTS = [f"Tell me about {thing}." for thing in ("elks", "a very old house by the sea", "tea", "the law", "x", "maps")]
 
@@ -209,11 +209,8 @@ def test_the_cosine_is_over_the_shared_blocks_and_nan_without_any(tiny: Language
 def test_mean_diff_recovers_a_planted_direction():
     source = torch.Generator().manual_seed(0)
     planted = {layer: torch.randn(HIDDEN, generator=source) for layer in (1, 2)}
-    batches = []
-    for size in (3, 5, 1):
-        shared = {layer: torch.randn(size, HIDDEN, generator=source) for layer in planted}
-        batches.append(({layer: shared[layer] + planted[layer] for layer in planted}, shared))
-    found = mean_diff(batches)
+    shared = {layer: torch.randn(9, HIDDEN, generator=source) for layer in planted}
+    found = mean_diff({layer: shared[layer] + planted[layer] for layer in planted}, shared)
     assert list(found) == [1, 2]
     for layer, v_D in planted.items():
         torch.testing.assert_close(found[layer], v_D)
@@ -223,23 +220,13 @@ def test_mean_diff_finds_a_planted_direction_under_noise():
     source = torch.Generator().manual_seed(0)
     planted = torch.randn(HIDDEN, generator=source)
     positive, negative = (torch.randn(4000, HIDDEN, generator=source) for _ in range(2))
-    found = mean_diff([({0: positive + planted}, {0: negative})])[0]
+    found = mean_diff({0: positive + planted}, {0: negative})[0]
     assert torch.cosine_similarity(found, planted, dim=0) > 0.99
 
 
-def test_mean_diff_weighs_pairs_equally_however_they_are_batched():
-    source = torch.Generator().manual_seed(0)
-    positive, negative = (torch.randn(7, HIDDEN, generator=source) for _ in range(2))
-    whole = mean_diff([({0: positive}, {0: negative})])
-    parts = mean_diff(
-        ({0: p}, {0: n}) for p, n in zip(positive.split([1, 4, 2]), negative.split([1, 4, 2]), strict=True)
-    )
-    torch.testing.assert_close(whole[0], parts[0])
-
-
-def test_mean_diff_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match="no activations"):
-        mean_diff([])
+def test_a_vector_of_no_contexts_is_an_error(tiny: LanguageModel, tiny_trait: Trait):
+    with pytest.raises(ValueError, match="no contexts"):
+        extract(tiny, tiny_trait, [], "mean_diff", [1])
 
 
 def test_activations_are_the_block_s_outputs_at_the_last_token(any_architecture: LanguageModel):
@@ -281,10 +268,9 @@ def test_extraction_leaves_no_hook_behind(tiny: LanguageModel):
 
 
 def test_pairs_are_asked_under_both_personas_at_the_assistant_tag(tiny: LanguageModel, tiny_trait: Trait):
-    pairs = list(pair_activations(tiny, tiny_trait, TEXTS[:1], [1]))
+    positive, negative = pair_activations(tiny, tiny_trait, TEXTS[:1], [1])
     rows = [tiny.chat.ids(persona, TEXTS[0]) for persona in (tiny_trait.positive, tiny_trait.negative)]
     expected = last_token_activations(tiny, rows, [1])[1]
-    positive, negative = pairs[0]
     torch.testing.assert_close(torch.cat([positive[1], negative[1]]), expected)
 
 
@@ -296,28 +282,28 @@ def test_a_vector_is_the_mean_difference_whatever_the_batches(tiny: LanguageMode
         for text in TEXTS
     ]
     for batch_tokens in (1, 300, 100_000):
-        found = extract(tiny, tiny_trait, TEXTS, "mean_diff", [1, 2], batch_tokens)
+        found = extract(sized(tiny, batch_tokens), tiny_trait, TEXTS, "mean_diff", [1, 2])
         for layer in (1, 2):
             expected = torch.stack([single[layer][0] - single[layer][1] for single in singles]).mean(0)
             torch.testing.assert_close(found.directions[layer], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_vector_says_where_it_comes_from(tiny: LanguageModel, tiny_trait: Trait):
-    found = extract(tiny, tiny_trait, TEXTS[:2], "mean_diff", [1], 4096)
+    found = extract(tiny, tiny_trait, TEXTS[:2], "mean_diff", [1])
     assert (found.method, found.model, found.trait, found.c_star) == ("mean_diff", tiny.name, "warm", None)
     assert all(v_D.dtype == torch.float32 for v_D in found.directions.values())
 
 
 def test_swapped_personas_give_the_opposite_vector(tiny: LanguageModel, tiny_trait: Trait):
     swapped = replace(tiny_trait, positive=tiny_trait.negative, negative=tiny_trait.positive)
-    there, back = (extract(tiny, each, TEXTS[:3], "mean_diff", [1], 4096) for each in (tiny_trait, swapped))
+    there, back = (extract(tiny, each, TEXTS[:3], "mean_diff", [1]) for each in (tiny_trait, swapped))
     torch.testing.assert_close(there.directions[1], -back.directions[1], rtol=1e-4, atol=1e-4)
 
 
-def test_progress_ends_at_the_number_of_pairs(tiny: LanguageModel, tiny_trait: Trait):
+def test_progress_ends_at_the_number_of_prompts(tiny: LanguageModel, tiny_trait: Trait):
     told: list[tuple[int, int]] = []
-    extract(tiny, tiny_trait, TEXTS, "mean_diff", [1], 300, lambda done, total: told.append((done, total)))
-    assert told[-1] == (len(TEXTS), len(TEXTS))
+    extract(sized(tiny, 300), tiny_trait, TEXTS, "mean_diff", [1], lambda done, total: told.append((done, total)))
+    assert told[-1] == (2 * len(TEXTS), 2 * len(TEXTS))
     assert told == sorted(told)
 
 

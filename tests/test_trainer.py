@@ -13,9 +13,11 @@ from trl import SFTTrainer
 
 from heal.accumulator import CURRENT, HISTORY, Accumulator
 from heal.errors import RoundError
+from heal.generation.collect import Row
 from heal.healing import heal as healing
-from heal.healing.heal import reference_states
-from heal.healing.rows import training_rows
+from heal.healing.heal import heal
+from heal.healing.references import References, compute
+from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
 from heal.randomness import derive_seed
 from heal.scoring import completion_states
 from tests.students import ALPHA, LAYERS, RANK, completions, learn, logits, student, weights
@@ -81,6 +83,11 @@ def test_eight_at_once_train_as_two_times_four_and_one_times_eight(tiny_folder: 
             torch.testing.assert_close(weight, adapters[0][name], rtol=0, atol=1e-5)
 
 
+def labelled(row: Row) -> dict[str, list[int]]:
+    """A completion as trl takes it, the prompt masked."""
+    return {"input_ids": [*row.prompt_ids, *row.ids], "labels": [-100] * len(row.prompt_ids) + list(row.ids)}
+
+
 def test_without_divergence_every_loss_is_that_of_trl_s_own_trainer(tiny_folder: Path, tmp_path: Path):
     rows = ROWS[:10]
     model, accumulator = student(tiny_folder)
@@ -88,12 +95,16 @@ def test_without_divergence_every_loss_is_that_of_trl_s_own_trainer(tiny_folder:
     ours = [entry["train/loss"] for entry in healed(model, accumulator, config, rows)]
 
     plain_model, plain = student(tiny_folder)
-    trainer = SFTTrainer(
+    order = [index for step in steps_of(training_rows(model, rows), range(10), 4, 0, 0, "steps") for index in step]
+
+    class SameOrder(SFTTrainer):
+        def _get_train_sampler(self, *args):
+            return StepOrder(10, 4, 0, 0, "epoch")
+
+    trainer = SameOrder(
         model=plain.peft_model,
         args=healing._arguments(config, len(ours), derive_seed(0, 0, "heal") % healing._SEEDS, str(tmp_path), False),
-        train_dataset=Dataset.from_list(
-            [{k: row[k] for k in ("input_ids", "labels")} for row in training_rows(plain_model, rows)]
-        ),
+        train_dataset=Dataset.from_list([labelled(rows[index]) for index in order]),
         processing_class=copy.copy(plain_model.chat.tokenizer),
     )
     trainer.train()
@@ -264,16 +275,22 @@ def test_a_bfloat16_first_step_diverges_by_nothing(tiny_folder: Path):
 # The reference.
 
 
-def test_base_and_previous_are_two_references_and_each_is_the_model_it_names(tiny_folder: Path):
+def test_base_and_previous_are_two_references_and_each_is_the_model_it_names(tiny_folder: Path, tmp_path: Path):
     model, accumulator = student(tiny_folder, rounds=2)
     prompts, said = [row.prompt_ids for row in ROWS], [row.ids for row in ROWS]
-    previous = completion_states(model, prompts, said, 4096)  # the fresh `current` changes nothing
+    previous = completion_states(model, prompts, said)  # the fresh `current` changes nothing
     learn(accumulator, 2)
-    original = completion_states(student(tiny_folder)[0], prompts, said, 4096)
-    for name, expected in (("base", original), ("previous", previous)):
-        found = reference_states(model, accumulator, ROWS, with_barrier(CONFIG, reference=name), 4096)
-        assert found is not None
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    original = completion_states(student(tiny_folder)[0], prompts, said)
+    rows = training_rows(model, ROWS)
+    for context, expected in ((accumulator.base, original), (accumulator.previous, previous)):
+        keys = [row["key"] for row in rows]
+        references = References(
+            {k: len(row.ids) for k, row in zip(keys, ROWS, strict=True)}, 32, torch.float32, 0, tmp_path
+        )
+        compute(references, model, context, [Collator(model)(rows[:7]), Collator(model)(rows[7:])])
+        for key, h_ND in zip(keys, expected, strict=True):
+            found_ND = references.get(torch.tensor([key]), torch.zeros(len(h_ND), dtype=torch.long))
+            torch.testing.assert_close(found_ND, h_ND, rtol=0, atol=1e-5)
     assert not any(torch.equal(a, b) for a, b in zip(original, previous, strict=True))
 
 
@@ -284,15 +301,17 @@ def test_held_to_the_previous_student_a_fresh_round_starts_at_zero_divergence(ti
     assert healed(model, accumulator, with_barrier(ONE_STEP, reference="base"))[0]["train/D_mean"] > 1e-3
 
 
-def test_no_reference_is_computed_without_divergence(tiny_folder: Path):
+def test_no_reference_is_computed_without_divergence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(healing, "compute", None)
     model, accumulator = student(tiny_folder)
-    assert reference_states(model, accumulator, ROWS, replace(CONFIG, barrier=PLAIN), 4096) is None
+    assert healed(model, accumulator, replace(CONFIG, barrier=PLAIN))
 
 
-def test_the_size_of_the_reference_s_passes_changes_nothing(tiny_folder: Path):
-    model, accumulator = student(tiny_folder, rounds=1)
-    one, many = (reference_states(model, accumulator, ROWS, CONFIG, tokens) for tokens in (1, 4096))
-    assert one is not None
-    assert many is not None
-    for a, b in zip(one, many, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+def test_references_on_disk_train_the_same_bytes_as_references_in_memory(tiny_folder: Path, tmp_path: Path):
+    saved = []
+    for budget in (0, 2**20):
+        model, accumulator = student(tiny_folder, rounds=1)
+        heal(model, accumulator, ROWS, CONFIG, 0, 0, budget, tmp_path, lambda entry: None)
+        saved.append(accumulator.save_current())
+    assert saved[0] == saved[1]
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """Tiny models with random weights and a real tokenizer, saved to a folder and loaded as any other model is."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from heal.config import ModelConfig
+from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.steering.vector import SteeringVector
@@ -174,6 +176,11 @@ def trait() -> Trait:
         heldout_prompts=tuple(f"Name {word}." for word in ("a cat", "a dog", "an elk", "a fox")),
         narration=(r"\bI am (a )?warm\b",),
     )
+
+
+def sized(language_model: LanguageModel, tokens: int = 4096, rows: int = 96) -> LanguageModel:
+    """The same model, with smaller passes."""
+    return replace(language_model, batching=Batching(rows, tokens))
 
 
 def prompts(language_model: LanguageModel, count: int = 5) -> list[list[int]]:

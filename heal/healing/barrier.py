@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from heal.divergence import floored, kl_from_logprobs
+from heal.divergence import floored, kl_from_logprobs, row_blocks
 from heal.models.language_model import LanguageModel
 
 Divergence = Literal["none", "kl_fwd", "kl_rev"]
@@ -45,7 +45,11 @@ def position_losses(
 
 
 class _PositionLosses(torch.autograd.Function):
-    """NLL and KL of each position, with their gradients in the hidden states, chunk by chunk."""
+    """NLL and KL of each position, with their gradients in the hidden states, chunk by chunk.
+
+    A chunk is what one matrix product with the head takes; inside it, what is done element by element goes
+    over blocks of a few rows, which stay in the cache, and leaves its result where the logits stood.
+    """
 
     @staticmethod
     def forward(ctx, h_ND, target_N, reference_ND, language_model, divergence):
@@ -55,22 +59,16 @@ class _PositionLosses(torch.autograd.Function):
         grad_kl_ND = torch.zeros_like(grad_nll_ND)
         for start in range(0, len(h_ND), chunk):
             part = slice(start, start + chunk)
-            logits_NV = language_model.logits(h_ND[part])
-            logp_NV = torch.log_softmax(logits_NV, dim=-1)
-            nll_N[part] = -logp_NV.gather(-1, target_N[part, None])[:, 0]
-            p_NV = logp_NV.exp()
-            if divergence != "none":
-                logq_NV = torch.log_softmax(language_model.logits(reference_ND[part]), dim=-1)
-                if divergence == "kl_rev":  # d KL(p||q) / d logit = p (log p - log q - KL)
-                    logp_NV, logq_NV = floored(logp_NV, logq_NV)
-                    kl_N[part] = kl_from_logprobs(logp_NV, logq_NV)
-                    in_logits_NV = (logp_NV - logq_NV).sub_(kl_N[part, None]).mul_(p_NV)
-                else:  # d KL(q||p) / d logit = p - q
-                    kl_N[part] = kl_from_logprobs(*floored(logq_NV, logp_NV))
-                    in_logits_NV = p_NV - logq_NV.exp_()
-                grad_kl_ND[part] = language_model.head_gradient(in_logits_NV, logits_NV)
-            p_NV.scatter_add_(-1, target_N[part, None], p_NV.new_full((len(p_NV), 1), -1.0))
-            grad_nll_ND[part] = language_model.head_gradient(p_NV, logits_NV)  # d NLL / d logit = p - onehot
+            nll_NV = language_model.logits(h_ND[part])
+            kl_NV = None if divergence == "none" else language_model.logits(reference_ND[part])
+            for rows in row_blocks(nll_NV):
+                at = slice(start + rows.start, min(start + rows.stop, len(h_ND)))
+                nll_N[at], kl_N[at] = _into_gradients(
+                    nll_NV[rows], None if kl_NV is None else kl_NV[rows], target_N[at], divergence, language_model
+                )
+            grad_nll_ND[part] = language_model.through_head(nll_NV)
+            if kl_NV is not None:
+                grad_kl_ND[part] = language_model.through_head(kl_NV)
         ctx.save_for_backward(grad_nll_ND, grad_kl_ND)
         ctx.dtype = h_ND.dtype
         return nll_N, kl_N
@@ -81,6 +79,37 @@ class _PositionLosses(torch.autograd.Function):
         grad_nll_ND, grad_kl_ND = ctx.saved_tensors
         grad_ND = up_nll_N[:, None] * grad_nll_ND + up_kl_N[:, None] * grad_kl_ND
         return grad_ND.to(ctx.dtype), None, None, None, None, None
+
+
+def _into_gradients(
+    logits_NV: Tensor,
+    reference_NV: Tensor | None,
+    target_N: Tensor,
+    divergence: Divergence,
+    language_model: LanguageModel,
+) -> tuple[Tensor, Tensor | float]:
+    """NLL and KL of a block; its logits are overwritten by d NLL / d logit, the reference's by d KL / d logit."""
+    slope_NV = language_model.softcap_slope(logits_NV)
+    logp_NV = torch.log_softmax(logits_NV, dim=-1)
+    p_NV = logp_NV.exp()
+    nll_N = -logp_NV.gather(-1, target_N[:, None])[:, 0]
+    kl_N: Tensor | float = 0.0
+    if reference_NV is not None:
+        logq_NV = torch.log_softmax(reference_NV, dim=-1)
+        if divergence == "kl_rev":  # d KL(p||q) / d logit = p (log p - log q - KL)
+            logp_NV, logq_NV = floored(logp_NV, logq_NV)
+            kl_N = kl_from_logprobs(logp_NV, logq_NV)
+            torch.mul(logp_NV.sub_(logq_NV).sub_(kl_N[:, None]), p_NV, out=reference_NV)
+        else:  # d KL(q||p) / d logit = p - q
+            kl_N = kl_from_logprobs(*floored(logq_NV, logp_NV))
+            torch.sub(p_NV, logq_NV.exp_(), out=reference_NV)
+    logits_NV.copy_(p_NV)  # d NLL / d logit = p - onehot
+    logits_NV.scatter_add_(-1, target_N[:, None], logits_NV.new_full((len(logits_NV), 1), -1.0))
+    if slope_NV is not None:
+        logits_NV.mul_(slope_NV)
+        if reference_NV is not None:
+            reference_NV.mul_(slope_NV)
+    return nll_N, kl_N
 
 
 def aggregate(kl_N: Tensor, completion_N: Tensor, completions: int, how: Aggregate) -> Tensor:

@@ -22,7 +22,7 @@ from heal.errors import RoundError
 from heal.generation.collect import Row
 from heal.healing.barrier import lambda_for_round
 from heal.healing.references import References, batch_states, compute
-from heal.healing.rows import BatchOrder, Collator, batches, split, training_rows
+from heal.healing.rows import Collator, StepOrder, cut, split, steps_of, training_rows
 from heal.healing.trainer import Barrier, HealTrainer, Log
 from heal.models.batching import out_of_memory
 from heal.models.language_model import LanguageModel
@@ -64,16 +64,16 @@ def heal(
     """
     made = training_rows(language_model, rows)
     parts = split(len(made), config.validation, seed, round_index, "validation")
-    train = batches(made, parts.train, config.batch_size, seed, round_index, "batches")
-    validation = batches(made, parts.validation, config.batch_size, seed, round_index, "batches")
-    steps = math.ceil(len(train) / config.accumulation) * config.epochs
+    size = config.batch_size * config.accumulation
+    train, validation = (
+        [made[row] for step in steps_of(made, part, size, seed, round_index, "steps") for row in step]
+        for part in (parts.train, parts.validation)
+    )
+    steps = math.ceil(len(train) / size) * config.epochs
 
     def log(entry: dict[str, float]) -> None:
         on_log(entry)
         progress(int(entry["step"]), steps)
-
-    def dataset(part: list[list[int]]) -> Dataset | None:
-        return Dataset.from_list([made[index] for batch in part for index in batch]) if part else None
 
     disable_progress_bar()
     with (
@@ -86,7 +86,7 @@ def heal(
             language_model,
             accumulator,
             config,
-            [collator([made[index] for index in batch]) for batch in train + validation],
+            [collator(batch) for part in (train, validation) for batch in cut(part, config.batch_size)],
             reference_bytes,
             Path(scratch),
             log,
@@ -104,14 +104,14 @@ def heal(
                 config.barrier.tau,
                 config.barrier.operator_norm,
             ),
-            order=BatchOrder([len(batch) for batch in train], seed, round_index, "epoch"),
+            order=StepOrder(len(train), size, seed, round_index, "epoch"),
             decoder=torch.compile(language_model.decoder, dynamic=True) if config.compile else None,
             gradient_norms_every=config.gradient_norms_every,
             on_log=log,
             args=_arguments(config, steps, derive_seed(seed, round_index, "heal") % _SEEDS, scratch, bool(validation)),
             data_collator=collator,
-            train_dataset=dataset(train),
-            eval_dataset=dataset(validation),
+            train_dataset=Dataset.from_list(train),
+            eval_dataset=Dataset.from_list(validation) if validation else None,
             processing_class=copy.copy(language_model.chat.tokenizer),
         )
         progress(0, steps)

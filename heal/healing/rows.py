@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from heal.generation.collect import Row
 from heal.models.language_model import LanguageModel
 from heal.models.packing import forest, pack
 from heal.randomness import derive_seed, shuffled
+
+T = TypeVar("T")
 
 _SORTED_TOGETHER = 16  # prompts among which the shorter come first
 
@@ -52,16 +55,16 @@ def training_rows(language_model: LanguageModel, rows: Sequence[Row]) -> list[di
     return made
 
 
-def batches(rows: Sequence[dict], members: Sequence[int], size: int, *seed: int | str) -> list[list[int]]:
-    """The batches of a round: completions of one prompt together, and prompts of like length.
+def steps_of(rows: Sequence[dict], members: Sequence[int], size: int, *seed: int | str) -> list[list[int]]:
+    """The completions of each optimiser step: those of one prompt together, and prompts of like length.
 
-    Their order changes from epoch to epoch, what stands in them does not: the reference's hidden states
-    are computed batch by batch, in the very passes that the training makes.
+    The steps' order changes from epoch to epoch, what stands in them does not: the reference's hidden
+    states are computed batch by batch, in the very passes that the training makes.
 
     Args:
         rows: as `training_rows` makes them.
         members: the rows that are used.
-        size: completions of a batch; the last one may be smaller.
+        size: completions of a step; the last one may be smaller.
         seed: what the order of the prompts is derived from.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -73,27 +76,32 @@ def batches(rows: Sequence[dict], members: Sequence[int], size: int, *seed: int 
         part = order[first : first + _SORTED_TOGETHER]
         part.sort(key=lambda group: max(len(rows[row]["input_ids"]) for row in group))
         ordered += [row for group in part for row in group]
-    return [ordered[first : first + size] for first in range(0, len(ordered), size)]
+    return cut(ordered, size)
 
 
-class BatchOrder(Sampler[int]):
-    """Row positions of one epoch after the other: whole batches in a new order, a smaller last one last."""
+def cut(items: list[T], size: int) -> list[list[T]]:
+    """Pieces of `size`, the last one smaller if need be."""
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
-    def __init__(self, sizes: Sequence[int], *seed: int | str):
-        starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        self._batches = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+
+class StepOrder(Sampler[int]):
+    """Row positions of one epoch after the other: whole steps in a new order, a smaller last one last."""
+
+    def __init__(self, count: int, size: int, *seed: int | str):
+        """For `count` rows that stand step by step, `size` rows a step."""
+        self._count = count
+        self._steps = cut(list(range(count)), size)
         self._seed = seed
         self._epoch = 0
 
     def __iter__(self) -> Iterator[int]:
-        full = [batch for batch in self._batches if len(batch) == len(self._batches[0])]
-        rest = self._batches[len(full) :]
-        order = shuffled(full, *self._seed, self._epoch)
+        full = [step for step in self._steps if len(step) == len(self._steps[0])]
+        order = [*shuffled(full, *self._seed, self._epoch), *self._steps[len(full) :]]
         self._epoch += 1
-        return (position for batch in [*order, *rest] for position in batch)
+        return (position for step in order for position in step)
 
     def __len__(self) -> int:
-        return sum(map(len, self._batches))
+        return self._count
 
 
 @dataclass

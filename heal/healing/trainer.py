@@ -13,7 +13,7 @@ from heal.accumulator import CURRENT, Accumulator
 from heal.errors import RoundError
 from heal.healing.barrier import Aggregate, Divergence, aggregate, position_losses
 from heal.healing.references import References, batch_states
-from heal.healing.rows import BatchOrder
+from heal.healing.rows import StepOrder
 from heal.models.language_model import LanguageModel
 
 Log = Callable[[dict[str, float]], None]
@@ -71,7 +71,7 @@ class HealTrainer(SFTTrainer):
         accumulator: Accumulator,
         references: References | None,
         barrier: Barrier,
-        order: BatchOrder,
+        order: StepOrder,
         decoder: Callable | None,
         gradient_norms_every: int,
         on_log: Log,
@@ -103,7 +103,7 @@ class HealTrainer(SFTTrainer):
         self._completions_in_step = 0
         self._norms_taken_at = -1
 
-    def _get_train_sampler(self, *args, **kwargs) -> BatchOrder:
+    def _get_train_sampler(self, *args, **kwargs) -> StepOrder:
         return self._order
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):

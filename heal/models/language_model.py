@@ -15,7 +15,7 @@ from heal.models.batching import Batching
 from heal.models.chat import Chat
 from heal.models.packing import MIN_SHARED, Packed, Rows, forest, pack, tree_nodes
 
-_HEAD_COPIES = 6  # float32 tensors over the vocabulary that a loss or a KL holds at once
+_HEAD_COPIES = 3  # tensors over the vocabulary that a loss or a KL holds at once: two logits, one of them cast
 
 
 @dataclass
@@ -103,21 +103,20 @@ class LanguageModel:
             logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
         return logits_NV
 
-    def head_gradient(self, grad_NV: Tensor, logits_NV: Tensor) -> Tensor:
-        """Gradient `[N, D]` in the final hidden states, from one in the logits, `[N, V]`; see `logits`.
+    def softcap_slope(self, logits_NV: Tensor) -> Tensor | None:
+        """Derivative of the soft cap where `logits` returned these logits; None without a cap."""
+        if self.softcap is None:
+            return None
+        return 1 - (logits_NV / self.softcap).square()  # d cap tanh(x / cap) / dx = 1 - tanh^2
 
-        Args:
-            grad_NV: gradient in the logits that `logits` returned, float32; overwritten when there is a soft cap.
-            logits_NV: those logits.
-        """
-        if self.softcap is not None:  # d cap tanh(x / cap) / dx = 1 - tanh^2
-            grad_NV.mul_(1 - (logits_NV / self.softcap).square())
+    def through_head(self, grad_NV: Tensor) -> Tensor:
+        """Gradient `[N, D]` in the final hidden states, from one in the logits before any soft cap, `[N, V]`."""
         weight_VD = self.model.get_output_embeddings().weight
         return (grad_NV.to(weight_VD.dtype) @ weight_VD).to(grad_NV.dtype)
 
     @property
     def head_positions(self) -> int:
-        """Positions whose logits, and what is computed from them, fit `batching.head_bytes`."""
+        """Positions whose logits and reference logits fit `batching.head_bytes`."""
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         return max(1, self.batching.head_bytes // (_HEAD_COPIES * 4 * vocabulary))
 

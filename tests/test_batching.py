@@ -1,0 +1,98 @@
+"""Batch sizes: they grow while it pays and shrink where memory is short, and results do not depend on them."""
+
+import pytest
+import torch
+
+from heal.decoding import Sampling, decode
+from heal.errors import RoundError
+from heal.models.batching import Batching, fastest, in_parts, out_of_memory
+from heal.models.language_model import LanguageModel
+from heal.models.measured import batching_for, measured_rows, measured_tokens
+from heal.scoring import completion_states
+from heal.steering.extract import last_token_activations
+from tests.tiny import prompts, sized
+
+FULL = torch.OutOfMemoryError("out of memory: tried to allocate 2 GiB")
+
+
+class Small:
+    """Fails where more than `room` rows go through the decoder at once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, language_model: LanguageModel, room: int):
+        self.failed = 0
+        whole = language_model.decoder.forward
+
+        def forward(*args, **kwargs):
+            if len(kwargs["input_ids"]) > room:
+                self.failed += 1
+                raise FULL
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(language_model.decoder, "forward", forward)
+
+
+def test_decoding_that_runs_out_of_memory_goes_on_with_half_the_rows(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    model, asked, seeds = sized(tiny), prompts(tiny), [(0, row) for row in range(5)]
+    expected = decode(model, asked, 9, sampling=Sampling(1.0), seeds=seeds)
+    small = Small(monkeypatch, model, 2)
+    assert decode(model, asked, 9, sampling=Sampling(1.0), seeds=seeds) == expected
+    assert small.failed
+    assert model.batching.rows == 24
+    assert tiny.batching.rows == 96
+
+
+def test_scoring_and_extraction_that_run_out_of_memory_go_on_with_halves(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    asked, said = prompts(tiny), [[5, 6, 7]] * 5
+    expected = completion_states(tiny, asked, said), last_token_activations(tiny, asked, [1])[1]
+    model = sized(tiny)
+    small = Small(monkeypatch, model, 2)
+    found = completion_states(model, asked, said), last_token_activations(model, asked, [1])[1]
+    assert small.failed
+    assert model.batching.tokens < 4096
+    for a, b in zip(found[0], expected[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-5)
+
+
+def test_a_single_row_that_does_not_fit_is_said(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    Small(monkeypatch, tiny, 0)
+    with pytest.raises(RoundError, match="out of memory with a single row"):
+        decode(tiny, prompts(tiny), 3)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory():
+    def work(items: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        in_parts([1, 2], work, lambda: None)
+    assert out_of_memory(FULL)
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+
+
+@pytest.mark.parametrize("best", [16, 64, 1024])
+def test_a_size_grows_as_long_as_doubling_pays(best: int):
+    assert fastest(lambda size: float(min(size, best)), 16) == best
+
+
+def test_a_size_stops_growing_where_memory_ends():
+    def rate(size: int) -> float:
+        if size > 128:
+            raise FULL
+        return float(size)
+
+    assert fastest(rate, 16) == 128
+
+
+def test_sizes_asked_for_are_taken_and_a_cpu_is_not_measured(tiny: LanguageModel):
+    assert batching_for(tiny, 7, 300, 10) == Batching(7, 300, 10)
+    assert batching_for(tiny) == Batching()
+
+
+def test_a_model_can_be_measured(tiny: LanguageModel):
+    assert measured_rows(tiny) >= 16
+    assert measured_tokens(tiny) >= 1024

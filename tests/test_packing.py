@@ -1,0 +1,124 @@
+"""Prefix trees: rows that begin alike share tokens, and no row can tell."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from heal.models.language_model import LanguageModel
+from heal.models.packing import MIN_SHARED, TREE_NODES, forest, pack, tree_nodes
+from heal.randomness import generator
+from tests.students import learn, student
+from tests.tiny import CPU, load_architecture
+
+BEGIN = list(range(20, 32))
+ROWS = [
+    [*BEGIN, 40, 41, 42, 50, 51],
+    [*BEGIN, 40, 41, 42, 60],
+    [*BEGIN, 70],
+    [*BEGIN, 40, 41, 42, 50, 51],  # said twice
+    [99, 98, 97],
+    BEGIN,
+]
+
+
+def rows_of(seed: int) -> list[list[int]]:
+    """Rows of random ids, some of which begin as earlier ones do."""
+    source = generator("rows", seed)
+    rows: list[list[int]] = []
+    for index in range(8):
+        length = int(torch.randint(1, 30, (1,), generator=source))
+        begin = rows[index // 2][: MIN_SHARED + index] if index % 3 else []
+        rows.append([*begin, *torch.randint(3, 200, (length,), generator=source).tolist()])
+    return rows
+
+
+def alone(language_model: LanguageModel, row: Sequence[int]) -> torch.Tensor:
+    return language_model.decoder(input_ids=torch.tensor([list(row)]), use_cache=False).last_hidden_state[0]
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "opt", "gemma2", "gemma3_text", "gemma3_nested"])
+def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """One tiny model for each architecture, whose sliding window, if any, is as long as its context."""
+    model = load_architecture(request.param, tmp_path_factory.mktemp(request.param))
+    config = model.model.config.get_text_config()
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = config.max_position_embeddings
+        for block in model.blocks:
+            if getattr(block.self_attn, "sliding_window", None):
+                block.self_attn.sliding_window = config.max_position_embeddings
+    return model
+
+
+@torch.no_grad()
+def test_in_a_tree_every_row_has_the_hidden_states_that_it_has_alone(wide: LanguageModel):
+    for rows in (ROWS, rows_of(0), rows_of(1)):
+        assert wide.longest_shared == 1024
+        trees = forest(rows, wide.longest_shared)
+        assert max(map(len, trees)) > 1
+        packed = wide.pack(rows, trees)
+        h_MD = wide.hidden_states(packed)
+        for row, nodes in zip([row for tree in trees for row in tree], packed.nodes, strict=True):
+            torch.testing.assert_close(h_MD[nodes], alone(wide, rows[row]), rtol=0, atol=2e-5)
+
+
+def test_a_tree_gives_the_gradients_of_its_rows_one_by_one(tiny_folder: Path):
+    model, accumulator = student(tiny_folder)
+    learn(accumulator, 0)
+    weight = torch.randn(32, generator=generator("weight"))
+
+    def gradients(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        loss = torch.stack([(h_TD[-4:] @ weight).square().sum() for h_TD in states]).sum()
+        return list(torch.autograd.grad(loss, list(accumulator.trainable().values())))
+
+    packed = model.pack(ROWS, [range(len(ROWS))])
+    h_MD = model.hidden_states(packed)
+    shared = gradients([h_MD[nodes] for nodes in packed.nodes])
+    single = gradients([alone(model, row) for row in ROWS])
+    for a, b in zip(shared, single, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_shared_stands_once():
+    (tree,) = forest(ROWS[:4], 1000)
+    assert tree_nodes(ROWS, tree) == len(BEGIN) + 3 + 2 + 1 + 1
+    packed = pack(ROWS, [tree], 0, torch.float32, CPU)
+    assert packed.ids_BN.shape == (1, tree_nodes(ROWS, tree))
+    assert packed.mask_B1NN is not None
+
+
+def test_rows_that_do_not_begin_alike_are_padded_and_need_no_mask():
+    rows = [[1, 2, 3], [1, 2, 4, 5], [7]]
+    trees = forest(rows, 1000)
+    assert sorted(trees) == [[0], [1], [2]]
+    packed = pack(rows, [[0], [1], [2]], 9, torch.float32, CPU)
+    assert packed.inputs().keys() == {"input_ids"}
+    assert packed.ids_BN.tolist() == [[1, 2, 3, 9], [1, 2, 4, 5], [7, 9, 9, 9]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("budget", [1, 60, 10_000])
+def test_a_plan_holds_every_row_once(tiny: LanguageModel, seed: int, budget: int):
+    plan = tiny.plan(rows_of(seed), budget)
+    assert sorted(row for batch in plan for tree in batch for row in tree) == list(range(8))
+
+
+def test_rows_too_long_for_a_sliding_window_stay_alone(any_architecture: LanguageModel):
+    window = getattr(any_architecture.model.config.get_text_config(), "sliding_window", None)
+    longest = max(len(row) for row in ROWS)
+    assert (max(map(len, forest(ROWS, any_architecture.longest_shared))) == 1) == (window is not None < longest)
+
+
+def test_a_tree_does_not_outgrow_what_attention_between_branches_is_worth():
+    rows = [[*BEGIN, *range(100 + 300 * index, 400 + 300 * index)] for index in range(7)]
+    trees = forest(rows, 10_000)
+    assert sorted(len(tree) for tree in trees) == [1, 2, 2, 2]
+    assert all(tree_nodes(rows, tree) <= TREE_NODES for tree in trees)
+
+
+def test_an_attention_kernel_that_takes_no_mask_shares_nothing(tiny_folder: Path):
+    model, _ = student(tiny_folder)
+    model.model.config._attn_implementation = "flash_attention_2"
+    model.check_supported()
+    assert (model.shares, model.longest_shared) == (False, 0)
