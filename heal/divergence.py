@@ -36,7 +36,7 @@ def row_blocks(logits_NV: Tensor) -> Iterator[slice]:
     """Slices of a few rows: what is done to one element by element stays in a CPU's cache; all rows on a GPU."""
     rows = max(1, _CACHED // logits_NV.shape[-1]) if logits_NV.device.type == "cpu" else len(logits_NV)
     for start in range(0, len(logits_NV), rows):
-        yield slice(start, start + rows)
+        yield slice(start, min(start + rows, len(logits_NV)))
 
 
 def floored(logp_NV: Tensor, logq_NV: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy
 import pytest
@@ -10,38 +11,41 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 
 from heal.decoding import decode
-from heal.dose.calibrate import Calibration, PathDivergence, calibrate, path_divergence
+from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate, path_divergences
 from heal.models.language_model import LanguageModel
 from heal.steering.vector import SteeringVector
-from tests.tiny import prompts, vector
+from tests.tiny import prompts, sized, vector
 
 TOKENS = 8
 
 
-def measured(
-    language_model: LanguageModel, steering_vector: SteeringVector, c: float, batch_size: int = 96, **settings
-) -> PathDivergence:
-    asked = prompts(language_model)
-    return path_divergence(language_model, steering_vector, c, asked, TOKENS, batch_size, 4096, **settings)
+def measured(language_model: LanguageModel, steering_vector: SteeringVector, c: float, **settings) -> PathDivergence:
+    return path_divergences(language_model, steering_vector, [c], prompts(language_model), TOKENS, **settings)[0]
+
+
+def same(a: PathDivergence, b: PathDivergence) -> None:
+    """Equal up to rounding."""
+    assert asdict(a) == pytest.approx(asdict(b), rel=1e-4, abs=1e-6)
 
 
 def calibrated(
     language_model: LanguageModel,
     steering_vector: SteeringVector,
     target: float,
-    max_evaluations: int = 12,
+    max_passes: int = 6,
     sign: int = 1,
-    audit: Callable[[float], PathDivergence] | None = None,
+    audit: Measure | None = None,
 ) -> Calibration:
-    def measure(c: float) -> PathDivergence:
-        return measured(language_model, steering_vector, sign * c)
+    def measure(coefficients: Sequence[float]) -> list[PathDivergence]:
+        asked = prompts(language_model)
+        return path_divergences(language_model, steering_vector, [sign * c for c in coefficients], asked, TOKENS)
 
-    return calibrate(measure, audit, target, 0.05, 1.0, max_evaluations, "student")
+    return calibrate(measure, audit, target, 0.05, None, 3, max_passes, "student")
 
 
-def test_no_dose_diverges_by_exactly_zero(any_architecture: LanguageModel):
+def test_no_dose_diverges_by_nothing_but_rounding(any_architecture: LanguageModel):
     found = measured(any_architecture, vector(any_architecture), 0.0)
-    assert (found.p50, found.p95, found.mean, found.max) == (0.0, 0.0, 0.0, 0.0)
+    assert max(found.p50, found.p95, found.mean, found.max) < 1e-9
     assert found.n == sum(len(each.ids) for each in decode(any_architecture, prompts(any_architecture), TOKENS))
 
 
@@ -69,10 +73,21 @@ def test_the_statistics_are_those_of_the_pooled_tokens_of_dense_passes(any_archi
 
 
 def test_the_statistic_does_not_depend_on_the_batches(tiny: LanguageModel):
-    together = measured(tiny, vector(tiny), 2.0)
-    alone = measured(tiny, vector(tiny), 2.0, batch_size=1)
-    assert alone.n == together.n
-    assert alone.p95 == pytest.approx(together.p95, rel=1e-4)
+    same(measured(sized(tiny, 1, 1), vector(tiny), 2.0), measured(tiny, vector(tiny), 2.0))
+
+
+def test_coefficients_side_by_side_are_measured_as_one_by_one(any_architecture: LanguageModel):
+    steering_vector, coefficients = vector(any_architecture), [0.5, -2.0, 3.0]
+    asked = prompts(any_architecture)
+    together = path_divergences(any_architecture, steering_vector, coefficients, asked, TOKENS)
+    for c, found in zip(coefficients, together, strict=True):
+        same(found, measured(any_architecture, steering_vector, c))
+
+
+def test_a_coefficient_that_breaks_the_model_leaves_those_beside_it_alone(tiny: LanguageModel):
+    sound, broken = path_divergences(tiny, vector(tiny), [1.0, math.nan], prompts(tiny), TOKENS)
+    same(sound, measured(tiny, vector(tiny), 1.0))
+    assert broken.p95 == math.inf
 
 
 def test_the_statistic_is_quadratic_near_zero(tiny: LanguageModel):
@@ -85,8 +100,8 @@ def test_the_statistic_is_quadratic_near_zero(tiny: LanguageModel):
 
 def test_off_is_whatever_the_reference_context_makes_of_the_model(tiny: LanguageModel):
     steering_vector = vector(tiny)
-    same = measured(tiny, steering_vector, 3.0, off=lambda: steering_vector.applied(tiny, 3.0))
-    assert same.max == 0.0
+    shifted = measured(tiny, steering_vector, 3.0, off=lambda: steering_vector.applied(tiny, 3.0))
+    assert shifted.max < 1e-9
     assert measured(tiny, steering_vector, 3.0).p95 > 0.1
 
 
@@ -100,9 +115,9 @@ def test_a_dose_that_breaks_the_model_is_infinitely_far(tiny: LanguageModel):
 def test_what_a_calibration_says_is_so(any_architecture: LanguageModel, target: float):
     steering_vector = vector(any_architecture)
     found = calibrated(any_architecture, steering_vector, target)
-    assert found.value == measured(any_architecture, steering_vector, found.c_star).p95
+    assert found.value == pytest.approx(measured(any_architecture, steering_vector, found.c_star).p95, rel=1e-4)
     assert found.on_target == (found.outcome == "tolerance") == (abs(found.value - target) <= 0.05)
-    assert len(found.history) <= 12
+    assert len(found.history) == 3 * found.passes <= 18
 
 
 def test_a_calibration_reaches_a_small_target_on_a_smooth_path(tiny: LanguageModel):
@@ -113,31 +128,45 @@ def test_a_calibration_reaches_a_small_target_on_a_smooth_path(tiny: LanguageMod
 
 
 def test_a_calibration_that_is_cut_short_is_not_on_target(tiny: LanguageModel):
-    found = calibrated(tiny, vector(tiny, norm=1e-5), 1.0, max_evaluations=2)
+    found = calibrated(tiny, vector(tiny, norm=1e-5), 1.0, max_passes=2)
     assert not found.on_target
     assert found.outcome == "unreachable"
-    assert len(found.history) == 2
+    assert len(found.history) == 6
 
 
 def test_a_vector_of_length_zero_is_unreachable(tiny: LanguageModel):
     found = calibrated(tiny, vector(tiny, norm=0.0), 1.0)
     assert found.outcome == "unreachable"
-    assert found.value == 0.0
+    assert found.value < 1e-9
 
 
 def test_the_history_holds_every_evaluation_in_order(tiny: LanguageModel):
     steering_vector = vector(tiny)
     found = calibrated(tiny, steering_vector, 0.5)
-    assert found.history[0].c == 1.0
+    assert [entry.c for entry in found.history[:3]] == pytest.approx([0.5, 1.0, 2.0])
     assert [entry for entry in found.history if (entry.c, entry.p95) == (found.c_star, found.value)]
-    assert list(found.history) == [measured(tiny, steering_vector, entry.c) for entry in found.history]
+    for entry in found.history:
+        same(entry, measured(tiny, steering_vector, entry.c))
+
+
+def test_a_warm_start_looks_around_it(tiny: LanguageModel):
+    asked: list[float] = []
+
+    def measure(coefficients: Sequence[float]) -> list[PathDivergence]:
+        asked.extend(coefficients)
+        return [PathDivergence(c, c, c / 4, c, c, 1) for c in coefficients]
+
+    found = calibrate(measure, None, 1.0, 0.01, 4.0, 3, 6, "student")
+    assert asked == pytest.approx([4 / 1.2, 4.0, 4 * 1.2])
+    assert (found.c_star, found.passes) == (4.0, 1)
 
 
 def test_either_sign_is_calibrated_by_itself(tiny: LanguageModel):
     steering_vector = vector(tiny)
     found = [calibrated(tiny, steering_vector, 0.3, sign=sign) for sign in (1, -1)]
     for calibration, sign in zip(found, (1, -1), strict=True):
-        assert calibration.value == measured(tiny, steering_vector, sign * calibration.c_star).p95
+        expected = measured(tiny, steering_vector, sign * calibration.c_star).p95
+        assert calibration.value == pytest.approx(expected, rel=1e-4)
     assert found[0].c_star != found[1].c_star
 
 
@@ -146,13 +175,13 @@ def test_the_audit_is_measured_once_at_c_star(tiny: LanguageModel):
     heldout = [tiny.chat.ids("", f"Held out {letter}") for letter in "abc"]
     audited: list[float] = []
 
-    def audit(c: float) -> PathDivergence:
-        audited.append(c)
-        return path_divergence(tiny, steering_vector, c, heldout, TOKENS, 96, 4096)
+    def audit(coefficients: Sequence[float]) -> list[PathDivergence]:
+        audited.extend(coefficients)
+        return path_divergences(tiny, steering_vector, coefficients, heldout, TOKENS)
 
     found = calibrated(tiny, steering_vector, 0.3, audit=audit)
     assert audited == [found.c_star]
-    assert found.audit == path_divergence(tiny, steering_vector, found.c_star, heldout, TOKENS, 96, 4096)
+    assert found.audit == path_divergences(tiny, steering_vector, [found.c_star], heldout, TOKENS)[0]
     assert found.audit not in found.history
 
 
@@ -163,20 +192,20 @@ def test_without_audit_prompts_there_is_no_audit(tiny: LanguageModel):
 def test_progress_ends_when_the_calibration_does():
     told: list[tuple[int, int]] = []
 
-    def quadratic(c: float) -> PathDivergence:
-        return PathDivergence(c, c, c * c / 9, c, c, 1)
+    def quadratic(coefficients: Sequence[float]) -> list[PathDivergence]:
+        return [PathDivergence(c, c, c * c / 900, c, c, 1) for c in coefficients]
 
     found = calibrate(
-        quadratic, quadratic, 1.0, 0.05, 1.0, 12, "student", lambda done, total: told.append((done, total))
+        quadratic, quadratic, 1.0, 0.05, None, 2, 6, "student", lambda done, total: told.append((done, total))
     )
     assert told == sorted(told)
-    assert told[-1] == (13, 13)
-    assert len(told) == len(found.history) + 1
+    assert told[-1] == (7, 7)
+    assert len(told) == found.passes + 1 > 2
 
 
 @pytest.mark.parametrize("broken", [1.0, math.inf])
 def test_a_calibration_written_as_json_and_read_again_is_the_same(broken: float):
     entries = tuple(PathDivergence(c, 0.1, value, 0.2, 3.0, 40) for c, value in ((1.0, 0.25), (2.0, broken)))
     for audit in (None, entries[0]):
-        calibration = Calibration(2.0, 1.0, 1.0, 0.05, "tolerance", entries, audit, "student")
+        calibration = Calibration(2.0, 1.0, 1.0, 0.05, "tolerance", 1, entries, audit, "student")
         assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration

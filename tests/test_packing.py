@@ -48,6 +48,7 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for block in model.blocks:
             if getattr(block.self_attn, "sliding_window", None):
                 block.self_attn.sliding_window = config.max_position_embeddings
+        model.check_supported()
     return model
 
 
@@ -77,7 +78,7 @@ def test_a_tree_gives_the_gradients_of_its_rows_one_by_one(tiny_folder: Path):
     shared = gradients([h_MD[nodes] for nodes in packed.nodes])
     single = gradients([alone(model, row) for row in ROWS])
     for a, b in zip(shared, single, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert (a - b).norm() < 1e-4 * b.norm()
 
 
 def test_what_is_shared_stands_once():
@@ -106,8 +107,8 @@ def test_a_plan_holds_every_row_once(tiny: LanguageModel, seed: int, budget: int
 
 def test_rows_too_long_for_a_sliding_window_stay_alone(any_architecture: LanguageModel):
     window = getattr(any_architecture.model.config.get_text_config(), "sliding_window", None)
-    longest = max(len(row) for row in ROWS)
-    assert (max(map(len, forest(ROWS, any_architecture.longest_shared))) == 1) == (window is not None < longest)
+    alone_all = max(map(len, forest(ROWS, any_architecture.longest_shared))) == 1
+    assert alone_all == (window is not None and window < min(map(len, ROWS[:4])))
 
 
 def test_a_tree_does_not_outgrow_what_attention_between_branches_is_worth():
@@ -120,5 +121,5 @@ def test_a_tree_does_not_outgrow_what_attention_between_branches_is_worth():
 def test_an_attention_kernel_that_takes_no_mask_shares_nothing(tiny_folder: Path):
     model, _ = student(tiny_folder)
     model.model.config._attn_implementation = "flash_attention_2"
-    model.check_supported()
+    model.shares = model._shares_exactly()
     assert (model.shares, model.longest_shared) == (False, 0)

@@ -9,7 +9,7 @@ Outcome = Literal["tolerance", "bracket", "passes", "unreachable"]
 # Values of the statistic at several coefficients, measured side by side.
 Statistic = Callable[[Sequence[float]], Sequence[float]]
 
-COLD, WARM = 2.0, 1.15  # ratio of neighbouring candidates in the first pass
+COLD, WARM = 2.0, 1.2  # ratio of neighbouring candidates in the first pass
 _GROWTH = 2.0
 _LEAP = 256.0
 _NARROW = 0.01
@@ -112,12 +112,16 @@ def _further(points: list[tuple[float, float]], up: bool, count: int) -> list[fl
 def _stride(g0: float, g1: float, step: float) -> float:
     """How much further (in log c) to look after `step` took the gap from `g0` to `g1`, still on the same side.
 
-    A doubling; but near zero the statistic goes as c^2, and there the line through both points says how
-    far the target is. A statistic of exactly 0 (a vector lost in rounding) is far below any target.
+    The line through both points says how far the target is, where it is steep enough to be believed (near
+    zero the statistic goes as c^2); else it is a doubling. A statistic of exactly 0 (a vector lost in
+    rounding) is far below any target.
     """
     slope = abs(g1 - g0) / step if step else 0.0
-    reach = math.inf if g1 == -math.inf else abs(g1) / slope if slope >= 1 and abs(g1) < abs(g0) else 0.0
-    return min(max(reach, math.log(_GROWTH)), math.log(_LEAP))
+    if g1 == -math.inf:
+        return math.log(_LEAP)
+    if slope >= 1 and abs(g1) < abs(g0) < math.inf:
+        return min(max(abs(g1) / slope, 2 * _FINE), math.log(_LEAP))
+    return math.log(_GROWTH)
 
 
 def _inside(low: tuple[float, float], high: tuple[float, float], count: int, gather: bool) -> list[float]:

@@ -62,7 +62,7 @@ class _PositionLosses(torch.autograd.Function):
             nll_NV = language_model.logits(h_ND[part])
             kl_NV = None if divergence == "none" else language_model.logits(reference_ND[part])
             for rows in row_blocks(nll_NV):
-                at = slice(start + rows.start, min(start + rows.stop, len(h_ND)))
+                at = slice(start + rows.start, start + rows.stop)
                 nll_N[at], kl_N[at] = _into_gradients(
                     nll_NV[rows], None if kl_NV is None else kl_NV[rows], target_N[at], divergence, language_model
                 )

@@ -107,10 +107,10 @@ class HealTrainer(SFTTrainer):
         return self._order
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """Also counts the completions of the optimiser step, which the barrier is a mean over."""
-        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """Counts the optimiser step's tokens and completions, which its two terms are means over."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._completions_in_step = sum(len(batch["key"]) for batch in batches)
-        return batches, tokens
+        return batches, sum(len(batch["labels"]) for batch in batches)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         training = self.model.training

@@ -1,0 +1,89 @@
+"""Merged weights: a long history costs nothing, and the base stays what it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from heal.accumulator import CURRENT, HISTORY, Accumulator
+from heal.models.language_model import LanguageModel
+from tests.students import ALPHA, LAYERS, RANK, learn, logits, student
+from tests.tiny import load
+from tests.training import CONFIG, healed
+
+
+def unmerged(folder: Path, rounds: int) -> tuple[LanguageModel, Accumulator]:
+    """What `student` makes, without merged weights."""
+    model = load(folder)
+    accumulator = Accumulator(model, RANK, ALPHA, LAYERS, merge=False)
+    for r in range(rounds):
+        accumulator.start_round(r)
+        learn(accumulator, r)
+        accumulator.fold()
+    accumulator.start_round(rounds)
+    return model, accumulator
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_merged_weights_make_the_student_that_the_adapters_make(tiny_folder: Path, rounds: int):
+    (merged, one), (plain, other) = student(tiny_folder, rounds=rounds), unmerged(tiny_folder, rounds)
+    assert (one.merges, other.merges) == (True, False)
+    learn(one, 9)
+    learn(other, 9)
+    torch.testing.assert_close(logits(merged), logits(plain), rtol=0, atol=1e-4)
+    for gates in ((1.0, 0.0), (0.5, 1.0), (0.0, 1.0), (0.0, 0.0)):
+        with one.gates(*gates), other.gates(*gates):
+            torch.testing.assert_close(logits(merged), logits(plain), rtol=0, atol=1e-4)
+            if not gates[0]:
+                assert torch.equal(logits(merged), logits(plain))
+
+
+def test_with_merged_weights_no_history_is_computed_and_without_gates_no_adapter(tiny_folder: Path):
+    _, accumulator = student(tiny_folder, rounds=2)
+    layer = next(accumulator.current_layers())
+    assert layer.active_adapters == [CURRENT]
+    with accumulator.base():
+        assert layer.active_adapters == []
+    with accumulator.student():  # `current` is still empty
+        assert layer.active_adapters == []
+    learn(accumulator, 5)
+    with accumulator.student():
+        assert layer.active_adapters == [CURRENT]
+    with accumulator.gates(0.5, 0.0):
+        assert layer.active_adapters == [HISTORY]
+
+
+def test_a_context_inside_another_goes_back_to_it(tiny_folder: Path):
+    model, accumulator = student(tiny_folder, rounds=1)
+    learn(accumulator, 7)
+    with accumulator.previous():
+        inside = logits(model)
+        with accumulator.base():
+            assert not torch.equal(logits(model), inside)
+        assert torch.equal(logits(model), inside)
+
+
+def test_an_error_inside_a_context_leaves_the_student_and_the_base_as_they_were(tiny_folder: Path):
+    model, accumulator = student(tiny_folder, rounds=2)
+    learn(accumulator, 7)
+    before = logits(model)
+    with accumulator.base():
+        base = logits(model)
+    for context in (accumulator.base, accumulator.previous, accumulator.student):
+        with pytest.raises(RuntimeError, match="crash"), context():
+            raise RuntimeError("crash")
+    assert torch.equal(logits(model), before)
+    with accumulator.base():
+        assert torch.equal(logits(model), base)
+        assert torch.equal(base, logits(load(tiny_folder)))
+
+
+def test_a_base_in_fewer_bits_is_not_merged_into(tiny_folder: Path):
+    assert not student(tiny_folder, torch.bfloat16, rounds=1)[1].merges
+
+
+def test_a_student_on_merged_weights_trains_as_one_on_adapters(tiny_folder: Path):
+    losses = []
+    for model, accumulator in (student(tiny_folder, rounds=2), unmerged(tiny_folder, 2)):
+        losses.append([entry["train/loss"] for entry in healed(model, accumulator, CONFIG)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
