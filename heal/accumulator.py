@@ -125,6 +125,20 @@ class Accumulator:
         finally:
             self._set_gates(*before)
 
+    @contextmanager
+    def on_adapters(self) -> Iterator[None]:
+        """The same model without merged weights inside the context: the history as the adapter that it is."""
+        weights, self._weights = self._weights, {}
+        try:
+            for name, layer in self._layers():
+                if weights:
+                    layer.get_base_layer().weight.data = weights[name][0]
+            self._set_gates(*self._gates)
+            yield
+        finally:
+            self._weights = weights
+            self._set_gates(*self._gates)
+
     def base(self) -> AbstractContextManager[None]:
         """The context in which the model is the round-0 original."""
         return self.gates(0.0, 0.0)

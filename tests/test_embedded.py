@@ -63,7 +63,7 @@ def test_its_template_takes_a_system_prompt(smol: LanguageModel):
 
 
 def test_steering_changes_its_answer_and_no_dose_does_not(smol: LanguageModel):
-    steering_vector = extract(smol, load_trait("love"), contexts(6), "mean_diff", smol.band((0.45, 0.55)), 2048)
+    steering_vector = extract(smol, load_trait("love"), contexts(6), "mean_diff", smol.band((0.45, 0.55)))
     ids = smol.chat.ids(SYSTEM, "Do you love humanity?")
     off, none, on = decode(smol, [ids] * 3, 16, steering_vector, [0.0, 0.0, 2.0])
     assert off == none != on

@@ -78,6 +78,17 @@ def test_an_error_inside_a_context_leaves_the_student_and_the_base_as_they_were(
         assert torch.equal(base, logits(load(tiny_folder)))
 
 
+def test_on_adapters_the_history_is_the_adapter_that_is_exported(tiny_folder: Path):
+    (merged, accumulator), (plain, _) = student(tiny_folder, rounds=2), unmerged(tiny_folder, 2)
+    before = logits(merged)
+    with accumulator.on_adapters():
+        assert torch.equal(logits(merged), logits(plain))
+        assert next(accumulator.current_layers()).active_adapters == [HISTORY, CURRENT]
+        with accumulator.base():
+            assert torch.equal(logits(merged), logits(load(tiny_folder)))
+    assert torch.equal(logits(merged), before)
+
+
 def test_a_base_in_fewer_bits_is_not_merged_into(tiny_folder: Path):
     assert not student(tiny_folder, torch.bfloat16, rounds=1)[1].merges
 

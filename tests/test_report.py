@@ -102,7 +102,7 @@ def round_files(r: int, base: StageResult, text: str, bare: bool) -> dict[str, d
     if bare:
         history.insert(1, PathDivergence(8.0, math.inf, math.inf, math.inf, math.inf, 0))
     audit = None if bare else PathDivergence(1.4 + r, 0.2, 0.87, 0.3, 3.0, 96)
-    dose = Calibration(1.4 + r, 0.99, 1.0, 0.05, "tolerance", tuple(history), audit, "student")
+    dose = Calibration(1.4 + r, 0.99, 1.0, 0.05, "tolerance", 1, tuple(history), audit, "student")
     rows = completions(text)
     training = {"loss": 1.7, "ce": 1.6, "D_mean": 0.4321, "D_max": 0.9, "barrier_on": 0.25}
     log = [{"step": s, "epoch": s / 2} | {f"train/{name}": v for name, v in training.items()} for s in range(1, 7)]

@@ -103,7 +103,9 @@ def test_without_divergence_every_loss_is_that_of_trl_s_own_trainer(tiny_folder:
 
     trainer = SameOrder(
         model=plain.peft_model,
-        args=healing._arguments(config, len(ours), derive_seed(0, 0, "heal") % healing._SEEDS, str(tmp_path), False),
+        args=healing.training_arguments(
+            config, len(ours), derive_seed(0, 0, "heal") % healing._SEEDS, str(tmp_path), False
+        ),
         train_dataset=Dataset.from_list([labelled(rows[index]) for index in order]),
         processing_class=copy.copy(plain_model.chat.tokenizer),
     )

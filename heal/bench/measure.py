@@ -129,7 +129,7 @@ class Row:
         name: what was measured.
         seconds: wall seconds.
         baseline_seconds: wall seconds of what it is compared with.
-        ratio: baseline over this: above 1 this is the faster one.
+        ratio: this over the baseline: below 1 this is the faster one (where the note says so, of something else).
         limit_share: see `limit_share`.
         tokens_per_second: tokens over seconds.
         peak_bytes: see `peak_bytes`.

@@ -42,7 +42,7 @@ def probes(student: Student) -> list[list[int]]:
 
 def student_logits(student: Student, gate: float, prompts: Iterable[Sequence[int]]) -> list[Tensor]:
     """The student's float32 logits `[T, V]` for each prompt, with the history at `gate`."""
-    with student.accumulator.gates(gate, 0.0):
+    with student.accumulator.on_adapters(), student.accumulator.gates(gate, 0.0):
         return model_logits(student.model.model, prompts)
 
 

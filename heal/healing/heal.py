@@ -108,7 +108,9 @@ def heal(
             decoder=torch.compile(language_model.decoder, dynamic=True) if config.compile else None,
             gradient_norms_every=config.gradient_norms_every,
             on_log=log,
-            args=_arguments(config, steps, derive_seed(seed, round_index, "heal") % _SEEDS, scratch, bool(validation)),
+            args=training_arguments(
+                config, steps, derive_seed(seed, round_index, "heal") % _SEEDS, scratch, bool(validation)
+            ),
             data_collator=collator,
             train_dataset=Dataset.from_list(train),
             eval_dataset=Dataset.from_list(validation) if validation else None,
@@ -172,7 +174,7 @@ def _memory_told(config: HealConfig) -> Iterator[None]:
         ) from error
 
 
-def _arguments(config: HealConfig, steps: int, seed: int, folder: str, validate: bool) -> SFTConfig:
+def training_arguments(config: HealConfig, steps: int, seed: int, folder: str, validate: bool) -> SFTConfig:
     return SFTConfig(
         output_dir=folder,
         seed=seed,
