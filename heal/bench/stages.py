@@ -18,6 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from heal.accumulator import Accumulator
@@ -298,5 +299,6 @@ class PlainSFT(Trained):
                 processing_class=copy.copy(self._model.chat.tokenizer),
                 callbacks=[Clock()],
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         return ended

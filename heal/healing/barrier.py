@@ -53,22 +53,27 @@ class _PositionLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h_ND, target_N, reference_ND, language_model, divergence):
+        h_ND = h_ND.detach()  # nothing in here is for autograd, nor for hooks on the head that ask it
         chunk, dtype = language_model.head_positions, torch.promote_types(h_ND.dtype, torch.float32)
         nll_N, kl_N = h_ND.new_zeros(len(h_ND), dtype=dtype), h_ND.new_zeros(len(h_ND), dtype=dtype)
         grad_nll_ND = torch.zeros_like(h_ND, dtype=dtype)
         grad_kl_ND = torch.zeros_like(grad_nll_ND)
         for start in range(0, len(h_ND), chunk):
             part = slice(start, start + chunk)
-            nll_NV = language_model.logits(h_ND[part])
-            kl_NV = None if divergence == "none" else language_model.logits(reference_ND[part])
-            for rows in row_blocks(nll_NV):
+            count = len(target_N[part])
+            # Student and reference go through the head as one matrix, and so do both gradients.
+            sides = [h_ND[part]] if divergence == "none" else [h_ND[part], reference_ND[part]]
+            logits_MV = language_model.logits(torch.cat(sides))
+            for rows in row_blocks(logits_MV[:count]):
                 at = slice(start + rows.start, start + rows.stop)
+                reference_NV = None if divergence == "none" else logits_MV[count:][rows]
                 nll_N[at], kl_N[at] = _into_gradients(
-                    nll_NV[rows], None if kl_NV is None else kl_NV[rows], target_N[at], divergence, language_model
+                    logits_MV[rows], reference_NV, target_N[at], divergence, language_model
                 )
-            grad_nll_ND[part] = language_model.through_head(nll_NV)
-            if kl_NV is not None:
-                grad_kl_ND[part] = language_model.through_head(kl_NV)
+            grad_MD = language_model.through_head(logits_MV)
+            grad_nll_ND[part] = grad_MD[:count]
+            if divergence != "none":
+                grad_kl_ND[part] = grad_MD[count:]
         ctx.save_for_backward(grad_nll_ND, grad_kl_ND)
         ctx.dtype = h_ND.dtype
         return nll_N, kl_N
