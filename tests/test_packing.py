@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from heal.models.language_model import LanguageModel
-from heal.models.packing import MIN_SHARED, TREE_NODES, forest, pack, tree_nodes
+from heal.models.language_model import LanguageModel, token_batches
+from heal.models.packing import MIN_SHARED, forest, pack, tree_nodes
 from heal.randomness import generator
 from tests.students import learn, student
 from tests.tiny import CPU, load_architecture
@@ -56,7 +56,7 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_in_a_tree_every_row_has_the_hidden_states_that_it_has_alone(wide: LanguageModel):
     for rows in (ROWS, rows_of(0), rows_of(1)):
         assert wide.longest_shared == 1024
-        trees = forest(rows, wide.longest_shared)
+        trees = wide.trees(rows)
         assert max(map(len, trees)) > 1
         packed = wide.pack(rows, trees)
         h_MD = wide.hidden_states(packed)
@@ -82,7 +82,7 @@ def test_a_tree_gives_the_gradients_of_its_rows_one_by_one(tiny_folder: Path):
 
 
 def test_what_is_shared_stands_once():
-    (tree,) = forest(ROWS[:4], 1000)
+    (tree,) = forest(ROWS[:4], 1000, 1000)
     assert tree_nodes(ROWS, tree) == len(BEGIN) + 3 + 2 + 1 + 1
     packed = pack(ROWS, [tree], 0, torch.float32, CPU)
     assert packed.ids_BN.shape == (1, tree_nodes(ROWS, tree))
@@ -91,7 +91,7 @@ def test_what_is_shared_stands_once():
 
 def test_rows_that_do_not_begin_alike_are_padded_and_need_no_mask():
     rows = [[1, 2, 3], [1, 2, 4, 5], [7]]
-    trees = forest(rows, 1000)
+    trees = forest(rows, 1000, 1000)
     assert sorted(trees) == [[0], [1], [2]]
     packed = pack(rows, [[0], [1], [2]], 9, torch.float32, CPU)
     assert packed.inputs().keys() == {"input_ids"}
@@ -107,15 +107,18 @@ def test_a_plan_holds_every_row_once(tiny: LanguageModel, seed: int, budget: int
 
 def test_rows_too_long_for_a_sliding_window_stay_alone(any_architecture: LanguageModel):
     window = getattr(any_architecture.model.config.get_text_config(), "sliding_window", None)
-    alone_all = max(map(len, forest(ROWS, any_architecture.longest_shared))) == 1
+    alone_all = max(map(len, any_architecture.trees(ROWS))) == 1
     assert alone_all == (window is not None and window < min(map(len, ROWS[:4])))
 
 
-def test_a_tree_does_not_outgrow_what_attention_between_branches_is_worth():
-    rows = [[*BEGIN, *range(100 + 300 * index, 400 + 300 * index)] for index in range(7)]
-    trees = forest(rows, 10_000)
-    assert sorted(len(tree) for tree in trees) == [1, 2, 2, 2]
-    assert all(tree_nodes(rows, tree) <= TREE_NODES for tree in trees)
+@pytest.mark.parametrize(("pairs", "sizes"), [(1e9, [6]), (500.0, [3, 3]), (100.0, [1] * 6)])
+def test_a_tree_grows_until_attention_between_branches_costs_more_than_sharing_saves(pairs: float, sizes: list[int]):
+    rows = [[*range(40), *range(100 + 60 * index, 160 + 60 * index)] for index in range(6)]
+    assert sorted(len(tree) for tree in forest(rows, 10_000, pairs)) == sizes
+
+
+def test_a_row_much_shorter_than_a_batch_s_longest_begins_a_new_batch():
+    assert token_batches([100, 90, 61, 59, 30, 20], 10_000) == [[0, 1, 2], [3], [4, 5]]
 
 
 def test_an_attention_kernel_that_takes_no_mask_shares_nothing(tiny_folder: Path):

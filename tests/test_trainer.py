@@ -12,12 +12,14 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from heal.accumulator import CURRENT, HISTORY, Accumulator
+from heal.bench.measure import peak_bytes
 from heal.errors import RoundError
 from heal.generation.collect import Row
 from heal.healing import heal as healing
 from heal.healing.heal import heal
 from heal.healing.references import References, compute
 from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
+from heal.healing.trainer import HealTrainer
 from heal.randomness import derive_seed
 from heal.scoring import completion_states
 from tests.students import ALPHA, LAYERS, RANK, completions, learn, logits, student, weights
@@ -294,6 +296,60 @@ def test_base_and_previous_are_two_references_and_each_is_the_model_it_names(tin
             found_ND = references.get(torch.tensor([key]), torch.zeros(len(h_ND), dtype=torch.long))
             torch.testing.assert_close(found_ND, h_ND, rtol=1e-5, atol=1e-5)
     assert not any(torch.equal(a, b) for a, b in zip(original, previous, strict=True))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_blocks_computed_twice_train_the_same_adapter(tmp_path: Path, architecture: str):
+    adapters = []
+    for checkpointing in (False, True):
+        model = load_architecture(architecture, tmp_path)
+        accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+        accumulator.start_round(0)
+        before = state_of(accumulator)
+        healed(model, accumulator, replace(CONFIG, epochs=2, gradient_checkpointing=checkpointing))
+        assert state_of(accumulator) == before
+        adapters.append(weights(accumulator, CURRENT))
+    close(adapters[1], adapters[0], 1e-5)
+
+
+def test_blocks_computed_twice_need_less_memory(tiny_folder: Path):
+    peaks = []
+    for checkpointing in (False, True):
+        model, accumulator = student(tiny_folder)
+        config = replace(ONE_STEP, gradient_checkpointing=checkpointing)
+        peaks.append(peak_bytes(lambda m=model, a=accumulator, c=config: healed(m, a, c), "cpu"))
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_a_compiled_decoder_trains_the_same_adapter(tiny_folder: Path):
+    adapters = []
+    for compiled in (False, True):
+        model, accumulator = student(tiny_folder, rounds=1)
+        healed(model, accumulator, replace(CONFIG, compile=compiled))
+        adapters.append(weights(accumulator, CURRENT))
+    close(adapters[1], adapters[0], 1e-4)
+
+
+def test_the_floor_of_the_divergence_is_exactly_zero_and_the_first_round_starts_on_it(
+    tiny_folder: Path, tmp_path: Path
+):
+    for rounds in (0, 2):
+        model, accumulator = student(tiny_folder, rounds=rounds)
+        log: list[dict[str, float]] = []
+        heal(model, accumulator, ROWS, replace(CONFIG, batch_size=3), 0, 0, 2**20, tmp_path, log.append)
+        assert log[0] == {"step": 0, "epoch": 0.0, "train/kl_floor": 0.0}
+        assert (log[1]["train/D_max"] == 0.0) == (rounds == 0)
+
+
+def test_a_round_that_runs_out_of_memory_says_what_to_change(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model, accumulator = student(tiny_folder)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(HealTrainer, "compute_loss", full)
+    with pytest.raises(RoundError, match=r"out of memory .* of 8 .* heal\.batch_size .* gradient_checkpointing"):
+        healed(model, accumulator, CONFIG)
 
 
 def test_held_to_the_previous_student_a_fresh_round_starts_at_zero_divergence(tiny_folder: Path):

@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 from heal.generation.collect import Row
 from heal.models.language_model import LanguageModel
-from heal.models.packing import forest, pack
+from heal.models.packing import pack
 from heal.randomness import derive_seed, shuffled
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class Collator:
         model = self.language_model
         # The last token predicts nothing that is trained.
         ids = [row["input_ids"][:-1] for row in rows]
-        trees = forest(ids, model.longest_shared)
+        trees = model.trees(ids)
         packed = pack(ids, trees, model.pad_id, model.model.dtype, torch.device("cpu"))
         ordered = [rows[index] for tree in trees for index in tree]
         states = [nodes[row["start"] - 1 :] for nodes, row in zip(packed.nodes, ordered, strict=True)]

@@ -15,6 +15,8 @@ from heal.models.batching import Batching
 from heal.models.chat import Chat
 from heal.models.packing import MIN_SHARED, Packed, Rows, forest, pack, tree_nodes
 
+_FILLED = 0.6  # of the longest row of a batch that a row must fill
+_PAIRS = 4  # pairs in masked attention that cost as much as one token, in units of the hidden size
 _HEAD_COPIES = 3  # tensors over the vocabulary that a loss or a KL holds at once: two logits, one of them cast
 
 
@@ -75,11 +77,15 @@ class LanguageModel:
             rows: token ids; none may be empty.
             budget: tokens of a pass, padding included.
         """
-        trees = forest(rows, self.longest_shared)
+        trees = self.trees(rows)
         return [
             [trees[index] for index in batch]
             for batch in token_batches([tree_nodes(rows, tree) for tree in trees], budget)
         ]
+
+    def trees(self, rows: Rows) -> list[list[int]]:
+        """Which of `rows` share a prefix tree."""
+        return forest(rows, self.longest_shared, _PAIRS * self.model.config.get_text_config().hidden_size)
 
     def pack(self, rows: Rows, trees: Sequence[Sequence[int]]) -> Packed:
         """One of the passes of `plan`."""
@@ -181,11 +187,15 @@ def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.devic
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices grouped by length, longest first, so that rows x longest row stays within `budget` tokens."""
+    """Indices grouped by length, longest first, so that rows x longest row stays within `budget` tokens.
+
+    A row much shorter than the longest of a batch begins a new one: little is computed for padding.
+    """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
     for index in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and lengths[index] >= _FILLED * longest and (len(batches[-1]) + 1) * longest <= budget:
             batches[-1].append(index)
         else:
             batches.append([index])

@@ -15,7 +15,6 @@ from torch import Tensor
 
 Rows = Sequence[Sequence[int]]
 
-TREE_NODES = 768  # beyond this, attention between branches costs more than sharing saves
 MIN_SHARED = 8  # tokens that a row must share with its neighbour to join its tree
 
 
@@ -53,20 +52,29 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
     return count
 
 
-def forest(rows: Rows, longest: int) -> list[list[int]]:
+def forest(rows: Rows, longest: int, pairs: float) -> list[list[int]]:
     """Which rows share a tree: neighbours in lexicographic order, as long as sharing pays.
+
+    A tree of N nodes costs N tokens and N^2 pairs in attention, branches that do not see each other
+    included; a row joins where that costs less than a pass of its own.
 
     Args:
         rows: token ids; none may be empty.
         longest: rows over this many tokens stay alone (0: all do).
+        pairs: pairs in attention that cost as much as one token.
     """
+
+    def cost(nodes: int) -> float:
+        return nodes + nodes**2 / pairs
+
     order = sorted(range(len(rows)), key=lambda row: (tuple(rows[row]), row))
     trees: list[list[int]] = []
     nodes = 0
     for previous, row in zip(order[:1] + order[:-1], order, strict=True):
         common = shared(rows[previous], rows[row]) if trees else 0
         new = len(rows[row]) - common
-        if common >= MIN_SHARED and nodes + new <= TREE_NODES and max(len(rows[row]), len(rows[previous])) <= longest:
+        pays = common >= MIN_SHARED and cost(nodes + new) - cost(nodes) < cost(len(rows[row]))
+        if pays and max(len(rows[row]), len(rows[previous])) <= longest:
             trees[-1].append(row)
             nodes += new
         else:

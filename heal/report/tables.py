@@ -109,7 +109,7 @@ def round_table(results: Results) -> list[tuple[str, list[Line]]]:
                 line("p95 KL at c*", f"nats, target {results.recipe.calibration.target:g}", dose("p95", 3)),
                 line("audit", "the same on held-out prompts", _audit),
                 line("tokens measured", "at c*, and in the audit", _tokens),
-                line("search ended on", "evaluations", _outcome),
+                line("search ended on", "passes", _outcome),
                 line("dose scale", "1: not walked down", dose("scale", 2)),
             ],
         ),
@@ -160,7 +160,7 @@ def _tokens(entry: Round) -> Markup:
 
 
 def _outcome(entry: Round) -> Markup:
-    return Markup("{} ({})").format(entry.metrics["dose"]["outcome"], len(entry.calibration["history"]))
+    return Markup("{} ({})").format(entry.metrics["dose"]["outcome"], entry.calibration["passes"])
 
 
 def _kept(entry: Round) -> Markup:
