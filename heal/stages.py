@@ -229,8 +229,8 @@ def training_summary(log: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def held_out(session: Session) -> list[str]:
-    """The evaluation's prompts: the same at every stage of every round."""
-    prompts = shuffled(list(session.trait.heldout_prompts), session.recipe.run.seed, "heldout")
+    """The evaluation's prompts: the same at every stage of every round of every seed."""
+    prompts = shuffled(list(session.trait.heldout_prompts), "heldout")
     return prompts[: session.recipe.evaluation.prompts]
 
 

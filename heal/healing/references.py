@@ -91,5 +91,6 @@ def batch_states(language_model: LanguageModel, batch: dict[str, Tensor], decode
     """
     names = ("input_ids", "position_ids", "attention_mask")
     inputs = {name: batch[name].to(language_model.device) for name in names if name in batch}
-    h_BND = (decoder or language_model.decoder)(**inputs, use_cache=False).last_hidden_state
+    run = language_model.decoder if decoder is None else decoder
+    h_BND = run(**inputs, use_cache=False).last_hidden_state
     return h_BND.flatten(0, 1)[batch["state"].to(h_BND.device)]
