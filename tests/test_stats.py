@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from heal.evaluation.stats import Estimate, Statistic, estimate, paired_difference
+from heal.evaluation.stats import Estimate, Statistic, estimate, holm, over_seeds, paired_difference, sign_flip_p
 
 NAN = float("nan")
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
@@ -149,3 +149,80 @@ def test_an_interval_excludes_zero_only_from_one_side(low: float, high: float, e
 def test_an_estimate_is_plain_json():
     found = estimate(drawn(20, 0), "mean", 200, 0)
     assert Estimate(**json.loads(json.dumps(found.to_json()))) == found
+
+
+# Over seeds.
+
+
+def test_with_one_seed_it_is_the_estimate_over_items():
+    values, base = drawn(40, 1), drawn(40, 2)
+    for statistic in STATISTICS:
+        one = over_seeds([values], None, statistic, 4000, 0)
+        expected = estimate(values, statistic, 4000, 0)
+        assert (one.value, one.n) == (pytest.approx(expected.value), 40)
+        assert (one.low, one.high) == pytest.approx((expected.low, expected.high), abs=0.05)
+        pair = over_seeds([values], [base], statistic, 4000, 0)
+        expected = paired_difference(values, base, statistic, 4000, 0)
+        assert pair.value == pytest.approx(expected.value)
+        assert (pair.low, pair.high) == pytest.approx((expected.low, expected.high), abs=0.07)
+
+
+def test_the_interval_over_seeds_and_items_covers_the_truth_where_both_vary():
+    """Six seeds of 30 items, each seed and each item with an effect of its own."""
+    covered = 0
+    for trial in range(200):
+        source = np.random.default_rng(trial)
+        seeds, items = source.normal(0, 0.3, (6, 1)), source.normal(0, 0.5, (1, 30))
+        found = over_seeds(0.3 + seeds + items + source.normal(0, 0.5, (6, 30)), None, "mean", 300, trial)
+        covered += found.low <= 0.3 <= found.high
+    assert 0.86 <= covered / 200 <= 0.99
+
+
+def test_what_items_have_in_common_cancels_in_a_paired_difference_over_seeds():
+    source = np.random.default_rng(0)
+    items, noise = source.normal(0, 5, (1, 30)), source.normal(0, 0.1, (2, 3, 30))
+    found = over_seeds(items + 0.2 + noise[0], items + noise[1], "mean", 500, 0)
+    assert found.value == pytest.approx(0.2, abs=0.05)
+    assert found.high - found.low < 0.2
+
+
+def test_an_item_that_one_seed_could_not_score_counts_where_it_was_scored():
+    found = over_seeds([[1.0, NAN, 3.0], [1.0, 2.0, 3.0]], None, "mean", 50, 0)
+    assert (found.value, found.n) == (2.0, 3)
+    assert over_seeds([[NAN, 1.0], [NAN, 3.0]], None, "mean", 50, 0).n == 1
+    assert math.isnan(over_seeds([[NAN], [NAN]], None, "mean", 50, 0).value)
+
+
+def test_tables_of_different_shapes_are_an_error():
+    with pytest.raises(ValueError, match="not tables of one shape"):
+        over_seeds([[1.0, 2.0]], [[1.0]], "mean", 10, 0)
+
+
+# Tests of differences.
+
+
+def test_without_a_difference_p_is_small_as_often_as_it_says():
+    found = [sign_flip_p(np.random.default_rng(trial).normal(0, 1, 12), 400, trial) for trial in range(400)]
+    assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.09
+    assert min(found) > 0
+
+
+def test_a_clear_difference_has_a_small_p_and_none_has_one():
+    assert sign_flip_p(drawn(20, 0, 0.1), 1000, 0) < 0.01
+    assert sign_flip_p([0.0] * 12, 1000, 0) == 1.0
+    assert sign_flip_p([NAN], 1000, 0) == 1.0
+    assert sign_flip_p([*drawn(20, 0, 0.1), NAN], 1000, 0) < 0.01
+
+
+def test_holm_s_family_is_that_of_the_textbook():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_calls_a_true_null_in_at_most_one_family_in_twenty():
+    called = 0
+    for trial in range(400):
+        p_values = np.random.default_rng(trial).uniform(size=6)
+        called += min(holm(p_values.tolist())) <= 0.05
+    assert called / 400 <= 0.08

@@ -136,7 +136,8 @@ def reference_stage(setting: Setting, rate: float) -> Iterator[Row]:
 
 def generate_stage(setting: Setting, rate: float) -> Iterator[Row]:
     """Steered against unsteered decoding, and many rows side by side against one by one."""
-    model, vector, rows = setting.model, setting.vector, 24
+    vector, rows = setting.vector, 24
+    model = replace(setting.model, end_ids=frozenset())  # every row says as much in either arm
     prompts = setting.prompts(rows)
     with setting.accumulator.student():
         arms = {
@@ -204,7 +205,7 @@ def history_stage(setting: Setting, rate: float) -> Iterator[Row]:
     rows, prompts = setting.rows[: 2 * config.batch_size], setting.prompts(8)
     students = {rounds: setting.student(rounds) for rounds in (0, 8, 16)}
     steps: dict[int, list[float]] = {rounds: [] for rounds in students}
-    for _ in range(2):
+    for _ in range(REPEATS):
         for rounds, (model, accumulator) in students.items():
             steps[rounds] += Trained(model, accumulator, config).step_seconds(rows)
     arms = {str(rounds): decoding(*student, prompts) for rounds, student in students.items()}

@@ -1,5 +1,6 @@
-"""Bootstrap intervals over items, and paired differences. Pure functions of numbers."""
+"""Bootstrap intervals over items and seeds, paired differences and their tests. Pure functions of numbers."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -46,6 +47,78 @@ def paired_difference(
     if len(values) != len(base):
         raise ValueError(f"paired_difference: {len(values)} items against {len(base)}")
     return _bootstrap(_finite_rows(np.column_stack([values, base]).astype(float)), statistic, resamples, seed)
+
+
+def over_seeds(
+    values: Sequence[Sequence[float]],
+    base: Sequence[Sequence[float]] | None,
+    statistic: Statistic,
+    resamples: int,
+    seed: int,
+) -> Estimate:
+    """The statistic of each seed's items, less that of `base` if given, averaged over seeds.
+
+    The interval is that of a bootstrap that draws seeds and, for all of them alike, items; with one seed
+    it speaks of items alone. `n` counts the items that have a number in some seed.
+
+    Args:
+        values: one row a seed, the same items in the same order in every row; NaN where not scored.
+        base: the same shape.
+        statistic: over the items of a seed.
+        resamples: of the bootstrap.
+        seed: makes the interval repeatable.
+
+    Raises:
+        ValueError: rows of different lengths.
+    """
+    sides = [np.asarray(side, dtype=float) for side in (values, base) if side is not None]
+    if any(side.ndim != 2 or side.shape != sides[0].shape for side in sides):
+        raise ValueError(f"over_seeds: not tables of one shape: {[side.shape for side in sides]}")
+    missing = np.any([np.isnan(side) for side in sides], axis=0)
+    sides = [np.where(missing, np.nan, side)[:, ~missing.all(axis=0)] for side in sides]
+    seeds, items = sides[0].shape
+    if items == 0 or seeds == 0:
+        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+    reduce = np.nanmean if statistic == "mean" else np.nanmedian
+
+    def contrast(rows_RS: NDArray, columns_RN: NDArray) -> NDArray:
+        drawn = [side[rows_RS[:, :, None], columns_RN[:, None, :]] for side in sides]
+        found = [reduce(each, axis=2) for each in drawn]
+        return np.nanmean(found[0] - (found[1] if len(found) == 2 else 0.0), axis=1)
+
+    source = np.random.default_rng(seed)
+    with warnings.catch_warnings():  # a draw of items that some seed could not score is NaN there, and left out
+        warnings.simplefilter("ignore", RuntimeWarning)
+        value = contrast(np.arange(seeds)[None], np.arange(items)[None])[0]
+        drawn_R = contrast(
+            source.integers(0, seeds, size=(resamples, seeds)), source.integers(0, items, size=(resamples, items))
+        )
+        low, high = np.nanpercentile(drawn_R, _LEVELS)
+    return Estimate(float(value), float(low), float(high), items)
+
+
+def sign_flip_p(differences: Sequence[float], resamples: int, seed: int) -> float:
+    """Two-sided p that paired differences have mean 0: the share of random sign flips whose mean is as far out.
+
+    NaNs are left out; 1.0 when nothing is left.
+    """
+    values = np.asarray(differences, dtype=float)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return 1.0
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, len(values)))
+    flipped = np.abs((signs * values).mean(axis=1))
+    return float((1 + np.sum(flipped >= abs(values.mean()) - 1e-12)) / (1 + resamples))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p values, in the order given: the family-wise error stays below any of them that is called."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def _finite_rows(table: NDArray) -> NDArray:

@@ -1,0 +1,185 @@
+"""A comparison as text, Markdown, CSV, HTML and one figure."""
+
+import base64
+import csv
+import io
+from collections.abc import Sequence
+from itertools import cycle
+
+import numpy as np
+from jinja2 import Environment
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from heal.comparison.arms import MASS, TAIL, TRAIT, Arm, Line, Settings
+from heal.evaluation.stats import Estimate
+from heal.report.drawing import DASHES, INK, MUTED, legend, log_axis, new_figure, png
+
+# Okabe and Ito's, which survive colour blindness; yellow left out on white.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_MARKERS = "osD^vPX"
+
+HEADER = (
+    "arm",
+    "seeds",
+    "rounds",
+    "trait",
+    "over base",
+    "p_ans_any",
+    "tail perplexity",
+    "coh_cost",
+    "saturated after",
+    "coherent until",
+    "holds",
+    "p trait",
+    "p tail",
+)
+
+CAPTION = (
+    "After the last round; mean over seeds, 95 % intervals over seeds and prompts. trait: persona log-ratio, nats per "
+    "token; over base: its paired difference; tail perplexity: median over answers; coh_cost: |d p_ans_any| over "
+    "|d trait|, blank where the trait's interval includes 0; saturated after: rounds until 0.9 of the largest shift; "
+    "coherent until: rounds before the first past a floor of coherence; p: against the first arm, paired by prompt, "
+    "Holm-adjusted; n: held-out prompts."
+)
+
+
+def cells(line: Line) -> list[str]:
+    """One row of the table as text, in the order of HEADER."""
+    return [
+        line.arm.name,
+        str(len(line.arm.runs)),
+        str(line.arm.rounds),
+        f"{_interval(line.trait)} (n = {line.trait.n})",
+        _interval(line.shift, sign=True),
+        _interval(line.mass),
+        _interval(line.tail, 2),
+        "" if line.coh_cost is None else f"{line.coh_cost:.3f}",
+        f"{line.saturation:.1f}",
+        f"{line.coherent:.1f}",
+        f"{line.holds} of {len(line.arm.runs)}",
+        "" if line.p_trait is None else f"{line.p_trait:.3f}",
+        "" if line.p_tail is None else f"{line.p_tail:.3f}",
+    ]
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table in Markdown, with its caption."""
+    rows = [HEADER, ["---"] * len(HEADER), *(cells(line) for line in lines)]
+    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    return f"{table}\n\n{CAPTION}\n"
+
+
+def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:
+    """Every arm, round and signal as one line: what the figure is drawn from. Round 0 is base."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["arm", "seeds", "round", "signal", "value", "low", "high", "n"])
+    for arm in arms:
+        for signal in [signal.name for signal in arm.runs[0].base.signals]:
+            for index in [None, *range(arm.rounds)]:
+                found = arm.estimate(signal, index, settings)
+                numbers = [f"{number:.6g}" for number in (found.value, found.low, found.high)]
+                writer.writerow([arm.name, len(arm.runs), 0 if index is None else index + 1, signal, *numbers, found.n])
+    return text.getvalue()
+
+
+def figure(arms: Sequence[Arm], settings: Settings) -> bytes:
+    """Trait against coherence by round, one line an arm; trait and tail perplexity by round with a band over seeds."""
+    drawn, (path, trait, tail) = new_figure(3, 1, 9.4, heights=(1.3, 1.0, 1.0))
+    handles = []
+    for arm, colour, marker in zip(arms, cycle(_COLOURS), cycle(_MARKERS)):
+        series = {
+            name: [arm.estimate(name, index, settings) for index in [None, *range(arm.rounds)]]
+            for name in (TRAIT, MASS, TAIL)
+        }
+        path.plot(
+            [entry.value for entry in series[TRAIT]],
+            [entry.value for entry in series[TAIL]],
+            color=colour,
+            linewidth=1.5,
+            marker=marker,
+            markersize=4,
+        )
+        last = series[TRAIT][-1].value, series[TAIL][-1].value
+        path.plot(*last, marker=marker, markersize=9, color=colour, linestyle="none")
+        _band(trait, series[TRAIT], colour, marker)
+        _band(tail, series[TAIL], colour, marker)
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=6, label=arm.name))
+    base = arms[0].estimate(TRAIT, None, settings).value, arms[0].estimate(TAIL, None, settings).value
+    path.plot(*base, marker="s", markersize=9, color=INK, linestyle="none", zorder=4)
+    handles.append(Line2D([], [], color=INK, marker="s", markersize=6, linestyle="none", label="base"))
+    trait.axhline(base[0], color=MUTED, linestyle=DASHES, linewidth=1)
+    for axis in (path, tail):
+        log_axis(axis, "y")
+        axis.invert_yaxis()
+        axis.set_ylabel("tail perplexity (log, inverted)")
+    path.set_xlabel("persona log-ratio, nats/token (the large mark is the last round)")
+    trait.set_ylabel("persona log-ratio")
+    tail.set_xlabel("round")
+    legend(drawn, handles, 3)
+    return png(drawn)
+
+
+def page(lines: Sequence[Line], image: bytes, title: str) -> str:
+    """One self-contained HTML page: table and figure."""
+    environment = Environment(autoescape=True)
+    return environment.from_string(_PAGE).render(
+        title=title,
+        header=HEADER,
+        rows=[cells(line) for line in lines],
+        caption=CAPTION,
+        image=base64.b64encode(image).decode(),
+    )
+
+
+def _band(axis: Axes, series: Sequence[Estimate], colour: str, marker: str) -> None:
+    rounds = np.arange(len(series))
+    axis.fill_between(
+        rounds, [entry.low for entry in series], [entry.high for entry in series], color=colour, alpha=0.12, linewidth=0
+    )
+    axis.plot(rounds, [entry.value for entry in series], color=colour, linewidth=1.5, marker=marker, markersize=4)
+    axis.set_xticks(rounds)
+
+
+def _interval(entry: Estimate, digits: int = 3, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    return f"{entry.value:{plus}.{digits}f} [{entry.low:{plus}.{digits}f}, {entry.high:{plus}.{digits}f}]"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1f2328; --muted: #5b626b; --line: #d8dbdf; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181b; --ink: #e4e6e9; --muted: #9aa2ab; --line: #363b41; }
+}
+body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
+main { max-width: 80rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.6rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: 0.4rem 0.9rem 0.4rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { color: var(--muted); font-weight: 600; }
+.note { color: var(--muted); font-size: 0.875rem; max-width: 52rem; }
+img { max-width: min(100%, 52rem); height: auto; border-radius: 4px; margin-top: 1.5rem; }
+</style>
+</head>
+<body><main>
+<h1>{{ title }}</h1>
+<div class="wide"><table>
+<thead><tr>{% for name in header %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody>
+</table></div>
+<p class="note">{{ caption }}</p>
+<img alt="Trait against coherence by round, one line an arm." src="data:image/png;base64,{{ image }}">
+</main></body>
+</html>
+"""

@@ -1,0 +1,62 @@
+"""Several runs in one table and one figure: `python scripts/compare.py runs/a runs/b ... [by=recipe]`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from heal.app import guarded  # noqa: E402
+from heal.config import key  # noqa: E402
+from heal.errors import UserError  # noqa: E402
+from heal.options import options_help, read_options  # noqa: E402
+from heal.recipe import main_words, wants_help  # noqa: E402
+
+USAGE = "python scripts/compare.py RUN RUN ... [by=recipe,trait] [out=FOLDER]"
+PURPOSE = """Groups finished runs into arms, one run a seed, and writes comparison.md, .csv, .html and .png to FOLDER:
+trait, coherence, coh_cost, rounds to saturation, last coherent round and verdict, with intervals over seeds and
+prompts, and the arms' ways from round to round. Differences are tested against the first arm named."""
+
+
+@dataclass
+class Options:
+    by: str = key("recipe,trait", "keys of the recipe that make an arm, separated by commas")
+    out: str = key("comparison", "folder that is written")
+    resamples: int = key(2000, "bootstrap resamples", 100)
+    title: str = key("Comparison of runs", "title of the page")
+
+
+def main() -> None:
+    """Reads the words, compares, says where it is."""
+    words = main_words()
+    folders = [Path(word) for word in words if "=" not in word]
+    options = read_options(Options, [word for word in words if "=" in word])
+    if not folders:
+        raise UserError("no runs given; name their folders, as in runs/kl_rev_rmse-love-embedded-s0")
+    from heal.comparison.arms import Settings, group, lines, read_run
+    from heal.comparison.show import figure, markdown, page, rounds_csv
+    from heal.runfolder import write_atomic
+
+    arms = group([read_run(folder) for folder in folders], options.by.split(","))
+    settings = Settings(options.resamples)
+    table = lines(arms, settings)
+    image = figure(arms, settings)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    files = {
+        "comparison.md": markdown(table).encode(),
+        "comparison.csv": rounds_csv(arms, settings).encode(),
+        "comparison.png": image,
+        "comparison.html": page(table, image, options.title).encode(),
+    }
+    for name, content in files.items():
+        write_atomic(out / name, content)
+    print(markdown(table))
+    print("\n".join(str(out / name) for name in files))
+
+
+if __name__ == "__main__":
+    if wants_help(main_words()):
+        print(options_help(Options, USAGE, PURPOSE))
+    else:
+        guarded(main)

@@ -1,0 +1,45 @@
+"""Many runs: `python scripts/sweep.py recipe=kl_rev_rmse,nll seed=0,1,2 rounds=8`."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from heal.app import guarded, usable_cores  # noqa: E402
+from heal.errors import RoundError, UserError  # noqa: E402
+from heal.recipe import main_words, wants_help  # noqa: E402
+from heal.sweep import cells, run_cells  # noqa: E402
+
+HELP = """usage: python scripts/sweep.py key=a,b,c ... [jobs=1]
+
+Runs heal/train.py for every combination of the values that commas separate: `recipe=kl_rev_rmse,nll seed=0,1,2`
+makes six runs. All keys of heal/train.py are taken; `seed` and `rounds` are short for run.seed and run.rounds.
+A comma inside brackets or quotes belongs to its value.
+
+  jobs=1  runs side by side; they share the cores
+
+The same command again continues what was stopped and repeats nothing that is finished. Each run's console goes to
+a .log file beside its folder; compare the runs with scripts/compare.py."""
+
+
+def main() -> None:
+    """Reads the words, runs the cells, says which failed."""
+    words = main_words()
+    jobs = [word for word in words if word.startswith("jobs=")]
+    number = jobs[-1].removeprefix("jobs=") if jobs else "1"
+    if not number.isdecimal() or int(number) < 1:
+        raise UserError(f"jobs={number}: a whole number of runs, at least 1")
+    todo = cells([word for word in words if not word.startswith("jobs=")])
+    print(f"{len(todo)} runs, {number} at a time", flush=True)
+    failed = run_cells(todo, int(number), usable_cores(), lambda text: print(text, flush=True))
+    for cell in todo:
+        print(("failed    " if cell in failed else "finished  ") + str(cell.folder))
+    if failed:
+        raise RoundError(f"{len(failed)} of {len(todo)} runs failed; their .log files say why.")
+
+
+if __name__ == "__main__":
+    if wants_help(main_words()):
+        print(HELP)
+    else:
+        guarded(main, "What was finished is kept; the same command continues.")

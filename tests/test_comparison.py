@@ -1,0 +1,176 @@
+"""Comparing runs: arms are what they say, their numbers are those of the files, and the command writes them."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heal.comparison.arms import Arm, Settings, group, lines, read_run
+from heal.comparison.show import HEADER, figure, markdown, page, rounds_csv
+from heal.errors import UserError
+from heal.evaluation.evaluate import StageResult
+from heal.evaluation.subject import Answer, Signal
+from heal.recipe import load_recipe
+from heal.runfolder import STAGES, RunFolder, json_bytes
+from tests.tiny import trait
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = Settings(resamples=200)
+ITEMS = 6
+
+
+def stage(name: str, log_ratio: float, tail: float, mass: float = 0.98) -> StageResult:
+    """Signals whose items vary around the given values."""
+    spread = np.linspace(-0.05, 0.05, ITEMS)
+    answers = tuple(Answer(f"prompt {item}", (1,), (2,), "text", False) for item in range(ITEMS))
+    return StageResult(
+        name,
+        answers,
+        (
+            Signal("persona_log_ratio", "nats/token", "trait", "mean", tuple(log_ratio + spread)),
+            Signal("tail_perplexity", "perplexity", "coherence", "median", tuple(tail * np.exp(spread))),
+            Signal("p_ans_any", "probability", "coherence", "mean", tuple(mass + spread / 100), "questions"),
+        ),
+    )
+
+
+def write_run(
+    root: Path, recipe: str, seed: int, way: list[tuple[float, float]], broken_from: int = 99, *words: str
+) -> Path:
+    """A finished run whose healed rounds have the given (log-ratio, tail perplexity)."""
+    folder = RunFolder(root / f"{recipe}-{seed}{''.join(words)}")
+    folder.start(
+        load_recipe([f"recipe={recipe}", f"run.seed={seed}", *words]),
+        {"dtype": "float32", "trait": trait().to_json()},
+    )
+    folder.finish(folder.baseline, "base", {"base.json": json_bytes(stage("base", 0.0, 2.0).to_json())}, 0.0)
+    for index, (log_ratio, tail) in enumerate(way):
+        files = {
+            "healed.json": json_bytes(stage("healed", log_ratio + 0.01 * seed, tail).to_json()),
+            "metrics.json": json_bytes({"verdict": {"label": "incoherent" if index >= broken_from else "holds"}}),
+        }
+        for name in STAGES[:-1]:
+            folder.finish(folder.round(index), name, {}, 0.0)
+        folder.finish(folder.round(index), STAGES[-1], files, 0.0)
+    return folder.path
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Two arms of three seeds: one stays whole, the other breaks in its third round."""
+    whole, rotten = (
+        [(0.1, 2.1), (0.2, 2.2), (0.21, 2.2), (0.22, 2.3)],
+        [(0.1, 2.5), (0.3, 5.0), (0.2, 9.0), (0.1, 20.0)],
+    )
+    made = [write_run(tmp_path, "kl_rev_rmse", seed, whole) for seed in range(3)]
+    return made + [write_run(tmp_path, "nll", seed, rotten, 2) for seed in range(3)]
+
+
+def arms_of(paths: list[Path]) -> list[Arm]:
+    return group([read_run(path) for path in paths], ["recipe", "trait"])
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_arm(runs: list[Path]):
+    arms = arms_of(runs)
+    assert [(arm.name, len(arm.runs), arm.rounds) for arm in arms] == [
+        ("kl_rev_rmse, warm", 3, 4),
+        ("nll, warm", 3, 4),
+    ]
+
+
+def test_the_table_s_numbers_are_means_over_seeds_after_the_last_round(runs: list[Path]):
+    held, rotten = lines(arms_of(runs), SETTINGS)
+    assert held.trait.value == pytest.approx(0.22 + 0.01)
+    assert held.shift.value == pytest.approx(0.23)
+    assert held.shift.low > 0.15
+    assert held.tail.value == pytest.approx(2.3, rel=0.01)
+    assert rotten.tail.value == pytest.approx(20.0, rel=0.01)
+    assert held.coh_cost == pytest.approx(0.0, abs=1e-9)
+    assert (held.holds, rotten.holds) == (3, 0)
+
+
+def test_saturation_and_the_last_coherent_round_are_counted(runs: list[Path]):
+    held, rotten = lines(arms_of(runs), SETTINGS)
+    assert (held.saturation, rotten.saturation) == (2, 2)
+    assert (held.coherent, rotten.coherent) == (4, 2)
+
+
+def test_differences_are_tested_against_the_first_arm(runs: list[Path]):
+    held, rotten = lines(arms_of(runs), SETTINGS)
+    assert held.p_trait is None
+    assert rotten.p_tail is not None
+    assert rotten.p_tail < 0.1
+    same = lines([arms_of(runs)[0], arms_of(runs)[0]], SETTINGS)[1]
+    assert same.p_tail == same.p_trait == 1.0
+
+
+def test_an_arm_has_the_rounds_that_all_its_runs_have(tmp_path: Path):
+    short, long = [(0.1, 2.0)], [(0.1, 2.0), (0.2, 2.0)]
+    paths = [write_run(tmp_path, "nll", 0, short), write_run(tmp_path, "nll", 1, long)]
+    assert arms_of(paths)[0].rounds == 1
+
+
+def test_two_runs_of_one_seed_are_no_arm_unless_told_apart(tmp_path: Path):
+    paths = [write_run(tmp_path, "nll", 0, [(0.1, 2.0)], 9, f"heal.learning_rate={rate}") for rate in (1e-4, 2e-4)]
+    with pytest.raises(UserError, match=r"runs of one seed in the arm 'nll, warm'.*by=KEY,KEY"):
+        arms_of(paths)
+    apart = group([read_run(path) for path in paths], ["recipe", "heal.learning_rate"])
+    assert [arm.name for arm in apart] == ["nll, 0.0001", "nll, 0.0002"]
+    with pytest.raises(UserError, match=r"by=heal\.rate: not a key"):
+        group([read_run(path) for path in paths], ["heal.rate"])
+
+
+def test_a_folder_without_a_finished_round_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="not a run folder"):
+        read_run(tmp_path)
+    empty = RunFolder(tmp_path / "empty")
+    empty.start(load_recipe([]), {"dtype": "float32", "trait": trait().to_json()})
+    with pytest.raises(UserError, match="no round is finished yet"):
+        read_run(empty.path)
+
+
+def test_the_csv_has_every_arm_round_and_signal_with_base_as_round_0(runs: list[Path]):
+    arms = arms_of(runs)
+    rows = list(csv.DictReader(io.StringIO(rounds_csv(arms, SETTINGS))))
+    assert len(rows) == 2 * 3 * 5
+    base = next(row for row in rows if row["round"] == "0" and row["signal"] == "tail_perplexity")
+    assert float(base["value"]) == pytest.approx(2.0, rel=0.01)
+    assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in rows)
+
+
+def test_the_table_says_n_and_the_page_escapes_names(runs: list[Path]):
+    table = lines(arms_of(runs), SETTINGS)
+    text = markdown(table)
+    assert "(n = 6)" in text
+    assert text.splitlines()[0].count("|") == len(HEADER) + 1
+    html = page(table, b"png", "<script>alert(1)</script>")
+    assert "<script>" not in html
+    assert "kl_rev_rmse, warm" in html
+
+
+def test_a_figure_of_many_arms_is_an_image(runs: list[Path]):
+    arms = arms_of(runs)
+    assert figure(arms * 5, SETTINGS)[:4] == b"\x89PNG"
+
+
+def test_the_command_writes_table_numbers_page_and_figure(runs: list[Path], tmp_path: Path):
+    words = ["scripts/compare.py", *map(str, runs), f"out={tmp_path / 'out'}", "resamples=100"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    names = {"comparison.md", "comparison.csv", "comparison.html", "comparison.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert "| kl_rev_rmse, warm | 3 | 4 |" in done.stdout
+    for name in names:
+        assert str(tmp_path / "out" / name) in done.stdout
+
+
+@pytest.mark.parametrize(("words", "complaint"), [([], "no runs given"), (["runs/none"], "not a run folder")])
+def test_a_mistake_is_one_line_and_exit_2(words: list[str], complaint: str):
+    done = subprocess.run([sys.executable, "scripts/compare.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

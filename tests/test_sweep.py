@@ -1,0 +1,94 @@
+"""A sweep: which runs it makes, and that it continues without repeating."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heal.errors import UserError
+from heal.runfolder import RunFolder
+from heal.sweep import cells, split_values
+from tests.running import words
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_sweep_is_every_combination_with_the_last_key_changing_fastest():
+    found = cells(["recipe=kl_rev_rmse,nll", "seed=0,1,2", "rounds=8"])
+    assert [cell.folder.name for cell in found] == [
+        f"{recipe}-love-embedded-s{seed}" for recipe in ("kl_rev_rmse", "nll") for seed in (0, 1, 2)
+    ]
+    assert all(cell.rounds == 8 for cell in found)
+    assert "run.rounds=8" in found[0].words
+    assert "run.seed=1" in found[1].words
+
+
+def test_a_key_that_the_default_name_lacks_joins_it():
+    found = cells(["recipe=nll", "heal.barrier.strength=0.1,0.3", "heal.rank=8"])
+    assert [cell.folder.name for cell in found] == [
+        "nll-love-embedded-s0-strength=0.1",
+        "nll-love-embedded-s0-strength=0.3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("a", ["a"]),
+        ("a,b", ["a", "b"]),
+        ("[0.5, 1],[1]", ["[0.5, 1]", "[1]"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("", [""]),
+    ],
+)
+def test_commas_separate_values_outside_brackets_and_quotes(text: str, values: list[str]):
+    assert split_values(text) == values
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        (["recipe=kl_rev_rmse,nl"], "no such recipe"),
+        (["trait=lov"], "no such trait"),
+        (["heal.rnk=8"], "unknown key 'heal.rnk'"),
+        (["recipe"], "expected key=value"),
+        (["seed=1,1"], "the same run"),
+        (["seed=0,1", "run.name=x"], "the same run"),
+    ],
+)
+def test_a_mistake_in_any_cell_is_found_before_anything_runs(line: list[str], complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        cells(line)
+
+
+def sweep(line: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "scripts/sweep.py", *line], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+
+
+def test_a_sweep_runs_its_cells_and_repeats_nothing(tiny_folder: Path, tmp_path: Path):
+    line = [*words(tiny_folder, tmp_path), "run.rounds=1", "seed=0,1", "jobs=2"]
+    first = sweep(line)
+    assert first.returncode == 0, first.stdout + first.stderr
+    folders = [cell.folder for cell in cells(line[:-1])]
+    assert len(folders) == 2
+    assert all(RunFolder(folder).rounds() == [0] for folder in folders)
+    before = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
+    again = sweep(line)
+    assert again.returncode == 0
+    assert "2 of 2 runs were finished before" in again.stdout
+    after = {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(tiny_folder: Path, tmp_path: Path):
+    line = [*words(tiny_folder, tmp_path), "run.rounds=1", "filter.min_train=2,8", "filter.min_words=500"]
+    done = sweep([*line, "filter.keep_floor=0"])
+    assert done.returncode == 1
+    assert done.stdout.count("failed: ") == 2
+    assert "survived the filter" in done.stdout
+    assert "2 of 2 runs failed" in done.stderr
