@@ -20,6 +20,8 @@ class RunConfig:
     root: str = key("runs", "folder that holds the runs")
     seed: int = key(0, "seed of everything random in the run", 0)
     rounds: int = key(3, "number of rounds", 1)
+    stop_on_plateau: int = key(0, "stop when the trait has not grown for so many rounds; 0: never", 0)
+    stop_when_incoherent: bool = key(False, "stop after the first round past a floor of coherence")
 
 
 @dataclass

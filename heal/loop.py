@@ -6,6 +6,7 @@ base -> extract -> calibrate -> generate and filter -> heal -> fold -> evaluate 
 from dataclasses import dataclass
 from typing import Any
 
+from heal.evaluation.choice import why_stop
 from heal.evaluation.evaluate import StageResult, output_rows
 from heal.outcome import show_round, track_round
 from heal.runfolder import STAGES, json_bytes, jsonl_bytes, read_json
@@ -42,6 +43,10 @@ def run_loop(session: Session) -> list[dict[str, Any]]:
         metrics.append(run_round(session, r, base, carried))
         show_round(session, metrics[-1])
         track_round(session, metrics[-1], new=not done_before)
+        run = session.recipe.run
+        if reason := why_stop(metrics, run.stop_on_plateau, run.stop_when_incoherent):
+            session.console.say(f"stopping   {reason}")
+            break
     return metrics
 
 

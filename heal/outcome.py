@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from heal.evaluation.choice import best_round
 from heal.evaluation.verdict import Verdict
 from heal.runfolder import read_jsonl
 from heal.session import Session
@@ -98,6 +99,11 @@ def deliver(session: Session, metrics: list[dict[str, Any]], seconds: float) -> 
     session.tracker.finish({"state": "done", "verdict": final.label, "reason": final.reason, "seconds": round(seconds)})
     console.say("")
     console.say(f"verdict    {final.label}: {final.reason}")
+    best = best_round(metrics)
+    if best is not None and best != len(metrics) - 1:
+        shift = interval(metrics[best]["healed"]["persona_log_ratio"]["delta"], sign=True)
+        export = f"python scripts/export.py run={folder.path} round=best"
+        console.say(f"best       round {best + 1}: {shift} over base and coherent; {export}")
     console.say(f"report     {page}")
     console.say(f"adapter    {exported.path}")
     console.say(f"try it     python scripts/chat.py run={folder.path}")

@@ -19,7 +19,7 @@ STAGES = ("extract", "calibrate", "generate", "steered", "heal", "evaluate")
 MANIFEST = "stages.json"
 
 # Keys that may change between two starts of one run: they do not change what it computes.
-FREE_KEYS = ("run.rounds", "run.root", "run.name", "tracking.", "compute.")
+FREE_KEYS = ("run.rounds", "run.stop_", "run.root", "run.name", "tracking.", "compute.")
 FREE_FACTS = frozenset({"batching"})  # sizes that were measured: reused, but free to change
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from heal.app import default_name
 from heal.errors import UserError
+from heal.evaluation.choice import why_stop
 from heal.recipe import load_recipe
-from heal.runfolder import RunFolder
+from heal.runfolder import RunFolder, read_json
 from heal.trait import load_trait
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
@@ -47,9 +48,17 @@ class Cell:
         return len(list(self.folder.glob("rounds/*/metrics.json")))
 
     def finished(self) -> bool:
-        """Whether every round is whole and the report is written."""
+        """Whether every round is whole, or the recipe's own rule stopped it, and the report is written."""
         run = RunFolder(self.folder)
-        return (run.report / "index.html").is_file() and len(run.rounds()) >= self.rounds
+        if not (run.report / "index.html").is_file():
+            return False
+        done = run.rounds()
+        return len(done) >= self.rounds or self._stopped([run.round(index) for index in done])
+
+    def _stopped(self, rounds: Sequence[Path]) -> bool:
+        settings = load_recipe(self.words).run
+        metrics = [read_json(path / "metrics.json") for path in rounds]
+        return why_stop(metrics, settings.stop_on_plateau, settings.stop_when_incoherent) is not None
 
 
 def cells(words: Sequence[str]) -> list[Cell]:

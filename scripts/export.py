@@ -11,9 +11,10 @@ from heal.app import guarded, quiet_libraries  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.console import Console  # noqa: E402
 from heal.errors import UserError  # noqa: E402
+from heal.evaluation.choice import best_round  # noqa: E402
 from heal.options import options_help, read_options, resolve_device  # noqa: E402
 from heal.recipe import main_words, wants_help  # noqa: E402
-from heal.runfolder import RunFolder  # noqa: E402
+from heal.runfolder import RunFolder, read_json  # noqa: E402
 
 USAGE = "python scripts/export.py run=FOLDER [key=value ...]"
 PURPOSE = "Writes what a run has trained as an ordinary adapter or model, loads it again and compares its logits."
@@ -23,7 +24,9 @@ PURPOSE = "Writes what a run has trained as an ordinary adapter or model, loads 
 class Options:
     run: str = key("", "a run folder, as in runs/kl_rev_rmse-love-embedded-s0")
     format: Literal["adapter", "model"] = key("adapter", "a PEFT LoRA folder, or a whole model with the update merged")
-    round: int | None = key(None, "the last round to include, counted from 0 as in rounds/NN; none: the last one", 0)
+    round: str | None = key(
+        None, "the last round to include, counted from 0 as in rounds/NN, or best; none: the last one"
+    )
     gate: float = key(1.0, "multiplier of the whole update; 1: as trained")
     rank: int | None = key(None, "truncate the adapter to this rank by SVD; none: exact", 1)
     out: str | None = key(None, "folder to write; none: FOLDER/export/adapter or model, with what differs in its name")
@@ -48,7 +51,7 @@ def main() -> None:
 
     check_place(path)
     with console.stage("student") as shown:
-        student = load_student(folder, resolve_device(options.device), options.round)
+        student = load_student(folder, resolve_device(options.device), chosen_round(folder, options.round))
         rank, last = student.accumulator.history_rank, student.rounds[-1]
         shown.found(f"{student.recipe.model.name} after round {last + 1} (rounds/{last:02d}), rank {rank}")
     with console.stage("export") as shown:
@@ -65,10 +68,24 @@ def main() -> None:
     console.say(f"more       {export.path / 'README.md'}")
 
 
+def chosen_round(folder: RunFolder, text: str | None) -> int | None:
+    """The round that `round=text` means; None for the last one."""
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    if text != "best":
+        raise UserError(f"round={text}: expected a number from 0, or best")
+    rounds = folder.rounds()
+    best = best_round([read_json(folder.round(index) / "metrics.json") for index in rounds])
+    if best is None:
+        raise UserError(f"round=best: no round of {folder.path} is coherent with a trait shift above zero")
+    return rounds[best]
+
+
 def default_path(folder: RunFolder, options: Options) -> Path:
     """FOLDER/export/adapter or model, and what was asked for beyond that: adapter-round1-rank32."""
-    asked = {"round": options.round, "gate": None if options.gate == 1 else options.gate, "rank": options.rank}
-    parts = [options.format] + [f"{name}{value:g}" for name, value in asked.items() if value is not None]
+    gate = None if options.gate == 1 else f"{options.gate:g}"
+    asked = {"round": options.round, "gate": gate, "rank": options.rank}
+    parts = [options.format] + [f"{name}{value}" for name, value in asked.items() if value is not None]
     return folder.path / "export" / "-".join(parts)
 
 

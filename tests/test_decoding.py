@@ -4,17 +4,16 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from heal.decoding import SHORTEST_LOOP, Completion, Sampling, choose, decode
+from heal.decoding import Completion, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
-from tests.tiny import load, prompts, sized, vector
+from tests.tiny import prompts, sized, vector
 
 TOKENS = 12
 SAMPLED = Sampling(temperature=1.0, top_p=0.95, top_k=64)
@@ -228,39 +227,11 @@ def test_progress_ends_at_the_number_of_rows(tiny: LanguageModel):
     assert told[-1] == (5, 5)
 
 
-# What prompts begin with, states and loops
+# What prompts begin with, and states
 
 
 def shared_length(rows: Sequence[Sequence[int]]) -> int:
     return next(place for place, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1)
-
-
-def loop_length(ids: Sequence[int]) -> int:
-    """Tokens at the end that repeat with some period of at most eight."""
-    runs = []
-    for period in range(1, 9):
-        run = next((n for n in range(len(ids) - period) if ids[-1 - n] != ids[-1 - n - period]), len(ids) - period)
-        runs.append(run + period if run else 0)
-    return max(runs)
-
-
-def looping(folder: Path) -> tuple[LanguageModel, list[list[int]]]:
-    """A model whose next token depends on the last one alone, and a prompt each into loops of 1, 3 and 200 tokens."""
-    model = load(folder).model
-    follows = list(range(272))  # token -> the next one; 10 says itself
-    for first, length in ((20, 3), (30, 200)):
-        for step in range(length):
-            follows[first + step] = first + (step + 1) % length
-    with torch.no_grad():
-        for block in model.model.layers:
-            block.self_attn.o_proj.weight.zero_()
-            block.mlp.down_proj.weight.zero_()
-        model.model.norm.weight.fill_(1.0)
-        h_VD = model.model.norm(model.model.embed_tokens.weight)
-        head_VD = torch.zeros_like(h_VD)
-        head_VD[follows] = h_VD
-        model.lm_head.weight = torch.nn.Parameter(head_VD)
-    return endless(replace(load(folder), model=model)), [[5, 10], [5, 21], [5, 40]]
 
 
 def alike(language_model: LanguageModel) -> list[list[int]]:
@@ -301,25 +272,6 @@ def test_kept_states_are_those_that_each_token_was_chosen_from(any_architecture:
     for each, h_ND in zip(said, expected, strict=True):
         assert each.states_ND is not None
         torch.testing.assert_close(each.states_ND, h_ND, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("share", [0.3, 0.5])
-def test_a_row_stops_once_its_loop_is_the_share_that_the_filter_drops(tiny_folder: Path, share: float):
-    model, asked = looping(tiny_folder)
-    free = decode(model, asked, 60)
-    stopped = decode(model, asked, 60, loop_share=share)
-    assert [each.looped for each in stopped] == [True, True, False]
-    assert [loop_length(each.ids) for each in stopped[:2]] == [int(share * 60) + 1] * 2
-    for whole, part in zip(free, stopped, strict=True):
-        assert not whole.looped
-        assert len(whole.ids) == 60
-        assert part.ids == whole.ids[: len(part.ids)]
-    assert stopped[2].ids == free[2].ids
-
-
-def test_a_short_loop_is_left_alone(tiny_folder: Path):
-    model, asked = looping(tiny_folder)
-    assert not any(each.looped for each in decode(model, asked, SHORTEST_LOOP - 1, loop_share=0.1))
 
 
 # The choice of one token

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from heal.errors import UserError
+from heal.evaluation.choice import BROKEN
 from heal.evaluation.evaluate import StageResult
 from heal.evaluation.stats import Estimate, Statistic, holm, over_seeds, sign_flip_p
 from heal.recipe import flatten, to_mapping
@@ -16,7 +17,6 @@ from heal.runfolder import RunFolder, read_json
 
 TRAIT, MASS, TAIL = "persona_log_ratio", "p_ans_any", "tail_perplexity"
 SATURATED = 0.9  # of the largest shift of the trait
-BROKEN = ("incoherent", "not finite")  # verdicts of a round that is past a floor of coherence
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from heal.evaluation.choice import best_round
 from heal.report import numbers
 from heal.report.completions import samples
 from heal.report.results import Results, Summary
@@ -81,6 +82,7 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         columns=shown,
         stages=stage_rows(results),
         rounds=round_table(results),
+        best=best_round([entry.metrics for entry in results.rounds]),
         reasons=reasons,
         samples=[samples(entry) for entry in results.rounds],
         answers=[(entry.number, entry is last, answers(results, index)) for index, entry in enumerate(results.rounds)],

@@ -1,0 +1,53 @@
+"""Which round is best, and whether another one is worth it: rules over the rounds' metrics, nothing else."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Metrics = dict[str, Any]
+
+BROKEN = ("not finite", "incoherent")  # verdicts of a round that is past a floor of coherence
+
+
+def best_round(rounds: Sequence[Metrics]) -> int | None:
+    """The round with the largest trait shift among those that are coherent and whose shift is above zero.
+
+    Among rounds on the trait-coherence front that are all past no floor, more of the trait is better; the
+    first of equals. None where no round qualifies.
+
+    Args:
+        rounds: metrics.json of each round.
+
+    Returns:
+        its place in `rounds`.
+    """
+    fit = [index for index, metrics in enumerate(rounds) if _coherent(metrics) and _shift(metrics)["low"] > 0]
+    return max(fit, key=lambda index: (_shift(rounds[index])["value"], -index), default=None)
+
+
+def why_stop(rounds: Sequence[Metrics], plateau: int, when_incoherent: bool) -> str | None:
+    """Why no further round should be run, in a few words; None to go on.
+
+    Args:
+        rounds: metrics.json of the rounds so far.
+        plateau: stop when the trait shift of so many last rounds is no larger than before them; 0: never.
+        when_incoherent: stop after a round past a floor of coherence.
+    """
+    if not rounds:
+        return None
+    if when_incoherent and not _coherent(rounds[-1]):
+        return f"round {len(rounds)} is past a floor of coherence ({rounds[-1]['verdict']['reason']})"
+    if plateau and len(rounds) > plateau:
+        shifts = [_shift(metrics)["value"] for metrics in rounds]
+        before, since = max(shifts[:-plateau]), max(shifts[-plateau:])
+        if not since > before:
+            return f"the trait has not grown for {plateau} rounds ({since:+.3f} against {before:+.3f} nats/token)"
+    return None
+
+
+def _coherent(metrics: Metrics) -> bool:
+    return metrics["verdict"]["label"] not in BROKEN
+
+
+def _shift(metrics: Metrics) -> dict[str, float]:
+    delta: dict[str, float] = metrics["healed"]["persona_log_ratio"]["delta"]
+    return delta
