@@ -82,6 +82,8 @@ def decode(
     """
     if sampling.temperature > 0 and seeds is None:
         raise ValueError("decode: sampling needs seeds")
+    if (intervention is None) != (coefficients is None):
+        raise ValueError("decode: an intervention needs a coefficient for each row, and coefficients an intervention")
     results: dict[int, Completion] = {}
     loop = None if loop_share is None else max(SHORTEST_LOOP, int(loop_share * tokens) + 1)
 
@@ -89,9 +91,9 @@ def decode(
         uniforms_BT = None
         if seeds is not None:
             uniforms_BT = torch.stack([torch.rand(tokens, generator=generator(*seeds[row])) for row in rows])
-        shift = (
-            None if intervention is None or coefficients is None else (intervention, [coefficients[r] for r in rows])
-        )
+        shift = None
+        if intervention is not None and coefficients is not None:
+            shift = intervention, [coefficients[row] for row in rows]
         batch = _Batch(language_model, [prompts[row] for row in rows], tokens, shift, loop, keep_states)
         for step in range(tokens):
             batch.step(sampling, None if uniforms_BT is None else uniforms_BT[:, step])

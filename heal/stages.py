@@ -96,7 +96,7 @@ def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start:
         audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {len(held_out)} held-out prompts"
         shown.found(
             f"c* = {found.c_star:.3f}: p95 KL {found.value:.2f} nats (target {found.target:g}{audit}), "
-            f"{found.passes} passes, ended on {found.outcome}"
+            f"{found.passes} {'pass' if found.passes == 1 else 'passes'}, ended on {found.outcome}"
         )
         files = {
             "vector.safetensors": vector.with_c_star(found.c_star).to_bytes(),

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
-from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl import SFTConfig
@@ -86,7 +85,8 @@ def heal(
             language_model,
             accumulator,
             config,
-            [collator(batch) for part in (train, validation) for batch in cut(part, config.batch_size)],
+            [batch for part in (train, validation) for batch in cut(part, config.batch_size)],
+            collator,
             reference_bytes,
             Path(scratch),
             log,
@@ -125,7 +125,8 @@ def _references(
     language_model: LanguageModel,
     accumulator: Accumulator,
     config: HealConfig,
-    collated: list[dict[str, Tensor]],
+    batches: list[list[dict]],
+    collator: Collator,
     budget: int,
     folder: Path,
     log: Log,
@@ -137,16 +138,13 @@ def _references(
     """
     if config.barrier.divergence == "none":
         return None
-    lengths: dict[int, int] = {}
-    for batch in collated:
-        counts = torch.bincount(batch["line"]).tolist()
-        lengths |= dict(zip(batch["key"].tolist(), counts, strict=True))
+    lengths = {row["key"]: len(row["input_ids"]) - row["start"] for batch in batches for row in batch}
     model = language_model.model
     width = model.config.get_text_config().hidden_size
     references = References(lengths, width, model.dtype, budget, folder)
     context = accumulator.base if config.barrier.reference == "base" else accumulator.previous
-    compute(references, language_model, context, collated)
-    first = collated[0]
+    compute(references, language_model, context, map(collator, batches))
+    first = collator(batches[0])
     with context(), torch.no_grad():
         again = [batch_states(language_model, first)]
     kept = [references.get(first["key"], first["line"])]
