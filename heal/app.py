@@ -12,6 +12,7 @@ from typing import Any
 from heal.config import Recipe
 from heal.console import Console, fail
 from heal.errors import RoundError, UserError
+from heal.evaluation.vignettes import read_vignettes
 from heal.recipe import help_text, load_recipe, to_mapping, wants_help
 from heal.runfolder import Events, RunFolder, clear_temporary
 from heal.trait import Trait, load_trait
@@ -51,6 +52,7 @@ def train(words: Sequence[str]) -> None:
     refuse_several_processes()
     recipe = load_recipe(words)
     trait = load_trait(recipe.trait)
+    vignettes = read_vignettes(recipe.evaluation.vignettes, recipe.evaluation.vignette_count)
     recipe.run.name = recipe.run.name or default_name(recipe, trait)
     console = Console()
     console.say("loading the libraries ...")
@@ -102,7 +104,7 @@ def train(words: Sequence[str]) -> None:
             to_mapping(recipe),
         )
         console.say(f"tracking   events.jsonl; W&B {tracker.mode}")
-        session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker)
+        session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker, vignettes)
         run(session)
 
 

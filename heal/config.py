@@ -122,6 +122,8 @@ class EvaluationConfig:
     prompts: int = key(12, "held-out prompts answered greedily", 2)
     tokens: int = key(32, "token budget of an answer", 1)
     questions: int = key(16, "embedded general questions", 2)
+    vignettes: str = key("none", "moral-foundations scenes: 'embedded', the path of a JSON-lines file, or none")
+    vignette_count: int = key(28, "scenes asked at every stage, from the beginning of the file", 7)
     resamples: int = key(2000, "bootstrap resamples", 100)
     min_p_ans_any: float = key(0.85, "coherence floor: mean mass on valid answers", 0, 1)
     max_repetition_share: float = key(0.25, "coherence floor: share of looping answers", 0, 1)

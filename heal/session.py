@@ -9,6 +9,7 @@ from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.console import Console
 from heal.errors import UserError
+from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.randomness import derive_seed
@@ -40,6 +41,7 @@ class Session:
     accumulator: Accumulator
     console: Console
     tracker: Tracker
+    vignettes: tuple[Vignette, ...] = ()
 
     def student(self) -> Student:
         """The student as it stands now."""

@@ -257,6 +257,7 @@ def measure_stage(
         neutral=recipe.model.system,
         max_repetition=recipe.filter.max_repetition,
         questions=recipe.evaluation.questions,
+        vignettes=session.vignettes,
         intervention=vector,
         coefficient=c,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from heal.decoding import decode
+from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.steering.intervention import Intervention
@@ -44,7 +45,7 @@ class Signal:
     role: Role
     statistic: Literal["mean", "median"]
     values: tuple[float, ...]
-    items: Literal["answers", "questions"] = "answers"
+    items: Literal["answers", "questions", "vignettes"] = "answers"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Subject:
         intervention, coefficient: the steering of the stage, if any.
         max_repetition: share above which an answer loops.
         questions: number of general questions asked.
+        vignettes: scenes whose violated foundation is asked for.
     """
 
     stage: str
@@ -71,6 +73,7 @@ class Subject:
     neutral: str
     max_repetition: float
     questions: int
+    vignettes: tuple[Vignette, ...] = ()
     intervention: Intervention | None = None
     coefficient: float = 0.0
 

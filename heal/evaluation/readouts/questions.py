@@ -40,7 +40,7 @@ def question_text(question: str, options: Sequence[str]) -> str:
     return "\n".join([question, *lines])
 
 
-def letter_ids(model: LanguageModel) -> list[int]:
+def letter_ids(model: LanguageModel, letters: str = LETTERS) -> list[int]:
     """The token id of each letter right after the prefill.
 
     Raises:
@@ -48,7 +48,7 @@ def letter_ids(model: LanguageModel) -> list[int]:
     """
     before = model.chat.ids("", "x", PREFILL)
     found = []
-    for letter in LETTERS:
+    for letter in letters:
         after = model.chat.ids("", "x", PREFILL + letter)
         if after[:-1] != before:
             raise ValueError(f"the tokenizer has no token of its own for '{letter}' after '{PREFILL}'")
