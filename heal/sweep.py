@@ -120,11 +120,11 @@ class _Going:
     shown: int = field(default=-1)
 
 
-def run_cells(todo: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Cell]:
+def run_cells(asked: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Cell]:
     """Runs what is not finished, `jobs` at a time; a stopped sweep stops its runs, which continue next time.
 
     Args:
-        todo: the cells.
+        asked: the cells.
         jobs: runs side by side.
         cores: shared among them.
         say: gets a line when a run starts, after each of its rounds, and when it ends.
@@ -132,9 +132,9 @@ def run_cells(todo: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Cel
     Returns:
         the cells whose run failed.
     """
-    waiting = [cell for cell in todo if not cell.finished()]
-    if len(waiting) < len(todo):
-        say(f"{len(todo) - len(waiting)} of {len(todo)} runs were finished before")
+    waiting = [cell for cell in asked if not cell.finished()]
+    if len(waiting) < len(asked):
+        say(f"{len(asked) - len(waiting)} of {len(asked)} runs were finished before")
     clock = _Clock(sum(cell.rounds - min(cell.rounds, cell.rounds_done()) for cell in waiting))
     going: list[_Going] = []
     failed: list[Cell] = []

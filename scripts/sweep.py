@@ -29,13 +29,13 @@ def main() -> None:
     number = jobs[-1].removeprefix("jobs=") if jobs else "1"
     if not number.isdecimal() or int(number) < 1:
         raise UserError(f"jobs={number}: a whole number of runs, at least 1")
-    todo = cells([word for word in words if not word.startswith("jobs=")])
-    print(f"{len(todo)} runs, {number} at a time", flush=True)
-    failed = run_cells(todo, int(number), usable_cores(), lambda text: print(text, flush=True))
-    for cell in todo:
+    asked = cells([word for word in words if not word.startswith("jobs=")])
+    print(f"{len(asked)} runs, {number} at a time", flush=True)
+    failed = run_cells(asked, int(number), usable_cores(), lambda text: print(text, flush=True))
+    for cell in asked:
         print(("failed    " if cell in failed else "finished  ") + str(cell.folder))
     if failed:
-        raise RoundError(f"{len(failed)} of {len(todo)} runs failed; their .log files say why.")
+        raise RoundError(f"{len(failed)} of {len(asked)} runs failed; their .log files say why.")
 
 
 if __name__ == "__main__":

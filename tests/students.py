@@ -15,10 +15,12 @@ RANK, ALPHA = 4, 8
 LAYERS = [1, 2]
 
 
-def student(folder: Path, dtype: torch.dtype = torch.float32, rounds: int = 0) -> tuple[LanguageModel, Accumulator]:
+def student(
+    folder: Path, dtype: torch.dtype = torch.float32, rounds: int = 0, merge: bool = True
+) -> tuple[LanguageModel, Accumulator]:
     """A freshly loaded model with `rounds` folded rounds of random weights and a fresh `current`."""
     language_model = load(folder, dtype)
-    accumulator = Accumulator(language_model, RANK, ALPHA, LAYERS)
+    accumulator = Accumulator(language_model, RANK, ALPHA, LAYERS, merge=merge)
     for r in range(rounds):
         accumulator.start_round(r)
         learn(accumulator, r)

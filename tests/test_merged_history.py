@@ -7,21 +7,14 @@ import torch
 
 from heal.accumulator import CURRENT, HISTORY, Accumulator
 from heal.models.language_model import LanguageModel
-from tests.students import ALPHA, LAYERS, RANK, learn, logits, student
+from tests.students import learn, logits, student
 from tests.tiny import load
 from tests.training import CONFIG, healed
 
 
 def unmerged(folder: Path, rounds: int) -> tuple[LanguageModel, Accumulator]:
     """What `student` makes, without merged weights."""
-    model = load(folder)
-    accumulator = Accumulator(model, RANK, ALPHA, LAYERS, merge=False)
-    for r in range(rounds):
-        accumulator.start_round(r)
-        learn(accumulator, r)
-        accumulator.fold()
-    accumulator.start_round(rounds)
-    return model, accumulator
+    return student(folder, rounds=rounds, merge=False)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
