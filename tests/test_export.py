@@ -350,6 +350,12 @@ def test_the_script_exports_an_earlier_round_and_says_where_it_is(run: RunFolder
     assert f"{record['error']:.1e}" in done.stdout
 
 
+def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
+    done = script(f"run={run.path}", "round=best", "rank=2", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    assert read_record(run.path / "export" / "adapter-roundbest-rank2")["rounds"] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -358,7 +364,7 @@ def test_the_script_exports_an_earlier_round_and_says_where_it_is(run: RunFolder
         (["format=model", "rank=3"], "a merged model has no rank"),
         (["rank=0"], "must be >= 1"),
         (["gate=nan"], "finite"),
-        (["round=first"], "expected int"),
+        (["round=first"], "expected a number from 0, or best"),
         (["run=no/such/run"], "not a run folder"),
     ],
 )

@@ -233,6 +233,7 @@ def test_page_shows_what_the_run_found(run: RunFolder, page: Page) -> None:
     for shown in ("18 of 24", "0.988", "0.870", "0.432", "25 %", "1.550", "repetition", "narration", "learning_rate"):
         assert shown in text, shown
     assert "after 2 rounds the persona log-ratio is" in text
+    assert text.count("The best round:") == 1
     assert all(text.count(prompt) >= 2 for prompt in PROMPTS)
 
 
