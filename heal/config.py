@@ -112,7 +112,7 @@ class HealConfig:
     accumulation: int = key(1, "forward passes an optimiser step", 1)
     validation: float = key(0.125, "share of the kept completions held out", 0, 0.5)
     gradient_checkpointing: bool = key(False, "compute blocks twice instead of keeping what they computed")
-    compile: bool = key(False, "torch.compile the decoder for training (pays on long runs on a GPU)")
+    compile: bool = key(False, "torch.compile the decoder for training; compiling takes a minute or more")
     gradient_norms_every: int = key(16, "steps between gradient norms of both terms; 0: never", 0)
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
 

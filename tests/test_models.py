@@ -13,7 +13,7 @@ from torch import Tensor
 
 from heal.config import ModelConfig
 from heal.errors import UserError
-from heal.models.language_model import LanguageModel, right_padded, token_batches
+from heal.models.language_model import LanguageModel, token_batches
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
 from tests import tiny as tiny_models
@@ -295,11 +295,6 @@ def test_another_source_is_read_under_the_same_name(folder: Path, tiny: Language
     other = load_language_model(ModelConfig(name=tiny.name), torch.float32, CPU, source=str(folder))
     assert other.name == tiny.name
     assert not other.model.get_output_embeddings().weight.any()
-
-
-def test_right_padding_fills_up_to_the_longest_row():
-    padded = right_padded([[5], [6, 7, 8], [9, 9]], 0, CPU)
-    assert padded.tolist() == [[5, 0, 0], [6, 7, 8], [9, 9, 0]]
 
 
 @pytest.mark.parametrize("budget", [1, 7, 20, 1000])

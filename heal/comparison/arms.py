@@ -1,6 +1,5 @@
 """Runs of the same kind as one arm: what its rounds came to, over seeds and items."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,8 +192,3 @@ def _against_first(arms: Sequence[Arm], name: str, settings: Settings) -> list[f
 
 def statistic_of(stage: StageResult, name: str) -> Statistic:
     return stage.signal(name).statistic
-
-
-def finite(value: float | None) -> bool:
-    """Whether there is a number to show."""
-    return value is not None and math.isfinite(value)

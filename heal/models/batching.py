@@ -21,7 +21,7 @@ _LARGEST = 2**20
 class Batching:
     """Sizes of the forward passes; they shrink for good when one ran out of memory.
 
-    The defaults are where a CPU stops gaining.
+    The defaults are those of a CPU.
 
     Attributes:
         rows: rows decoded side by side.

@@ -180,12 +180,6 @@ class LanguageModel:
         return torch.allclose(ends_tree.float(), ends_plain.float(), atol=1e-2, rtol=1e-2)
 
 
-def right_padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
-    """Token ids `[B, T]`, padded on the right (no mask is needed: attention is causal)."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], device=device)
-
-
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices grouped by length, longest first, so that rows x longest row stays within `budget` tokens.
 

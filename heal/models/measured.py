@@ -1,7 +1,7 @@
 """Batch sizes for a model and its device: a GPU's by measuring, a CPU's by rule.
 
-A CPU stops gaining early, and at about the same size everywhere; and its bits depend on nothing but the
-sizes. So there the rule keeps the promise that a run repeats byte for byte.
+On a CPU the bits of a result depend on nothing but the sizes, so a rule keeps the promise that a run repeats
+byte for byte; a size found by a clock would not.
 """
 
 import time
