@@ -120,14 +120,23 @@ class HealConfig:
 @dataclass
 class EvaluationConfig:
     prompts: int = key(12, "held-out prompts answered greedily", 2)
+    skip: int = key(0, "held-out prompts left out first, to choose settings on other prompts than those reported", 0)
     tokens: int = key(32, "token budget of an answer", 1)
+    steered: bool = key(True, "also measure the steered student of every round (half of a round's evaluation)")
     questions: int = key(16, "embedded general questions", 2)
+    neutral_texts: int = key(12, "neutral held-out texts on which the drift from base is measured (24 there)", 2, 24)
     vignettes: str = key("none", "moral-foundations scenes: 'embedded', the path of a JSON-lines file, or none")
     vignette_count: int = key(28, "scenes asked at every stage, from the beginning of the file", 7)
+    perspectives: Literal["other", "self", "both"] = key(
+        "other", "who does it in the scenes: somebody else, oneself (a scene's self_text), or both in turn"
+    )
+    thinking: int = key(0, "tokens the model may think before it answers about a scene; 0: none", 0)
     resamples: int = key(2000, "bootstrap resamples", 100)
     min_p_ans_any: float = key(0.85, "coherence floor: mean mass on valid answers", 0, 1)
     max_repetition_share: float = key(0.25, "coherence floor: share of looping answers", 0, 1)
     max_tail_perplexity: float = key(10.0, "coherence floor: median tail perplexity under base", 1)
+    min_alive_share: float = key(0.75, "coherence floor: share of answers after which a probe is answered", 0, 1)
+    max_scaffold_rise: float = key(0.5, "coherence floor: nats per token of the forced probe text over base", 0)
 
 
 @dataclass

@@ -8,17 +8,15 @@ from typing import Any
 
 from heal.evaluation.choice import why_stop
 from heal.evaluation.evaluate import StageResult, output_rows
+from heal.measuring import Baseline, baseline, measure_stage, round_metrics
 from heal.outcome import show_round, track_round
 from heal.runfolder import STAGES, json_bytes, jsonl_bytes, read_json
 from heal.session import Session
 from heal.stages import (
-    baseline,
     calibrate_dose,
     extract_vector,
     generate_and_filter,
     heal_student,
-    measure_stage,
-    round_metrics,
     start_current,
 )
 from heal.steering.vector import SteeringVector
@@ -35,12 +33,12 @@ class Carried:
 def run_loop(session: Session) -> list[dict[str, Any]]:
     """Every round of the recipe, continuing after the last finished stage; the metrics of each round."""
     session.console.title("baseline")
-    base, _ = baseline(session)
+    against = baseline(session)
     carried, metrics = Carried(), []
     for r in range(session.recipe.run.rounds):
         done_before = session.folder.finished(session.folder.round(r), STAGES[-1])
         session.console.title(f"round {r + 1} of {session.recipe.run.rounds}{' (done before)' if done_before else ''}")
-        metrics.append(run_round(session, r, base, carried))
+        metrics.append(run_round(session, r, against, carried))
         show_round(session, metrics[-1])
         track_round(session, metrics[-1], new=not done_before)
         run = session.recipe.run
@@ -50,7 +48,7 @@ def run_loop(session: Session) -> list[dict[str, Any]]:
     return metrics
 
 
-def run_round(session: Session, r: int, base: StageResult, carried: Carried) -> dict[str, Any]:
+def run_round(session: Session, r: int, against: Baseline, carried: Carried) -> dict[str, Any]:
     """One round: the student steers itself, writes, keeps what is whole, heals on it, and folds."""
     folder, accumulator = session.folder.round(r), session.accumulator
     start_current(session, r)
@@ -58,7 +56,9 @@ def run_round(session: Session, r: int, base: StageResult, carried: Carried) -> 
     vector = extract_vector(session, r)
     dose = calibrate_dose(session, r, vector, warm_start=carried.c_star)
     found = generate_and_filter(session, r, vector, dose.c_star)
-    steered = measure_stage(session, folder, "steered", accumulator.previous, vector=vector, c=dose.c_star)
+    steered = None
+    if session.recipe.evaluation.steered:
+        steered = measure_stage(session, folder, "steered", accumulator.previous, vector=vector, c=dose.c_star)
     log = heal_student(session, r, found.kept)
     accumulator.fold()
 
@@ -66,8 +66,8 @@ def run_round(session: Session, r: int, base: StageResult, carried: Carried) -> 
     cosine = vector.cosine(carried.first)
 
     def results(healed: StageResult) -> dict[str, bytes]:
-        metrics = round_metrics(session, r, dose, found, log, cosine, steered, healed, base)
-        rows = output_rows(base) + output_rows(steered) + output_rows(healed)
+        metrics = round_metrics(session, r, dose, found, log, cosine, steered, healed, against)
+        rows = [row for stage in (against.base, steered, healed) if stage is not None for row in output_rows(stage)]
         return {"metrics.json": json_bytes(metrics), "outputs.jsonl": jsonl_bytes(rows)}
 
     measure_stage(session, folder, "healed", accumulator.student, extra=results, stage_name=STAGES[-1])

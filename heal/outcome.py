@@ -25,6 +25,7 @@ def show_round(session: Session, metrics: dict[str, Any]) -> None:
             "over base": interval(healed["persona_log_ratio"]["delta"], sign=True),
             "coherence": interval(healed["p_ans_any"]),
             "tail perplexity": interval(healed["tail_perplexity"]),
+            "coherence margin": f"{metrics['coherence']['margin']:.2f} ({metrics['coherence']['worst']})",
             "cosine to round 1": f"{metrics['cosine_to_first']:.2f}",
             "verdict": metrics["verdict"]["label"],
             "seconds": ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
@@ -49,11 +50,13 @@ def round_values(metrics: dict[str, Any]) -> dict[str, float]:
     }
     values |= {f"heal_{name}": value for name, value in metrics["training"].items()}
     for stage in ("steered", "healed"):
-        for name, estimate in metrics[stage].items():
+        for name, estimate in (metrics[stage] or {}).items():
             values |= {f"{stage}/{name}": estimate["value"], f"{stage}/{name}_low": estimate["low"]}
             values |= {f"{stage}/{name}_high": estimate["high"], f"{stage}/{name}_delta": estimate["delta"]["value"]}
     values["trait"] = metrics["healed"]["persona_log_ratio"]["value"]
     values["coherence"] = metrics["healed"]["p_ans_any"]["value"]
+    values["coherence_margin"] = metrics["coherence"]["margin"]
+    values |= {f"valid/{name}": float(name in metrics["valid"]) for name in metrics["healed"]}
     if metrics["coh_cost"] is not None:
         values["coh_cost"] = metrics["coh_cost"]["ratio"]
     return values

@@ -119,9 +119,8 @@ def load_recipe(words: Sequence[str]) -> Recipe:
     overrides = parse_words(words)
     name = str(overrides.get("recipe", Recipe().recipe))
     path = find_yaml("recipe", name, RECIPES)
-    values = flatten(read_yaml(path), str(path))
     config = OmegaConf.structured(Recipe)
-    for source, settings in ((f"in {path}", values), ("on the command line", overrides)):
+    for source, settings in (*_layers(path), ("on the command line", overrides)):
         for dotted, value in settings.items():
             set_key(config, dotted, value, source)
     config.recipe = name
@@ -129,6 +128,21 @@ def load_recipe(words: Sequence[str]) -> Recipe:
     assert isinstance(recipe, Recipe)
     check(recipe)
     return recipe
+
+
+def _layers(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """A recipe file's settings, after those of the file that its `include` names (beside it); each with its source."""
+    values = read_yaml(path)
+    layers = []
+    if "include" in values:
+        included = path.parent / str(values.pop("include"))
+        if not included.is_file():
+            raise UserError(f"include in {path}: no such file: {included}")
+        inner = read_yaml(included)
+        if "include" in inner:
+            raise UserError(f"{included}: an included file cannot include another one")
+        layers.append((f"in {included}", flatten(inner, str(included))))
+    return [*layers, (f"in {path}", flatten(values, str(path)))]
 
 
 def parse_words(words: Sequence[str]) -> dict[str, Any]:

@@ -48,9 +48,14 @@ class RunFolder:
     def rounds(self) -> list[int]:
         """The rounds whose every stage is done, from 0 up to the first that is not."""
         done: list[int] = []
-        while all(self.finished(self.round(len(done)), stage) for stage in STAGES):
+        while all(self.finished(self.round(len(done)), stage) for stage in self.stages()):
             done.append(len(done))
         return done
+
+    def stages(self) -> tuple[str, ...]:
+        """The stages of a round of this run, in order."""
+        steered = not (self.path / "recipe.yaml").is_file() or self.recipe().evaluation.steered
+        return tuple(stage for stage in STAGES if steered or stage != "steered")
 
     def recipe(self) -> Recipe:
         """The run's recipe; UserError when the folder is no run."""
@@ -169,7 +174,7 @@ class RunFolder:
     def _later(self, folder: Path) -> bool:
         """Whether results exist that were computed after those in `folder`."""
         if folder == self.baseline:
-            return _manifest(self.round(0)).keys() >= {"steered"}
+            return bool(_manifest(self.round(0)).keys() & {"steered", "heal"})
         return any(other > folder and _manifest(other) for other in folder.parent.iterdir() if other.is_dir())
 
 

@@ -1,7 +1,7 @@
 """What a run holds while it goes on, and how a run on disk becomes a student again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -9,6 +9,8 @@ from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.console import Console
 from heal.errors import UserError
+from heal.evaluation.neutral import NeutralTexts
+from heal.evaluation.probe import Probe
 from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
@@ -42,6 +44,8 @@ class Session:
     console: Console
     tracker: Tracker
     vignettes: tuple[Vignette, ...] = ()
+    neutral_texts: NeutralTexts = field(init=False)  # set by the baseline, with the probe
+    probe: Probe = field(init=False)
 
     def student(self) -> Student:
         """The student as it stands now."""

@@ -6,19 +6,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from heal.console import Stage
 from heal.decoding import Sampling
 from heal.dose.calibrate import Calibration, PathDivergence, calibrate, path_divergences
-from heal.evaluation.evaluate import StageResult, StageSummary, evaluate, output_rows, summarise
-from heal.evaluation.subject import Gates, Subject
-from heal.evaluation.verdict import Floors, coh_cost, verdict
 from heal.generation.collect import Collection, Row, collect, dose_table
 from heal.generation.filters import FilterLimits
 from heal.generation.make import maker
 from heal.healing.heal import heal
-from heal.randomness import derive_seed, shuffled
+from heal.randomness import shuffled
 from heal.runfolder import json_bytes, jsonl_bytes, read_json, read_jsonl
 from heal.session import Session, lora_seed
 from heal.steering.extract import contexts, extract
@@ -226,115 +223,6 @@ def training_summary(log: Sequence[dict[str, float]]) -> dict[str, float]:
         if "eval/loss" in entry:
             summary |= {"validation_ce": entry["eval/ce"], "validation_D": entry["eval/D_mean"]}
     return summary
-
-
-def held_out(session: Session) -> list[str]:
-    """The evaluation's prompts: the same at every stage of every round of every seed."""
-    prompts = shuffled(list(session.trait.heldout_prompts), "heldout")
-    return prompts[: session.recipe.evaluation.prompts]
-
-
-def measure_stage(
-    session: Session,
-    folder: Path,
-    name: str,
-    gates: Gates,
-    system: str | None = None,
-    vector: SteeringVector | None = None,
-    c: float = 0.0,
-    extra: Callable[[StageResult], Files] = lambda result: {},
-    stage_name: str | None = None,
-) -> StageResult:
-    """Answers and signals of base, prompted, steered or healed; kept raw in `<name>.json`."""
-    recipe = session.recipe
-    subject = Subject(
-        stage=name,
-        language_model=session.model,
-        trait=session.trait,
-        gates=gates,
-        base=session.accumulator.base,
-        system=recipe.model.system if system is None else system,
-        neutral=recipe.model.system,
-        max_repetition=recipe.filter.max_repetition,
-        questions=recipe.evaluation.questions,
-        vignettes=session.vignettes,
-        intervention=vector,
-        coefficient=c,
-    )
-
-    def compute(shown: Stage) -> tuple[StageResult, Files]:
-        result = evaluate(subject, held_out(session), recipe.evaluation.tokens, shown.progress)
-        signals = sorted(result.signals, key=lambda signal: signal.role != "trait")
-        values = {s.name: sum(s.values) / len(s.values) for s in signals if s.statistic == "mean"}
-        shown.found(", ".join(f"{signal} {value:.3f}" for signal, value in values.items()))
-        return result, {f"{name}.json": json_bytes(result.to_json())} | extra(result)
-
-    return stage(
-        session, folder, stage_name or name, lambda: StageResult.from_json(read_json(folder / f"{name}.json")), compute
-    )
-
-
-def summarise_stage(session: Session, result: StageResult, base: StageResult) -> StageSummary:
-    """Intervals of a stage's signals; every table of a run uses the same resampling."""
-    settings = session.recipe.evaluation
-    return summarise(result, base, settings.resamples, derive_seed(session.recipe.run.seed, "bootstrap"))
-
-
-def baseline(session: Session) -> tuple[StageResult, StageResult]:
-    """Base, and base under the positive persona as system prompt; measured once."""
-    folder, off = session.folder.baseline, session.accumulator.base
-    base = measure_stage(session, folder, "base", off)
-
-    def files(prompted: StageResult) -> Files:
-        summaries = {result.stage: summarise_stage(session, result, base).to_json() for result in (base, prompted)}
-        return {
-            "metrics.json": json_bytes(summaries),
-            "outputs.jsonl": jsonl_bytes(output_rows(base) + output_rows(prompted)),
-        }
-
-    prompted = measure_stage(session, folder, "prompted", off, system=session.trait.positive, extra=files)
-    return base, prompted
-
-
-def round_metrics(
-    session: Session,
-    r: int,
-    dose: Calibration,
-    found: Collection,
-    log: Sequence[dict[str, float]],
-    cosine: float,
-    steered: StageResult,
-    healed: StageResult,
-    base: StageResult,
-) -> dict[str, Any]:
-    """Everything a round says, as metrics.json has it."""
-    settings = session.recipe.evaluation
-    after = summarise_stage(session, healed, base)
-    floors = Floors(settings.min_p_ans_any, settings.max_repetition_share, settings.max_tail_perplexity)
-    return {
-        "round": r,
-        "dose": {
-            "c_star": dose.c_star,
-            "p95": dose.value,
-            "outcome": dose.outcome,
-            "audit_p95": None if dose.audit is None else dose.audit.p95,
-            "scale": found.scale,
-        },
-        "generation": {
-            "made": len(found.rows),
-            "kept": len(found.kept),
-            "kept_share": len(found.kept) / len(found.rows),
-            "ended_share": sum(row.ended for row in found.kept) / len(found.kept),
-            "doses": dose_table(found.rows),
-            "dropped": dict(Counter(reason for row in found.rows for reason in row.dropped).most_common()),
-        },
-        "training": training_summary(log),
-        "cosine_to_first": cosine,
-        "steered": summarise_stage(session, steered, base).to_json(),
-        "healed": after.to_json(),
-        "coh_cost": coh_cost(after.deltas["p_ans_any"], after.deltas["persona_log_ratio"]),
-        "verdict": verdict(after.values, after.deltas, floors).to_json(),
-    }
 
 
 def start_current(session: Session, r: int) -> None:

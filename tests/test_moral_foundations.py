@@ -1,21 +1,37 @@
 """Moral foundations by forced choice: what is read off, what files are taken, and what chance is."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from heal.decoding import Completion, decode
 from heal.errors import UserError
 from heal.evaluation.readouts import moral_foundations
-from heal.evaluation.readouts.moral_foundations import LETTERS, NAMES, choices, informedness, measure, text
+from heal.evaluation.readouts.moral_foundations import (
+    LETTERS,
+    NAMES,
+    choices,
+    informedness,
+    measure,
+    temperature,
+    temperature_of,
+    text,
+)
 from heal.evaluation.readouts.questions import PREFILL, letter_ids
+from heal.evaluation.stats import estimate
 from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import FOUNDATIONS, read_vignettes
 from heal.models.language_model import LanguageModel
-from tests.students import student
-from tests.tiny import trait
+from heal.scoring import next_token_logits
+from tests.students import learn, student
+from tests.tiny import trait, vector
+
+ORDERS = (list(NAMES), [*NAMES[3:], *NAMES[:3]])
 
 
 def subject(folder: Path, count: int = 7) -> tuple[LanguageModel, Subject]:
@@ -40,11 +56,23 @@ def test_without_vignettes_nothing_is_measured(tiny_folder: Path):
 
 def test_there_is_one_value_a_scene_and_the_clr_of_a_scene_sums_to_zero(tiny_folder: Path):
     signals = {signal.name: signal for signal in measure(subject(tiny_folder, 9)[1], [])}
-    assert set(signals) == {f"clr_{name}" for name in FOUNDATIONS} | {"vignette_mass", "vignette_informedness"}
+    by_foundation = {name for each in FOUNDATIONS for name in (f"clr_{each}", f"{each}_nats")}
+    assert set(signals) == by_foundation | {"vignette_mass", "vignette_informedness"}
     assert all(len(signal.values) == 9 and signal.items == "vignettes" for signal in signals.values())
     table = np.array([signals[f"clr_{name}"].values for name in FOUNDATIONS])
     assert np.abs(table.sum(0)).max() < 1e-9
     assert all(0 <= value <= 1 for value in signals["vignette_mass"].values)
+
+
+def test_a_foundation_s_nats_are_the_logarithm_of_its_mean_share_of_the_options(tiny_folder: Path):
+    _, scene = subject(tiny_folder, 9)
+    signals = {signal.name: signal for signal in measure(scene, [])}
+    p_VK = torch.softmax(choices(scene)[0], -1).numpy()
+    for index, name in enumerate(FOUNDATIONS):
+        signal = signals[f"{name}_nats"]
+        assert (signal.role, signal.unit, signal.statistic) == ("off_target", "nats", "log_mean")
+        found = estimate(signal.values, signal.statistic, 100, 0).value
+        assert found == pytest.approx(np.log(p_VK[:, index].mean()))
 
 
 @torch.no_grad()
@@ -54,7 +82,7 @@ def test_scores_are_the_mean_log_probabilities_of_each_option_s_letter_in_two_or
     letters = letter_ids(model, LETTERS)
     for row, vignette in enumerate(scene.vignettes):
         scores, masses = dict.fromkeys(NAMES, 0.0), []
-        for names in (list(NAMES), [*NAMES[3:], *NAMES[:3]]):
+        for names in ORDERS:
             ids = model.chat.ids("Be brief.", text(vignette.text, names), PREFILL)
             logp_V = torch.log_softmax(model.model(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1)
             masses.append(float(logp_V[letters].exp().sum()))
@@ -90,6 +118,191 @@ def test_informedness_is_the_macro_average_of_hits_less_false_alarms():
         ]
     )
     assert np.mean(informedness(chosen.tolist(), labels.tolist())) == pytest.approx(expected)
+
+
+# Thinking first.
+
+
+@pytest.mark.parametrize("state", ["base", "student"])
+@torch.no_grad()
+def test_thinking_is_greedy_in_the_state_of_the_stage_and_the_slot_follows_it(tiny_folder: Path, state: str):
+    """Token by token and dense, under the stage's gates and its steering."""
+    model, accumulator = student(tiny_folder)
+    learn(accumulator, 0, size=0.5)
+    gates = {"base": accumulator.base, "student": accumulator.student}[state]
+    shift, budget = vector(model, norm=3.0), 6
+    stage = replace(
+        subject(tiny_folder, 2)[1],
+        language_model=model,
+        gates=gates,
+        intervention=shift,
+        coefficient=1.5,
+        thinking=budget,
+    )
+    found_VK, mass_V = choices(stage)
+    splice = model.chat.plain_ids("\nI should answer now.\nAnswer: (")
+    letters = [model.chat.plain_ids(letter)[0] for letter in LETTERS]
+
+    def logits(ids: list[int]) -> torch.Tensor:
+        with gates(), shift.applied(model, 1.5):
+            return model.model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+
+    for row, vignette in enumerate(stage.vignettes):
+        scores, masses = dict.fromkeys(NAMES, 0.0), []
+        for names in ORDERS:
+            ids = model.chat.ids("Be brief.", text(vignette.text, names))
+            for _ in range(budget):
+                chosen = int(logits(ids).argmax())
+                if chosen in model.end_ids:
+                    break
+                ids.append(chosen)
+            logp_L = torch.log_softmax(logits([*ids, *splice]), -1)
+            masses.append(float(logp_L[letters].exp().sum()))
+            for letter, name in zip(letters, names, strict=True):
+                scores[name] += float(logp_L[letter]) / 2
+        assert found_VK[row].tolist() == pytest.approx([scores[name] for name in NAMES], abs=1e-4)
+        assert float(mass_V[row]) == pytest.approx(np.mean(masses), rel=1e-3)
+
+
+def asked(
+    scene: Subject, monkeypatch: pytest.MonkeyPatch, thought: str = "", ended: bool = False
+) -> tuple[list[int], ...]:
+    """The rows that are scored when the model thinks `thought`."""
+    model, rows = scene.language_model, []
+
+    def think(model: LanguageModel, prompts: Sequence[Sequence[int]], *_: object) -> list[Completion]:
+        ids = (*model.chat.plain_ids(thought), *([2] if ended else []))
+        return [Completion(ids, ended)] * len(prompts)
+
+    def score(model: LanguageModel, prompts: Sequence[list[int]]) -> torch.Tensor:
+        rows.extend(prompts)
+        return next_token_logits(model, prompts)
+
+    monkeypatch.setattr(moral_foundations, "decode", think)
+    monkeypatch.setattr(moral_foundations, "next_token_logits", score)
+    choices(scene)
+    assert 2 in model.end_ids
+    return tuple(rows)
+
+
+@pytest.mark.parametrize(
+    ("thought", "ended", "kept"),
+    [
+        ("Well.", False, "Well."),
+        ("Well.", True, "Well."),
+        ("", True, ""),
+        ("<think>Well.", False, "<think>Well.</think>"),
+        ("<think>Well.", True, "<think>Well.</think>"),
+        ("<think>Well.</think> So.", False, "<think>Well.</think> So."),
+        ("<think>a</think><think>b", False, "<think>a</think><think>b</think>"),
+    ],
+)
+def test_a_thought_is_closed_where_it_is_open_and_its_end_of_turn_is_dropped(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, thought: str, ended: bool, kept: str
+):
+    model, scene = subject(tiny_folder, 1)
+    rows = asked(replace(scene, thinking=20), monkeypatch, thought, ended)
+    for row, names in zip(rows, ORDERS, strict=True):
+        before = model.chat.text("Be brief.", text(scene.vignettes[0].text, names))
+        assert row == model.chat.plain_ids(before + kept + "\nI should answer now.\nAnswer: (")
+
+
+def test_a_template_that_opens_the_thought_itself_has_it_closed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model, scene = subject(tiny_folder, 1)
+    model.chat.tokenizer.chat_template += "{{ '<think>\n' }}"
+    for thought, close in (("Well.", "</think>"), ("Well.</think>So.", "")):
+        for row in asked(replace(scene, thinking=20), monkeypatch, thought):
+            expected = f"<think>\n{thought}{close}\nI should answer now.\nAnswer: ("
+            assert model.chat.tokenizer.decode(row).endswith(expected)
+
+
+def test_without_a_budget_of_thinking_nothing_is_decoded(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model, scene = subject(tiny_folder, 1)
+    rows = asked(scene, monkeypatch, "never said")
+    assert list(rows) == [
+        model.chat.ids("Be brief.", text(scene.vignettes[0].text, names), PREFILL) for names in ORDERS
+    ]
+
+
+def test_a_larger_budget_goes_on_from_a_smaller_one_s_thought(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    _, scene = subject(tiny_folder, 2)
+    budgets, thoughts = (3, 7), []
+
+    def watched(*given, **settings) -> list[Completion]:
+        thoughts.append(decode(*given, **settings))
+        return thoughts[-1]
+
+    monkeypatch.setattr(moral_foundations, "decode", watched)
+    for budget in budgets:
+        choices(replace(scene, thinking=budget))
+    assert [len(each) for each in thoughts] == [2, 2, 2, 2]
+    for short, long in zip(thoughts[0] + thoughts[1], thoughts[2] + thoughts[3], strict=True):
+        assert len(short.ids) <= 3
+        assert len(long.ids) <= 7
+        assert long.ids[: len(short.ids)] == short.ids
+
+
+# The temperature.
+
+
+def scores(count: int = 40, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 3, (count, len(NAMES)))
+
+
+def softmax(score: np.ndarray) -> np.ndarray:
+    odds = np.exp(score - score.max(1, keepdims=True))
+    return odds / odds.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("expected", [0.05, 0.5, 1.0, 2.0, 30.0])
+def test_labels_made_at_a_temperature_give_it_back(expected: float):
+    assert temperature(scores(), softmax(scores() / expected)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_other_temperature_has_a_smaller_cross_entropy_to_people_s_labels():
+    label = np.random.default_rng(1).dirichlet(np.ones(7), 40) / 2 + softmax(scores()) / 2
+    found = temperature(scores(), label)
+
+    def cross_entropy(t: float) -> float:
+        return -float((label * np.log(softmax(scores() / t))).sum(1).mean())
+
+    assert 1e-2 < found < 1e2
+    assert all(cross_entropy(found) < cross_entropy(found * factor) for factor in (0.5, 0.98, 1.02, 2.0))
+
+
+def test_scores_that_are_twice_as_sure_need_twice_the_temperature_and_a_constant_a_row_needs_none():
+    label = softmax(scores() / 2)
+    assert temperature(2 * scores(), label) == pytest.approx(4.0)
+    assert temperature(scores() + np.arange(40)[:, None], label) == pytest.approx(2.0)
+
+
+def test_what_is_always_right_is_as_cold_as_can_be_and_what_knows_nothing_as_hot():
+    right, wrong = np.eye(7)[scores().argmax(1)], np.eye(7)[scores().argmin(1)]
+    assert temperature(scores(), right) == 1e-2
+    assert temperature(scores(), wrong) == 1e2
+    assert temperature(np.zeros((3, 7)), np.eye(7)[:3]) == 1e2
+
+
+def test_a_scene_without_scores_does_not_shift_the_temperature():
+    score, label = scores(), softmax(scores() / 2)
+    score[::2] = np.nan
+    assert temperature(score, label) == pytest.approx(2.0)
+    assert np.isnan(temperature(np.full((2, 7), np.nan), label[:2]))
+    with pytest.raises(ValueError, match="temperature: scores"):
+        temperature(scores(3), label)
+
+
+def test_the_temperature_of_the_signals_is_that_of_the_scores(tiny_folder: Path):
+    _, scene = subject(tiny_folder, 9)
+    score, label = choices(scene)[0].numpy(), softmax(scores(9))
+    signals = {signal.name: signal.values for signal in measure(scene, [])}
+    clr = {name: signals[f"clr_{name}"] for name in reversed(FOUNDATIONS)}
+    found = temperature_of(clr, label)
+    assert 1e-2 < found < 1e2
+    assert found == pytest.approx(temperature(score, label))
+
+
+# Files.
 
 
 def test_a_user_s_file_is_taken_with_what_else_it_carries(tmp_path: Path):

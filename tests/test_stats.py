@@ -11,11 +11,16 @@ from heal.evaluation.stats import Estimate, Statistic, estimate, holm, over_seed
 
 NAN = float("nan")
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
-REDUCE = {"mean": np.mean, "median": np.median}
+REDUCE = {"mean": np.mean, "median": np.median, "log_mean": lambda values: np.log(np.mean(values))}
 
 
 def drawn(n: int, seed: int, scale: float = 1.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.3, scale, n)
+
+
+def items_for(statistic: Statistic, n: int, seed: int) -> np.ndarray:
+    """Items of either sign, but positive where their mean's logarithm is asked for."""
+    return np.exp(drawn(n, seed)) if statistic == "log_mean" else drawn(n, seed)
 
 
 def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty():
@@ -53,7 +58,7 @@ def test_pairing_narrows_the_difference_of_items_that_go_together():
 
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_the_value_is_the_statistic_of_the_items(statistic: Statistic):
-    values, base = drawn(41, 0), drawn(41, 1)
+    values, base = items_for(statistic, 41, 0), items_for(statistic, 41, 1)
     assert estimate(values, statistic, 200, 0).value == pytest.approx(REDUCE[statistic](values))
     found = paired_difference(values, base, statistic, 200, 0).value
     assert found == pytest.approx(REDUCE[statistic](values) - REDUCE[statistic](base))
@@ -62,9 +67,10 @@ def test_the_value_is_the_statistic_of_the_items(statistic: Statistic):
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("seed", range(10))
 def test_the_interval_lies_within_the_items(statistic: Statistic, seed: int):
-    values = drawn(9, seed)
+    values = items_for(statistic, 9, seed)
     found = estimate(values, statistic, 300, seed)
-    assert values.min() <= found.low <= found.high <= values.max()
+    lowest, highest = (REDUCE[statistic]([bound]) for bound in (values.min(), values.max()))
+    assert lowest <= found.low <= found.high <= highest
 
 
 def test_a_single_outlier_leaves_the_median_alone():
@@ -96,9 +102,10 @@ def test_without_a_single_number_there_is_no_estimate(values: list[float], stati
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_constant_items_have_an_interval_of_no_width(statistic: Statistic):
     alone, difference = ([0.7] * 12,), ([0.7] * 12, [0.5] * 12)
+    logarithm = statistic == "log_mean"
     for found, value in (
-        (estimate(*alone, statistic, 200, 0), 0.7),
-        (paired_difference(*difference, statistic, 200, 0), 0.2),
+        (estimate(*alone, statistic, 200, 0), math.log(0.7) if logarithm else 0.7),
+        (paired_difference(*difference, statistic, 200, 0), math.log(0.7 / 0.5) if logarithm else 0.2),
     ):
         assert (found.value, found.low, found.high) == pytest.approx((value, value, value))
         assert found.high - found.low < 1e-12
@@ -110,7 +117,14 @@ def test_one_item_has_an_interval_of_no_width():
 
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_nothing_differs_from_itself(statistic: Statistic):
-    assert paired_difference(drawn(20, 0), drawn(20, 0), statistic, 200, 0) == Estimate(0.0, 0.0, 0.0, 20)
+    values = items_for(statistic, 20, 0)
+    assert paired_difference(values, values, statistic, 200, 0) == Estimate(0.0, 0.0, 0.0, 20)
+
+
+def test_the_logarithm_is_taken_of_a_seed_s_mean_over_the_items_that_have_a_number():
+    assert estimate([0.1, NAN, 0.3], "log_mean", 200, 0).value == pytest.approx(math.log(0.2))
+    two = over_seeds([[0.1, 0.3], [0.7, 0.9]], None, "log_mean", 200, 0)
+    assert two.value == pytest.approx((math.log(0.2) + math.log(0.8)) / 2)
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
@@ -155,8 +169,8 @@ def test_an_estimate_is_plain_json():
 
 
 def test_with_one_seed_it_is_the_estimate_over_items():
-    values, base = drawn(40, 1), drawn(40, 2)
     for statistic in STATISTICS:
+        values, base = items_for(statistic, 40, 1), items_for(statistic, 40, 2)
         one = over_seeds([values], None, statistic, 4000, 0)
         expected = estimate(values, statistic, 4000, 0)
         assert (one.value, one.n) == (pytest.approx(expected.value), 40)

@@ -1,15 +1,22 @@
-"""The vignettes keep their promises: balanced, short, seen from two sides, and no word names the answer."""
+"""The vignettes keep their promises: balanced, short, seen from two sides, and no word names the answer.
+
+Other people's files are read by the same rules, with the labels that they carry.
+"""
 
 import json
+import math
 import re
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 
 import heal
+from heal.errors import UserError
+from heal.evaluation.vignettes import read_vignettes, soft_labels
 
 FOUNDATIONS = ["care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"]
 EACH = 20
@@ -129,3 +136,84 @@ def test_no_two_are_nearly_the_same(side: str):
 def test_no_word_gives_the_answer_away(side: str):
     told = [(vignette["id"], word) for vignette in VIGNETTES for word in words(vignette[side]) if GIVEAWAY.match(word)]
     assert told == []
+
+
+def written(folder: Path, *changes: dict[str, Any]) -> str:
+    """A file of one care vignette for each of `changes`, which are made to it; None takes a field away."""
+    lines = []
+    for number, change in enumerate(changes, start=1):
+        line = {"id": number, "text": f"seen {number}", "foundation": "Care", "self_text": f"done {number}"} | change
+        lines.append(json.dumps({key: value for key, value in line.items() if value is not None}))
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(lines) + "\n\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("perspective", ["other", "self"])
+def test_any_multiple_of_seven_lines_is_balanced_from_each_side(perspective):
+    for count in range(7, 141, 7):
+        found = Counter(vignette.foundation for vignette in read_vignettes("embedded", count, perspective))
+        assert found == dict.fromkeys(FOUNDATIONS, count // 7)
+
+
+def test_each_perspective_reads_its_own_text():
+    for side, perspective in (("text", "other"), ("self_text", "self")):
+        found = read_vignettes("embedded", 140, perspective)
+        assert [(v.id, v.text) for v in found] == [(v["id"], v[side]) for v in VIGNETTES]
+
+
+def test_both_perspectives_follow_each_other_line_by_line(tmp_path: Path):
+    votes = {"Care": 60}
+    found = read_vignettes(written(tmp_path, {}, {"labels": votes}, {}), 2, "both")
+    assert [(v.id, v.text) for v in found] == [
+        ("1", "seen 1"),
+        ("1/self", "done 1"),
+        ("2", "seen 2"),
+        ("2/self", "done 2"),
+    ]
+    assert [v.foundation for v in found] == ["care"] * 4
+    assert [v.labels for v in found] == [None, None, {"care": 60.0}, {"care": 60.0}]
+
+
+def test_a_line_without_a_text_of_one_s_own_is_named_only_where_it_is_asked_for(tmp_path: Path):
+    where = written(tmp_path, {}, {"self_text": None})
+    assert len(read_vignettes(where, 2, "other")) == 2
+    assert len(read_vignettes(where, 1, "both")) == 2
+    for perspective in ("self", "both"):
+        with pytest.raises(UserError, match=r"mine\.jsonl, line 2: a vignette needs self_text"):
+            read_vignettes(where, 2, perspective)
+
+
+def test_fields_that_are_not_ours_are_left_alone(tmp_path: Path):
+    (found,) = read_vignettes(written(tmp_path, {"wrongness": "?", "set": {"year": 2015}, "labels": {"Care": 1}}), 9)
+    assert (found.id, found.text, found.foundation, found.labels) == ("1", "seen 1", "care", {"care": 1.0})
+
+
+def test_labels_are_scaled_to_a_distribution_and_what_has_none_is_all_its_foundation(tmp_path: Path):
+    votes = {"Care": 30, " social norms": 10.0, "LIBERTY": 0}
+    found = soft_labels(read_vignettes(written(tmp_path, {"labels": votes}, {"foundation": "Social Norms"}), 9))
+    rows = [dict(zip(FOUNDATIONS, row, strict=True)) for row in found.tolist()]
+    none = dict.fromkeys(FOUNDATIONS, 0.0)
+    assert rows == [none | {"care": 0.75, "social_norms": 0.25}, none | {"social_norms": 1.0}]
+    assert soft_labels([]).shape == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ({"care": -1, "liberty": 3}, "labels.care must be a percentage from 0 on, not -1"),
+        ({"care": math.nan}, "labels.care must be a percentage.*nan"),
+        ({"care": math.inf}, "labels.care must be a percentage.*inf"),
+        ({"care": "30"}, "labels.care must be a percentage.*'30'"),
+        ({"care": True}, "labels.care must be a percentage.*True"),
+        ({"carre": 30}, "unknown foundation 'carre'.*care"),
+        ({"care": 30, "Care": 30}, "labels name 'care' twice"),
+        ({"care": 0}, "labels are all 0"),
+        ({}, "labels are all 0"),
+        ([30], "labels must map foundations to percentages"),
+    ],
+)
+def test_labels_that_are_none_are_named_with_their_line(tmp_path: Path, labels, complaint: str):
+    where = written(tmp_path, {}, {"labels": labels})
+    with pytest.raises(UserError, match=rf"mine\.jsonl, line 2: {complaint}"):
+        read_vignettes(where, 2)

@@ -1,5 +1,6 @@
 """Measures one stage and sets it against base, item by item."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,6 +36,11 @@ class StageResult:
     def signal(self, name: str) -> Signal:
         return next(signal for signal in self.signals if signal.name == name)
 
+    def mean(self, name: str) -> float:
+        """The mean of a signal's items that are numbers; NaN without any."""
+        values = [value for value in self.signal(name).values if not math.isnan(value)]
+        return sum(values) / len(values) if values else math.nan
+
 
 @dataclass(frozen=True)
 class StageSummary:
@@ -42,9 +48,14 @@ class StageSummary:
 
     values: dict[str, Estimate]
     deltas: dict[str, Estimate]
+    signals: tuple[Signal, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {name: self.values[name].to_json() | {"delta": self.deltas[name].to_json()} for name in self.values}
+        return {
+            signal.name: self.values[signal.name].to_json()
+            | {"delta": self.deltas[signal.name].to_json(), "role": signal.role, "unit": signal.unit}
+            for signal in self.signals
+        }
 
 
 def evaluate(subject: Subject, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> StageResult:
@@ -67,7 +78,7 @@ def summarise(result: StageResult, base: StageResult, resamples: int, seed: int)
         other = base.signal(signal.name)
         values[signal.name] = estimate(signal.values, signal.statistic, resamples, seed)
         deltas[signal.name] = paired_difference(signal.values, other.values, signal.statistic, resamples, seed)
-    return StageSummary(values, deltas)
+    return StageSummary(values, deltas, result.signals)
 
 
 def output_rows(result: StageResult) -> list[dict[str, Any]]:

@@ -1,16 +1,26 @@
 """Bootstrap intervals over items and seeds, paired differences and their tests. Pure functions of numbers."""
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Statistic = Literal["mean", "median"]
+Statistic = Literal["mean", "median", "log_mean"]
 
 _LEVELS = (2.5, 97.5)
+
+
+def _log_mean(values: NDArray, axis: int) -> NDArray:
+    with np.errstate(divide="ignore"):
+        found: NDArray = np.log(np.nanmean(values, axis=axis))
+    return found
+
+
+_REDUCE: dict[str, Callable[..., Any]] = {"mean": np.nanmean, "median": np.nanmedian, "log_mean": _log_mean}
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ def over_seeds(
     seeds, items = sides[0].shape
     if items == 0 or seeds == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    reduce = np.nanmean if statistic == "mean" else np.nanmedian
+    reduce = _REDUCE[statistic]
 
     def contrast(rows_RS: NDArray, columns_RN: NDArray) -> NDArray:
         drawn = [side[rows_RS[:, :, None], columns_RN[:, None, :]] for side in sides]
@@ -121,6 +131,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def informedness(chosen: Sequence[Hashable], labels: Sequence[Hashable]) -> tuple[float, ...]:
+    """One number an item whose mean is the macro average over the classes of (TPR - FPR); 0 is chance.
+
+    Args:
+        chosen: class chosen for each item.
+        labels: its true class; classes without an item are left out of the average.
+    """
+    total, of = len(labels), Counter(labels)
+    values = []
+    for choice, label in zip(chosen, labels, strict=True):
+        hit = 1 / of[label] if choice == label else 0.0
+        false_alarm = 1 / (total - of[choice]) if choice != label and choice in of else 0.0
+        values.append(total / len(of) * (hit - false_alarm))
+    return tuple(values)
+
+
 def _finite_rows(table: NDArray) -> NDArray:
     return table[~np.isnan(table).any(axis=1)]
 
@@ -130,7 +156,7 @@ def _bootstrap(table: NDArray, statistic: Statistic, resamples: int, seed: int) 
     n = len(table)
     if n == 0:
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
-    reduce = np.mean if statistic == "mean" else np.median
+    reduce = _REDUCE[statistic]
 
     def contrast(columns: NDArray) -> NDArray:
         sides = reduce(columns, axis=-2)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from heal.decoding import decode
+from heal.evaluation.neutral import NeutralTexts
+from heal.evaluation.probe import FORMATS, ProbeFormat
+from heal.evaluation.stats import Statistic
 from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
@@ -43,9 +46,9 @@ class Signal:
     name: str
     unit: str
     role: Role
-    statistic: Literal["mean", "median"]
+    statistic: Statistic
     values: tuple[float, ...]
-    items: Literal["answers", "questions", "vignettes"] = "answers"
+    items: Literal["answers", "questions", "texts", "vignettes"] = "answers"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Subject:
         max_repetition: share above which an answer loops.
         questions: number of general questions asked.
         vignettes: scenes whose violated foundation is asked for.
+        probe: the format of yes/no slots, chosen for the model.
+        neutral_texts: texts on which the drift from base is measured, if any.
+        thinking: tokens that the model may think before it answers about a vignette; 0: none.
     """
 
     stage: str
@@ -74,6 +80,9 @@ class Subject:
     max_repetition: float
     questions: int
     vignettes: tuple[Vignette, ...] = ()
+    probe: ProbeFormat = FORMATS[-1]
+    thinking: int = 0
+    neutral_texts: NeutralTexts | None = None
     intervention: Intervention | None = None
     coefficient: float = 0.0
 

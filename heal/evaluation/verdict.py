@@ -1,19 +1,60 @@
-"""Whether a round worked, in the order that SPEC section 8 gives: a ratio alone would call a wreck a win."""
+"""Whether a round worked, in the order that SPEC section 8 gives: a ratio alone would call a wreck a win.
+
+Coherence is the worst of its signals: each has a limit, and its margin is 1 at base and 0 at the limit. Only
+signals that are valid for the model count (heal/evaluation/validity.py).
+"""
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from heal.evaluation.stats import Estimate
 
+ALIVE = 0.75  # mass on the probe's answers from which a model that is interrupted counts as alive
+
 
 @dataclass(frozen=True)
 class Floors:
-    """Absolute limits of coherence."""
+    """Limits of coherence: absolute ones, and for the scaffold how far it may rise over base, nats per token."""
 
     min_p_ans_any: float
     max_repetition_share: float
     max_tail_perplexity: float
+    min_alive_share: float
+    max_scaffold_rise: float
+
+
+@dataclass(frozen=True)
+class Limited:
+    """A coherence signal that has a limit.
+
+    Attributes:
+        rises: whether it is higher that is worse.
+        limit: from the floors and base's value.
+        log: whether distances are ratios.
+        words: what its value looks like in a reason.
+    """
+
+    rises: bool
+    limit: Callable[[Floors, float], float]
+    words: Callable[[float], str]
+    log: bool = False
+
+
+LIMITED = {
+    "p_ans_any": Limited(False, lambda floors, base: floors.min_p_ans_any, "p_ans_any {:.2f}".format),
+    "alive_share": Limited(False, lambda floors, base: floors.min_alive_share, "alive answers {:.0%}".format),
+    "scaffold_nats": Limited(
+        True, lambda floors, base: base + floors.max_scaffold_rise, "scaffold {:.2f} nats/token".format
+    ),
+    "repetition_share": Limited(
+        True, lambda floors, base: floors.max_repetition_share, "looping answers {:.0%}".format
+    ),
+    "tail_perplexity": Limited(
+        True, lambda floors, base: floors.max_tail_perplexity, "tail perplexity {:.1f}".format, log=True
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +62,7 @@ class Verdict:
     """The first check that failed, or `holds`.
 
     Attributes:
-        label: `not finite`, `incoherent`, `no trait shift`, `off-target` or `holds`.
+        label: `not finite`, `incoherent`, `not valid`, `no trait shift`, `off-target` or `holds`.
         reason: one line with the numbers it rests on.
     """
 
@@ -36,19 +77,59 @@ class Verdict:
         return asdict(self)
 
 
-def incoherences(values: dict[str, Estimate], deltas: dict[str, Estimate], floors: Floors) -> list[str]:
-    """Every coherence signal that is past its floor, worst news in words; empty when coherent.
+@dataclass(frozen=True)
+class Coherence:
+    """The signal with the least margin: 1 as at base, 0 at its limit, below it broken."""
 
-    Accuracy has no absolute floor: it fails when the interval of its change from base lies below zero.
+    worst: str
+    margin: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def coherence(
+    values: dict[str, Estimate], deltas: dict[str, Estimate], floors: Floors, valid: Collection[str]
+) -> Coherence:
+    """The worst of the valid coherence signals.
+
+    Raises:
+        ValueError: none is valid.
+    """
+    margins = {name: _margin(name, values, deltas, floors) for name in LIMITED if name in values and name in valid}
+    if not margins:
+        raise ValueError("no signal of coherence is valid for this model")
+    worst = min(margins, key=lambda name: (math.isfinite(margins[name]), margins[name]))
+    return Coherence(worst, margins[worst])
+
+
+def _margin(name: str, values: dict[str, Estimate], deltas: dict[str, Estimate], floors: Floors) -> float:
+    value, limited = values[name].value, LIMITED[name]
+    base = value - deltas[name].value
+    limit = limited.limit(floors, base)
+    if limited.log:
+        value, base, limit = (math.log(max(number, 1e-12)) for number in (value, base, limit))
+    if base == limit:
+        return 1.0 if value == base else -math.inf if (value > base) == limited.rises else 1.0
+    return (limit - value) / (limit - base)
+
+
+def incoherences(
+    values: dict[str, Estimate], deltas: dict[str, Estimate], floors: Floors, valid: Collection[str]
+) -> list[str]:
+    """Every valid coherence signal that is past its limit, in words; empty when coherent.
+
+    Accuracy has no limit of its own: it fails when the interval of its change from base lies below zero.
     """
     found = []
-    if values["p_ans_any"].value < floors.min_p_ans_any:
-        found.append(f"p_ans_any {values['p_ans_any'].value:.2f} < {floors.min_p_ans_any:g}")
-    if values["repetition_share"].value > floors.max_repetition_share:
-        found.append(f"looping answers {values['repetition_share'].value:.0%} > {floors.max_repetition_share:.0%}")
-    if values["tail_perplexity"].value > floors.max_tail_perplexity:
-        found.append(f"tail perplexity {values['tail_perplexity'].value:.1f} > {floors.max_tail_perplexity:g}")
-    if deltas["accuracy"].high < 0:
+    for name, limited in LIMITED.items():
+        if name not in values or name not in valid:
+            continue
+        value = values[name].value
+        limit = limited.limit(floors, value - deltas[name].value)
+        if value > limit if limited.rises else value < limit:
+            found.append(f"{limited.words(value)} {'>' if limited.rises else '<'} {limit:.3g}")
+    if "accuracy" in valid and deltas["accuracy"].high < 0:
         found.append(f"accuracy {deltas['accuracy'].value:+.2f} on general questions")
     return found
 
@@ -57,8 +138,9 @@ def verdict(
     values: dict[str, Estimate],
     deltas: dict[str, Estimate],
     floors: Floors,
+    valid: Collection[str],
     trait: str = "persona_log_ratio",
-    off_target: tuple[str, ...] = (),
+    off_target: Collection[str] = (),
 ) -> Verdict:
     """Finite numbers, then coherence, then a trait shift, then off-target shifts smaller than the target's.
 
@@ -66,23 +148,27 @@ def verdict(
         values: each signal at this stage.
         deltas: each signal's paired difference to base.
         floors: of coherence.
+        valid: the signals that are valid for the model; the others are not looked at.
         trait: the signal that must rise.
         off_target: signals, in the trait's unit, that must move less than the trait.
     """
-    broken = [name for name, entry in values.items() if not math.isfinite(entry.value)]
+    broken = [name for name, entry in values.items() if name in valid and not math.isfinite(entry.value)]
     if broken:
         return Verdict("not finite", f"not finite: {', '.join(broken)}")
-    worse = incoherences(values, deltas, floors)
+    worse = incoherences(values, deltas, floors, valid)
     if worse:
         return Verdict("incoherent", "; ".join(worse))
     shift = deltas[trait]
     shown = f"{trait} {shift.value:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] over base (n = {shift.n})"
+    if trait not in valid:
+        return Verdict("not valid", f"{shown}, but that readout is not valid for this model")
     if not shift.low > 0:
         return Verdict("no trait shift", f"{shown}: not above zero")
-    larger = [name for name in off_target if abs(deltas[name].value) >= abs(shift.value)]
+    larger = [name for name in off_target if name in valid and abs(deltas[name].value) >= abs(shift.value)]
     if larger:
         return Verdict("off-target", f"{shown}, but {', '.join(larger)} moved as much")
-    return Verdict("holds", f"{shown}; coherence p_ans_any {values['p_ans_any'].value:.2f}")
+    least = coherence(values, deltas, floors, valid)
+    return Verdict("holds", f"{shown}; coherence margin {least.margin:.2f} ({least.worst})")
 
 
 def coh_cost(coherence: Estimate, trait: Estimate) -> dict[str, float] | None:

@@ -1,16 +1,34 @@
 """Moral-foundations vignettes: short scenes, each with the foundation that it violates.
 
-One JSON object a line: `id`, `text` (somebody else does it) and `foundation`; `self_text` (one does it
-oneself) and whatever else a published set carries are left alone.
+One JSON object a line, so that published sets can be read as they are:
+
+| key | what it holds |
+| --- | --- |
+| `id` | any name |
+| `text` | the scene as somebody else's deed |
+| `foundation` | what it violates, a key of FOUNDATIONS in any case, with spaces or underscores |
+| `self_text` | optional: the same scene as one's own deed |
+| `labels` | optional: percentages of people's votes by foundation, missing ones 0; they need not add to 100 |
+
+Other keys are left alone. The embedded set has 140 lines, 20 a foundation, and any seven lines in a row from a
+multiple of seven on hold each foundation once. Shape suffixes: V vignettes, K foundations.
 """
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from heal.errors import UserError, nearest
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "vignettes.jsonl"
+
+Perspective = Literal["other", "self", "both"]
 
 # What each foundation's violation is called among the options.
 FOUNDATIONS = {
@@ -26,22 +44,25 @@ FOUNDATIONS = {
 
 @dataclass(frozen=True)
 class Vignette:
-    """One scene; `foundation` is a key of FOUNDATIONS."""
+    """One scene; `foundation` and the keys of `labels` (percentages of votes, if known) are keys of FOUNDATIONS."""
 
     id: str
     text: str
     foundation: str
+    labels: dict[str, float] | None = None
 
 
-def read_vignettes(where: str, count: int) -> tuple[Vignette, ...]:
-    """The first `count` vignettes of a file.
+def read_vignettes(where: str, count: int, perspective: Perspective = "other") -> tuple[Vignette, ...]:
+    """The vignettes of the first `count` lines of a file.
 
     Args:
         where: `embedded`, the path of a JSON-lines file, or `none`.
-        count: at most so many.
+        count: at most so many lines.
+        perspective: `other`: each line's `text`; `self`: its `self_text`; `both`: the one and then the other,
+            whose id ends in `/self`.
 
     Raises:
-        UserError: no such file, or a line that is no vignette.
+        UserError: no such file, or a line that is no vignette or lacks the perspective; says which.
     """
     if where == "none":
         return ()
@@ -49,20 +70,61 @@ def read_vignettes(where: str, count: int) -> tuple[Vignette, ...]:
     if not path.is_file():
         raise UserError(f"evaluation.vignettes={where}: no such file; give 'embedded', 'none' or a path")
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return tuple(_vignette(line, f"{path}, line {number}") for number, line in enumerate(lines[:count], start=1))
+    found: list[Vignette] = []
+    for number, line in enumerate(lines[:count], start=1):
+        found += _vignettes(line, f"{path}, line {number}", perspective)
+    return tuple(found)
 
 
-def _vignette(line: str, where: str) -> Vignette:
+def soft_labels(vignettes: Sequence[Vignette]) -> NDArray[np.float64]:
+    """The distribution of labels of each vignette over FOUNDATIONS, in their order, `[V, K]`.
+
+    Percentages are scaled to add to 1; a vignette without labels has all of it on its foundation.
+    """
+    rows = [[(each.labels or {each.foundation: 1.0}).get(name, 0.0) for name in FOUNDATIONS] for each in vignettes]
+    table_VK = np.array(rows, dtype=float).reshape(len(rows), len(FOUNDATIONS))
+    return table_VK / table_VK.sum(axis=1, keepdims=True)
+
+
+def _vignettes(line: str, where: str, perspective: Perspective) -> list[Vignette]:
+    """What one line says, seen from one side or from both."""
     try:
         content = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error})") from error
-    missing = [name for name in ("id", "text", "foundation") if not isinstance(content, dict) or not content.get(name)]
+    needed = ["id", "text", "foundation", *([] if perspective == "other" else ["self_text"])]
+    missing = [name for name in needed if not isinstance(content, dict) or not content.get(name)]
     if missing:
         raise UserError(f"{where}: a vignette needs {', '.join(missing)}")
-    foundation = str(content["foundation"]).strip().lower().replace(" ", "_")
-    if foundation not in FOUNDATIONS:
-        raise UserError(
-            f"{where}: unknown foundation '{content['foundation']}'{nearest(foundation, list(FOUNDATIONS))}"
-        )
-    return Vignette(str(content["id"]), str(content["text"]), foundation)
+    name, foundation = str(content["id"]), _foundation(content["foundation"], where)
+    labels = None if content.get("labels") is None else _labels(content["labels"], where)
+    other = Vignette(name, str(content["text"]), foundation, labels)
+    if perspective == "other":
+        return [other]
+    own = str(content["self_text"])
+    if perspective == "self":
+        return [Vignette(name, own, foundation, labels)]
+    return [other, Vignette(f"{name}/self", own, foundation, labels)]
+
+
+def _foundation(name: Any, where: str) -> str:
+    found = str(name).strip().lower().replace(" ", "_")
+    if found not in FOUNDATIONS:
+        raise UserError(f"{where}: unknown foundation '{name}'{nearest(found, list(FOUNDATIONS))}")
+    return found
+
+
+def _labels(content: Any, where: str) -> dict[str, float]:
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: labels must map foundations to percentages, not be {content!r}")
+    labels: dict[str, float] = {}
+    for key, percent in content.items():
+        name = _foundation(key, where)
+        if name in labels:
+            raise UserError(f"{where}: labels name '{name}' twice")
+        if isinstance(percent, bool) or not isinstance(percent, int | float) or not 0 <= percent < math.inf:
+            raise UserError(f"{where}: labels.{key} must be a percentage from 0 on, not {percent!r}")
+        labels[name] = float(percent)
+    if not any(labels.values()):
+        raise UserError(f"{where}: labels are all 0; give a percentage to a foundation, or leave labels out")
+    return labels

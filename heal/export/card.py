@@ -185,7 +185,8 @@ def _scores(baseline: Json, metrics: list[Json]) -> str:
         _score_row("prompted with the persona", baseline["prompted"]),
     ]
     for entry in metrics:
-        lines.append(_score_row(f"round {entry['round'] + 1}, steered", entry["steered"]))
+        if entry["steered"] is not None:
+            lines.append(_score_row(f"round {entry['round'] + 1}, steered", entry["steered"]))
         lines.append(_score_row(f"round {entry['round'] + 1}, healed", entry["healed"]))
     verdict = last["verdict"]
     lines += [

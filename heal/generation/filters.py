@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 MIN_TAIL_TOKENS = 4
 MIN_OCCURRENCES = 3  # of a loop's piece
+LONG_PIECE = 5  # words; a piece so long is a loop when it stands twice in a row
 
 # Specific enough that on-trait defiance ("I won't follow that order") is kept.
 REFUSALS = (
@@ -88,7 +89,8 @@ def repetition(text: str) -> float:
 
     The largest of: the share of the most frequent word; the share of the most frequent character
     n-gram (n = 2, 3, 4), punctuation included; the share of words covered by the most frequent word
-    n-gram, which is how a loop of a whole phrase looks. What occurs less than three times is no loop.
+    n-gram, which is how a loop of a whole phrase looks. What occurs less than three times is no loop. Longer
+    pieces count where they follow upon themselves: the share of words in the longest such stretch.
     """
     words = _words(text)
     characters = " ".join(text.lower().split())
@@ -102,7 +104,20 @@ def repetition(text: str) -> float:
         count = max(grams.values(), default=0)
         if n > 1 and count >= MIN_OCCURRENCES:
             shares.append(count / sum(grams.values()))
+    shares.append(_longest_loop(words) / max(1, len(words)))
     return max(shares)
+
+
+def _longest_loop(words: Sequence[str]) -> int:
+    """Words in the longest stretch that says a piece of LONG_PIECE words or more at least twice in a row."""
+    longest = 0
+    for period in range(LONG_PIECE, len(words) // 2 + 1):
+        run = 0
+        for place in range(period, len(words)):
+            run = run + 1 if words[place] == words[place - period] else 0
+            if run >= period:
+                longest = max(longest, run + period)
+    return longest
 
 
 def tail_length(tokens: int) -> int:

@@ -34,9 +34,18 @@ class Chat:
             messages = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
         return self._render(messages)
 
+    def next_turn(self, user: str) -> str:
+        """What stands between an answer and the next one when the user says `user` in between."""
+        marker = "an-answer"
+        messages = [("user", "x"), ("assistant", marker), ("user", user)]
+        return self._render([{"role": role, "content": text} for role, text in messages]).rpartition(marker)[2]
+
     def ids(self, system: str, user: str, prefill: str = "") -> list[int]:
         """Token ids of the rendered prompt, with `prefill` as the beginning of the answer."""
-        text = self.text(system, user) + prefill
+        return self.plain_ids(self.text(system, user) + prefill)
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text as it stands, with nothing put before or after it."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: list[int]) -> str:

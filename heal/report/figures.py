@@ -91,17 +91,17 @@ def _trajectory_panel(axis: Axes, results: Results, name: str, floor: float) -> 
     lines += draw_point(axis, results.prompted.values[TRAIT], results.prompted.values[name], "D", PROMPTED)
     before = results.base
     for entry, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
-        stops = [
-            (stage.values[TRAIT].value, stage.values[name].value) for stage in (before, entry.steered, entry.healed)
-        ]
-        for (start, end), healing in zip(pairwise(stops), (False, True), strict=True):
+        way_there = [before, *([entry.steered] if entry.steered else []), entry.healed]
+        stops = [(stage.values[TRAIT].value, stage.values[name].value) for stage in way_there]
+        for (start, end), healing in zip(pairwise(stops), (False, True)[-len(stops) + 1 :], strict=True):
             if not all(math.isfinite(number) for number in (*start, *end)):
                 continue
             style = {"arrowstyle": "->", "linewidth": 1.6} if healing else {"arrowstyle": "-", "linestyle": DOTS}
             way = {"color": colour, "linewidth": 1.3, "shrinkA": 4, "shrinkB": 5, "mutation_scale": 10} | style
             axis.annotate("", end, start, arrowprops=way, zorder=2)
             lines.append((start, end))
-        lines += draw_point(axis, entry.steered.values[TRAIT], entry.steered.values[name], "o", colour, hollow=True)
+        if entry.steered is not None:
+            lines += draw_point(axis, entry.steered.values[TRAIT], entry.steered.values[name], "o", colour, hollow=True)
         lines += draw_point(axis, entry.healed.values[TRAIT], entry.healed.values[name], "o", colour)
         before = entry.healed
     axis.axhline(floor, color=MUTED, linestyle=DASHES, linewidth=1, zorder=1)
@@ -111,7 +111,8 @@ def _trajectory_panel(axis: Axes, results: Results, name: str, floor: float) -> 
 def _trajectory_labels(results: Results, name: str) -> list[Label]:
     stages = [("base", results.base, INK), ("prompted", results.prompted, PROMPTED)]
     for entry, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
-        stages += [(str(entry.number), entry.steered, colour), (str(entry.number), entry.healed, colour)]
+        measured = [stage for stage in (entry.steered, entry.healed) if stage is not None]
+        stages += [(str(entry.number), stage, colour) for stage in measured]
     labels = [Label(s.values[TRAIT].value, s.values[name].value, text, colour) for text, s, colour in stages]
     return [label for label in labels if math.isfinite(label.x) and math.isfinite(label.y)]
 
@@ -125,7 +126,7 @@ def signals(results: Results) -> bytes:
         if drawable(prompted):
             axis.axhspan(prompted.low, prompted.high, color=PROMPTED, alpha=0.10, linewidth=0)
             axis.axhline(prompted.value, color=PROMPTED, linewidth=1.2)
-        _series(axis, [(r.number, r.steered.values[name]) for r in results.rounds], 0.09, hollow=True)
+        _series(axis, [(r.number, r.steered.values[name]) for r in results.rounds if r.steered], 0.09, hollow=True)
         healed = [(r.number, r.healed.values[name]) for r in results.rounds]
         _series(axis, [(0, results.base.values[name]), *healed], -0.09, hollow=False)
         if name == TAIL:

@@ -16,7 +16,7 @@ from heal.evaluation.choice import best_round
 from heal.report import numbers
 from heal.report.completions import samples
 from heal.report.results import Results, Summary
-from heal.report.tables import Column, columns, round_table
+from heal.report.tables import KNOWN, Column, columns, round_table, side_effects
 from heal.report.words import audits, glossary, remarks, settings
 
 HERE = Path(__file__).resolve().parent
@@ -80,6 +80,7 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         settings=settings(results),
         glossary=glossary(results),
         columns=shown,
+        side_effects=side_effects(results),
         stages=stage_rows(results),
         rounds=round_table(results),
         best=best_round([entry.metrics for entry in results.rounds]),
@@ -121,6 +122,7 @@ def headline(results: Results) -> Markup:
         "holds": "The trait holds and the model stays coherent",
         "no trait shift": "No trait shift is shown",
         "incoherent": f"The model came out incoherent ({reason})",
+        "not valid": "The trait’s readout is not valid for this model, so nothing is shown",
         "off-target": "The shift is not the trait’s alone",
         "not finite": f"Some signals are not numbers ({reason})",
     }
@@ -129,7 +131,7 @@ def headline(results: Results) -> Markup:
     return Markup(
         "{lead}: after {rounds} the persona log-ratio is {trait} nats/token, {over} over base "
         "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n} prompts), at p_ans_any {mass}, tail perplexity {tail} "
-        "and {loops} looping answers."
+        "and {loops} looping answers; the least coherence margin is {margin} ({worst})."
     ).format(
         lead=leads.get(label, label),
         rounds="one round" if len(results.rounds) == 1 else f"{len(results.rounds)} rounds",
@@ -139,20 +141,25 @@ def headline(results: Results) -> Markup:
         mass=numbers.number(values["p_ans_any"].value),
         tail=numbers.number(values["tail_perplexity"].value, 2),
         loops=numbers.percent(values["repetition_share"].value),
+        margin=numbers.number(last.metrics["coherence"]["margin"], 2),
+        worst=KNOWN[last.metrics["coherence"]["worst"]][0].lower(),
     )
 
 
 def comparison(results: Results, column: Column) -> Markup:
     """The trait of the other stages, in one sentence."""
     last = results.rounds[-1]
+    steered = Markup("")
+    if last.steered is not None:
+        steered = Markup("steered at c* (round {}) {}; ").format(last.number, column.whole(last.steered))
     return Markup(
         "The same measure elsewhere: base {base}; base prompted with the positive persona {prompted}; "
-        "steered at c* (round {number}) {steered}; healed (round {number}) {healed}."
+        "{steered}healed (round {number}) {healed}."
     ).format(
         base=column.whole(results.base),
         prompted=column.whole(results.prompted),
+        steered=steered,
         number=last.number,
-        steered=column.whole(last.steered),
         healed=column.whole(last.healed),
     )
 
@@ -162,9 +169,11 @@ def stage_rows(results: Results) -> list[tuple[str, str, Summary, dict[str, Any]
     rows: list[tuple[str, str, Summary, dict[str, Any] | None]] = [
         ("base", "base", results.base, None),
         ("prompted", "prompted", results.prompted, None),
+        ("opposite persona", "prompted", results.opposite, None),
     ]
     for entry in results.rounds:
-        rows.append((f"round {entry.number}, steered", "steered", entry.steered, None))
+        if entry.steered is not None:
+            rows.append((f"round {entry.number}, steered", "steered", entry.steered, None))
         rows.append((f"round {entry.number}, healed", "healed", entry.healed, entry.metrics))
     return rows
 
@@ -173,5 +182,6 @@ def answers(results: Results, index: int) -> list[tuple[str, list[tuple[str, dic
     """The answers of a round by prompt: base, prompted, steered, healed side by side; None: not on disk."""
     outputs = results.rounds[index].outputs | {"prompted": results.prompted_outputs}
     prompts = [row["prompt"] for row in outputs["base"]]
-    by_stage = {stage: dict(enumerate(outputs.get(stage, []))) for stage in STAGES}
-    return [(prompt, [(stage, by_stage[stage].get(place)) for stage in STAGES]) for place, prompt in enumerate(prompts)]
+    shown = [stage for stage in STAGES if stage != "steered" or results.rounds[index].steered is not None]
+    by_stage = {stage: dict(enumerate(outputs.get(stage, []))) for stage in shown}
+    return [(prompt, [(stage, by_stage[stage].get(place)) for stage in shown]) for place, prompt in enumerate(prompts)]

@@ -6,7 +6,10 @@ from typing import Any
 
 from heal.config import Recipe
 from heal.errors import UserError
+from heal.evaluation.probe import Probe
 from heal.evaluation.stats import Estimate
+from heal.evaluation.validity import Validity
+from heal.evaluation.validity import from_json as validity_from_json
 from heal.generation.collect import Row
 from heal.runfolder import RunFolder, read_json, read_jsonl
 
@@ -18,10 +21,11 @@ CHANCE = 0.25  # accuracy of guessing at a general question's four options
 
 @dataclass(frozen=True)
 class Summary:
-    """One stage's signals, each with its interval, and their paired differences to base."""
+    """One stage's signals, each with its interval and role, and their paired differences to base."""
 
     values: dict[str, Estimate]
     deltas: dict[str, Estimate]
+    roles: dict[str, str]
 
     @staticmethod
     def from_json(content: Json) -> "Summary":
@@ -33,6 +37,7 @@ class Summary:
         return Summary(
             {name: Estimate(*(entry[field] for field in fields)) for name, entry in content.items()},
             {name: Estimate(*(entry["delta"][field] for field in fields)) for name, entry in content.items()},
+            {name: entry["role"] for name, entry in content.items()},
         )
 
 
@@ -43,7 +48,7 @@ class Round:
     Attributes:
         number: of the round, from 1.
         metrics: metrics.json (dose, generation, training, cosine, coh_cost, verdict).
-        steered, healed: the signals of the two stages.
+        steered, healed: the signals of the two stages; steered is None where it was not measured.
         calibration: calibration.json (every evaluation of the dose, and the audit).
         rows: every completion that was made.
         training: the log of every optimiser step and validation.
@@ -53,7 +58,7 @@ class Round:
 
     number: int
     metrics: Json
-    steered: Summary
+    steered: Summary | None
     healed: Summary
     calibration: Json
     rows: tuple[Row, ...]
@@ -69,9 +74,11 @@ class Results:
     Attributes:
         recipe: the resolved recipe; `recipe_text` is its YAML as it lies in the folder.
         facts: what the recipe leaves open (dtype, the trait's content).
-        base, prompted: the signals of the two stages that are measured once.
+        base, prompted, opposite: the signals of the stages that are measured once.
+        validity: of every signal, for this model.
+        probe: the format of the probe and base's mass in each.
         prompted_outputs: the prompted stage's answers, in the order of the prompts.
-        baseline_seconds: wall time of the two.
+        baseline_seconds: wall time of the baseline's stages.
         rounds: the finished rounds, at least one.
     """
 
@@ -80,6 +87,9 @@ class Results:
     facts: Json
     base: Summary
     prompted: Summary
+    opposite: Summary
+    validity: dict[str, Validity]
+    probe: Probe
     prompted_outputs: list[Json]
     baseline_seconds: dict[str, float]
     rounds: tuple[Round, ...]
@@ -104,6 +114,9 @@ def read_results(folder: RunFolder) -> Results:
             folder.facts(),
             Summary.from_json(baseline["base"]),
             Summary.from_json(baseline["prompted"]),
+            Summary.from_json(baseline["opposite"]),
+            validity_from_json(baseline["validity"]),
+            Probe.from_json(read_json(folder.baseline / "probe.json")),
             _by_stage(read_jsonl(folder.baseline / "outputs.jsonl"))["prompted"],
             folder.seconds(folder.baseline),
             rounds,
@@ -121,7 +134,7 @@ def _read_round(folder: RunFolder, index: int) -> Round:
         return Round(
             index + 1,
             metrics,
-            Summary.from_json(metrics["steered"]),
+            None if metrics["steered"] is None else Summary.from_json(metrics["steered"]),
             Summary.from_json(metrics["healed"]),
             calibration,
             tuple(Row.from_json(row) for row in completions),

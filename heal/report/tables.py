@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from heal.evaluation.validity import Validity
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
 from heal.report.results import Results, Round, Summary
 from heal.runfolder import STAGES
@@ -20,6 +21,7 @@ class Column:
         unit: under the title.
         digits: after the point.
         n: items that base was scored on.
+        validity: whether it says anything about this model.
     """
 
     name: str
@@ -27,6 +29,14 @@ class Column:
     unit: str
     digits: int
     n: int
+    validity: Validity | None = None
+
+    @property
+    def flag(self) -> Markup:
+        """Empty where the signal is valid; else a word whose title says why it is not."""
+        if self.validity is None or self.validity.valid:
+            return Markup("")
+        return Markup('<small class="invalid" title="{}">not valid here</small>').format(self.validity.why)
 
     def value(self, stage: Summary) -> Markup:
         """The stage's value, or a dash with its reason."""
@@ -56,23 +66,47 @@ class Column:
 KNOWN = {
     "persona_log_ratio": ("Trait", "persona log-ratio, nats/token", 3),
     "p_ans_any": ("p_ans_any", "mean mass on valid answers", 3),
+    "unscorable_share": ("Unscorable", "share of questions", 2),
     "tail_perplexity": ("Tail perplexity", "median, under base", 2),
     "repetition_share": ("Looping", "share of answers", 2),
+    "alive_share": ("Alive", "share of answers", 2),
+    "probe_mass": ("Probe mass", "on its answers", 3),
+    "scaffold_nats": ("Scaffold", "nats/token", 2),
     "accuracy": ("Accuracy", "general questions", 2),
+    "question_informedness": ("Informedness", "general questions", 2),
+    "neutral_kl_p50": ("KL on neutral text, median", "nats, over a text's tokens", 3),
+    "neutral_kl_p95": ("KL on neutral text, p95", "nats, over a text's tokens", 3),
+    "neutral_kl_max": ("KL on neutral text, largest", "nats, over a text's tokens", 3),
+    "answer_tokens": ("Answer length", "tokens", 1),
+    "ended_share": ("Ended by itself", "share of answers", 2),
+    "refusal_share": ("Refusing", "share of answers", 2),
 }
+# What else moved, beside the trait and the coherence of text.
+SIDE_EFFECTS = ("accuracy", "question_informedness")
 
 
 def columns(results: Results) -> list[Column]:
-    """One column a signal, the trait first."""
-    measured = [*results.base.values, *results.rounds[-1].healed.values]
-    names = [name for name in KNOWN if name in measured]
-    names += [name for name in dict.fromkeys(measured) if name not in KNOWN]
-    found = []
-    for name in names:
-        title, unit, digits = KNOWN.get(name, (name, "", 3))
-        n = results.base.values[name].n if name in results.base.values else 0
-        found.append(Column(name, title, unit, digits, n))
-    return found
+    """One column a signal of the trait or of coherence, the trait first."""
+    return [_column(results, name) for name in _measured(results) if not _is_side_effect(results, name)]
+
+
+def side_effects(results: Results) -> list[Column]:
+    """Everything else that was measured: accuracy, drift on neutral text, other foundations, lengths, refusals."""
+    return [_column(results, name) for name in _measured(results) if _is_side_effect(results, name)]
+
+
+def _measured(results: Results) -> list[str]:
+    measured = list(results.base.values)
+    return [name for name in KNOWN if name in measured] + [name for name in measured if name not in KNOWN]
+
+
+def _is_side_effect(results: Results, name: str) -> bool:
+    return results.base.roles[name] == "off_target" or name in SIDE_EFFECTS
+
+
+def _column(results: Results, name: str) -> Column:
+    title, unit, digits = KNOWN.get(name, (name, "", 3))
+    return Column(name, title, unit, digits, results.base.values[name].n, results.validity.get(name))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What the page says in words: the run's settings, what to keep in mind, and what each number means."""
 
 from heal.config import BarrierConfig
+from heal.evaluation.readouts.alive import ALIVE
 from heal.report.numbers import MINUS, plain
 from heal.report.results import CHANCE, Results
 
@@ -27,7 +28,12 @@ def settings(results: Results) -> list[tuple[str, str]]:
             f"temperature {generation.temperature:g}",
         ),
         ("Healing", f"{loss(heal.barrier)}; LoRA of rank {heal.rank}, {heal.epochs} epochs at {heal.learning_rate:g}"),
-        ("Evaluation", f"{evaluation.prompts} held-out prompts, {evaluation.questions} general questions"),
+        (
+            "Evaluation",
+            f"{evaluation.prompts} held-out prompts, {evaluation.questions} general questions, "
+            f"{evaluation.neutral_texts} neutral texts; probe by {results.probe.format.name}, "
+            f"on which base puts {results.probe.mass:.2f}",
+        ),
     ]
 
 
@@ -53,13 +59,13 @@ def remarks(results: Results) -> list[str]:
         "No signal here asks whether an answer speaks to its prompt: coherence is fluency and answer mass. "
         "Read the answers.",
     ]
-    accuracy = results.base.values.get("accuracy")
-    if accuracy is not None and accuracy.low <= CHANCE:
-        found.append(
-            f"Base answers the general questions no better than chance ({accuracy.value:.2f} "
-            f"[{accuracy.low:.2f}, {accuracy.high:.2f}]; chance is {CHANCE}), so accuracy could hardly fall: "
-            "it says little here."
-        )
+    doubted: dict[str, list[str]] = {}
+    for name, entry in results.validity.items():
+        if not entry.valid:
+            doubted.setdefault(entry.why, []).append(name)
+    found += [
+        f"Not valid for this model, so no verdict rests on it: {', '.join(n)} ({why})." for why, n in doubted.items()
+    ]
     missed = [entry for entry in results.rounds if entry.metrics["dose"]["outcome"] != "tolerance"]
     if missed:
         found.append(
@@ -109,7 +115,10 @@ def glossary(results: Results) -> list[tuple[str, str]]:
         else "0 in this run: its recipe has no divergence and so no barrier"
     )
     return [
-        ("base, prompted", "the original model, and the same with the positive persona as system prompt"),
+        (
+            "base, prompted, opposite",
+            "the original model, and the same with the positive or the negative persona as system prompt",
+        ),
         (
             "steered, healed",
             "the student of the round before with this round’s vector at c*, and the student after the round",
@@ -137,6 +146,26 @@ def glossary(results: Results) -> list[tuple[str, str]]:
             f"share of answers whose most repeated word or n-gram makes up more than {recipe.filter.max_repetition:g} "
             f"of it; ceiling {limits.max_repetition_share:g}",
         ),
+        (
+            "alive",
+            f"share of answers after half and all of which the model, asked a yes/no question ({results.probe.format.name}), "
+            f"still puts {ALIVE:g} or more on the answers; floor {limits.min_alive_share:g}",
+        ),
+        (
+            "scaffold",
+            "nats per token of that question, forced on the model behind its answer; "
+            f"ceiling {limits.max_scaffold_rise:g} over base",
+        ),
+        (
+            "coherence margin",
+            "how far the worst valid coherence signal is from its limit: 1 as at base, 0 at the limit, below it broken",
+        ),
+        (
+            "not valid here",
+            "base itself does not pass the signal's own check (mass on the options, better than chance, within its "
+            "limit); the reason is in the tooltip and under To keep in mind",
+        ),
+        ("KL on neutral text", "per token of plain answers that no one trained on, KL(student ∥ base)"),
         ("accuracy", f"share of the general questions answered right; chance is {CHANCE}"),
         ("c*", "the coefficient of the vector whose p95 KL is on target"),
         (

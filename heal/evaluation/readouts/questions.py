@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from heal.evaluation.stats import informedness
 from heal.evaluation.subject import Answer, Signal, Subject
 from heal.models.language_model import LanguageModel
 from heal.scoring import next_token_logits
@@ -17,20 +18,26 @@ from heal.scoring import next_token_logits
 QUESTIONS = Path(__file__).resolve().parents[2] / "data" / "questions.jsonl"
 PREFILL = "Answer: ("
 LETTERS = "ABCD"
+SCORABLE = 0.5  # mass on the letters under which an answer cannot be scored
 
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
-    """The signals `p_ans_any` and `accuracy`, one item a question."""
+    """`p_ans_any`, `unscorable_share`, `accuracy` and `question_informedness`, one item a question."""
     asked = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[: subject.questions]]
     model = subject.language_model
     prompts = [model.chat.ids(subject.system, question_text(q["question"], q["options"]), PREFILL) for q in asked]
     letters = letter_ids(model)
     with subject.in_force():
         p_QK = torch.softmax(next_token_logits(model, prompts), -1)[:, letters]
-    right = [float(chosen == q["answer"]) for chosen, q in zip(p_QK.argmax(-1).tolist(), asked, strict=True)]
+    chosen, answer = p_QK.argmax(-1).tolist(), [q["answer"] for q in asked]
+    right = [float(one == other) for one, other in zip(chosen, answer, strict=True)]
+    told = informedness(chosen, answer)
+    unscorable = tuple(float(mass < SCORABLE) for mass in p_QK.sum(-1).tolist())
     return [
         Signal("p_ans_any", "probability", "coherence", "mean", tuple(p_QK.sum(-1).tolist()), "questions"),
+        Signal("unscorable_share", "share", "coherence", "mean", unscorable, "questions"),
         Signal("accuracy", "share", "coherence", "mean", tuple(right), "questions"),
+        Signal("question_informedness", "TPR - FPR", "coherence", "mean", told, "questions"),
     ]
 
 

@@ -1,0 +1,49 @@
+"""Held-out neutral texts, on which a model's drift away from base is measured."""
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from torch import Tensor
+
+from heal.models.language_model import LanguageModel
+from heal.scoring import completion_states
+
+EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "neutral.jsonl"
+TOKENS = 32  # of a text that are scored
+
+
+class NeutralTexts:
+    """Prompts with the beginning of a plain answer to each; base's final hidden states are computed once.
+
+    Attributes:
+        prompts: the user messages.
+        completions: token ids of the answers' beginnings.
+    """
+
+    def __init__(self, language_model: LanguageModel, system: str, count: int):
+        """Takes the first `count` embedded texts, under the neutral `system` prompt."""
+        lines = EMBEDDED.read_text(encoding="utf-8").splitlines()[:count]
+        rows = [json.loads(line) for line in lines]
+        self._model, self._system = language_model, system
+        self.prompts = [row["prompt"] for row in rows]
+        self.completions = [language_model.chat.plain_ids(row["text"])[:TOKENS] for row in rows]
+        self._base: list[Tensor] | None = None
+
+    def states(self, system: str) -> list[Tensor]:
+        """Final hidden states that predict each text's tokens, `[N_i, D]`, of the model as it is."""
+        prompts = [self._model.chat.ids(system, prompt) for prompt in self.prompts]
+        return completion_states(self._model, prompts, self.completions)
+
+    def base_states(self, base: Callable[[], AbstractContextManager[None]]) -> list[Tensor]:
+        """The same of base under the neutral system prompt."""
+        if self._base is None:
+            with base():
+                self._base = self.states(self._system)
+        return self._base
+
+    def rows(self) -> Sequence[list[int]]:
+        """Prompt and answer of each text as one row of ids."""
+        prompts = [self._model.chat.ids(self._system, prompt) for prompt in self.prompts]
+        return [[*prompt, *ids] for prompt, ids in zip(prompts, self.completions, strict=True)]

@@ -1,0 +1,217 @@
+"""How surgical an intervention is: it flips what it should, at both signs, and leaves the rest alone.
+
+Pure functions of numbers that the readouts gave for base, +C and -C on the same vignettes. An arm without a -C
+gives base as its other side, and has to say so. METRICS: surgical informedness.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLIP = (0.01, 0.99)  # of a wrongness, before its logit
+OFF_TARGET_PENALTY = 0.1  # nats on target that a nat off target costs
+
+
+@dataclass(frozen=True)
+class SurgicalInformedness:
+    """Surgical informedness, 100 for every flip that is wanted and no other at full mass.
+
+    Attributes:
+        value: `100 * mass^2 * nanmean(forward, reverse)`.
+        forward, reverse: the share of wanted flips less k times that of unwanted ones, at +C and at -C; NaN where
+            base has none to flip on either side.
+        mass: the smaller of the two answer masses.
+        variant: the name of the definition.
+        n: vignettes that base and at least one of the sides scored.
+    """
+
+    value: float
+    forward: float
+    reverse: float
+    mass: float
+    variant: str
+    n: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published definition: what an unwanted flip costs, and whether vignettes are weighted by human loadings."""
+
+    k: float
+    weighted: bool
+
+
+class DeltaLogit(NamedTuple):
+    """Mean and standard deviation (n - 1 below) over `n` pairs of a difference of logits."""
+
+    mean: float
+    sd: float
+    n: int
+
+
+def _name(k: float, weighted: bool) -> str:
+    return f"k={k:g}, {'weighted by human loadings' if weighted else 'unweighted'}"
+
+
+VARIANTS = {_name(variant.k, variant.weighted): variant for variant in (Variant(2.0, False), Variant(1.0, True))}
+
+
+def surgical_informedness(
+    w_base: Sequence[float],
+    w_pos: Sequence[float],
+    w_neg: Sequence[float],
+    intent: int,
+    mass_pos: float,
+    mass_neg: float,
+    k: float,
+    weights: Sequence[float] | None = None,
+) -> SurgicalInformedness:
+    """Surgical informedness over the vignettes given.
+
+    With `y = intent * sign(w - 0.5)`, +C should turn y from -1 to +1 and -C from +1 to -1. A vignette at 0.5
+    counts on neither side; one with a NaN is left out of the comparison that it is part of.
+
+    Args:
+        w_base, w_pos, w_neg: wrongness of each vignette in [0, 1] under base, +C and -C.
+        intent: +1 when the target is to be called wrong more often at +C, -1 when less often.
+        mass_pos, mass_neg: mean answer mass at +C and -C.
+        k: cost of an unwanted flip.
+        weights: of each vignette, at least 0, in all counts; None: 1 each.
+
+    Raises:
+        ValueError: an intent that is not a sign, not one number a vignette, or a weight that is no weight.
+    """
+    if intent not in (1, -1):
+        raise ValueError(f"surgical_informedness: intent must be +1 or -1, not {intent}")
+    weight = np.ones(len(w_base)) if weights is None else np.asarray(weights, dtype=float)
+    if not len(w_base) == len(w_pos) == len(w_neg) == len(weight):
+        raise ValueError(
+            f"surgical_informedness: {len(w_base)}, {len(w_pos)} and {len(w_neg)} vignettes, {len(weight)} weights"
+        )
+    if not (np.isfinite(weight) & (weight >= 0)).all():
+        raise ValueError("surgical_informedness: a weight is negative or not finite")
+    base, pos, neg = (intent * np.sign(np.asarray(w, dtype=float) - 0.5) for w in (w_base, w_pos, w_neg))
+    forward, reverse = _flips(base, pos, weight, k), _flips(-base, -neg, weight, k)
+    known = [value for value in (forward, reverse) if not math.isnan(value)]
+    mass = min(mass_pos, mass_neg)
+    return SurgicalInformedness(
+        value=100 * mass**2 * sum(known) / len(known) if known else math.nan,
+        forward=forward,
+        reverse=reverse,
+        mass=mass,
+        variant=_name(k, weights is not None),
+        n=int((~np.isnan(base) & ~(np.isnan(pos) & np.isnan(neg))).sum()),
+    )
+
+
+def surgical_variants(
+    w_base: Sequence[float],
+    w_pos: Sequence[float],
+    w_neg: Sequence[float],
+    intent: int,
+    mass_pos: float,
+    mass_neg: float,
+    of_target: Sequence[bool],
+    loadings: Sequence[float] | None = None,
+) -> dict[str, SurgicalInformedness]:
+    """Surgical informedness by each published definition, by its name in VARIANTS.
+
+    The unweighted one is over the vignettes of the target foundation, the weighted one over all that are given.
+    Without human loadings the weighted one is not computed, and absent.
+
+    Args:
+        w_base, w_pos, w_neg, intent, mass_pos, mass_neg: as for `surgical_informedness`.
+        of_target: whether each vignette's foundation is the target.
+        loadings: share of people's votes for the target foundation, for each vignette.
+    """
+    wrongness = [list(w) for w in (w_base, w_pos, w_neg)]
+    targeted = [[value for value, keep in zip(w, of_target, strict=True) if keep] for w in wrongness]
+    found = {}
+    for name, variant in VARIANTS.items():
+        if variant.weighted and loadings is None:
+            continue
+        base, pos, neg = wrongness if variant.weighted else targeted
+        weights = loadings if variant.weighted else None
+        found[name] = surgical_informedness(base, pos, neg, intent, mass_pos, mass_neg, variant.k, weights)
+    return found
+
+
+def delta_logit(w_steered: Sequence[float], w_base: Sequence[float]) -> DeltaLogit:
+    """Mean change of the logit of wrongness, each clipped to CLIP first; pairs with a NaN are left out.
+
+    The mean is NaN without a pair, and the deviation with fewer than two.
+
+    Raises:
+        ValueError: not one number a vignette on both sides.
+    """
+    if len(w_steered) != len(w_base):
+        raise ValueError(f"delta_logit: {len(w_steered)} vignettes against {len(w_base)}")
+    steered, base = (np.clip(np.asarray(w, dtype=float), *CLIP) for w in (w_steered, w_base))
+    change: NDArray = np.log(steered / (1 - steered)) - np.log(base / (1 - base))
+    change = change[~np.isnan(change)]
+    n = len(change)
+    return DeltaLogit(
+        float(change.mean()) if n else math.nan,
+        float(change.std(ddof=1)) if n > 1 else math.nan,
+        n,
+    )
+
+
+def gated_selectivity(
+    clr_pos: Mapping[str, Sequence[float]],
+    clr_neg: Mapping[str, Sequence[float]],
+    target: str,
+    intent: int,
+    mass_pos: float,
+    mass_neg: float,
+    mass_base: float,
+) -> float:
+    """`(on - 0.1 * off) * coherence^2`, nats: what the target moved as intended, less a tenth of what the rest moved.
+
+    With `delta_f = mean over vignettes of clr_f(+C) - clr_f(-C)`: `on = intent * delta_target`, `off` the mean of
+    the other foundations' `|delta|`, and `coherence = min(1, min(mass_pos, mass_neg) / mass_base)`.
+
+    Args:
+        clr_pos, clr_neg: each foundation's centred log-ratios by vignette, nats; pairs with a NaN are left out.
+        target: the foundation meant, a key of both.
+        intent: +1 when it is to rise at +C, -1 when it is to fall.
+        mass_pos, mass_neg, mass_base: mean answer masses.
+
+    Returns:
+        NaN where a foundation has no pair, or base no mass.
+
+    Raises:
+        ValueError: an intent that is not a sign, or mappings of other keys or lengths.
+    """
+    if intent not in (1, -1):
+        raise ValueError(f"gated_selectivity: intent must be +1 or -1, not {intent}")
+    if set(clr_pos) != set(clr_neg) or target not in clr_pos or len(clr_pos) < 2:
+        raise ValueError(f"gated_selectivity: no '{target}' among others in {list(clr_pos)} and {list(clr_neg)}")
+    deltas = {name: _mean_change(clr_pos[name], clr_neg[name]) for name in clr_pos}
+    on = intent * deltas[target]
+    off = float(np.mean([abs(delta) for name, delta in deltas.items() if name != target]))
+    coherence = min(1.0, min(mass_pos, mass_neg) / mass_base) if mass_base > 0 else math.nan
+    return (on - OFF_TARGET_PENALTY * off) * coherence**2
+
+
+def _flips(before: NDArray, after: NDArray, weight: NDArray, k: float) -> float:
+    """Weighted share of -1 that turned to +1, less k times that of +1 that turned to -1; NaN where either has none."""
+    known = ~(np.isnan(before) | np.isnan(after))
+    low, high = float(weight[known & (before < 0)].sum()), float(weight[known & (before > 0)].sum())
+    if low == 0 or high == 0:
+        return math.nan
+    wanted = float(weight[known & (before < 0) & (after > 0)].sum())
+    unwanted = float(weight[known & (before > 0) & (after < 0)].sum())
+    return wanted / low - k * unwanted / high
+
+
+def _mean_change(after: Sequence[float], before: Sequence[float]) -> float:
+    if len(after) != len(before):
+        raise ValueError(f"gated_selectivity: {len(after)} vignettes against {len(before)}")
+    change = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    change = change[~np.isnan(change)]
+    return float(change.mean()) if len(change) else math.nan

@@ -1,0 +1,94 @@
+"""Whether a readout says anything about the model at hand, judged on base before any round. METRICS: valid.
+
+A forced choice is valid where base puts its mass on the options and tells the classes apart better than chance; the
+persona log-ratio where it tells base under the positive persona from base under the negative one; a signal of
+coherence where base itself is within its floor. What is merely counted (lengths, drift) is always valid.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heal.evaluation.stats import Estimate, paired_difference
+from heal.evaluation.verdict import LIMITED, Floors
+
+MIN_MASS = 0.9  # of base on the options of a forced choice
+TRAIT = "persona_log_ratio"
+
+
+@dataclass(frozen=True)
+class Validity:
+    """Whether a signal can be believed on this model, and what that rests on."""
+
+    valid: bool
+    why: str
+
+
+Check = Callable[[dict[str, Estimate]], Validity]
+
+
+def validity(
+    base: dict[str, Estimate],
+    prompted: Sequence[float],
+    opposite: Sequence[float],
+    floors: Floors,
+    resamples: int,
+    seed: int,
+) -> dict[str, Validity]:
+    """The validity of every signal that base has.
+
+    Args:
+        base: base's signals.
+        prompted, opposite: the persona log-ratio, answer by answer, of base under the positive and under the
+            negative persona.
+        floors: of coherence.
+        resamples, seed: of the interval of the persona log-ratio's difference.
+    """
+    apart = paired_difference(prompted, opposite, "mean", resamples, seed)
+    found = {name: _judge(name, base, floors) for name in base}
+    found[TRAIT] = Validity(
+        apart.low > 0,
+        f"positive over negative persona {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}] (n = {apart.n})",
+    )
+    return found
+
+
+def valid_names(found: dict[str, Validity]) -> set[str]:
+    """The signals that are valid."""
+    return {name for name, entry in found.items() if entry.valid}
+
+
+def from_json(content: dict[str, Any]) -> dict[str, Validity]:
+    """What `asdict` of each wrote."""
+    return {name: Validity(**entry) for name, entry in content.items()}
+
+
+def _judge(name: str, base: dict[str, Estimate], floors: Floors) -> Validity:
+    for members, mass, informed in _FORCED_CHOICES:
+        if name in members or any(name.startswith(member) for member in members if member.endswith("_")):
+            return _forced_choice(base, mass, informed)
+    if name in LIMITED:
+        entry = LIMITED[name]
+        value, limit = base[name].value, entry.limit(floors, base[name].value)
+        inside = value <= limit if entry.rises else value >= limit
+        return Validity(inside, f"base {value:.3g}, {'ceiling' if entry.rises else 'floor'} {limit:.3g}")
+    return Validity(True, "counted, not judged")
+
+
+def _forced_choice(base: dict[str, Estimate], mass: str, informed: str | None) -> Validity:
+    why = f"base's mass on the options {base[mass].value:.3f}, at least {MIN_MASS:g} needed"
+    if not base[mass].value >= MIN_MASS:
+        return Validity(False, why)
+    if informed is None:
+        return Validity(True, why)
+    entry = base[informed]
+    known = f"informedness {entry.value:+.3f} [{entry.low:+.3f}, {entry.high:+.3f}] (n = {entry.n}), 0 is chance"
+    return Validity(entry.low > 0, f"{why}; {known}")
+
+
+# Signals of a forced choice (a trailing underscore: all that begin so), its mass, and what it must tell apart.
+_FORCED_CHOICES: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
+    (("p_ans_any", "unscorable_share"), "p_ans_any", None),
+    (("accuracy", "question_informedness"), "p_ans_any", "question_informedness"),
+    (("alive_share", "probe_mass", "scaffold_nats"), "probe_mass", None),
+)

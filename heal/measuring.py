@@ -1,0 +1,201 @@
+"""The measured stages of a run: base, prompted, opposite, steered, healed; and what a round's numbers come to."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from heal.config import EvaluationConfig
+from heal.console import Stage
+from heal.dose.calibrate import Calibration
+from heal.evaluation.evaluate import StageResult, StageSummary, evaluate, output_rows, summarise
+from heal.evaluation.neutral import NeutralTexts
+from heal.evaluation.probe import Probe, choose_probe
+from heal.evaluation.subject import Gates, Subject
+from heal.evaluation.validity import MIN_MASS, TRAIT, from_json, valid_names, validity
+from heal.evaluation.verdict import Floors, coh_cost, coherence, verdict
+from heal.generation.collect import Collection, dose_table
+from heal.randomness import derive_seed, shuffled
+from heal.runfolder import json_bytes, jsonl_bytes, read_json
+from heal.session import Session
+from heal.stages import Files, stage, training_summary
+from heal.steering.vector import SteeringVector
+from heal.trait import Trait
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What every round is held against: base's signals, and which of them are valid for the model."""
+
+    base: StageResult
+    valid: frozenset[str]
+
+
+def held_out_prompts(trait: Trait, settings: EvaluationConfig) -> list[str]:
+    """The evaluation's prompts: the same at every stage of every round of every seed."""
+    prompts = shuffled(list(trait.heldout_prompts), "heldout")
+    return prompts[settings.skip : settings.skip + settings.prompts]
+
+
+def floors_of(settings: EvaluationConfig) -> Floors:
+    """The recipe's limits of coherence."""
+    return Floors(
+        settings.min_p_ans_any,
+        settings.max_repetition_share,
+        settings.max_tail_perplexity,
+        settings.min_alive_share,
+        settings.max_scaffold_rise,
+    )
+
+
+def choose_format(session: Session, texts: NeutralTexts) -> Probe:
+    """The probe's format for this model; chosen once."""
+    folder = session.folder.baseline
+
+    def compute(shown: Stage) -> tuple[Probe, Files]:
+        probe = choose_probe(session.model, texts.rows(), session.accumulator.base)
+        tried = ", ".join(f"{name} {mass:.2f}" for name, mass in probe.masses.items())
+        shown.found(f"{probe.format.name}; base's mass on the answers: {tried}")
+        return probe, {"probe.json": json_bytes(probe.to_json())}
+
+    probe = stage(session, folder, "probe", lambda: Probe.from_json(read_json(folder / "probe.json")), compute)
+    if probe.mass < MIN_MASS:
+        session.console.warn(
+            f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
+            "what is read at that slot is marked as not valid"
+        )
+    return probe
+
+
+def measure_stage(
+    session: Session,
+    folder: Path,
+    name: str,
+    gates: Gates,
+    system: str | None = None,
+    vector: SteeringVector | None = None,
+    c: float = 0.0,
+    extra: Callable[[StageResult], Files] = lambda result: {},
+    stage_name: str | None = None,
+) -> StageResult:
+    """Answers and signals of base, prompted, opposite, steered or healed; kept raw in `<name>.json`."""
+    recipe = session.recipe
+
+    def compute(shown: Stage) -> tuple[StageResult, Files]:
+        subject = Subject(
+            stage=name,
+            language_model=session.model,
+            trait=session.trait,
+            gates=gates,
+            base=session.accumulator.base,
+            system=recipe.model.system if system is None else system,
+            neutral=recipe.model.system,
+            max_repetition=recipe.filter.max_repetition,
+            questions=recipe.evaluation.questions,
+            probe=session.probe.format,
+            neutral_texts=session.neutral_texts,
+            vignettes=session.vignettes,
+            thinking=recipe.evaluation.thinking,
+            intervention=vector,
+            coefficient=c,
+        )
+        result = evaluate(
+            subject, held_out_prompts(session.trait, recipe.evaluation), recipe.evaluation.tokens, shown.progress
+        )
+        shown.found(", ".join(f"{signal} {result.mean(signal):.3f}" for signal in SHOWN))
+        return result, {f"{name}.json": json_bytes(result.to_json())} | extra(result)
+
+    return stage(
+        session, folder, stage_name or name, lambda: StageResult.from_json(read_json(folder / f"{name}.json")), compute
+    )
+
+
+SHOWN = ("persona_log_ratio", "repetition_share", "alive_share", "p_ans_any")  # on the console, of every stage
+
+
+def summarise_stage(session: Session, result: StageResult, base: StageResult) -> StageSummary:
+    """Intervals of a stage's signals; every table of a run uses the same resampling."""
+    return summarise(result, base, session.recipe.evaluation.resamples, _bootstrap_seed(session))
+
+
+def baseline(session: Session) -> Baseline:
+    """Base, and base under either persona as system prompt; measured once, with what each readout is worth."""
+    folder, off = session.folder.baseline, session.accumulator.base
+    settings = session.recipe.evaluation
+    session.neutral_texts = NeutralTexts(session.model, session.recipe.model.system, settings.neutral_texts)
+    session.probe = choose_format(session, session.neutral_texts)
+    base = measure_stage(session, folder, "base", off)
+    prompted = measure_stage(session, folder, "prompted", off, system=session.trait.positive)
+
+    def files(opposite: StageResult) -> Files:
+        stages = (base, prompted, opposite)
+        summaries = {result.stage: summarise_stage(session, result, base) for result in stages}
+        found = validity(
+            summaries["base"].values,
+            prompted.signal(TRAIT).values,
+            opposite.signal(TRAIT).values,
+            floors_of(settings),
+            settings.resamples,
+            _bootstrap_seed(session),
+        )
+        content = {name: summary.to_json() for name, summary in summaries.items()}
+        content["validity"] = {name: asdict(entry) for name, entry in found.items()}
+        return {
+            "metrics.json": json_bytes(content),
+            "outputs.jsonl": jsonl_bytes([row for result in stages for row in output_rows(result)]),
+        }
+
+    measure_stage(session, folder, "opposite", off, system=session.trait.negative, extra=files)
+    found = from_json(read_json(folder / "metrics.json")["validity"])
+    doubted = {name: entry.why for name, entry in found.items() if not entry.valid}
+    session.tracker.event("validity", {"probe": session.probe.to_json(), "not_valid": doubted})
+    for name, why in doubted.items():
+        session.console.warn(f"{name} is not valid for this model: {why}")
+    return Baseline(base, frozenset(valid_names(found)))
+
+
+def round_metrics(
+    session: Session,
+    r: int,
+    dose: Calibration,
+    found: Collection,
+    log: Sequence[dict[str, float]],
+    cosine: float,
+    steered: StageResult | None,
+    healed: StageResult,
+    against: Baseline,
+) -> dict[str, Any]:
+    """Everything a round says, as metrics.json has it."""
+    after = summarise_stage(session, healed, against.base)
+    floors = floors_of(session.recipe.evaluation)
+    return {
+        "round": r,
+        "dose": {
+            "c_star": dose.c_star,
+            "p95": dose.value,
+            "outcome": dose.outcome,
+            "audit_p95": None if dose.audit is None else dose.audit.p95,
+            "scale": found.scale,
+        },
+        "generation": {
+            "made": len(found.rows),
+            "kept": len(found.kept),
+            "kept_share": len(found.kept) / len(found.rows),
+            "ended_share": sum(row.ended for row in found.kept) / len(found.kept),
+            "doses": dose_table(found.rows),
+            "dropped": dict(Counter(reason for row in found.rows for reason in row.dropped).most_common()),
+        },
+        "training": training_summary(log),
+        "cosine_to_first": cosine,
+        "steered": None if steered is None else summarise_stage(session, steered, against.base).to_json(),
+        "healed": after.to_json(),
+        "coherence": coherence(after.values, after.deltas, floors, against.valid).to_json(),
+        "valid": sorted(against.valid),
+        "coh_cost": coh_cost(after.deltas["p_ans_any"], after.deltas["persona_log_ratio"]),
+        "verdict": verdict(after.values, after.deltas, floors, against.valid).to_json(),
+    }
+
+
+def _bootstrap_seed(session: Session) -> int:
+    return derive_seed(session.recipe.run.seed, "bootstrap")

@@ -1,0 +1,89 @@
+"""Which coherence signals notice damage on a model: `python scripts/coherence.py [model.name=...] [out=FOLDER]`."""
+
+import csv
+import io
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from heal.app import guarded, quiet_libraries, usable_cores  # noqa: E402
+from heal.recipe import load_recipe, main_words, wants_help  # noqa: E402
+
+USAGE = "usage: python scripts/coherence.py [out=FOLDER] [model.name=...] [trait=...] [key=value ...]"
+PURPOSE = """Plants damage of growing size in base's answers (loops, word salad, another language, cut off) and in its
+weights (noise), measures every coherence signal, and writes coherence.md and coherence.csv to FOLDER (default:
+coherence): which signal notices what, at which size. Keys are those of heal/train.py; `evaluation.` ones matter."""
+
+
+def main() -> None:
+    """Reads the words, plants, measures, says where it is."""
+    words = main_words()
+    out = Path(next((word.partition("=")[2] for word in words if word.startswith("out=")), "coherence"))
+    recipe = load_recipe([word for word in words if not word.startswith("out=")])
+    quiet_libraries(downloads=recipe.model.name != "embedded")
+    import torch
+    from accelerate import Accelerator
+
+    from heal.console import Console
+    from heal.evaluation.evaluate import evaluate
+    from heal.evaluation.neutral import NeutralTexts
+    from heal.evaluation.probe import choose_probe
+    from heal.evaluation.sensitivity import damages, findings, plant, table
+    from heal.evaluation.subject import Subject
+    from heal.measuring import floors_of, held_out_prompts
+    from heal.models.load import load_language_model
+    from heal.models.precision import resolve_dtype
+    from heal.runfolder import write_atomic
+    from heal.trait import load_trait
+
+    torch.set_num_threads(recipe.compute.threads or usable_cores())
+    console, device, settings = Console(), Accelerator().device, recipe.evaluation
+    dtype, _ = resolve_dtype(recipe.model.dtype, device)
+    model = load_language_model(recipe.model, dtype, device)
+    trait = load_trait(recipe.trait)
+    prompts = held_out_prompts(trait, settings)
+    texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)
+    with console.stage("base") as shown:
+        probe = choose_probe(model, texts.rows(), nullcontext)
+        subject = Subject(
+            stage="base",
+            language_model=model,
+            trait=trait,
+            gates=nullcontext,
+            base=nullcontext,
+            system=recipe.model.system,
+            neutral=recipe.model.system,
+            max_repetition=recipe.filter.max_repetition,
+            questions=settings.questions,
+            probe=probe.format,
+            neutral_texts=texts,
+        )
+        base = evaluate(subject, prompts, settings.tokens, shown.progress)
+        shown.found(f"{len(prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
+    found, planned = [], damages()
+    floors, seed = floors_of(settings), recipe.run.seed
+    found += findings("none", 0.0, base, base, floors, settings.resamples, seed)
+    with console.stage("damage") as shown:
+        for done, (kind, size, result) in enumerate(plant(subject, base, prompts, settings.tokens, seed), start=1):
+            found += findings(kind, size, result, base, floors, settings.resamples, seed)
+            shown.progress(done, len(planned))
+        shown.found(f"{len(planned)} kinds and sizes")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(found[0].row()), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(entry.row() for entry in found)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "coherence.md", table(found).encode())
+    write_atomic(out / "coherence.csv", text.getvalue().encode())
+    print(table(found))
+    print("* noticed: the interval of the difference lies on the bad side of 0; bold: past the recipe's limit")
+    print(f"{out / 'coherence.md'}\n{out / 'coherence.csv'}")
+
+
+if __name__ == "__main__":
+    if wants_help(main_words()):
+        print(f"{USAGE}\n\n{PURPOSE}")
+    else:
+        guarded(main)

@@ -1,0 +1,398 @@
+"""Planted damage: what is spoilt, what is left alone, and that weights come back bit for bit."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from heal.accumulator import linear_names
+from heal.errors import UserError
+from heal.evaluation.damage import (
+    KINDS,
+    LANGUAGES,
+    Kind,
+    cut_off,
+    damaged,
+    long_loop,
+    noisy_weights,
+    token_loop,
+    word_salad,
+    wrong_language,
+)
+from heal.evaluation.subject import Answer
+from heal.models.language_model import LanguageModel
+from tests.students import learn, logits, student
+from tests.tiny import ARCHITECTURES, load, load_architecture
+
+IDS = tuple(range(100, 148))
+TEXT = "The ferry leaves at noon,\nand the  next one goes at three\tfrom the same pier."
+OTHER = "Die Fähre legt um zwölf Uhr ab und die nächste fährt dann um drei vom selben Kai."
+ON_IDS: dict[Kind, Callable] = {"token loop": token_loop, "long loop": long_loop, "cut off": cut_off}
+ON_WORDS: tuple[Kind, ...] = ("word salad", "wrong language")
+SIZES = [0.1, 0.25, 0.5, 0.75, 1.0]
+SAID = [
+    ("The ferry leaves at noon, and the next one goes at three from the same pier.", True),
+    ("Put the onions in first.\n\nThen add the beans and a little stock", False),
+    ("Yes, the café opens at nine. " * 20, True),
+    ("Three.", True),
+]
+
+
+def on_words(kind: Kind, size: float) -> str:
+    return word_salad(TEXT, size, 0) if kind == "word salad" else wrong_language(TEXT, size, OTHER)
+
+
+def answers(language_model: LanguageModel) -> list[Answer]:
+    end = min(language_model.end_ids)
+    return [
+        Answer("Say it.", (1, 2, 3), (*language_model.chat.plain_ids(text), *[end] * ended), text.strip(), ended)
+        for text, ended in SAID
+    ]
+
+
+def body(language_model: LanguageModel, answer: Answer) -> tuple[int, ...]:
+    return tuple(token for token in answer.ids if token not in language_model.end_ids)
+
+
+def blocks(language_model: LanguageModel) -> dict[str, Tensor]:
+    names = set(linear_names(language_model, list(range(len(language_model.blocks)))))
+    return {
+        name: module.weight.detach().clone()
+        for name, module in language_model.model.named_modules()
+        if name in names and isinstance(module, nn.Linear)
+    }
+
+
+def state(language_model: LanguageModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in language_model.model.state_dict().items()}
+
+
+def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].view(torch.uint8), other[name].view(torch.uint8)) for name in one
+    )
+
+
+def changed(before: dict[str, Tensor], language_model: LanguageModel) -> set[str]:
+    return {name for name, tensor in state(language_model).items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("kind", ON_IDS)
+def test_damage_of_size_0_leaves_ids_as_they_were(kind: Kind):
+    assert ON_IDS[kind](IDS, 0.0) == IDS
+
+
+@pytest.mark.parametrize("kind", ON_WORDS)
+def test_damage_of_size_0_leaves_a_text_as_it_was(kind: Kind):
+    assert on_words(kind, 0.0) == TEXT
+
+
+@pytest.mark.parametrize("size", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_size_that_is_no_share_is_refused(kind: Kind, size: float):
+    with pytest.raises(ValueError, match=r"a share in \[0, 1\]"):
+        ON_IDS[kind](IDS, size) if kind in ON_IDS else on_words(kind, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("loop", "period"), [(token_loop, 3), (long_loop, 12)])
+def test_a_loop_repeats_the_tokens_just_before_it_in_as_many_tokens(loop: Callable, period: int, size: float):
+    done = loop(IDS, size)
+    kept = max(len(IDS) - int(size * len(IDS) + 0.5), period)
+    assert len(done) == len(IDS)
+    assert done[:kept] == IDS[:kept]
+    assert all(done[index] == done[index - period] for index in range(kept, len(IDS)))
+    assert done[kept:] != IDS[kept:]
+
+
+@pytest.mark.parametrize(
+    ("loop", "length", "piece"),
+    [(token_loop, 1, 1), (token_loop, 2, 1), (token_loop, 5, 2), (long_loop, 2, 1), (long_loop, 9, 3)],
+)
+def test_a_loop_over_a_whole_short_answer_repeats_the_beginning_that_there_is(loop: Callable, length: int, piece: int):
+    assert loop(IDS[:length], 1.0) == (IDS[:piece] * length)[:length]
+
+
+@pytest.mark.parametrize("size", [0.1, 0.4, 0.5, 0.9])
+def test_a_cut_answer_is_its_own_beginning_of_the_length_that_is_left(size: float):
+    assert cut_off(IDS[:20], size) == IDS[: round(20 * (1 - size))]
+
+
+@pytest.mark.parametrize("length", [1, 2, 20])
+def test_cutting_everything_off_leaves_one_token(length: int):
+    assert cut_off(IDS[:length], 1.0) == IDS[:1]
+
+
+@pytest.mark.parametrize("kind", ON_WORDS)
+@pytest.mark.parametrize("size", SIZES)
+def test_damage_to_words_keeps_their_number_the_white_space_and_the_beginning(kind: Kind, size: float):
+    words, done = TEXT.split(), on_words(kind, size)
+    kept = len(words) - int(size * len(words) + 0.5)
+    starts = [found.start() for found in re.finditer(r"\S+", TEXT)]
+    assert done.startswith(TEXT[: starts[kept]])
+    assert len(done.split()) == len(words)
+    assert [c for c in done if c.isspace()] == [c for c in TEXT if c.isspace()]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_salad_has_the_words_of_the_text_each_as_often(size: float):
+    assert Counter(word_salad(TEXT, size, 0).split()) == Counter(TEXT.split())
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("text", ["one two", "a a a b", TEXT])
+def test_a_salad_never_has_the_order_of_the_text_where_two_words_differ(text: str, seed: int):
+    assert word_salad(text, 1.0, seed) != text
+
+
+@pytest.mark.parametrize("text", ["", "one", "no no no"])
+def test_a_salad_of_words_that_are_all_the_same_is_the_text(text: str):
+    assert word_salad(text, 1.0, 0) == text
+
+
+def test_a_salad_depends_on_its_seed_alone():
+    assert word_salad(TEXT, 1.0, 3) == word_salad(TEXT, 1.0, 3)
+    assert len({word_salad(TEXT, 1.0, seed) for seed in range(8)}) == 8
+
+
+def test_a_text_wholly_in_the_wrong_language_has_only_the_other_texts_first_words():
+    assert wrong_language(TEXT, 1.0, OTHER).split() == OTHER.split()[: len(TEXT.split())]
+
+
+def test_the_wrong_language_begins_at_the_other_texts_beginning():
+    assert wrong_language("one two three four", 0.5, "eins zwei drei") == "one two eins zwei"
+
+
+def test_another_text_that_is_too_short_is_refused():
+    with pytest.raises(ValueError, match="4 words are replaced, and other_text has only 3"):
+        wrong_language("one two three four", 1.0, "eins zwei drei")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_with_damage_of_size_0_are_the_answers(tiny: LanguageModel, kind: Kind):
+    assert damaged(tiny, answers(tiny), kind, 0.0, 0) == answers(tiny)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_ids_of_a_damaged_answer_decode_to_its_text(tiny: LanguageModel, kind: Kind, size: float):
+    for answer in damaged(tiny, answers(tiny), kind, size, 0):
+        assert tiny.chat.decode(list(answer.ids)).strip() == answer.text
+
+
+@pytest.mark.parametrize("size", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_changes_an_answer_of_several_words_and_never_its_prompt(
+    tiny: LanguageModel, kind: Kind, size: float
+):
+    before = answers(tiny)[:3]
+    for old, new in zip(before, damaged(tiny, before, kind, size, 0), strict=True):
+        assert new.text != old.text
+        assert new.ids != old.ids
+        assert (new.prompt, new.prompt_ids) == (old.prompt, old.prompt_ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_half_of_a_half_damaged_answer_is_as_it_was(tiny: LanguageModel, kind: Kind):
+    before = answers(tiny)[:3]
+    for old, new in zip(before, damaged(tiny, before, kind, 0.5, 0), strict=True):
+        if kind in ON_WORDS:
+            kept = len(old.text.split()) // 2
+            assert new.text.split()[:kept] == old.text.split()[:kept]
+        else:
+            kept = len(body(tiny, old)) // 2
+            assert new.ids[:kept] == old.ids[:kept]
+
+
+@pytest.mark.parametrize("kind", ["token loop", "long loop", "cut off"])
+def test_a_looping_or_cut_answer_has_not_ended_and_has_no_end_of_turn(tiny: LanguageModel, kind: Kind):
+    for answer in damaged(tiny, answers(tiny), kind, 0.5, 0):
+        assert not answer.ended
+        assert not tiny.end_ids & set(answer.ids)
+
+
+@pytest.mark.parametrize("kind", ON_WORDS)
+def test_an_answer_with_other_words_ends_as_it_did_before(tiny: LanguageModel, kind: Kind):
+    before = answers(tiny)
+    for old, new in zip(before, damaged(tiny, before, kind, 0.5, 0), strict=True):
+        assert new.ended == old.ended
+        assert (new.ids[-1] in tiny.end_ids) == old.ended
+        assert len(body(tiny, new)) == len(new.ids) - old.ended
+
+
+@pytest.mark.parametrize("kind", ["token loop", "long loop"])
+def test_a_looping_answer_is_as_long_as_it_was_without_its_end_of_turn(tiny: LanguageModel, kind: Kind):
+    before = answers(tiny)
+    for old, new in zip(before, damaged(tiny, before, kind, 0.7, 0), strict=True):
+        assert len(new.ids) == len(body(tiny, old))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_that_says_nothing_stays_as_it_was(tiny: LanguageModel, kind: Kind):
+    silent = [Answer("Say it.", (1,), (), "", False), Answer("Say it.", (1,), (min(tiny.end_ids),), "", True)]
+    assert damaged(tiny, silent, kind, 1.0, 0) == silent
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_seed_gives_the_same_damage(tiny: LanguageModel, kind: Kind):
+    assert damaged(tiny, answers(tiny), kind, 0.5, 7) == damaged(tiny, answers(tiny), kind, 0.5, 7)
+
+
+@pytest.mark.parametrize("kind", ON_WORDS)
+def test_other_seeds_give_other_damage_to_words(tiny: LanguageModel, kind: Kind):
+    done = [tuple(answer.text for answer in damaged(tiny, answers(tiny), kind, 1.0, seed)) for seed in range(4)]
+    assert len(set(done)) == 4
+
+
+def test_equal_answers_are_not_all_shuffled_alike(tiny: LanguageModel):
+    done = damaged(tiny, answers(tiny)[:1] * 4, "word salad", 1.0, 0)
+    assert len({answer.text for answer in done}) == 4
+
+
+def test_a_long_answer_in_the_wrong_language_uses_every_text_of_one_language(tiny: LanguageModel):
+    texts = [json.loads(line) for line in LANGUAGES.read_text(encoding="utf-8").splitlines()]
+    long = Answer("Say it.", (1,), tuple(tiny.chat.plain_ids("word " * 400)), ("word " * 400).strip(), False)
+    for seed in range(4):
+        said = damaged(tiny, [long], "wrong language", 1.0, seed)[0].text
+        found = [line["language"] for line in texts if line["text"] in said]
+        assert len(said.split()) == 400
+        assert len(found) == 4
+        assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_noise_is_in_the_linear_layers_of_the_blocks_and_nowhere_else(architecture: str, tmp_path: Path):
+    model = load_architecture(architecture, tmp_path)
+    before = state(model)
+    noisy = {f"{name}.weight" for name in blocks(model)}
+    with noisy_weights(model, 0.1, 0):
+        assert changed(before, model) == noisy
+
+
+@pytest.mark.parametrize("size", [0.05, 0.5])
+def test_the_noise_of_a_matrix_is_the_promised_share_of_its_spread(tiny: LanguageModel, size: float):
+    before = blocks(tiny)
+    with noisy_weights(tiny, size, 0):
+        after = blocks(tiny)
+    for name, weight_OI in before.items():
+        noise_OI = after[name] - weight_OI
+        assert float(noise_OI.std() / weight_OI.std()) == pytest.approx(size, rel=0.15)
+        assert abs(float(noise_OI.mean() / noise_OI.std())) < 5 / weight_OI.numel() ** 0.5
+    noise = torch.cat([((after[name] - before[name]) / before[name].std()).flatten() for name in before])
+    assert float(noise.std()) == pytest.approx(size, rel=0.02)
+    assert float((noise.abs() < size).float().mean()) == pytest.approx(0.683, abs=0.02)  # a bell, not a box
+
+
+def test_noise_of_size_0_changes_no_bit(tiny: LanguageModel):
+    before = state(tiny)
+    with noisy_weights(tiny, 0.0, 0):
+        assert same_bits(state(tiny), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_come_back_bit_for_bit(tiny_folder: Path, dtype: torch.dtype):
+    model = load(tiny_folder, dtype)
+    before = state(model)
+    with noisy_weights(model, 0.3, 0):
+        assert not same_bits(state(model), before)
+    assert same_bits(state(model), before)
+
+
+def test_weights_come_back_bit_for_bit_after_an_error(tiny_folder: Path):
+    model = load(tiny_folder)
+    before = state(model)
+    with pytest.raises(KeyError), noisy_weights(model, 0.3, 0):
+        raise KeyError("inside")
+    assert same_bits(state(model), before)
+
+
+def test_weights_come_back_when_the_noise_itself_fails_halfway(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model = load(tiny_folder)
+    before, drawn, draw = state(model), [], torch.randn
+
+    def fails_at_the_fourth(*args, **kwargs):
+        drawn.append(changed(before, model))
+        if len(drawn) == 4:
+            raise MemoryError
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "randn", fails_at_the_fourth)
+    with pytest.raises(MemoryError), noisy_weights(model, 0.3, 0):
+        pass
+    assert len(drawn[-1]) == 3
+    assert same_bits(state(model), before)
+
+
+def test_noise_depends_on_its_seed_alone(tiny: LanguageModel):
+    done: list[dict[str, Tensor]] = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(done))
+        with noisy_weights(tiny, 0.1, seed):
+            done.append(blocks(tiny))
+    assert same_bits(done[0], done[1])
+    assert all(not torch.equal(done[0][name], done[2][name]) for name in done[0])
+
+
+def test_layers_of_the_same_shape_get_different_noise(tiny: LanguageModel):
+    before = blocks(tiny)
+    with noisy_weights(tiny, 0.1, 0):
+        after = blocks(tiny)
+    noise = [(after[name] - before[name]) / before[name].std() for name in before if name.endswith("q_proj")]
+    assert len(noise) > 1
+    assert float((noise[0] - noise[1]).abs().mean()) > 0.05
+
+
+def test_noise_leaves_adapters_alone_and_is_the_same_below_them(tiny_folder: Path):
+    plain, (model, accumulator) = load(tiny_folder), student(tiny_folder, rounds=1, merge=False)
+    learn(accumulator, 5)
+    before = state(model)
+    with noisy_weights(model, 0.1, 0), noisy_weights(plain, 0.1, 0):
+        assert not any("lora_" in name for name in changed(before, model))
+        with accumulator.base():
+            assert torch.equal(logits(model), logits(plain))
+
+
+def test_base_and_student_on_merged_weights_come_back_bit_for_bit(tiny_folder: Path):
+    model, accumulator = student(tiny_folder, rounds=2)
+    assert accumulator.merges
+    learned = logits(model)
+    with accumulator.base():
+        base = logits(model)
+    for gates in (accumulator.student, accumulator.base):
+        with gates(), noisy_weights(model, 0.2, 0), accumulator.previous():
+            logits(model)
+        assert torch.equal(logits(model), learned)
+        with accumulator.base():
+            assert torch.equal(logits(model), base)
+
+
+def test_noise_in_a_merged_student_outlasts_gates_that_are_set_again(tiny_folder: Path):
+    model, accumulator = student(tiny_folder, rounds=2)
+    learned = logits(model)
+    with noisy_weights(model, 0.2, 0):
+        noisy = logits(model)
+        with accumulator.base():
+            logits(model)
+        with accumulator.student():
+            assert torch.equal(logits(model), noisy)
+    assert not torch.allclose(noisy, learned)
+
+
+def test_negative_noise_is_refused(tiny: LanguageModel):
+    with pytest.raises(ValueError, match="negative"), noisy_weights(tiny, -0.1, 0):
+        pass
+
+
+def test_quantised_weights_are_refused_by_name(tiny_folder: Path):
+    model = load(tiny_folder)
+    layer = model.blocks[1].get_submodule("mlp.up_proj")
+    layer.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    before = state(model)
+    with pytest.raises(UserError, match=r"1\.mlp\.up_proj.*load_4bit=false"), noisy_weights(model, 0.1, 0):
+        pass
+    assert same_bits(state(model), before)

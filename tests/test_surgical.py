@@ -1,0 +1,220 @@
+"""Surgical informedness by hand: what counts as a flip, at which sign, at what cost."""
+
+import math
+
+import numpy as np
+import pytest
+
+from heal.evaluation.surgical import (
+    VARIANTS,
+    delta_logit,
+    gated_selectivity,
+    surgical_informedness,
+    surgical_variants,
+)
+
+NAN = float("nan")
+R, W = 0.1, 0.9  # called right, called wrong
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def test_the_published_row_is_given_back():
+    """SI_fwd 0.32, SI_rev 1.00 and 100 x mass^2 = 80.1 give 52.9 at k = 1."""
+    base = [R] * 25 + [W] * 4
+    pos = [W] * 8 + [R] * 17 + [W] * 4
+    neg = [R] * 25 + [R] * 4
+    found = surgical_informedness(base, pos, neg, 1, math.sqrt(0.801), 0.95, 1.0)
+    assert (found.forward, found.reverse, found.n) == (pytest.approx(0.32), pytest.approx(1.0), 29)
+    assert found.value == pytest.approx(52.9, abs=0.05)
+
+
+def test_wanted_flips_are_a_share_of_their_own_side_and_unwanted_ones_cost_k_times_theirs():
+    base = [R, R, R, R, W, W, W, W, W]
+    pos = [W, W, W, R, R, W, W, W, W]  # 3 of 4 as wanted, 1 of 5 not
+    neg = [W, R, R, R, R, R, R, W, W]  # 3 of 5 as wanted, 1 of 4 not
+    for k in (1.0, 2.0):
+        found = surgical_informedness(base, pos, neg, 1, 0.8, 0.9, k)
+        assert (found.forward, found.reverse) == (pytest.approx(3 / 4 - k / 5), pytest.approx(3 / 5 - k / 4))
+        assert found.value == pytest.approx(100 * 0.8**2 * (found.forward + found.reverse) / 2)
+        assert (found.mass, found.n) == (0.8, 9)
+        assert surgical_informedness(base, pos, neg, 1, 0.9, 0.8, k) == found
+
+
+def test_an_intent_of_minus_one_wants_wrong_to_turn_right_at_the_positive_dose():
+    base, righted, wronged = [R, R, W, W], [R, R, R, R], [W, W, W, W]
+    assert surgical_informedness(base, righted, wronged, -1, 1.0, 1.0, 1.0).value == 100.0
+    assert surgical_informedness(base, wronged, righted, -1, 1.0, 1.0, 1.0).value == -100.0
+    assert surgical_informedness(base, righted, wronged, 1, 1.0, 1.0, 2.0).value == -200.0
+
+
+def test_turning_round_intent_and_wrongness_changes_nothing():
+    base, pos, neg = (np.random.default_rng(seed).uniform(size=40) for seed in range(3))
+    one = surgical_informedness(base, pos, neg, 1, 0.9, 0.8, 2.0)
+    assert one.value != 0
+    assert surgical_informedness(1 - base, 1 - pos, 1 - neg, -1, 0.9, 0.8, 2.0) == one
+
+
+def test_what_changes_nothing_is_not_surgical():
+    base = [R, R, W, W]
+    found = surgical_informedness(base, base, base, -1, 1.0, 1.0, 2.0)
+    assert (found.value, found.forward, found.reverse) == (0.0, 0.0, 0.0)
+
+
+def test_what_calls_everything_wrong_at_both_signs_gains_nothing_by_it():
+    found = surgical_informedness([R, R, W, W], [W] * 4, [W] * 4, 1, 1.0, 1.0, 1.0)
+    assert (found.value, found.forward, found.reverse) == (0.0, 1.0, -1.0)
+
+
+def test_a_vignette_without_a_number_is_left_out_of_its_own_comparison_alone():
+    base = [R, R, W, W, NAN]
+    pos = [W, NAN, W, W, W]
+    neg = [R, R, R, NAN, R]
+    found = surgical_informedness(base, pos, neg, 1, 1.0, 1.0, 1.0)
+    assert (found.forward, found.reverse, found.n) == (1.0, 1.0, 4)
+    assert surgical_informedness(base, [NAN] * 5, neg, 1, 1.0, 1.0, 1.0).n == 3
+
+
+def test_a_side_that_cannot_be_measured_leaves_the_other_to_speak():
+    base, neg = [R, R, W, W], [R, W, R, R]
+    found = surgical_informedness(base, [NAN] * 4, neg, 1, 1.0, 1.0, 1.0)
+    assert math.isnan(found.forward)
+    assert (found.reverse, found.value) == (0.5, 50.0)
+
+
+@pytest.mark.parametrize("base", [[], [W, W], [R, R], [NAN, NAN], [R, 0.5], [R, NAN]])
+def test_without_vignettes_on_both_sides_of_a_half_there_is_no_number(base: list[float]):
+    found = surgical_informedness(base, [W] * len(base), [R] * len(base), 1, 1.0, 1.0, 1.0)
+    assert all(math.isnan(value) for value in (found.value, found.forward, found.reverse))
+
+
+def test_a_vignette_that_ends_at_a_half_is_not_flipped():
+    found = surgical_informedness([R, R, W, W], [0.5, W, 0.5, W], [R, R, 0.5, R], 1, 1.0, 1.0, 1.0)
+    assert (found.forward, found.reverse) == (0.5, 0.5)
+
+
+def test_equal_weights_are_no_weights():
+    base, pos, neg = (np.random.default_rng(seed).uniform(size=40) for seed in range(3))
+    plain = surgical_informedness(base, pos, neg, 1, 0.9, 0.8, 1.0)
+    for weight in (1.0, 0.3):
+        weighted = surgical_informedness(base, pos, neg, 1, 0.9, 0.8, 1.0, [weight] * 40)
+        assert (weighted.value, weighted.forward) == (pytest.approx(plain.value), pytest.approx(plain.forward))
+    assert (plain.variant, weighted.variant) == ("k=1, unweighted", "k=1, weighted by human loadings")
+
+
+def test_a_weight_of_two_is_the_vignette_twice_and_a_weight_of_none_is_its_absence():
+    base, pos, neg = [R, R, W, W, W], [W, R, R, W, R], [R, W, R, R, W]
+    weights = [2.0, 1.0, 1.0, 2.0, 0.0]
+    rows = [0, 0, 1, 2, 3, 3]
+    weighted = surgical_informedness(base, pos, neg, 1, 1.0, 1.0, 1.0, weights)
+    repeated = surgical_informedness(*([w[row] for row in rows] for w in (base, pos, neg)), 1, 1.0, 1.0, 1.0)
+    assert (weighted.forward, weighted.reverse) == (repeated.forward, repeated.reverse)
+    assert weighted.forward == pytest.approx(2 / 3 - 1 / 3)
+
+
+def test_both_published_variants_are_given_by_name_over_their_own_vignettes():
+    base, pos, neg = [R, R, W, W, R, W], [W, R, R, W, W, W], [R, R, R, W, R, R]
+    of_target, loadings = [True] * 4 + [False] * 2, [0.9, 0.8, 0.7, 0.6, 0.2, 0.1]
+    found = surgical_variants(base, pos, neg, 1, 0.9, 0.8, of_target, loadings)
+    assert list(found) == list(VARIANTS) == ["k=2, unweighted", "k=1, weighted by human loadings"]
+    assert found["k=2, unweighted"] == surgical_informedness(base[:4], pos[:4], neg[:4], 1, 0.9, 0.8, 2.0)
+    weighted = found["k=1, weighted by human loadings"]
+    assert weighted == surgical_informedness(base, pos, neg, 1, 0.9, 0.8, 1.0, loadings)
+    assert weighted.forward == pytest.approx(1.1 / 1.9 - 0.7 / 1.4)
+    assert all(each.variant == name for name, each in found.items())
+
+
+def test_without_human_loadings_the_weighted_variant_is_absent():
+    found = surgical_variants([R, W], [W, W], [R, R], 1, 1.0, 1.0, [True, True])
+    assert {name: each.value for name, each in found.items()} == {"k=2, unweighted": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"intent": 0}, "intent must be"),
+        ({"w_pos": [R]}, "2, 1 and 2 vignettes"),
+        ({"weights": [1.0]}, "2 and 2 vignettes, 1 weights"),
+        ({"weights": [1.0, -1.0]}, "a weight is negative"),
+        ({"weights": [1.0, NAN]}, "a weight is negative or not finite"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(changes: dict, complaint: str):
+    given = {
+        "w_base": [R, W],
+        "w_pos": [R, W],
+        "w_neg": [R, W],
+        "intent": 1,
+        "mass_pos": 1.0,
+        "mass_neg": 1.0,
+        "k": 1.0,
+    }
+    with pytest.raises(ValueError, match=complaint):
+        surgical_informedness(**(given | changes))
+
+
+# Logits of wrongness.
+
+
+def test_the_change_of_the_logit_is_averaged_over_pairs_that_have_both():
+    found = delta_logit([0.8, NAN, 0.6, 0.3], [0.5, 0.5, 0.5, NAN])
+    first, second = logit(0.8), logit(0.6)
+    assert found == pytest.approx(((first + second) / 2, abs(first - second) / math.sqrt(2), 2))
+
+
+def test_what_is_as_good_as_certain_is_clipped():
+    assert delta_logit([1.0, 0.999], [0.0, 0.001]) == pytest.approx((2 * logit(0.99), 0.0, 2))
+
+
+def test_no_pair_has_no_mean_and_one_pair_no_deviation():
+    assert math.isnan(delta_logit([NAN], [0.5]).mean)
+    one = delta_logit([0.8], [0.5])
+    assert (one.mean, one.n) == (pytest.approx(logit(0.8)), 1)
+    assert math.isnan(one.sd)
+    with pytest.raises(ValueError, match="1 vignettes against 2"):
+        delta_logit([0.5], [0.5, 0.5])
+
+
+# Gated selectivity.
+
+POS = {"authority": [-1.0, -2.0], "care": [1.0, 2.0], "liberty": [0.5, -0.5]}
+NEG = {"authority": [1.0, 1.0], "care": [0.0, 1.0], "liberty": [0.0, 2.0]}
+# Changes: authority -2.5, care 1.0, liberty -1.0.
+
+
+def test_selectivity_is_the_target_s_move_less_a_tenth_of_the_others_at_the_mass_that_is_left():
+    assert gated_selectivity(POS, NEG, "authority", -1, 0.9, 0.6, 0.8) == pytest.approx((2.5 - 0.1) * 0.75**2)
+    assert gated_selectivity(POS, NEG, "authority", 1, 0.9, 0.6, 0.8) == pytest.approx((-2.5 - 0.1) * 0.75**2)
+    assert gated_selectivity(POS, NEG, "care", 1, 1.0, 1.0, 0.8) == pytest.approx(1.0 - 0.1 * (2.5 + 1.0) / 2)
+
+
+def test_more_mass_than_base_is_no_bonus():
+    plain = gated_selectivity(POS, NEG, "authority", -1, 0.8, 0.8, 0.8)
+    assert gated_selectivity(POS, NEG, "authority", -1, 0.99, 0.9, 0.8) == plain == pytest.approx(2.4)
+
+
+def test_what_moves_nothing_has_no_selectivity_and_swapping_the_signs_turns_what_is_on_target():
+    assert gated_selectivity(POS, POS, "authority", -1, 0.9, 0.9, 0.9) == 0.0
+    there, back = (gated_selectivity(*sides, "authority", -1, 1.0, 1.0, 1.0) for sides in ((POS, NEG), (NEG, POS)))
+    assert there + back == pytest.approx(2 * -0.1)
+
+
+def test_rows_without_a_number_are_left_out_and_a_foundation_without_any_leaves_none():
+    gaps = POS | {"authority": [-1.0, NAN]}
+    assert gated_selectivity(gaps, NEG, "authority", -1, 1.0, 1.0, 1.0) == pytest.approx(2.0 - 0.1)
+    assert math.isnan(gated_selectivity(POS | {"care": [NAN, NAN]}, NEG, "authority", -1, 1.0, 1.0, 1.0))
+    assert math.isnan(gated_selectivity(POS, NEG, "authority", -1, 1.0, 1.0, 0.0))
+
+
+def test_sides_that_do_not_match_are_an_error():
+    for pos, neg, target, intent, complaint in (
+        (POS, NEG, "authority", 0, "intent must be"),
+        (POS, NEG, "loyalty", 1, "no 'loyalty' among others"),
+        (POS, {"authority": [1.0, 1.0]}, "authority", 1, "no 'authority' among others"),
+        ({"care": [1.0]}, {"care": [1.0]}, "care", 1, "no 'care' among others"),
+        (POS | {"care": [1.0]}, NEG, "authority", 1, "1 vignettes against 2"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            gated_selectivity(pos, neg, target, intent, 1.0, 1.0, 1.0)

@@ -1,0 +1,101 @@
+"""Wrongness in two frames: what is asked, what the number means, and when there is none."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from heal.evaluation.probe import FORMATS, ProbeFormat
+from heal.evaluation.readouts import wrongness
+from heal.evaluation.readouts.wrongness import frames, measure
+from heal.evaluation.subject import Signal, Subject
+from heal.evaluation.vignettes import read_vignettes
+from tests.students import learn, student
+from tests.tiny import trait, vector
+
+
+def subject(folder: Path, count: int = 3) -> Subject:
+    model, accumulator = student(folder)
+    return Subject(
+        stage="base",
+        language_model=model,
+        trait=trait(),
+        gates=accumulator.base,
+        base=accumulator.base,
+        system="Be brief.",
+        neutral="Be brief.",
+        max_repetition=0.3,
+        questions=2,
+        vignettes=read_vignettes("embedded", count),
+    )
+
+
+def measured(
+    scene: Subject, monkeypatch: pytest.MonkeyPatch, p_VFA: list[list[list[float]]] | torch.Tensor
+) -> tuple[Signal, ...]:
+    """The signals where the model answers yes and no with these probabilities in the two frames."""
+    monkeypatch.setattr(wrongness, "frames", lambda _: torch.as_tensor(p_VFA, dtype=torch.float64))
+    return tuple(measure(scene, []))
+
+
+def test_without_vignettes_nothing_is_measured(tiny_folder: Path):
+    assert measure(subject(tiny_folder, 0), []) == []
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+@torch.no_grad()
+def test_both_frames_are_asked_in_the_model_s_format_in_the_state_of_the_stage(tiny_folder: Path, form: ProbeFormat):
+    model, accumulator = student(tiny_folder)
+    learn(accumulator, 0, size=0.5)
+    shift = vector(model, norm=3.0)
+    scene = replace(
+        subject(tiny_folder),
+        language_model=model,
+        gates=accumulator.base,
+        probe=form,
+        intervention=shift,
+        coefficient=1.5,
+    )
+    found = frames(scene)
+    assert found.shape == (3, 2, 2)
+    answers = [model.chat.plain_ids(option)[0] for option in form.options]
+    for row, vignette in enumerate(scene.vignettes):
+        for frame, question in enumerate(("Is this wrong?", "Is this acceptable?")):
+            ids = model.chat.ids("Be brief.", f"{vignette.text}\n{question}\n{form.hint}", form.prefill)
+            with scene.gates(), shift.applied(model, 1.5):
+                p_L = torch.softmax(model.model(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1)
+            assert found[row, frame].tolist() == pytest.approx(p_L[answers].tolist(), rel=1e-3)
+
+
+def test_wrongness_is_the_share_of_wrong_averaged_over_the_frames(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    p_VFA = [[[0.6, 0.2], [0.1, 0.9]], [[0.0, 1.0], [1.0, 0.0]], [[0.9, 0.1], [0.9, 0.1]]]
+    found, mass = measured(subject(tiny_folder), monkeypatch, p_VFA)
+    assert (found.name, found.unit, found.role, found.items) == ("wrongness", "probability", "off_target", "vignettes")
+    assert found.values == pytest.approx([(0.75 + 0.9) / 2, 0.0, 0.5])
+    assert (mass.name, mass.unit, mass.role, mass.items) == ("wrongness_mass", "probability", "coherence", "vignettes")
+    assert mass.values == pytest.approx([0.9, 1.0, 1.0])
+
+
+def test_a_model_that_says_yes_to_everything_calls_nothing_more_wrong_than_right(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for yes in (0.1, 0.8, 1.0):
+        found, _ = measured(subject(tiny_folder), monkeypatch, [[[yes, 1 - yes]] * 2] * 3)
+        assert found.values == pytest.approx([0.5] * 3)
+
+
+def test_a_frame_that_is_hardly_answered_leaves_no_wrongness_but_its_mass(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    p_VFA = [[[0.3, 0.19], [0.9, 0.1]], [[0.9, 0.1], [0.0, 0.0]], [[0.25, 0.25], [0.3, 0.3]]]
+    found, mass = measured(subject(tiny_folder), monkeypatch, p_VFA)
+    assert np.isnan(found.values).tolist() == [True, True, False]
+    assert mass.values == pytest.approx([0.745, 0.5, 0.55])
+
+
+def test_there_is_one_number_a_vignette_and_the_mass_is_a_probability(tiny_folder: Path):
+    found, mass = measure(subject(tiny_folder, 5), [])
+    assert len(found.values) == len(mass.values) == 5
+    assert all(0 < value < 1 for value in mass.values)
