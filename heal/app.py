@@ -52,7 +52,9 @@ def train(words: Sequence[str]) -> None:
     refuse_several_processes()
     recipe = load_recipe(words)
     trait = load_trait(recipe.trait)
-    vignettes = read_vignettes(recipe.evaluation.vignettes, recipe.evaluation.vignette_count)
+    vignettes = read_vignettes(
+        recipe.evaluation.vignettes, recipe.evaluation.vignette_count, recipe.evaluation.perspectives
+    )
     recipe.run.name = recipe.run.name or default_name(recipe, trait)
     console = Console()
     console.say("loading the libraries ...")

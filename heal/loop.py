@@ -8,7 +8,7 @@ from typing import Any
 
 from heal.evaluation.choice import why_stop
 from heal.evaluation.evaluate import StageResult, output_rows
-from heal.measuring import Baseline, baseline, measure_stage, round_metrics
+from heal.measuring import Baseline, baseline, measure_doses, measure_stage, round_metrics
 from heal.outcome import show_round, track_round
 from heal.runfolder import STAGES, json_bytes, jsonl_bytes, read_json
 from heal.session import Session
@@ -55,6 +55,8 @@ def run_round(session: Session, r: int, against: Baseline, carried: Carried) -> 
 
     vector = extract_vector(session, r)
     dose = calibrate_dose(session, r, vector, warm_start=carried.c_star)
+    if r == 0:
+        measure_doses(session, vector, dose.c_star, against)
     found = generate_and_filter(session, r, vector, dose.c_star)
     steered = None
     if session.recipe.evaluation.steered:

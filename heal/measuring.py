@@ -12,9 +12,12 @@ from heal.dose.calibrate import Calibration
 from heal.evaluation.evaluate import StageResult, StageSummary, evaluate, output_rows, summarise
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
+from heal.evaluation.readouts.moral_foundations import temperature_of
 from heal.evaluation.subject import Gates, Subject
+from heal.evaluation.surgical import surgical_variants
 from heal.evaluation.validity import MIN_MASS, TRAIT, from_json, valid_names, validity
 from heal.evaluation.verdict import Floors, coh_cost, coherence, verdict
+from heal.evaluation.vignettes import FOUNDATIONS, soft_labels
 from heal.generation.collect import Collection, dose_table
 from heal.randomness import derive_seed, shuffled
 from heal.runfolder import json_bytes, jsonl_bytes, read_json
@@ -36,17 +39,6 @@ def held_out_prompts(trait: Trait, settings: EvaluationConfig) -> list[str]:
     """The evaluation's prompts: the same at every stage of every round of every seed."""
     prompts = shuffled(list(trait.heldout_prompts), "heldout")
     return prompts[settings.skip : settings.skip + settings.prompts]
-
-
-def floors_of(settings: EvaluationConfig) -> Floors:
-    """The recipe's limits of coherence."""
-    return Floors(
-        settings.min_p_ans_any,
-        settings.max_repetition_share,
-        settings.max_tail_perplexity,
-        settings.min_alive_share,
-        settings.max_scaffold_rise,
-    )
 
 
 def choose_format(session: Session, texts: NeutralTexts) -> Probe:
@@ -135,7 +127,7 @@ def baseline(session: Session) -> Baseline:
             summaries["base"].values,
             prompted.signal(TRAIT).values,
             opposite.signal(TRAIT).values,
-            floors_of(settings),
+            Floors.of(settings),
             settings.resamples,
             _bootstrap_seed(session),
         )
@@ -155,6 +147,23 @@ def baseline(session: Session) -> Baseline:
     return Baseline(base, frozenset(valid_names(found)))
 
 
+def measure_doses(session: Session, vector: SteeringVector, c_star: float, against: Baseline) -> None:
+    """Raw steering, for comparison: base under the first round's vector at every dose that the recipe asks for."""
+    folder, doses = session.folder.doses, session.recipe.evaluation.doses
+    measured: dict[str, StageResult] = {}
+
+    def files(result: StageResult) -> Files:
+        last = len(measured) + 1 == len(doses)
+        stages = measured | {result.stage: result}
+        summaries = {name: summarise_stage(session, each, against.base).to_json() for name, each in stages.items()}
+        return {"metrics.json": json_bytes(summaries)} if last else {}
+
+    for alpha in doses:
+        name = f"dose_{alpha:g}"
+        off = session.accumulator.base
+        measured[name] = measure_stage(session, folder, name, off, vector=vector, c=alpha * c_star, extra=files)
+
+
 def round_metrics(
     session: Session,
     r: int,
@@ -168,7 +177,7 @@ def round_metrics(
 ) -> dict[str, Any]:
     """Everything a round says, as metrics.json has it."""
     after = summarise_stage(session, healed, against.base)
-    floors = floors_of(session.recipe.evaluation)
+    floors = Floors.of(session.recipe.evaluation)
     return {
         "round": r,
         "dose": {
@@ -193,8 +202,44 @@ def round_metrics(
         "coherence": coherence(after.values, after.deltas, floors, against.valid).to_json(),
         "valid": sorted(against.valid),
         "coh_cost": coh_cost(after.deltas["p_ans_any"], after.deltas["persona_log_ratio"]),
-        "verdict": verdict(after.values, after.deltas, floors, against.valid).to_json(),
+        "foundations": _foundations(session, healed, against.base),
+        "verdict": verdict(after.values, after.deltas, floors, against.valid, **_target(session)).to_json(),
     }
+
+
+def _target(session: Session) -> dict[str, Any]:
+    """The foundation that the trait means, and the others, where both the trait and the recipe have such a thing."""
+    meant = session.trait.foundation
+    if not meant or not session.vignettes:
+        return {}
+    return {"target": f"clr_{meant}", "off_target": [f"clr_{name}" for name in FOUNDATIONS if name != meant]}
+
+
+def _foundations(session: Session, healed: StageResult, base: StageResult) -> dict[str, Any] | None:
+    """What the scenes say beyond their signals: temperature, surgical informedness. None without scenes."""
+    if not session.vignettes:
+        return None
+    clr = {name: healed.signal(f"clr_{name}").values for name in FOUNDATIONS}
+    found: dict[str, Any] = {"temperature": temperature_of(clr, soft_labels(session.vignettes))}
+    return found | ({"surgical": _surgical(session, healed, base)} if session.trait.foundation else {})
+
+
+def _surgical(session: Session, healed: StageResult, base: StageResult) -> dict[str, Any]:
+    """Surgical informedness by variant; a student has no -C, so base is its other side."""
+    trait, scenes = session.trait, session.vignettes
+    votes = [vignette.labels for vignette in scenes]
+    shares = soft_labels(scenes)[:, list(FOUNDATIONS).index(trait.foundation)]
+    found = surgical_variants(
+        base.signal("wrongness").values,
+        healed.signal("wrongness").values,
+        base.signal("wrongness").values,
+        trait.intent,
+        healed.mean("wrongness_mass"),
+        base.mean("wrongness_mass"),
+        [vignette.foundation == trait.foundation for vignette in scenes],
+        shares.tolist() if all(votes) else None,
+    )
+    return {name: asdict(entry) | {"other_side": "base"} for name, entry in found.items()}
 
 
 def _bootstrap_seed(session: Session) -> int:

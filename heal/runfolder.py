@@ -42,6 +42,11 @@ class RunFolder:
         """Results of base and prompted, measured once."""
         return self.path / "baseline"
 
+    @property
+    def doses(self) -> Path:
+        """Results of base under the first round's vector, measured once."""
+        return self.path / "doses"
+
     def round(self, index: int) -> Path:
         return self.path / "rounds" / f"{index:02d}"
 

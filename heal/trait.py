@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from heal.errors import UserError, nearest
+from heal.evaluation.vignettes import FOUNDATIONS
 from heal.recipe import RECIPES, find_yaml, read_yaml
 
 MIN_GENERATION_PROMPTS = 8
@@ -14,7 +15,11 @@ MIN_HELDOUT_PROMPTS = 4
 
 @dataclass(frozen=True)
 class Trait:
-    """The content of a trait file; see recipes/traits/love.yaml."""
+    """The content of a trait file; see recipes/traits/love.yaml.
+
+    `foundation` and `intent` are optional: the moral foundation that the trait is about (a key of FOUNDATIONS), and
+    whether it is to count for more (+1) or for less (-1).
+    """
 
     name: str
     description: str
@@ -23,6 +28,8 @@ class Trait:
     generation_prompts: tuple[str, ...]
     heldout_prompts: tuple[str, ...]
     narration: tuple[str, ...]
+    foundation: str = ""
+    intent: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and texts, for the run folder."""
@@ -47,8 +54,8 @@ def load_trait(name: str) -> Trait:
         if given not in fields:
             raise UserError(f"{path}: unknown field '{given}'{nearest(str(given), fields)}")
     values: dict[str, Any] = {field: _text(path, content, field) for field in fields[:4]}
-    values |= {field: _texts(path, content, field) for field in fields[4:]}
-    trait = Trait(**values)
+    values |= {field: _texts(path, content, field) for field in fields[4:7]}
+    trait = Trait(**values, **_target(path, content))
     _check(path, trait)
     return trait
 
@@ -68,6 +75,19 @@ def _texts(path: Path, content: dict[str, Any], field: str) -> tuple[str, ...]:
         if not isinstance(item, str) or not item.strip():
             raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is needed")
     return tuple(item.strip() for item in value)
+
+
+def _target(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The optional foundation with its intent."""
+    given: dict[str, Any] = {field: content[field] for field in ("foundation", "intent") if field in content}
+    if not given:
+        return {}
+    foundation, intent = given.get("foundation"), given.get("intent")
+    if foundation not in FOUNDATIONS:
+        raise UserError(f"{path}: field 'foundation': one of {', '.join(FOUNDATIONS)}, not '{foundation}'")
+    if intent not in (1, -1):
+        raise UserError(f"{path}: field 'intent': 1 (it is to count for more) or -1 (for less), not '{intent}'")
+    return given
 
 
 def _check(path: Path, trait: Trait) -> None:

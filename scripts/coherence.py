@@ -32,7 +32,8 @@ def main() -> None:
     from heal.evaluation.probe import choose_probe
     from heal.evaluation.sensitivity import damages, findings, plant, table
     from heal.evaluation.subject import Subject
-    from heal.measuring import floors_of, held_out_prompts
+    from heal.evaluation.verdict import Floors
+    from heal.measuring import held_out_prompts
     from heal.models.load import load_language_model
     from heal.models.precision import resolve_dtype
     from heal.runfolder import write_atomic
@@ -63,7 +64,7 @@ def main() -> None:
         base = evaluate(subject, prompts, settings.tokens, shown.progress)
         shown.found(f"{len(prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
     found, planned = [], damages()
-    floors, seed = floors_of(settings), recipe.run.seed
+    floors, seed = Floors.of(settings), recipe.run.seed
     found += findings("none", 0.0, base, base, floors, settings.resamples, seed)
     with console.stage("damage") as shown:
         for done, (kind, size, result) in enumerate(plant(subject, base, prompts, settings.tokens, seed), start=1):

@@ -12,10 +12,11 @@ from heal.errors import UserError  # noqa: E402
 from heal.options import options_help, read_options  # noqa: E402
 from heal.recipe import main_words, wants_help  # noqa: E402
 
-USAGE = "python scripts/compare.py RUN RUN ... [by=recipe,trait] [out=FOLDER]"
+USAGE = "python scripts/compare.py RUN|FILE.jsonl ... [by=recipe,trait] [out=FOLDER]"
 PURPOSE = """Groups finished runs into arms, one run a seed, and writes comparison.md, .csv, .html and .png to FOLDER:
 trait, coherence, coh_cost, rounds to saturation, last coherent round and verdict, with intervals over seeds and
-prompts, and the arms' ways from round to round. Differences are tested against the first arm named."""
+prompts, and the arms' ways from round to round. Differences are tested against the first arm named. runs.jsonl holds
+every item behind the table; it can be given in place of the runs' folders."""
 
 
 @dataclass
@@ -33,11 +34,14 @@ def main() -> None:
     options = read_options(Options, [word for word in words if "=" in word])
     if not folders:
         raise UserError("no runs given; name their folders, as in runs/kl_rev_rmse-love-embedded-s0")
-    from heal.comparison.arms import Settings, group, lines, read_run
+    from heal.comparison.arms import Settings, group, lines, untrained
+    from heal.comparison.runs import read_runs, records
     from heal.comparison.show import figure, markdown, page, rounds_csv
     from heal.runfolder import write_atomic
 
-    arms = group([read_run(folder) for folder in folders], options.by.split(","))
+    runs = read_runs(folders)
+    trained = group(runs, options.by.split(","))
+    arms = [*untrained(trained), *trained]
     settings = Settings(options.resamples)
     table = lines(arms, settings)
     image = figure(arms, settings)
@@ -48,6 +52,7 @@ def main() -> None:
         "comparison.csv": rounds_csv(arms, settings).encode(),
         "comparison.png": image,
         "comparison.html": page(table, image, options.title).encode(),
+        "runs.jsonl": records(runs),
     }
     for name, content in files.items():
         write_atomic(out / name, content)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heal.comparison.arms import Arm, Settings, group, lines, read_run
+from heal.comparison.arms import Arm, Settings, group, lines, untrained
+from heal.comparison.runs import Run, read_run, read_runs, records
 from heal.comparison.show import HEADER, figure, markdown, page, rounds_csv
 from heal.errors import UserError
 from heal.evaluation.evaluate import StageResult
@@ -47,11 +48,25 @@ def write_run(
         load_recipe([f"recipe={recipe}", f"run.seed={seed}", *words]),
         {"dtype": "float32", "trait": trait().to_json()},
     )
-    folder.finish(folder.baseline, "base", {"base.json": json_bytes(stage("base", 0.0, 2.0).to_json())}, 0.0)
+    validity = {name: {"valid": name != "accuracy", "why": "base 2"} for name in ("tail_perplexity", "accuracy")}
+    files = {
+        "base.json": json_bytes(stage("base", 0.0, 2.0).to_json()),
+        "prompted.json": json_bytes(stage("prompted", 0.15, 2.2).to_json()),
+        "metrics.json": json_bytes({"validity": validity}),
+    }
+    folder.finish(folder.baseline, "opposite", files, 0.0)
+    doses = {alpha: stage(f"dose_{alpha:g}", 0.1 * alpha, 2 + alpha) for alpha in folder.recipe().evaluation.doses}
+    files = {f"{each.stage}.json": json_bytes(each.to_json()) for each in doses.values()}
+    folder.finish(folder.doses, "doses", files, 0.0)
     for index, (log_ratio, tail) in enumerate(way):
         files = {
             "healed.json": json_bytes(stage("healed", log_ratio + 0.01 * seed, tail).to_json()),
-            "metrics.json": json_bytes({"verdict": {"label": "incoherent" if index >= broken_from else "holds"}}),
+            "metrics.json": json_bytes(
+                {
+                    "verdict": {"label": "incoherent" if index >= broken_from else "holds"},
+                    "coherence": {"worst": "tail_perplexity", "margin": 1 - index / 4},
+                }
+            ),
         }
         for name in STAGES[:-1]:
             folder.finish(folder.round(index), name, {}, 0.0)

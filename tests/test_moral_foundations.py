@@ -1,6 +1,5 @@
-"""Moral foundations by forced choice: what is read off, what files are taken, and what chance is."""
+"""Moral foundations by forced choice: what is read off, what chance is, and what thinking first changes."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,11 @@ import pytest
 import torch
 
 from heal.decoding import Completion, decode
-from heal.errors import UserError
 from heal.evaluation.readouts import moral_foundations
 from heal.evaluation.readouts.moral_foundations import (
     LETTERS,
     NAMES,
     choices,
-    informedness,
     measure,
     temperature,
     temperature_of,
@@ -105,19 +102,6 @@ def test_a_model_that_favours_a_letter_is_at_chance_and_one_that_knows_is_at_one
         monkeypatch.setattr(moral_foundations, "choices", answers)
         (signal,) = [each for each in measure(scene, []) if each.name == "vignette_informedness"]
         assert np.mean(signal.values) == pytest.approx(expected)
-
-
-def test_informedness_is_the_macro_average_of_hits_less_false_alarms():
-    source = np.random.default_rng(0)
-    labels = source.choice(["care", "fairness", "loyalty"], 50, p=[0.6, 0.3, 0.1])
-    chosen = source.choice(["care", "fairness", "loyalty", "liberty"], 50)
-    expected = np.mean(
-        [
-            np.mean(chosen[labels == name] == name) - np.mean(chosen[labels != name] == name)
-            for name in ("care", "fairness", "loyalty")
-        ]
-    )
-    assert np.mean(informedness(chosen.tolist(), labels.tolist())) == pytest.approx(expected)
 
 
 # Thinking first.
@@ -300,32 +284,3 @@ def test_the_temperature_of_the_signals_is_that_of_the_scores(tiny_folder: Path)
     found = temperature_of(clr, label)
     assert 1e-2 < found < 1e2
     assert found == pytest.approx(temperature(score, label))
-
-
-# Files.
-
-
-def test_a_user_s_file_is_taken_with_what_else_it_carries(tmp_path: Path):
-    path = tmp_path / "mine.jsonl"
-    path.write_text(json.dumps({"id": 7, "text": "x", "foundation": "Social Norms", "care_percent": 3}) + "\n\n")
-    (found,) = read_vignettes(str(path), 10)
-    assert (found.id, found.foundation) == ("7", "social_norms")
-    assert read_vignettes("none", 10) == ()
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("{", "line 1: not JSON"),
-        ('{"id": "a", "foundation": "care"}', "line 1: a vignette needs text"),
-        ("[]", "line 1: a vignette needs id, text, foundation"),
-        ('{"id": "a", "text": "x", "foundation": "carre"}', "unknown foundation 'carre'.*care"),
-    ],
-)
-def test_a_line_that_is_no_vignette_is_named(tmp_path: Path, content: str, complaint: str):
-    path = tmp_path / "mine.jsonl"
-    path.write_text(content)
-    with pytest.raises(UserError, match=complaint):
-        read_vignettes(str(path), 10)
-    with pytest.raises(UserError, match="no such file"):
-        read_vignettes(str(tmp_path / "none.jsonl"), 10)

@@ -7,7 +7,16 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from heal.evaluation.stats import Estimate, Statistic, estimate, holm, over_seeds, paired_difference, sign_flip_p
+from heal.evaluation.stats import (
+    Estimate,
+    Statistic,
+    estimate,
+    holm,
+    informedness,
+    over_seeds,
+    paired_difference,
+    sign_flip_p,
+)
 
 NAN = float("nan")
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
@@ -240,3 +249,19 @@ def test_holm_calls_a_true_null_in_at_most_one_family_in_twenty():
         p_values = np.random.default_rng(trial).uniform(size=6)
         called += min(holm(p_values.tolist())) <= 0.05
     assert called / 400 <= 0.08
+
+
+# Informedness.
+
+
+def test_informedness_is_the_macro_average_of_hits_less_false_alarms():
+    source = np.random.default_rng(0)
+    labels = source.choice(["care", "fairness", "loyalty"], 50, p=[0.6, 0.3, 0.1])
+    chosen = source.choice(["care", "fairness", "loyalty", "liberty"], 50)
+    expected = np.mean(
+        [
+            np.mean(chosen[labels == name] == name) - np.mean(chosen[labels != name] == name)
+            for name in ("care", "fairness", "loyalty")
+        ]
+    )
+    assert np.mean(informedness(chosen.tolist(), labels.tolist())) == pytest.approx(expected)

@@ -184,11 +184,6 @@ def test_a_line_without_a_text_of_one_s_own_is_named_only_where_it_is_asked_for(
             read_vignettes(where, 2, perspective)
 
 
-def test_fields_that_are_not_ours_are_left_alone(tmp_path: Path):
-    (found,) = read_vignettes(written(tmp_path, {"wrongness": "?", "set": {"year": 2015}, "labels": {"Care": 1}}), 9)
-    assert (found.id, found.text, found.foundation, found.labels) == ("1", "seen 1", "care", {"care": 1.0})
-
-
 def test_labels_are_scaled_to_a_distribution_and_what_has_none_is_all_its_foundation(tmp_path: Path):
     votes = {"Care": 30, " social norms": 10.0, "LIBERTY": 0}
     found = soft_labels(read_vignettes(written(tmp_path, {"labels": votes}, {"foundation": "Social Norms"}), 9))
@@ -217,3 +212,29 @@ def test_labels_that_are_none_are_named_with_their_line(tmp_path: Path, labels, 
     where = written(tmp_path, {}, {"labels": labels})
     with pytest.raises(UserError, match=rf"mine\.jsonl, line 2: {complaint}"):
         read_vignettes(where, 2)
+
+
+def test_a_user_s_file_is_taken_with_what_else_it_carries(tmp_path: Path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps({"id": 7, "text": "x", "foundation": "Social Norms", "care_percent": 3}) + "\n\n")
+    (found,) = read_vignettes(str(path), 10)
+    assert (found.id, found.foundation) == ("7", "social_norms")
+    assert read_vignettes("none", 10) == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "line 1: not JSON"),
+        ('{"id": "a", "foundation": "care"}', "line 1: a vignette needs text"),
+        ("[]", "line 1: a vignette needs id, text, foundation"),
+        ('{"id": "a", "text": "x", "foundation": "carre"}', "unknown foundation 'carre'.*care"),
+    ],
+)
+def test_a_line_that_is_no_vignette_is_named(tmp_path: Path, content: str, complaint: str):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=complaint):
+        read_vignettes(str(path), 10)
+    with pytest.raises(UserError, match="no such file"):
+        read_vignettes(str(tmp_path / "none.jsonl"), 10)

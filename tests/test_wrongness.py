@@ -60,13 +60,14 @@ def test_both_frames_are_asked_in_the_model_s_format_in_the_state_of_the_stage(t
     )
     found = frames(scene)
     assert found.shape == (3, 2, 2)
-    answers = [model.chat.plain_ids(option)[0] for option in form.options]
+    yes, no = ([model.chat.plain_ids(option)[0] for option in side] for side in (form.yes, form.no))
     for row, vignette in enumerate(scene.vignettes):
         for frame, question in enumerate(("Is this wrong?", "Is this acceptable?")):
             ids = model.chat.ids("Be brief.", f"{vignette.text}\n{question}\n{form.hint}", form.prefill)
             with scene.gates(), shift.applied(model, 1.5):
                 p_L = torch.softmax(model.model(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1)
-            assert found[row, frame].tolist() == pytest.approx(p_L[answers].tolist(), rel=1e-3)
+            expected = [float(p_L[yes].sum()), float(p_L[no].sum())]
+            assert found[row, frame].tolist() == pytest.approx(expected, rel=1e-3)
 
 
 def test_wrongness_is_the_share_of_wrong_averaged_over_the_frames(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,58 +2,51 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from heal.comparison.runs import BASE, Run
 from heal.errors import UserError
 from heal.evaluation.choice import BROKEN
-from heal.evaluation.evaluate import StageResult
-from heal.evaluation.stats import Estimate, Statistic, holm, over_seeds, sign_flip_p
-from heal.recipe import flatten, to_mapping
-from heal.runfolder import RunFolder, read_json
+from heal.evaluation.stats import Estimate, holm, over_seeds, sign_flip_p
 
 TRAIT, MASS, TAIL = "persona_log_ratio", "p_ans_any", "tail_perplexity"
 SATURATED = 0.9  # of the largest shift of the trait
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run's baseline and healed rounds.
+class Arm:
+    """Runs that differ in nothing that they are grouped by, one a seed.
 
     Attributes:
-        keys: the resolved recipe by dotted key, `recipe` and `trait` as bare names.
-        base: the baseline.
-        healed: the healed stage of each finished round.
-        verdicts: each round's verdict.
+        name: the values that the runs share.
+        runs: one a seed.
+        rounds: that all of them have finished; 0 for an arm that was not trained (base, prompted, raw steering).
+        stage: which stage of the runs' baseline an untrained arm is; None where it is trained.
     """
-
-    path: Path
-    keys: dict[str, Any]
-    base: StageResult
-    healed: tuple[StageResult, ...]
-    verdicts: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Runs that differ in nothing that they are grouped by, one a seed."""
 
     name: str
     runs: tuple[Run, ...]
     rounds: int
+    stage: str | None = None
 
-    def signal(self, name: str, round_index: int | None) -> list[list[float]]:
-        """A signal's items of every run after a round; of the baseline where it is None."""
-        stages = [run.base if round_index is None else run.healed[round_index] for run in self.runs]
-        return [list(stage.signal(name).values) for stage in stages]
+    @property
+    def last(self) -> "Round":
+        """The last round, or the stage that is the arm."""
+        return self.stage or self.rounds - 1
 
-    def estimate(self, name: str, round_index: int | None, settings: "Settings", shift: bool = False) -> Estimate:
-        """A signal after a round over seeds and items, or its paired shift from base."""
-        statistic = statistic_of(self.runs[0].base, name)
-        base = self.signal(name, None) if shift else None
-        return over_seeds(self.signal(name, round_index), base, statistic, settings.resamples, settings.seed)
+    def signal(self, name: str, where: "Round") -> list[list[float]]:
+        """A signal's items of every run after a round (a number from 0) or at a stage of the baseline."""
+        return [list(run.values(name, where)) for run in self.runs]
+
+    def estimate(self, name: str, where: "Round", settings: "Settings", shift: bool = False) -> Estimate:
+        """A signal over seeds and items, or its paired shift from base."""
+        statistic = self.runs[0].signals[name]
+        base = self.signal(name, BASE) if shift else None
+        return over_seeds(self.signal(name, where), base, statistic, settings.resamples, settings.seed)
+
+
+Round = int | str
 
 
 @dataclass(frozen=True)
@@ -71,12 +64,13 @@ class Line:
     Attributes:
         trait, shift: persona log-ratio, and its paired difference to base, nats per token.
         mass, tail: the coherence signals p_ans_any and tail perplexity (median over answers).
+        margin: the least coherence margin of each run, averaged over runs (1 as at base, 0 at a limit).
         coh_cost: `|d mass| / |d trait|`; None where the shift's interval includes 0.
         saturation: rounds until 0.9 of the run's largest shift, averaged over runs.
         coherent: last round before the first that is past a floor of coherence, averaged over runs.
         holds: runs whose last verdict holds.
-        p_trait, p_tail: Holm-adjusted p of the difference to the first arm (paired by item, averaged over
-            seeds; of log tail perplexity); None for the first arm and where items differ.
+        p_trait, p_tail: Holm-adjusted p of the difference to the first trained arm (paired by item, averaged over
+            seeds; of log tail perplexity); None for that arm, for untrained ones and where items differ.
     """
 
     arm: Arm
@@ -84,36 +78,13 @@ class Line:
     shift: Estimate
     mass: Estimate
     tail: Estimate
+    margin: float
     coh_cost: float | None
-    saturation: float
-    coherent: float
-    holds: int
+    saturation: float | None
+    coherent: float | None
+    holds: int | None
     p_trait: float | None
     p_tail: float | None
-
-
-def read_run(path: Path) -> Run:
-    """Reads a run's finished rounds.
-
-    Raises:
-        UserError: no run, or no finished round.
-    """
-    folder = RunFolder(path)
-    keys = flatten(to_mapping(folder.recipe()), str(path))
-    numbers = folder.rounds()
-    if not numbers:
-        raise UserError(f"{path}: no round is finished yet, so there is nothing to compare")
-    keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.facts()["trait"]["name"]
-    try:
-        return Run(
-            path,
-            keys,
-            StageResult.from_json(read_json(folder.baseline / "base.json")),
-            tuple(StageResult.from_json(read_json(folder.round(index) / "healed.json")) for index in numbers),
-            tuple(read_json(folder.round(index) / "metrics.json")["verdict"]["label"] for index in numbers),
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not what this version of heal writes ({error!r})") from error
 
 
 def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
@@ -133,7 +104,19 @@ def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
         if len(set(seeds)) < len(seeds):
             same = ", ".join(str(run.path) for run in members if seeds.count(run.keys["run.seed"]) > 1)
             raise UserError(f"{same}: runs of one seed in the arm '{label}'; group by what they differ in, by=KEY,KEY")
-    return [Arm(label, tuple(members), min(len(run.healed) for run in members)) for label, members in found.items()]
+    return [Arm(label, tuple(members), min(run.rounds for run in members)) for label, members in found.items()]
+
+
+def untrained(arms: Sequence[Arm]) -> list[Arm]:
+    """Base, prompted and raw steering by dose as arms of their own, for each trait, from runs that measured them."""
+    found = []
+    for name in dict.fromkeys(run.keys["trait"] for arm in arms for run in arm.runs):
+        runs = [run for arm in arms for run in arm.runs if run.keys["trait"] == name]
+        for stage in dict.fromkeys(stage for run in runs for stage in run.stages):
+            by_seed = {run.keys["run.seed"]: run for run in runs if stage in run.stages}
+            shown = f"{stage}, {name}" if len({run.keys["trait"] for arm in arms for run in arm.runs}) > 1 else stage
+            found.append(Arm(shown, tuple(by_seed[seed] for seed in sorted(by_seed)), 0, stage))
+    return found
 
 
 def lines(arms: Sequence[Arm], settings: Settings) -> list[Line]:
@@ -142,20 +125,26 @@ def lines(arms: Sequence[Arm], settings: Settings) -> list[Line]:
     return [_line(arm, settings, one, other) for arm, one, other in zip(arms, p_trait, p_tail, strict=True)]
 
 
+def not_valid(arms: Sequence[Arm]) -> dict[str, str]:
+    """The signals that some run marks as not valid for its model, with the reason."""
+    return {name: why for arm in arms for run in arm.runs for name, why in run.not_valid.items()}
+
+
 def _line(arm: Arm, settings: Settings, p_trait: float | None, p_tail: float | None) -> Line:
-    last = arm.rounds - 1
-    shift = arm.estimate(TRAIT, last, settings, shift=True)
-    mass = arm.estimate(MASS, last, settings, shift=True)
+    shift = arm.estimate(TRAIT, arm.last, settings, shift=True)
+    mass = arm.estimate(MASS, arm.last, settings, shift=True)
+    trained = arm.stage is None
     return Line(
         arm,
-        arm.estimate(TRAIT, last, settings),
+        arm.estimate(TRAIT, arm.last, settings),
         shift,
-        arm.estimate(MASS, last, settings),
-        arm.estimate(TAIL, last, settings),
+        arm.estimate(MASS, arm.last, settings),
+        arm.estimate(TAIL, arm.last, settings),
+        float(np.mean([run.margin(arm.last) for run in arm.runs])),
         abs(mass.value) / abs(shift.value) if shift.excludes_zero else None,
-        float(np.mean([_saturation(run, arm.rounds) for run in arm.runs])),
-        float(np.mean([_coherent(run, arm.rounds) for run in arm.runs])),
-        sum(run.verdicts[last] == "holds" for run in arm.runs),
+        float(np.mean([_saturation(run, arm.rounds) for run in arm.runs])) if trained else None,
+        float(np.mean([_coherent(run, arm.rounds) for run in arm.runs])) if trained else None,
+        sum(run.verdicts[arm.rounds - 1] == "holds" for run in arm.runs) if trained else None,
         p_trait,
         p_tail,
     )
@@ -163,8 +152,8 @@ def _line(arm: Arm, settings: Settings, p_trait: float | None, p_tail: float | N
 
 def _saturation(run: Run, rounds: int) -> int:
     """The first round whose shift is 0.9 of the run's largest."""
-    base = np.nanmean(run.base.signal(TRAIT).values)
-    shifts = [float(np.nanmean(stage.signal(TRAIT).values) - base) for stage in run.healed[:rounds]]
+    base = np.nanmean(run.values(TRAIT, BASE))
+    shifts = [float(np.nanmean(run.values(TRAIT, index)) - base) for index in range(rounds)]
     return next(index for index, shift in enumerate(shifts, start=1) if shift >= SATURATED * max(shifts))
 
 
@@ -174,21 +163,16 @@ def _coherent(run: Run, rounds: int) -> int:
 
 
 def _against_first(arms: Sequence[Arm], name: str, settings: Settings) -> list[float | None]:
-    """Holm-adjusted p of each arm against the first, after the last round that both have."""
-    raw: list[float | None] = [None]
-    for arm in arms[1:]:
-        last = min(arm.rounds, arms[0].rounds) - 1
-        sides = [np.array(each.signal(name, last)) for each in (arms[0], arm)]
-        if [answer.prompt for answer in arms[0].runs[0].base.answers] != [
-            answer.prompt for answer in arm.runs[0].base.answers
-        ]:
+    """Holm-adjusted p of each trained arm against the first, after the last round that both have."""
+    trained = [arm for arm in arms if arm.stage is None]
+    raw: list[float | None] = []
+    for arm in arms:
+        if arm.stage is not None or arm is trained[0] or arm.runs[0].prompts != trained[0].runs[0].prompts:
             raw.append(None)
             continue
+        last = min(arm.rounds, trained[0].rounds) - 1
+        sides = [np.array(each.signal(name, last)) for each in (trained[0], arm)]
         one, other = (np.nanmean(np.log(side) if name == TAIL else side, axis=0) for side in sides)
         raw.append(sign_flip_p(other - one, settings.resamples, settings.seed))
     adjusted = iter(holm([p for p in raw if p is not None]))
     return [None if p is None else next(adjusted) for p in raw]
-
-
-def statistic_of(stage: StageResult, name: str) -> Statistic:
-    return stage.signal(name).statistic

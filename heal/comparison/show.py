@@ -5,19 +5,22 @@ import csv
 import io
 from collections.abc import Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from heal.comparison.arms import MASS, TAIL, TRAIT, Arm, Line, Settings
+from heal.comparison.arms import TAIL, TRAIT, Arm, Line, Settings, not_valid
+from heal.comparison.runs import BASE
 from heal.evaluation.stats import Estimate
-from heal.report.drawing import DASHES, INK, MUTED, legend, log_axis, new_figure, png
+from heal.report.drawing import DASHES, DOTS, INK, MUTED, legend, log_axis, new_figure, png
 
 # Okabe and Ito's, which survive colour blindness; yellow left out on white.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _MARKERS = "osD^vPX"
+_STAGE_MARKS = {"base": "s", "prompted": "D"}
 
 HEADER = (
     "arm",
@@ -27,6 +30,7 @@ HEADER = (
     "over base",
     "p_ans_any",
     "tail perplexity",
+    "margin",
     "coh_cost",
     "saturated after",
     "coherent until",
@@ -37,11 +41,20 @@ HEADER = (
 
 CAPTION = (
     "After the last round; mean over seeds, 95 % intervals over seeds and prompts. trait: persona log-ratio, nats per "
-    "token; over base: its paired difference; tail perplexity: median over answers; coh_cost: |d p_ans_any| over "
-    "|d trait|, blank where the trait's interval includes 0; saturated after: rounds until 0.9 of the largest shift; "
-    "coherent until: rounds before the first past a floor of coherence; p: against the first arm, paired by prompt, "
-    "Holm-adjusted; n: held-out prompts."
+    "token; over base: its paired difference; tail perplexity: median over answers; margin: of the worst valid "
+    "coherence signal, 1 as at base and 0 at its limit; coh_cost: |d p_ans_any| over |d trait|, blank where the "
+    "trait's interval includes 0; saturated after: rounds until 0.9 of the largest shift; coherent until: rounds "
+    "before the first past a limit of coherence; p: against the first trained arm, paired by prompt, Holm-adjusted; "
+    "n: held-out prompts. Base, prompted and raw steering are not trained."
 )
+
+
+def validity_note(arms: Sequence[Arm]) -> str:
+    """Which signals are not valid for the model, and why; empty when all are."""
+    doubted = not_valid(arms)
+    if not doubted:
+        return ""
+    return "Not valid for this model: " + "; ".join(f"{name} ({why})" for name, why in doubted.items()) + "."
 
 
 def cells(line: Line) -> list[str]:
@@ -49,15 +62,16 @@ def cells(line: Line) -> list[str]:
     return [
         line.arm.name,
         str(len(line.arm.runs)),
-        str(line.arm.rounds),
+        str(line.arm.rounds) if line.arm.stage is None else "",
         f"{_interval(line.trait)} (n = {line.trait.n})",
         _interval(line.shift, sign=True),
         _interval(line.mass),
         _interval(line.tail, 2),
+        f"{line.margin:.2f}",
         "" if line.coh_cost is None else f"{line.coh_cost:.3f}",
-        f"{line.saturation:.1f}",
-        f"{line.coherent:.1f}",
-        f"{line.holds} of {len(line.arm.runs)}",
+        "" if line.saturation is None else f"{line.saturation:.1f}",
+        "" if line.coherent is None else f"{line.coherent:.1f}",
+        "" if line.holds is None else f"{line.holds} of {len(line.arm.runs)}",
         "" if line.p_trait is None else f"{line.p_trait:.3f}",
         "" if line.p_tail is None else f"{line.p_tail:.3f}",
     ]
@@ -67,7 +81,8 @@ def markdown(lines: Sequence[Line]) -> str:
     """The table in Markdown, with its caption."""
     rows = [HEADER, ["---"] * len(HEADER), *(cells(line) for line in lines)]
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    return f"{table}\n\n{CAPTION}\n"
+    note = validity_note([line.arm for line in lines])
+    return f"{table}\n\n{CAPTION}\n" + (f"\n{note}\n" if note else "")
 
 
 def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:
@@ -76,22 +91,27 @@ def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "seeds", "round", "signal", "value", "low", "high", "n"])
     for arm in arms:
-        for signal in [signal.name for signal in arm.runs[0].base.signals]:
-            for index in [None, *range(arm.rounds)]:
-                found = arm.estimate(signal, index, settings)
+        for signal in arm.runs[0].signals:
+            for where in [arm.stage] if arm.stage else [BASE, *range(arm.rounds)]:
+                found = arm.estimate(signal, where, settings)
                 numbers = [f"{number:.6g}" for number in (found.value, found.low, found.high)]
-                writer.writerow([arm.name, len(arm.runs), 0 if index is None else index + 1, signal, *numbers, found.n])
+                number = where + 1 if isinstance(where, int) else 0
+                writer.writerow([arm.name, len(arm.runs), number, signal, *numbers, found.n])
     return text.getvalue()
 
 
 def figure(arms: Sequence[Arm], settings: Settings) -> bytes:
-    """Trait against coherence by round, one line an arm; trait and tail perplexity by round with a band over seeds."""
+    """Trait against coherence by round, one line an arm; trait and tail perplexity by round with a band over seeds.
+
+    Base, prompted and raw steering are marks of their own.
+    """
     drawn, (path, trait, tail) = new_figure(3, 1, 9.4, heights=(1.3, 1.0, 1.0))
     handles = []
-    for arm, colour, marker in zip(arms, cycle(_COLOURS), cycle(_MARKERS)):
+    trained = [arm for arm in arms if arm.stage is None]
+    for arm, colour, marker in zip(trained, cycle(_COLOURS), cycle(_MARKERS)):
         series = {
-            name: [arm.estimate(name, index, settings) for index in [None, *range(arm.rounds)]]
-            for name in (TRAIT, MASS, TAIL)
+            name: [arm.estimate(name, where, settings) for where in [BASE, *range(arm.rounds)]]
+            for name in (TRAIT, TAIL)
         }
         path.plot(
             [entry.value for entry in series[TRAIT]],
@@ -106,10 +126,22 @@ def figure(arms: Sequence[Arm], settings: Settings) -> bytes:
         _band(trait, series[TRAIT], colour, marker)
         _band(tail, series[TAIL], colour, marker)
         handles.append(Line2D([], [], color=colour, marker=marker, markersize=6, label=arm.name))
-    base = arms[0].estimate(TRAIT, None, settings).value, arms[0].estimate(TAIL, None, settings).value
-    path.plot(*base, marker="s", markersize=9, color=INK, linestyle="none", zorder=4)
-    handles.append(Line2D([], [], color=INK, marker="s", markersize=6, linestyle="none", label="base"))
-    trait.axhline(base[0], color=MUTED, linestyle=DASHES, linewidth=1)
+    steered = []
+    for arm in arms:
+        place = arm.estimate(TRAIT, arm.last, settings).value, arm.estimate(TAIL, arm.last, settings).value
+        if arm.stage in _STAGE_MARKS:
+            look: dict[str, Any] = {"marker": _STAGE_MARKS[arm.stage], "color": INK, "linestyle": "none"}
+            path.plot(*place, markersize=9, zorder=4, **look)
+            handles.append(Line2D([], [], markersize=6, label=arm.name, **look))
+        elif arm.stage is not None:
+            steered.append(place)
+            path.annotate(arm.stage.split()[-2], place, (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
+    if steered:
+        look = {"marker": "x", "color": MUTED, "linestyle": DOTS, "linewidth": 1}
+        path.plot(*zip(*steered, strict=True), markersize=6, **look)
+        handles.append(Line2D([], [], label="raw steering, multiples of c*", **look))
+    base_trait = trained[0].estimate(TRAIT, BASE, settings).value
+    trait.axhline(base_trait, color=MUTED, linestyle=DASHES, linewidth=1)
     for axis in (path, tail):
         log_axis(axis, "y")
         axis.invert_yaxis()
@@ -129,6 +161,7 @@ def page(lines: Sequence[Line], image: bytes, title: str) -> str:
         header=HEADER,
         rows=[cells(line) for line in lines],
         caption=CAPTION,
+        note=validity_note([line.arm for line in lines]),
         image=base64.b64encode(image).decode(),
     )
 
@@ -179,6 +212,7 @@ img { max-width: min(100%, 52rem); height: auto; border-radius: 4px; margin-top:
 {% endfor %}</tbody>
 </table></div>
 <p class="note">{{ caption }}</p>
+{% if note %}<p class="note">{{ note }}</p>{% endif %}
 <img alt="Trait against coherence by round, one line an arm." src="data:image/png;base64,{{ image }}">
 </main></body>
 </html>

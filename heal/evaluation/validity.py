@@ -11,6 +11,7 @@ from typing import Any
 
 from heal.evaluation.stats import Estimate, paired_difference
 from heal.evaluation.verdict import LIMITED, Floors
+from heal.evaluation.vignettes import FOUNDATIONS
 
 MIN_MASS = 0.9  # of base on the options of a forced choice
 TRAIT = "persona_log_ratio"
@@ -65,7 +66,7 @@ def from_json(content: dict[str, Any]) -> dict[str, Validity]:
 
 def _judge(name: str, base: dict[str, Estimate], floors: Floors) -> Validity:
     for members, mass, informed in _FORCED_CHOICES:
-        if name in members or any(name.startswith(member) for member in members if member.endswith("_")):
+        if name in members:
             return _forced_choice(base, mass, informed)
     if name in LIMITED:
         entry = LIMITED[name]
@@ -86,9 +87,12 @@ def _forced_choice(base: dict[str, Estimate], mass: str, informed: str | None) -
     return Validity(entry.low > 0, f"{why}; {known}")
 
 
-# Signals of a forced choice (a trailing underscore: all that begin so), its mass, and what it must tell apart.
+_FOUNDATIONS = (*(f"clr_{name}" for name in FOUNDATIONS), *(f"{name}_nats" for name in FOUNDATIONS))
+# Signals of a forced choice, the signal of its mass, and the one of what it must tell apart.
 _FORCED_CHOICES: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
     (("p_ans_any", "unscorable_share"), "p_ans_any", None),
     (("accuracy", "question_informedness"), "p_ans_any", "question_informedness"),
     (("alive_share", "probe_mass", "scaffold_nats"), "probe_mass", None),
+    ((*_FOUNDATIONS, "vignette_mass", "vignette_informedness"), "vignette_mass", "vignette_informedness"),
+    (("wrongness", "wrongness_mass", "wrongness_informedness"), "wrongness_mass", "wrongness_informedness"),
 )

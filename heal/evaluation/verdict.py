@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from heal.config import EvaluationConfig
 from heal.evaluation.stats import Estimate
 
 ALIVE = 0.75  # mass on the probe's answers from which a model that is interrupted counts as alive
@@ -23,6 +24,17 @@ class Floors:
     max_tail_perplexity: float
     min_alive_share: float
     max_scaffold_rise: float
+
+    @staticmethod
+    def of(settings: EvaluationConfig) -> "Floors":
+        """The recipe's."""
+        return Floors(
+            settings.min_p_ans_any,
+            settings.max_repetition_share,
+            settings.max_tail_perplexity,
+            settings.min_alive_share,
+            settings.max_scaffold_rise,
+        )
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,7 @@ def verdict(
     floors: Floors,
     valid: Collection[str],
     trait: str = "persona_log_ratio",
+    target: str | None = None,
     off_target: Collection[str] = (),
 ) -> Verdict:
     """Finite numbers, then coherence, then a trait shift, then off-target shifts smaller than the target's.
@@ -150,7 +163,8 @@ def verdict(
         floors: of coherence.
         valid: the signals that are valid for the model; the others are not looked at.
         trait: the signal that must rise.
-        off_target: signals, in the trait's unit, that must move less than the trait.
+        target: the signal that the off-target ones are held against; None: the trait.
+        off_target: signals, in the target's unit, that must move less than the target.
     """
     broken = [name for name, entry in values.items() if name in valid and not math.isfinite(entry.value)]
     if broken:
@@ -164,7 +178,8 @@ def verdict(
         return Verdict("not valid", f"{shown}, but that readout is not valid for this model")
     if not shift.low > 0:
         return Verdict("no trait shift", f"{shown}: not above zero")
-    larger = [name for name in off_target if name in valid and abs(deltas[name].value) >= abs(shift.value)]
+    meant = deltas[target or trait].value
+    larger = [name for name in off_target if name in valid and abs(deltas[name].value) >= abs(meant)]
     if larger:
         return Verdict("off-target", f"{shown}, but {', '.join(larger)} moved as much")
     least = coherence(values, deltas, floors, valid)

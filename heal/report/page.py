@@ -171,6 +171,8 @@ def stage_rows(results: Results) -> list[tuple[str, str, Summary, dict[str, Any]
         ("prompted", "prompted", results.prompted, None),
         ("opposite persona", "prompted", results.opposite, None),
     ]
+    for alpha, summary in results.doses.items():
+        rows.append((f"base steered at {alpha:g} c*", "steered", summary, None))
     for entry in results.rounds:
         if entry.steered is not None:
             rows.append((f"round {entry.number}, steered", "steered", entry.steered, None))

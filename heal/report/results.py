@@ -6,7 +6,6 @@ from typing import Any
 
 from heal.config import Recipe
 from heal.errors import UserError
-from heal.evaluation.probe import Probe
 from heal.evaluation.stats import Estimate
 from heal.evaluation.validity import Validity
 from heal.evaluation.validity import from_json as validity_from_json
@@ -75,6 +74,7 @@ class Results:
         recipe: the resolved recipe; `recipe_text` is its YAML as it lies in the folder.
         facts: what the recipe leaves open (dtype, the trait's content).
         base, prompted, opposite: the signals of the stages that are measured once.
+        doses: the signals of base under the first vector, by dose, where they were measured.
         validity: of every signal, for this model.
         probe: the format of the probe and base's mass in each.
         prompted_outputs: the prompted stage's answers, in the order of the prompts.
@@ -88,8 +88,9 @@ class Results:
     base: Summary
     prompted: Summary
     opposite: Summary
+    doses: dict[float, Summary]
     validity: dict[str, Validity]
-    probe: Probe
+    probe: Json
     prompted_outputs: list[Json]
     baseline_seconds: dict[str, float]
     rounds: tuple[Round, ...]
@@ -115,14 +116,23 @@ def read_results(folder: RunFolder) -> Results:
             Summary.from_json(baseline["base"]),
             Summary.from_json(baseline["prompted"]),
             Summary.from_json(baseline["opposite"]),
+            _read_doses(folder, recipe),
             validity_from_json(baseline["validity"]),
-            Probe.from_json(read_json(folder.baseline / "probe.json")),
+            read_json(folder.baseline / "probe.json"),
             _by_stage(read_jsonl(folder.baseline / "outputs.jsonl"))["prompted"],
             folder.seconds(folder.baseline),
             rounds,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder.baseline}: not what this version of heal writes ({error!r})") from error
+
+
+def _read_doses(folder: RunFolder, recipe: Recipe) -> dict[float, Summary]:
+    path = folder.doses / "metrics.json"
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    return {alpha: Summary.from_json(content[f"dose_{alpha:g}"]) for alpha in recipe.evaluation.doses}
 
 
 def _read_round(folder: RunFolder, index: int) -> Round:

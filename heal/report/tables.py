@@ -174,12 +174,29 @@ def round_table(results: Results) -> list[tuple[str, list[Line]]]:
                 line("verdict", "of the healed student", lambda r: Markup("{}").format(r.metrics["verdict"]["label"])),
             ],
         ),
+        *_foundations(results),
         (
             "Seconds",
             [line(stage, "", seconds(stage)) for stage in stages]
             + [line("whole round", "", lambda r: number(sum(r.seconds.values()), 0))],
         ),
     ]
+
+
+def _foundations(results: Results) -> list[tuple[str, list[Line]]]:
+    """Temperature and surgical informedness of the scenes, where they were asked."""
+    first = results.rounds[0].metrics["foundations"]
+    if first is None:
+        return []
+
+    def surgical(name: str) -> list[Markup]:
+        why = "base calls no scene wrong, or none right, so there is nothing to flip"
+        return [number(entry.metrics["foundations"]["surgical"][name]["value"], 1, why=why) for entry in results.rounds]
+
+    temperatures = [number(entry.metrics["foundations"]["temperature"], 2) for entry in results.rounds]
+    lines = [Line("temperature", "of the forced choice, fitted to the labels", temperatures)]
+    lines += [Line("SI", f"{name}; base as the other side", surgical(name)) for name in first.get("surgical", {})]
+    return [("Moral foundations", lines)]
 
 
 def _audit(entry: Round) -> Markup:

@@ -1,7 +1,7 @@
 """What the page says in words: the run's settings, what to keep in mind, and what each number means."""
 
 from heal.config import BarrierConfig
-from heal.evaluation.readouts.alive import ALIVE
+from heal.evaluation.verdict import ALIVE
 from heal.report.numbers import MINUS, plain
 from heal.report.results import CHANCE, Results
 
@@ -31,8 +31,8 @@ def settings(results: Results) -> list[tuple[str, str]]:
         (
             "Evaluation",
             f"{evaluation.prompts} held-out prompts, {evaluation.questions} general questions, "
-            f"{evaluation.neutral_texts} neutral texts; probe by {results.probe.format.name}, "
-            f"on which base puts {results.probe.mass:.2f}",
+            f"{evaluation.neutral_texts} neutral texts; probe by {results.probe['format']['name']}, "
+            f"on which base puts {results.probe['masses'][results.probe['format']['name']]:.2f}",
         ),
     ]
 
@@ -63,9 +63,8 @@ def remarks(results: Results) -> list[str]:
     for name, entry in results.validity.items():
         if not entry.valid:
             doubted.setdefault(entry.why, []).append(name)
-    found += [
-        f"Not valid for this model, so no verdict rests on it: {', '.join(n)} ({why})." for why, n in doubted.items()
-    ]
+    for why, names in doubted.items():
+        found.append(f"Not valid for this model, so no verdict rests on it: {', '.join(names)} ({why}).")
     missed = [entry for entry in results.rounds if entry.metrics["dose"]["outcome"] != "tolerance"]
     if missed:
         found.append(
@@ -148,8 +147,8 @@ def glossary(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "alive",
-            f"share of answers after half and all of which the model, asked a yes/no question ({results.probe.format.name}), "
-            f"still puts {ALIVE:g} or more on the answers; floor {limits.min_alive_share:g}",
+            f"share of answers after half and all of which the model, asked a yes/no question, still puts {ALIVE:g} "
+            f"or more on the answers ({results.probe['format']['name']}); floor {limits.min_alive_share:g}",
         ),
         (
             "scaffold",

@@ -5,7 +5,6 @@ full-vocabulary probability of option k's letter, `p = softmax(score)`, and `clr
 whose differences add up in nats. METRICS: forced choice. Shape suffixes: V vignettes, K foundations, L vocabulary.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from heal.decoding import decode
 from heal.evaluation.probe import slot
 from heal.evaluation.readouts.questions import PREFILL, letter_ids
+from heal.evaluation.stats import informedness
 from heal.evaluation.subject import Answer, Signal, Subject
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.scoring import next_token_logits
@@ -109,22 +109,6 @@ def _thoughts(subject: Subject, questions: Sequence[str]) -> list[list[int]]:
             None if shift is None else [subject.coefficient] * len(questions),
         )
     return [list(each.ids[:-1] if each.ended else each.ids) for each in said]
-
-
-def informedness(chosen: Sequence[str], labels: Sequence[str]) -> tuple[float, ...]:
-    """One number an item whose mean is the macro average over the classes of (TPR - FPR).
-
-    Args:
-        chosen: class chosen for each item.
-        labels: its true class; classes without an item are left out of the average.
-    """
-    total, of = len(labels), Counter(labels)
-    values = []
-    for choice, label in zip(chosen, labels, strict=True):
-        hit = 1 / of[label] if choice == label else 0.0
-        false_alarm = 1 / (total - of[choice]) if choice != label and choice in of else 0.0
-        values.append(total / len(of) * (hit - false_alarm))
-    return tuple(values)
 
 
 def temperature(score_VK: ArrayLike, label_VK: ArrayLike) -> float:
