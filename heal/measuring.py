@@ -15,7 +15,7 @@ from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.readouts.moral_foundations import temperature_of
 from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.surgical import surgical_variants
-from heal.evaluation.validity import MIN_MASS, TRAIT, from_json, valid_names, validity
+from heal.evaluation.validity import MIN_MASS, TRAIT, doubts, from_json, valid_names, validity
 from heal.evaluation.verdict import Floors, coh_cost, coherence, verdict
 from heal.evaluation.vignettes import FOUNDATIONS, soft_labels
 from heal.generation.collect import Collection, dose_table
@@ -140,10 +140,9 @@ def baseline(session: Session) -> Baseline:
 
     measure_stage(session, folder, "opposite", off, system=session.trait.negative, extra=files)
     found = from_json(read_json(folder / "metrics.json")["validity"])
-    doubted = {name: entry.why for name, entry in found.items() if not entry.valid}
-    session.tracker.event("validity", {"probe": session.probe.to_json(), "not_valid": doubted})
-    for name, why in doubted.items():
-        session.console.warn(f"{name} is not valid for this model: {why}")
+    session.tracker.event("validity", {"probe": session.probe.to_json(), "not_valid": doubts(found)})
+    for text in doubts(found):
+        session.console.warn(f"not valid for this model, so no verdict rests on it: {text}")
     return Baseline(base, frozenset(valid_names(found)))
 
 

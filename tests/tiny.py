@@ -118,14 +118,23 @@ ARCHITECTURES = {
 }
 
 
-def tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+def tokenizer(
+    template: str | None = CHATML, merges: Sequence[tuple[str, str]] = (), without: str = ""
+) -> PreTrainedTokenizerFast:
     """One token a byte and three special ones; ends a turn with <|im_end|>, pads with <|pad|>.
 
     Unless told not to, it puts its first token in front of every text, as Llama's does.
+
+    Args:
+        template: of a chat.
+        merges: pairs of tokens that are one token of their own where they meet, also across words (a space is Ġ).
+        without: characters that it does not know: they all become <|pad|>.
     """
-    alphabet = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = [letter for letter in sorted(pre_tokenizers.ByteLevel.alphabet()) if letter not in without]
+    alphabet = [*SPECIAL, *letters, *("".join(pair) for pair in merges)]
+    vocabulary = {token: index for index, token in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocabulary, list(merges), unk_token="<|pad|>" if without else None))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merges)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", alphabet.index("<|im_start|>"))]

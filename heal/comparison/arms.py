@@ -9,6 +9,7 @@ from heal.comparison.runs import BASE, Run
 from heal.errors import UserError
 from heal.evaluation.choice import BROKEN
 from heal.evaluation.stats import Estimate, holm, over_seeds, sign_flip_p
+from heal.evaluation.validity import doubts
 
 TRAIT, MASS, TAIL = "persona_log_ratio", "p_ans_any", "tail_perplexity"
 SATURATED = 0.9  # of the largest shift of the trait
@@ -125,9 +126,9 @@ def lines(arms: Sequence[Arm], settings: Settings) -> list[Line]:
     return [_line(arm, settings, one, other) for arm, one, other in zip(arms, p_trait, p_tail, strict=True)]
 
 
-def not_valid(arms: Sequence[Arm]) -> dict[str, str]:
-    """The signals that some run marks as not valid for its model, with the reason."""
-    return {name: why for arm in arms for run in arm.runs for name, why in run.not_valid.items()}
+def not_valid(arms: Sequence[Arm]) -> list[str]:
+    """What some run marks as not valid for its model, in words."""
+    return list(dict.fromkeys(text for arm in arms for run in arm.runs for text in doubts(run.validity)))
 
 
 def _line(arm: Arm, settings: Settings, p_trait: float | None, p_tail: float | None) -> Line:

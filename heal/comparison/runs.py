@@ -10,6 +10,7 @@ from typing import Any
 from heal.errors import UserError
 from heal.evaluation.evaluate import StageResult, StageSummary, summarise
 from heal.evaluation.stats import Statistic
+from heal.evaluation.validity import Validity
 from heal.evaluation.validity import from_json as validity_from_json
 from heal.evaluation.verdict import Floors, coherence
 from heal.recipe import flatten, to_mapping
@@ -34,7 +35,7 @@ class Run:
         healed: each signal's items after each finished round.
         margins: the least coherence margin, by stage and by round (`"0"` is the first).
         verdicts: each round's verdict.
-        not_valid: signals that are not valid for the model, with the reason.
+        validity: of each signal, for the run's model.
     """
 
     path: str
@@ -45,7 +46,7 @@ class Run:
     healed: list[Items]
     margins: dict[str, float]
     verdicts: list[str]
-    not_valid: dict[str, str]
+    validity: dict[str, Validity]
 
     @property
     def rounds(self) -> int:
@@ -68,11 +69,12 @@ class Run:
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Run":
         """What `to_json` made."""
-        items = {
+        parts = {
+            "validity": validity_from_json(content["validity"]),
             "stages": {name: _restored(stage) for name, stage in content["stages"].items()},
             "healed": [_restored(stage) for stage in content["healed"]],
         }
-        return Run(**(content | items))
+        return Run(**(content | parts))
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -127,7 +129,7 @@ def read_run(path: Path) -> Run:
             [_items(stage) for stage in healed],
             margins,
             [entry["verdict"]["label"] for entry in metrics],
-            {name: entry.why for name, entry in judged.items() if not entry.valid},
+            judged,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not what this version of heal writes ({error!r})") from error

@@ -54,7 +54,7 @@ def validity_note(arms: Sequence[Arm]) -> str:
     doubted = not_valid(arms)
     if not doubted:
         return ""
-    return "Not valid for this model: " + "; ".join(f"{name} ({why})" for name, why in doubted.items()) + "."
+    return f"Not valid for this model: {'; '.join(doubted)}."
 
 
 def cells(line: Line) -> list[str]:

@@ -5,7 +5,7 @@ persona log-ratio where it tells base under the positive persona from base under
 coherence where base itself is within its floor. What is merely counted (lengths, drift) is always valid.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,15 @@ def validity(
 def valid_names(found: dict[str, Validity]) -> set[str]:
     """The signals that are valid."""
     return {name for name, entry in found.items() if entry.valid}
+
+
+def doubts(found: Mapping[str, Validity]) -> list[str]:
+    """What is not valid, in words: one text a reason."""
+    names: dict[str, list[str]] = {}
+    for name, entry in found.items():
+        if not entry.valid:
+            names.setdefault(entry.why, []).append(name)
+    return [f"{', '.join(of)} ({why})" for why, of in names.items()]
 
 
 def from_json(content: dict[str, Any]) -> dict[str, Validity]:

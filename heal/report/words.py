@@ -1,6 +1,7 @@
 """What the page says in words: the run's settings, what to keep in mind, and what each number means."""
 
 from heal.config import BarrierConfig
+from heal.evaluation.validity import doubts
 from heal.evaluation.verdict import ALIVE
 from heal.report.numbers import MINUS, plain
 from heal.report.results import CHANCE, Results
@@ -59,12 +60,7 @@ def remarks(results: Results) -> list[str]:
         "No signal here asks whether an answer speaks to its prompt: coherence is fluency and answer mass. "
         "Read the answers.",
     ]
-    doubted: dict[str, list[str]] = {}
-    for name, entry in results.validity.items():
-        if not entry.valid:
-            doubted.setdefault(entry.why, []).append(name)
-    for why, names in doubted.items():
-        found.append(f"Not valid for this model, so no verdict rests on it: {', '.join(names)} ({why}).")
+    found += [f"Not valid for this model, so no verdict rests on it: {text}." for text in doubts(results.validity)]
     missed = [entry for entry in results.rounds if entry.metrics["dose"]["outcome"] != "tolerance"]
     if missed:
         found.append(
