@@ -3,7 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 LAUNCH := $(BIN)/accelerate launch -q --config_file accelerate_config.yaml
 
-.PHONY: install demo test lint clean
+# The experiment of docs/results.md: hours on two cores; the same command continues it.
+ARMS := nll wd kl_fwd_rmse kl_rev_mean kl_rev_rmse kl_rev_rmse_decay
+TRAITS := love care_over_authority
+comma := ,
+space := $(subst ,, )
+
+.PHONY: install demo test lint results clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +30,14 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: install
+	$(BIN)/python scripts/sweep.py recipe=$(subst $(space),$(comma),$(ARMS:%=recipes/results/%.yaml)) \
+		trait=$(subst $(space),$(comma),$(TRAITS)) seed=0,1,2 jobs=2
+	for trait in $(TRAITS); do \
+		$(BIN)/python scripts/compare.py runs/results/*-$$trait-embedded-s? by=recipe against=kl_rev_rmse \
+			out=runs/results/$$trait || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -137,7 +137,7 @@ class EvaluationConfig:
     max_repetition_share: float = key(0.25, "coherence floor: share of looping answers", 0, 1)
     max_tail_perplexity: float = key(10.0, "coherence floor: median tail perplexity under base", 1)
     min_alive_share: float = key(0.75, "coherence floor: share of answers after which a probe is answered", 0, 1)
-    max_scaffold_rise: float = key(0.5, "coherence floor: nats per token of the forced probe text over base", 0)
+    max_scaffold_rise: float = key(1.0, "coherence floor: nats per token of the forced probe text over base", 0)
 
 
 @dataclass

@@ -12,16 +12,17 @@ from heal.errors import UserError  # noqa: E402
 from heal.options import options_help, read_options  # noqa: E402
 from heal.recipe import main_words, wants_help  # noqa: E402
 
-USAGE = "python scripts/compare.py RUN|FILE.jsonl ... [by=recipe,trait] [out=FOLDER]"
+USAGE = "python scripts/compare.py RUN|FILE.jsonl ... [by=recipe,trait] [against=ARM] [out=FOLDER]"
 PURPOSE = """Groups finished runs into arms, one run a seed, and writes comparison.md, .csv, .html and .png to FOLDER:
 trait, coherence, coh_cost, rounds to saturation, last coherent round and verdict, with intervals over seeds and
-prompts, and the arms' ways from round to round. Differences are tested against the first arm named. runs.jsonl holds
+prompts, and the arms' ways from round to round. Differences are tested against one arm. runs.jsonl holds
 every item behind the table; it can be given in place of the runs' folders."""
 
 
 @dataclass
 class Options:
     by: str = key("recipe,trait", "keys of the recipe that make an arm, separated by commas")
+    against: str = key("", "arm that the others are tested against, as the table names it; empty: the first")
     out: str = key("comparison", "folder that is written")
     resamples: int = key(2000, "bootstrap resamples", 100)
     title: str = key("Comparison of runs", "title of the page")
@@ -41,6 +42,10 @@ def main() -> None:
 
     runs = read_runs(folders)
     trained = group(runs, options.by.split(","))
+    if options.against:
+        if options.against not in [arm.name for arm in trained]:
+            raise UserError(f"against={options.against}: no such arm; there are {', '.join(a.name for a in trained)}")
+        trained.sort(key=lambda arm: arm.name != options.against)
     arms = [*untrained(trained), *trained]
     settings = Settings(options.resamples)
     table = lines(arms, settings)

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +169,54 @@ def test_the_table_says_n_and_the_page_escapes_names(runs: list[Path]):
     assert "kl_rev_rmse, warm" in html
 
 
+def test_base_prompted_and_raw_steering_stand_beside_the_trained_arms(tmp_path: Path):
+    paths = [
+        write_run(tmp_path, "nll", seed, [(0.1, 2.1), (0.3, 5.0)], 9, "evaluation.doses=[0.5, 2]") for seed in range(2)
+    ]
+    paths.append(write_run(tmp_path, "wd", 0, [(0.2, 2.0)]))
+    trained = arms_of(paths)
+    arms = [*untrained(trained), *trained]
+    found = {line.arm.name: line for line in lines(arms, SETTINGS)}
+    assert list(found) == ["base", "prompted", "steered at 0.5 c*", "steered at 2 c*", "nll, warm", "wd, warm"]
+    assert found["base"].shift.value == 0
+    assert found["prompted"].shift.value == pytest.approx(0.15)
+    assert found["steered at 2 c*"].shift.value == pytest.approx(0.2)
+    assert found["steered at 2 c*"].tail.value == pytest.approx(4.0, rel=0.01)
+    assert found["steered at 2 c*"].arm.rounds == 0
+    assert found["steered at 2 c*"].holds is None
+    assert found["base"].margin == 1.0 > found["steered at 0.5 c*"].margin > found["steered at 2 c*"].margin
+    assert [line.p_trait is None for line in found.values()] == [True, True, True, True, True, False]
+    assert figure(arms, SETTINGS)[:4] == b"\x89PNG"
+
+
+def test_the_file_of_runs_gives_the_same_comparison_as_the_folders(runs: list[Path], tmp_path: Path):
+    read = read_runs(runs)
+    (tmp_path / "runs.jsonl").write_bytes(records(read))
+    again = read_runs([tmp_path / "runs.jsonl"])
+    by = ["recipe", "trait"]
+    assert markdown(lines(group(again, by), SETTINGS)) == markdown(lines(group(read, by), SETTINGS))
+
+
+def test_what_could_not_be_scored_survives_the_file(runs: list[Path]):
+    run = read_run(runs[0])
+    run.healed[0]["tail_perplexity"][2] = float("nan")
+    again = Run.from_json(json.loads(json.dumps(run.to_json())))
+    assert math.isnan(again.healed[0]["tail_perplexity"][2])
+    assert not math.isnan(again.healed[0]["tail_perplexity"][1])
+
+
+def test_a_file_that_is_no_file_of_runs_is_refused_by_name(tmp_path: Path):
+    (tmp_path / "other.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(UserError, match=r"other\.jsonl: not a comparison's file of runs"):
+        read_runs([tmp_path / "other.jsonl"])
+
+
+def test_what_is_not_valid_for_the_model_is_said_under_the_table(runs: list[Path]):
+    table = lines(arms_of(runs), SETTINGS)
+    assert "Not valid for this model: accuracy (base 2)." in markdown(table)
+    assert "Not valid for this model: accuracy (base 2)." in page(table, b"png", "title")
+
+
 def test_a_figure_of_many_arms_is_an_image(runs: list[Path]):
     arms = arms_of(runs)
     assert figure(arms * 5, SETTINGS)[:4] == b"\x89PNG"
@@ -176,11 +226,24 @@ def test_the_command_writes_table_numbers_page_and_figure(runs: list[Path], tmp_
     words = ["scripts/compare.py", *map(str, runs), f"out={tmp_path / 'out'}", "resamples=100"]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    names = {"comparison.md", "comparison.csv", "comparison.html", "comparison.png"}
+    names = {"comparison.md", "comparison.csv", "comparison.html", "comparison.png", "runs.jsonl"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert "| kl_rev_rmse, warm | 3 | 4 |" in done.stdout
     for name in names:
         assert str(tmp_path / "out" / name) in done.stdout
+
+
+def test_the_arm_that_is_tested_against_can_be_named(runs: list[Path], tmp_path: Path):
+    words = ["scripts/compare.py", *map(str, runs), f"out={tmp_path / 'out'}", "resamples=100"]
+    done = subprocess.run([sys.executable, *words, "against=nll, warm"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    names = [line.split(" | ")[0].removeprefix("| ") for line in table]
+    assert names.index("nll, warm") < names.index("kl_rev_rmse, warm")
+    assert table[names.index("nll, warm")].endswith("|  |  |")
+    done = subprocess.run([sys.executable, *words, "against=wd"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "against=wd: no such arm; there are kl_rev_rmse, warm, nll, warm" in done.stderr
 
 
 @pytest.mark.parametrize(("words", "complaint"), [([], "no runs given"), (["runs/none"], "not a run folder")])

@@ -38,7 +38,7 @@ class Chat:
         """What stands between an answer and the next one when the user says `user` in between."""
         marker = "an-answer"
         messages = [("user", "x"), ("assistant", marker), ("user", user)]
-        return self._render([{"role": role, "content": text} for role, text in messages]).rpartition(marker)[2]
+        return self._render([{"role": role, "content": text} for role, text in messages]).partition(marker)[2]
 
     def ids(self, system: str, user: str, prefill: str = "") -> list[int]:
         """Token ids of the rendered prompt, with `prefill` as the beginning of the answer."""
