@@ -22,7 +22,7 @@ every item behind the table; it can be given in place of the runs' folders."""
 @dataclass
 class Options:
     by: str = key("recipe,trait", "keys of the recipe that make an arm, separated by commas")
-    against: str = key("", "arm that the others are tested against, as the table names it; empty: the first")
+    against: str | None = key(None, "arm that the others are tested against, as the table names it; default: the first")
     out: str = key("comparison", "folder that is written")
     resamples: int = key(2000, "bootstrap resamples", 100)
     title: str = key("Comparison of runs", "title of the page")

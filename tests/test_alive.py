@@ -11,7 +11,7 @@ import torch
 from heal.accumulator import Accumulator
 from heal.evaluation.probe import FORMATS, ProbeFormat, interruption
 from heal.evaluation.readouts import alive
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.subject import Answer, Subject
 from heal.evaluation.verdict import ALIVE
 from heal.models.language_model import LanguageModel
 from tests.students import student
@@ -149,7 +149,6 @@ def test_an_answer_that_is_nothing_but_an_end_of_turn_is_empty(healed: Model):
 # Dead and alive.
 
 
-
 def masses_by(monkeypatch: pytest.MonkeyPatch, mass: Callable[[int], float]) -> None:
     """Makes the mass at the probe's slot a function of which of the measured rows it is, forks in order."""
     rows = iter(range(10**6))
@@ -209,7 +208,3 @@ def test_a_model_that_always_answers_is_always_alive(tiny_folder: Path):
     found = measured(subject(model), answers(model[0]))
     assert found["alive_share"] == (1.0,) * len(TEXTS)
     assert found["probe_mass"] == pytest.approx((1.0,) * len(TEXTS))
-
-
-def test_signals_are_ready_for_a_table(healed: Model):
-    assert all(isinstance(signal, Signal) for signal in alive.measure(subject(healed), answers(healed[0])))

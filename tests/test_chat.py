@@ -1,8 +1,10 @@
 """From a system prompt and a message to token ids."""
 
 import pytest
+from transformers import AutoTokenizer
 
 from heal.models.chat import Chat
+from heal.models.embedded import embedded_folder
 from heal.models.language_model import LanguageModel
 from tests.tiny import CHATML, tokenizer
 
@@ -73,3 +75,35 @@ def test_decoding_leaves_special_tokens_out(chat: Chat):
 
 def test_a_loaded_model_s_chat_is_its_tokenizer_s(tiny: LanguageModel):
     assert tiny.chat.ids("a", "b") == Chat(tokenizer()).ids("a", "b")
+
+
+SAID = ("Sure.", "", " a\n\n", "No <b>way</b>, café", "an-answer")
+
+
+@pytest.mark.parametrize("name", ["tiny", "embedded", "reasoning", "without system role"])
+def test_prompt_answer_and_next_turn_are_the_conversation_that_the_template_renders(name: str):
+    templates = {"tiny": CHATML, "reasoning": THINKS, "without system role": NO_SYSTEM}
+    chat = Chat(tokenizer(templates[name]) if name in templates else AutoTokenizer.from_pretrained(embedded_folder()))
+    systems = ["Be kind."] if name == "embedded" else ["Be kind.", ""] if chat.takes_system else [""]
+    for system in systems:
+        for said in SAID:
+            for user in ("And now?", "One\ntwo", "What is an-answer?"):
+                spoken = [("user", "Hello"), ("assistant", said), ("user", user)]
+                conversation = [{"role": role, "content": text} for role, text in spoken]
+                if system:
+                    conversation.insert(0, {"role": "system", "content": system})
+                whole = chat.tokenizer.apply_chat_template(
+                    conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )
+                assert chat.text(system, "Hello") + said + chat.next_turn(user) == whole
+
+
+def test_the_next_turn_ends_the_answer_before_it_and_opens_the_next(chat: Chat):
+    assert chat.next_turn("Why?") == "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_text_is_ids_as_it_stands(chat: Chat):
+    for text in ("", "Hé!\n", "<|im_end|>\n", " x "):
+        ids = chat.plain_ids(text)
+        assert str(chat.tokenizer.decode(ids)) == text
+    assert chat.plain_ids("ab") == [*chat.plain_ids("a"), *chat.plain_ids("b")]

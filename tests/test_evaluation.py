@@ -84,6 +84,10 @@ def answers(language_model: LanguageModel, texts: tuple[str, ...] = ("Yes, of co
     ]
 
 
+def named(signals: list[Signal]) -> dict[str, Signal]:
+    return {signal.name: signal for signal in signals}
+
+
 # The persona log-ratio.
 
 
@@ -143,7 +147,7 @@ def test_the_stage_does_not_decide_how_its_answers_are_scored(healed: Model):
 def test_the_tail_perplexity_of_an_answer_is_that_of_a_dense_computation_under_base(healed: Model):
     model, accumulator = healed
     given = answers(model)
-    tail, _ = free_answers.measure(subject(healed), given)
+    tail = named(free_answers.measure(subject(healed), given))["tail_perplexity"]
     with accumulator.base():
         expected = [
             math.exp(-float(dense_logprobs(model, list(a.prompt_ids), list(a.ids))[-tail_length(len(a.ids)) :].mean()))
@@ -154,8 +158,19 @@ def test_the_tail_perplexity_of_an_answer_is_that_of_a_dense_computation_under_b
 
 def test_an_answer_loops_when_it_repeats_itself_above_the_filter_s_limit(healed: Model):
     given = answers(healed[0], ("love love love love love", "I will be there at noon with the keys.", "Paris."))
-    _, loops = free_answers.measure(subject(healed), given)
+    loops = named(free_answers.measure(subject(healed), given))["repetition_share"]
     assert loops.values == (1.0, 0.0, 0.0)
+
+
+def test_lengths_endings_and_refusals_are_counted_answer_by_answer(healed: Model):
+    given = answers(healed[0], ("Yes, gladly.", "I'm sorry, but I can't help with that.", "No."))
+    given = [replace(given[0], ended=True), given[1], replace(given[2], ids=())]
+    found = named(free_answers.measure(subject(healed), given))
+    assert found["answer_tokens"].values == (12.0, 38.0, 0.0)
+    assert found["ended_share"].values == (1.0, 0.0, 0.0)
+    assert found["refusal_share"].values == (0.0, 1.0, 0.0)
+    counted = [found[name] for name in ("answer_tokens", "ended_share", "refusal_share")]
+    assert {signal.role for signal in counted} == {"off_target"}
 
 
 # Questions.
@@ -166,7 +181,8 @@ def test_the_mass_on_the_letters_is_that_of_a_dense_pass_in_the_stage_s_own_stat
     asked = [json.loads(line) for line in questions.QUESTIONS.read_text(encoding="utf-8").splitlines()[:8]]
     ids = [model.chat.tokenizer.convert_tokens_to_ids(letter) for letter in questions.LETTERS]
     for each in stages(healed).values():
-        mass, accuracy = questions.measure(each, [])
+        found = named(questions.measure(each, []))
+        mass, accuracy = found["p_ans_any"], found["accuracy"]
         for item, question in enumerate(asked):
             prompt = model.chat.ids(
                 each.system, questions.question_text(question["question"], question["options"]), questions.PREFILL
@@ -187,9 +203,10 @@ def test_a_model_that_knows_the_letter_has_all_the_mass_and_is_right(tiny_folder
     head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
     head.bias[letter] = 50.0
     asked = [json.loads(line) for line in questions.QUESTIONS.read_text(encoding="utf-8").splitlines()[:8]]
-    mass, accuracy = questions.measure(subject(model), [])
-    assert mass.values == pytest.approx([1.0] * 8)
-    assert accuracy.values == tuple(float(each["answer"] == 1) for each in asked)
+    found = named(questions.measure(subject(model), []))
+    assert found["p_ans_any"].values == pytest.approx([1.0] * 8)
+    assert found["accuracy"].values == tuple(float(each["answer"] == 1) for each in asked)
+    assert sum(found["question_informedness"].values) == pytest.approx(0.0)  # who says one letter alone knows nothing
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300])
@@ -200,6 +217,18 @@ def test_the_batch_decides_nothing_about_the_questions(healed: Model, batch_toke
     )
     for a, b in zip(many, few, strict=True):
         assert a.values == pytest.approx(b.values, rel=1e-4)
+
+
+@pytest.mark.parametrize(("says", "unscorable"), [("B", 0.0), ("x", 1.0)])
+def test_a_question_is_unscorable_where_most_mass_is_not_on_its_letters(
+    tiny_folder: Path, says: str, unscorable: float
+):
+    model = student(tiny_folder)
+    head = model[0].model.get_output_embeddings()
+    torch.nn.init.zeros_(head.weight)
+    head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
+    head.bias[model[0].chat.tokenizer.convert_tokens_to_ids(says)] = 50.0
+    assert named(questions.measure(subject(model), []))["unscorable_share"].values == (unscorable,) * 8
 
 
 def test_every_question_has_one_right_option_and_no_letter_is_favoured():
@@ -360,6 +389,7 @@ def test_a_summary_has_each_signal_and_its_paired_difference_to_base(results: di
             summary.values[signal.name].value,
             summary.deltas[signal.name].n,
         )
+        assert (shown["role"], shown["unit"]) == (signal.role, signal.unit)
 
 
 def test_base_does_not_differ_from_itself(results: dict[str, StageResult]):

@@ -2,12 +2,22 @@
 
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from heal.generation.filters import MIN_TAIL_TOKENS, Candidate, FilterLimits, reasons, repetition, tail_length, verdicts
+from heal.generation.filters import (
+    LONG_PIECE,
+    MIN_TAIL_TOKENS,
+    Candidate,
+    FilterLimits,
+    reasons,
+    repetition,
+    tail_length,
+    verdicts,
+)
 from heal.recipe import RECIPES, available
 from heal.trait import load_trait
 
@@ -158,6 +168,57 @@ def test_a_phrase_of_up_to_a_dozen_words_said_five_times_is_a_repetition(text: s
     for length in range(1, 13):
         phrase = " ".join(text.split()[:length])
         assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
+
+
+SENTENCES = [
+    "We walked along the river until the lamps of the town came up",
+    "The ferry leaves the pier at noon and nobody waits for the late",
+    "Put three cups of flour into a bowl and stir until it is smooth",
+]
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+@pytest.mark.parametrize("times", [2, 3, 4])
+def test_a_sentence_of_a_dozen_words_said_twice_is_a_loop(sentence: str, times: int):
+    assert repetition(". ".join([sentence] * times)) == 1.0
+    assert "repetition" in reasons(candidate(". ".join([sentence] * times)), LIMITS, ())
+
+
+@pytest.mark.parametrize("length", range(LONG_PIECE, 13))
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_long_piece_said_again_at_once_counts_with_all_its_words(length: int, times: int):
+    before, piece, after = ("one two three four".split(), SENTENCES[0].split()[:length], "and that was all".split())
+    text = [*before, *piece * times, *after]
+    assert repetition(" ".join(text)) >= times * length / len(text)
+
+
+def test_a_loop_that_breaks_off_in_the_middle_counts_up_to_there():
+    piece = [f"word{index}" for index in range(10)]
+    for more in range(1, 10):
+        text = [*piece, *piece, *piece[:more], "then", "something", "else"]
+        assert repetition(" ".join(text)) >= (20 + more) / len(text)
+
+
+def test_a_long_piece_said_again_later_is_no_loop():
+    piece, between = SENTENCES[0], SENTENCES[1]
+    assert repetition(f"{piece}. {between}. {piece}.") <= LIMITS.max_repetition
+
+
+@pytest.mark.parametrize("text", ORDINARY[-6:-1])
+def test_an_ordinary_text_with_a_phrase_of_three_words_said_again_is_no_loop(text: str):
+    words = text.split()
+    for place in (1, len(words) // 2):
+        again = [*words[: place + 3], *words[place : place + 3], *words[place + 3 :]]
+        assert repetition(" ".join(again)) <= LIMITS.max_repetition
+        assert repetition(" ".join([*words, *words[place : place + 3]])) <= LIMITS.max_repetition
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_repetition_is_never_above_1_whatever_is_repeated(seed: int):
+    draws = random.Random(seed)
+    words = [f"w{draws.randrange(1 + seed)}" for _ in range(draws.randrange(1, 60))]
+    assert 0.0 <= repetition(" ".join(words)) <= 1.0
+    assert 0.0 <= repetition(" ".join(words * draws.randrange(2, 5))) <= 1.0
 
 
 def test_case_and_spacing_do_not_hide_a_loop():

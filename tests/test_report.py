@@ -7,10 +7,14 @@ import math
 import os
 import random
 import shutil
+import re
 import subprocess
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -22,18 +26,23 @@ from heal.config import Recipe
 from heal.dose.calibrate import Calibration, PathDivergence
 from heal.errors import UserError
 from heal.evaluation.evaluate import StageResult, output_rows, summarise
+from heal.evaluation.probe import FORMATS, Probe
 from heal.evaluation.subject import Answer, Signal
-from heal.evaluation.verdict import Floors, coh_cost, verdict
+from heal.evaluation.validity import TRAIT, valid_names, validity
+from heal.evaluation.verdict import Floors, coh_cost, coherence, verdict
 from heal.generation.collect import Row, dose_table
 from heal.report.build import build_report
 from heal.report.completions import DROPPED, KEPT, samples
 from heal.report.figures import draw
 from heal.report.labels import Label, place_labels
 from heal.report.results import read_results
-from heal.runfolder import MANIFEST, RunFolder, json_bytes, jsonl_bytes
+from heal.report.tables import KNOWN
+from heal.report.words import remarks
+from heal.runfolder import MANIFEST, STAGES, RunFolder, json_bytes, jsonl_bytes, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("trajectory", "signals", "calibration", "training")
+FLOORS = Floors.of(Recipe().evaluation)
 PROMPTS = ("Do you love people?", "What is rain?", "Say good night.", "Who are you?")
 SCRIPT = "<script>document.title='executed'</script>"
 IMAGE = '"><img src=x onerror="document.title=\'executed\'">'
@@ -42,14 +51,17 @@ HOSTILE = f"{SCRIPT}{IMAGE}' onmouseover='alert(1) {{{{ 7 * 7 }}}} \x00 \u202e &
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def stage_result(stage: str, trait: float, coherence: float, text: str, unscorable: bool = False) -> StageResult:
-    """A stage whose signals scatter around the given values."""
+def stage_result(
+    stage: str, trait: float, coherence: float, text: str, unscorable: bool = False, mass: float = 0.97
+) -> StageResult:
+    """A stage whose signals scatter around the given values; `mass` is that on the probe's answers."""
     draws = random.Random(stage + str(trait))
 
-    def around(centre: float, spread: float) -> tuple[float, ...]:
-        return tuple(centre + draws.uniform(-spread, spread) for _ in PROMPTS)
+    def around(centre: float, spread: float, count: int = len(PROMPTS)) -> tuple[float, ...]:
+        return tuple(centre + draws.uniform(-spread, spread) for _ in range(count))
 
     tails = (math.nan,) * len(PROMPTS) if unscorable else around(3.0, 1.0)
+    moved = 0.0 if stage == "base" else 1.0
     return StageResult(
         stage,
         tuple(Answer(prompt, (1,), (2, 3), f"{text} {stage}", ended=i > 0) for i, prompt in enumerate(PROMPTS)),
@@ -58,7 +70,16 @@ def stage_result(stage: str, trait: float, coherence: float, text: str, unscorab
             Signal("repetition_share", "share", "coherence", "mean", (0.0, 0.0, 1.0, 0.0)),
             Signal("persona_log_ratio", "nats/token", "trait", "mean", around(trait, 0.02)),
             Signal("p_ans_any", "probability", "coherence", "mean", around(coherence, 0.01), "questions"),
+            Signal("unscorable_share", "share", "coherence", "mean", (0.0,) * 4, "questions"),
             Signal("accuracy", "share", "coherence", "mean", (1.0, 0.0, 1.0, 1.0), "questions"),
+            Signal("question_informedness", "TPR - FPR", "coherence", "mean", around(0.5, 0.2), "questions"),
+            Signal("alive_share", "share", "coherence", "mean", (1.0,) * 4),
+            Signal("probe_mass", "probability", "coherence", "mean", around(mass, 0.01)),
+            Signal("scaffold_nats", "nats/token", "coherence", "mean", around(2.0, 0.1)),
+            Signal("neutral_kl_p50", "nats", "off_target", "mean", around(0.013 * moved, 0.01 * moved, 6), "texts"),
+            Signal("neutral_kl_p95", "nats", "off_target", "mean", around(0.237 * moved, 0.05 * moved, 6), "texts"),
+            Signal("answer_tokens", "tokens", "off_target", "mean", around(30.0 - 8 * moved, 4.0)),
+            Signal("refusal_share", "share", "off_target", "mean", (0.0, moved, 0.0, 0.0)),
         ),
     )
 
@@ -75,28 +96,51 @@ def completions(text: str, alphas: tuple[float, ...] = (0.5, 1.0), count: int = 
     ]
 
 
-def write_run(path: Path, rounds: int = 2, text: str = "plain", bare: bool = False) -> RunFolder:
-    """A run folder as the loop leaves it; `bare`: unscorable tails, no audit, no validation, an infinite KL."""
+def write_run(
+    path: Path, rounds: int = 2, text: str = "plain", bare: bool = False, mass: float = 0.97, steered: bool = True
+) -> RunFolder:
+    """A run folder as the loop leaves it.
+
+    Args:
+        path: of the folder.
+        rounds: finished ones.
+        text: in the name, the trait and everything that the model says.
+        bare: unscorable tails, no audit, no validation, an infinite KL.
+        mass: of base on the probe's answers.
+        steered: whether the steered stage was measured.
+    """
     folder, recipe = RunFolder(path), Recipe()
     recipe.run.name = f"run {text}"
+    recipe.evaluation.steered = steered
     facts = {"name": "love", "description": text, "positive": f"You love. {text}", "negative": "You hate."}
     folder.start(recipe, {"dtype": "float32", "trait": facts})
 
-    base = stage_result("base", 0.01, 0.98, text)
-    prompted = stage_result("prompted", 0.14, 0.97, text)
-    summaries = {result.stage: summarise(result, base, 200, 0).to_json() for result in (base, prompted)}
+    base = stage_result("base", 0.01, 0.98, text, mass=mass)
+    prompted = stage_result("prompted", 0.14, 0.97, text, mass=mass)
+    opposite = stage_result("opposite", -0.12, 0.97, text, mass=mass)
+    stages = (base, prompted, opposite)
+    summaries = {result.stage: summarise(result, base, 200, 0) for result in stages}
+    personas = (result.signal(TRAIT).values for result in (prompted, opposite))
+    judged = validity(summaries["base"].values, *personas, FLOORS, 200, 0)
+    metrics = {name: summary.to_json() for name, summary in summaries.items()}
+    metrics["validity"] = {name: asdict(entry) for name, entry in judged.items()}
+    probe = Probe(FORMATS[-1], {"json": 0.02, "yes/no": 0.6, "letters": mass})
+    rows = [row for result in stages for row in output_rows(result)]
+    folder.finish(folder.baseline, "probe", {"probe.json": json_bytes(probe.to_json())}, 1.0)
     folder.finish(folder.baseline, "base", {}, 3.0)
-    rows = output_rows(base) + output_rows(prompted)
-    files = {"metrics.json": json_bytes(summaries), "outputs.jsonl": jsonl_bytes(rows)}
-    folder.finish(folder.baseline, "prompted", files, 4.0)
+    folder.finish(folder.baseline, "prompted", {}, 4.0)
+    files = {"metrics.json": json_bytes(metrics), "outputs.jsonl": jsonl_bytes(rows)}
+    folder.finish(folder.baseline, "opposite", files, 4.0)
     for r in range(rounds):
-        for name, content in round_files(r, base, text, bare).items():
+        for name, content in round_files(r, base, text, bare, valid_names(judged), steered).items():
             folder.finish(folder.round(r), name, content, 12.0)
     return folder
 
 
-def round_files(r: int, base: StageResult, text: str, bare: bool) -> dict[str, dict[str, bytes]]:
-    """The files of one round that a report reads, by stage."""
+def round_files(
+    r: int, base: StageResult, text: str, bare: bool, valid: set[str], measured: bool
+) -> dict[str, dict[str, bytes]]:
+    """The files of one round that a report reads, by stage; `measured`: with the steered stage."""
     history = [PathDivergence(1.0, 0.1, 0.6, 0.2, 2.0, 96), PathDivergence(1.4 + r, 0.2, 0.99, 0.3, 3.0, 96)]
     if bare:
         history.insert(1, PathDivergence(8.0, math.inf, math.inf, math.inf, math.inf, 0))
@@ -125,13 +169,16 @@ def round_files(r: int, base: StageResult, text: str, bare: bool) -> dict[str, d
         },
         "training": training,
         "cosine_to_first": 0.9876,
-        "steered": before.to_json(),
+        "steered": before.to_json() if measured else None,
         "healed": after.to_json(),
-        "coh_cost": None if bare else coh_cost(after.deltas["p_ans_any"], after.deltas["persona_log_ratio"]),
-        "verdict": verdict(after.values, after.deltas, Floors(0.85, 0.25, 10.0)).to_json(),
+        "coherence": coherence(after.values, after.deltas, FLOORS, valid).to_json(),
+        "valid": sorted(valid),
+        "coh_cost": None if bare else coh_cost(after.deltas["p_ans_any"], after.deltas[TRAIT]),
+        "foundations": None,
+        "verdict": verdict(after.values, after.deltas, FLOORS, valid).to_json(),
     }
-    outputs = [row for result in (base, steered, healed) for row in output_rows(result)]
-    return {
+    outputs = [row for result in (base, *[steered] * measured, healed) for row in output_rows(result)]
+    files = {
         "extract": {},
         "calibrate": {"calibration.json": json_bytes(dose.to_json())},
         "generate": {
@@ -142,6 +189,7 @@ def round_files(r: int, base: StageResult, text: str, bare: bool) -> dict[str, d
         "heal": {"training.jsonl": jsonl_bytes(log)},
         "evaluate": {"metrics.json": json_bytes(metrics), "outputs.jsonl": jsonl_bytes(outputs)},
     }
+    return {name: content for name, content in files.items() if measured or name != "steered"}
 
 
 class Page(HTMLParser):
@@ -257,13 +305,165 @@ def test_one_round_whose_numbers_are_missing(tmp_path: Path) -> None:
 
 def test_a_signal_that_the_report_does_not_know_has_its_column(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=1)
-    path = folder.round(0) / "metrics.json"
-    metrics = json.loads(path.read_text())
-    metrics["healed"]["auth_nats"] = metrics["healed"]["p_ans_any"]
-    folder.finish(folder.round(0), "evaluate", {"metrics.json": json_bytes(metrics)}, 1.0)
+    edit_baseline(folder, lambda metrics: metrics["base"].update(auth_nats=metrics["base"]["p_ans_any"]))
     page = Page(build_report(folder).read_text(encoding="utf-8"))
     assert "auth_nats" in page.text
     assert any(attributes.get("title") == "not measured" for attributes in page.all("span"))
+
+
+# Side effects, and what is not valid.
+
+
+def edit_baseline(folder: RunFolder, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the baseline's metrics as if its last stage had written them so."""
+    metrics = read_json(folder.baseline / "metrics.json")
+    change(metrics)
+    outputs = (folder.baseline / "outputs.jsonl").read_bytes()
+    folder.finish(folder.baseline, "opposite", {"metrics.json": json_bytes(metrics), "outputs.jsonl": outputs}, 4.0)
+
+
+def section(html: str, name: str) -> str:
+    found = re.search(f'<section id="{name}">(.*?)</section>', html, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def plain(html: str) -> str:
+    """The text of a piece of a page on one line, with ordinary spaces and hyphens."""
+    text = Page(html).text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{MINUS SIGN}", "-")
+    return " ".join(text.split())
+
+
+def rows_of(html: str) -> dict[str, tuple[str, list[str]]]:
+    """A table's rows by their first cell's first line: that cell's HTML, and the other cells' texts."""
+    found = {}
+    for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", html, re.DOTALL):
+        head, _, cells = row.partition("</th>")
+        title = plain(head.partition("<small")[0])
+        found[title] = (head, [plain(cell) for cell in re.findall(r"<td>.*?</td>", cells, re.DOTALL)])
+    return found
+
+
+def shown(entry: dict[str, float], digits: int, sign: str = "") -> str:
+    """An estimate as the page writes it; a zero has no sign."""
+    value, low, high = (f"{round(entry[n], digits) + 0.0:{sign}.{digits}f}" for n in ("value", "low", "high"))
+    unsigned = [text.lstrip("+-") if float(text) == 0 else text for text in (value, low, high)]
+    return "{} [{}, {}]".format(*unsigned)
+
+
+def test_every_side_effect_is_shown_at_base_and_healed_with_its_difference_and_n(run: RunFolder, html: str) -> None:
+    base = read_json(run.baseline / "metrics.json")["base"]
+    healed = read_json(run.round(1) / "metrics.json")["healed"]
+    rows = rows_of(section(html, "side-effects"))
+    off_target = [name for name, entry in base.items() if entry["role"] == "off_target"]
+    assert len(off_target) == 4
+    for name in (*off_target, "accuracy", "question_informedness"):
+        title, _, digits = KNOWN[name]
+        before, after = shown(base[name], digits), shown(healed[name], digits)
+        difference = shown(healed[name]["delta"], digits, "+")
+        assert rows[title][1] == [before, after, difference, str(base[name]["n"])], name
+    assert len(rows) == len(off_target) + 2
+
+
+def test_trait_and_coherence_stand_in_the_stages_table_and_not_among_the_side_effects(html: str) -> None:
+    stages, effects = section(html, "stages"), section(html, "side-effects")
+    for name in (TRAIT, "p_ans_any", "tail_perplexity", "repetition_share", "alive_share", "scaffold_nats"):
+        assert f">{KNOWN[name][0]}<" in stages
+        assert f">{KNOWN[name][0]}<" not in effects
+    assert "opposite persona" in stages
+
+
+def test_a_signal_that_is_not_valid_is_flagged_beside_its_name_with_its_reason(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1, mass=0.4)
+    edit_baseline(
+        folder, lambda metrics: metrics["validity"].update(answer_tokens={"valid": False, "why": "of no use here"})
+    )
+    html = build_report(folder).read_text(encoding="utf-8")
+    judged = read_json(folder.baseline / "metrics.json")["validity"]
+    heads = re.findall(
+        r"<th scope=\"(?:col|row)\">.*?</th>", section(html, "stages") + section(html, "side-effects"), re.DOTALL
+    )
+    for name in ("alive_share", "probe_mass", "scaffold_nats", "answer_tokens"):
+        (head,) = [
+            head
+            for head in heads
+            if plain(head).startswith(KNOWN[name][0] + KNOWN[name][1]) or f">{KNOWN[name][0]}<" in head
+        ]
+        (flag,) = [attributes for attributes in Page(head).all("small") if attributes.get("class") == "invalid"]
+        assert flag["title"] == judged[name]["why"]
+    assert sum('class="invalid"' in head for head in heads) == 4
+    assert "0.4" in judged["alive_share"]["why"]
+
+
+def test_what_is_not_valid_is_named_among_what_to_keep_in_mind(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1, mass=0.4)
+    judged = read_json(folder.baseline / "metrics.json")["validity"]
+    (remark,) = [text for text in remarks(read_results(folder)) if text.startswith("Not valid for this model")]
+    assert all(name in remark for name in ("alive_share", "probe_mass", "scaffold_nats"))
+    assert judged["probe_mass"]["why"] in remark
+    assert remark in plain(build_report(folder).read_text(encoding="utf-8")).replace("-", "-")
+
+
+def test_where_everything_is_valid_nothing_is_flagged(run: RunFolder, html: str) -> None:
+    assert 'class="invalid"' not in html
+    assert not any("Not valid" in text for text in remarks(read_results(run)))
+
+
+def test_a_hostile_reason_is_text_and_nothing_else(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    edit_baseline(folder, lambda metrics: metrics["validity"].update(alive_share={"valid": False, "why": HOSTILE}))
+    html = build_report(folder).read_text(encoding="utf-8")
+    page = Page(html)
+    assert len(page.all("script")) == 1
+    assert "<img src=x" not in html
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert page.text.count(SCRIPT) == 1
+
+
+def test_the_headline_ends_with_the_least_margin_of_coherence(run: RunFolder, html: str) -> None:
+    found = read_json(run.round(1) / "metrics.json")["coherence"]
+    title = KNOWN[found["worst"]][0].lower()
+    assert f"the least coherence margin is {found['margin']:.2f} ({title})." in plain(html)
+
+
+def test_a_trait_whose_readout_is_not_valid_is_said_first(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    metrics = read_json(folder.round(0) / "metrics.json")
+    metrics["verdict"] = {"label": "not valid", "reason": "because"}
+    rewrite(folder, "metrics.json", json_bytes(metrics))
+    assert "not valid for this model, so nothing is shown: after one round" in plain(build_report(folder).read_text())
+
+
+# Without the steered stage.
+
+
+@pytest.fixture(scope="module")
+def unsteered(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of two rounds whose recipe says evaluation.steered=false, and its report."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "unsteered", steered=False)
+    build_report(folder)
+    return folder
+
+
+def test_a_round_without_the_steered_stage_is_finished_where_the_recipe_says_so(unsteered: RunFolder) -> None:
+    assert unsteered.rounds() == [0, 1]
+    assert unsteered.stages() == tuple(stage for stage in STAGES if stage != "steered")
+
+
+def test_its_page_has_no_steered_answers_and_no_steered_row(unsteered: RunFolder, html: str) -> None:
+    mine = (unsteered.report / "index.html").read_text(encoding="utf-8")
+    for piece in ('<div class="answer steered">', '<tr class="steered">', "steered at c* (round"):
+        assert piece in html
+        assert piece not in mine
+    assert mine.count('<div class="answer healed">') == 2 * len(PROMPTS)
+    assert {stage.steered for stage in read_results(unsteered).rounds} == {None}
+
+
+def test_its_figures_are_drawn_and_differ_from_those_with_it(unsteered: RunFolder, run: RunFolder) -> None:
+    for name in FIGURES:
+        assert matplotlib.image.imread(unsteered.report / f"{name}.png").std() > 0.02, name
+    for name in ("trajectory", "signals"):
+        assert (unsteered.report / f"{name}.png").read_bytes() != (run.report / f"{name}.png").read_bytes()
 
 
 def test_same_folder_same_report(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from heal.evaluation.stats import Estimate
-from heal.evaluation.validity import MIN_MASS, TRAIT, Validity, from_json, valid_names, validity
+from heal.evaluation.validity import MIN_MASS, TRAIT, Validity, doubts, from_json, valid_names, validity
 from heal.evaluation.verdict import LIMITED, Floors
 from heal.evaluation.vignettes import FOUNDATIONS
 
@@ -223,3 +223,13 @@ def test_judgements_come_back_from_json_as_they_went():
     found = judged(COLD, WARM, probe_mass=around(0.41))
     written = json.dumps({name: asdict(entry) for name, entry in found.items()})
     assert from_json(json.loads(written)) == found
+
+
+def test_doubts_name_every_signal_that_is_not_valid_once_with_its_reason():
+    found = judged(probe_mass=around(0.41), tail_perplexity=around(31.4))
+    texts = doubts(found)
+    assert len(texts) == 2  # one a reason: those of the probe share theirs
+    for name in ("alive_share", "probe_mass", "scaffold_nats", "tail_perplexity"):
+        (text,) = [text for text in texts if name in text]
+        assert found[name].why in text
+    assert doubts(judged()) == []
