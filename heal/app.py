@@ -92,6 +92,11 @@ def train(words: Sequence[str]) -> None:
     trait, too_long = fitting(model, recipe, trait)
     if too_long:
         console.warn(f"{too_long} prompts of the trait do not fit the model's context and are left out")
+    left = len(trait.heldout_prompts) - asked.skip
+    if left < 2:
+        raise UserError(
+            f"evaluation.skip={asked.skip}: leaves {max(left, 0)} held-out prompts of {trait.name}; 2 needed"
+        )
     with folder.locked():
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)

@@ -39,6 +39,8 @@ PANELS = (
     (TAIL, "tail perplexity under base"),
     (MASS, "mass on valid answers, p_ans_any"),
     ("repetition_share", "share of looping answers"),
+    ("scaffold_nats", "scaffold, nats/token"),
+    ("neutral_kl_p95", "KL to base on neutral text, p95, nats"),
     ("accuracy", "accuracy, general questions"),
 )
 SHARES = ("repetition_share", "accuracy")
@@ -72,12 +74,13 @@ def trajectory(results: Results) -> bytes:
     handles = [
         mark("s", INK, "base"),
         mark("D", PROMPTED, "prompted"),
-        mark("o", MUTED, "steered, with its round", hollow=True),
         mark("o", MUTED, "healed, with its round"),
-        Line2D([], [], color=MUTED, linestyle=DOTS, linewidth=1.3, label="steering moves it"),
         Line2D([], [], color=MUTED, linewidth=1.6, marker=">", markevery=[1], markersize=5, label="healing moves it"),
         Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="floor of coherence"),
     ]
+    if results.rounds[-1].steered:
+        dotted = Line2D([], [], color=MUTED, linestyle=DOTS, linewidth=1.3, label="steering moves it")
+        handles += [mark("o", MUTED, "steered, with its round", hollow=True), dotted]
     legend(figure, handles, 4)
     renderer = settle(figure).get_renderer()
     for axis, name, lines in zip((mass, tail), (MASS, TAIL), obstacles, strict=True):
@@ -119,7 +122,7 @@ def _trajectory_labels(results: Results, name: str) -> list[Label]:
 
 def signals(results: Results) -> bytes:
     """Each signal by round, with its interval: steered and healed against base and prompted."""
-    figure, axes = new_figure(3, 2, 7.0)
+    figure, axes = new_figure(4, 2, 9.2)
     for axis, (name, title) in zip(axes, PANELS, strict=False):
         axis.set_title(title, fontsize=10, loc="left", color=INK)
         prompted = results.prompted.values[name]
@@ -140,7 +143,7 @@ def signals(results: Results) -> bytes:
     axes[-1].set_axis_off()
     handles = [
         Line2D([], [], color=INK, marker="o", markersize=6, label="healed (base at the left)"),
-        mark("o", INK, "steered at c*", hollow=True),
+        *([mark("o", INK, "steered at c*", hollow=True)] if results.rounds[-1].steered else []),
         Line2D([], [], color=PROMPTED, linewidth=1.2, label="prompted, with interval"),
         Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="chance (four options)"),
     ]

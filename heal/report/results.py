@@ -14,7 +14,15 @@ from heal.runfolder import RunFolder, read_json, read_jsonl
 
 Json = dict[str, Any]
 
-NEEDED = ("persona_log_ratio", "p_ans_any", "tail_perplexity", "repetition_share", "accuracy")
+NEEDED = (
+    "persona_log_ratio",
+    "p_ans_any",
+    "tail_perplexity",
+    "repetition_share",
+    "scaffold_nats",
+    "neutral_kl_p95",
+    "accuracy",
+)
 CHANCE = 0.25  # accuracy of guessing at a general question's four options
 
 
