@@ -52,9 +52,8 @@ def train(words: Sequence[str]) -> None:
     refuse_several_processes()
     recipe = load_recipe(words)
     trait = load_trait(recipe.trait)
-    vignettes = read_vignettes(
-        recipe.evaluation.vignettes, recipe.evaluation.vignette_count, recipe.evaluation.perspectives
-    )
+    asked = recipe.evaluation
+    vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
     recipe.run.name = recipe.run.name or default_name(recipe, trait)
     console = Console()
     console.say("loading the libraries ...")
