@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heal.evaluation.choice import why_stop
-from heal.evaluation.evaluate import StageResult, output_rows
+from heal.evaluation.results import StageResult, output_rows
 from heal.measuring import Baseline, baseline, measure_doses, measure_stage, round_metrics
 from heal.outcome import show_round, track_round
 from heal.runfolder import STAGES, json_bytes, jsonl_bytes, read_json

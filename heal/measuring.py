@@ -9,10 +9,11 @@ from typing import Any
 from heal.config import EvaluationConfig
 from heal.console import Stage
 from heal.dose.calibrate import Calibration
-from heal.evaluation.evaluate import StageResult, StageSummary, evaluate, output_rows, summarise
+from heal.evaluation.evaluate import evaluate
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.readouts.moral_foundations import temperature_of
+from heal.evaluation.results import StageResult, StageSummary, output_rows, summarise
 from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.surgical import surgical_variants
 from heal.evaluation.validity import MIN_MASS, TRAIT, doubts, from_json, valid_names, validity

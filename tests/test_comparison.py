@@ -15,8 +15,7 @@ from heal.comparison.arms import Arm, Settings, group, lines, untrained
 from heal.comparison.runs import Run, read_run, read_runs, records
 from heal.comparison.show import HEADER, figure, markdown, page, rounds_csv
 from heal.errors import UserError
-from heal.evaluation.evaluate import StageResult
-from heal.evaluation.subject import Answer, Signal
+from heal.evaluation.results import Answer, Signal, StageResult
 from heal.recipe import load_recipe
 from heal.runfolder import STAGES, RunFolder, json_bytes
 from tests.tiny import trait

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heal.errors import UserError
-from heal.evaluation.evaluate import StageResult, StageSummary, summarise
+from heal.evaluation.results import StageResult, StageSummary, summarise
 from heal.evaluation.stats import Statistic
 from heal.evaluation.validity import Validity
 from heal.evaluation.validity import from_json as validity_from_json

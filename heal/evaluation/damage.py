@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from heal.errors import UserError
-from heal.evaluation.subject import Answer
+from heal.evaluation.results import Answer
 from heal.models.language_model import LanguageModel
 from heal.randomness import derive_seed, generator, shuffled
 

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from heal.evaluation.damage import KINDS, damaged, noisy_weights
-from heal.evaluation.evaluate import StageResult, StageSummary, evaluate, summarise
+from heal.evaluation.evaluate import evaluate
 from heal.evaluation.readouts import alive, free_answers
+from heal.evaluation.results import StageResult, StageSummary, summarise
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Subject
 from heal.evaluation.verdict import LIMITED, Floors

@@ -3,52 +3,18 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 from heal.decoding import decode
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import FORMATS, ProbeFormat
-from heal.evaluation.stats import Statistic
+from heal.evaluation.results import Answer
 from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.steering.intervention import Intervention
 from heal.trait import Trait
 
-Role = Literal["trait", "coherence", "off_target"]
 Gates = Callable[[], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A greedy answer to a held-out prompt; `prompt_ids` are those of the neutral prompt."""
-
-    prompt: str
-    prompt_ids: tuple[int, ...]
-    ids: tuple[int, ...]
-    text: str
-    ended: bool
-
-
-@dataclass(frozen=True)
-class Signal:
-    """One measured quantity, item by item, in the same order at every stage.
-
-    Attributes:
-        name: its name in tables and logs.
-        unit: of the values.
-        role: what it says something about.
-        statistic: how items are summarised.
-        values: one per item; NaN where the item could not be scored.
-        items: what the items are.
-    """
-
-    name: str
-    unit: str
-    role: Role
-    statistic: Statistic
-    values: tuple[float, ...]
-    items: Literal["answers", "questions", "texts", "vignettes"] = "answers"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.results import Answer, Signal
+from heal.evaluation.subject import Subject
 
 
 def names() -> list[str]:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from heal.evaluation.probe import interruption
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.results import Answer, Signal
+from heal.evaluation.subject import Subject
 from heal.evaluation.verdict import ALIVE
 from heal.scoring import final_states, token_logprobs
 

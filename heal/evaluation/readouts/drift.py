@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.results import Answer, Signal
+from heal.evaluation.subject import Subject
 from heal.scoring import token_divergences
 
 LEVELS = {"p50": 0.5, "p95": 0.95, "max": 1.0}

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.results import Answer, Signal
+from heal.evaluation.subject import Subject
 from heal.generation.filters import REFUSALS, matches, repetition
 from heal.generation.make import tail_perplexities
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from heal.decoding import decode
 from heal.evaluation.probe import slot
 from heal.evaluation.readouts.questions import PREFILL, letter_ids
+from heal.evaluation.results import Answer, Signal
 from heal.evaluation.stats import informedness
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.scoring import next_token_logits
 

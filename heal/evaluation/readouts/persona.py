@@ -7,7 +7,8 @@ nats per token; higher is more of the trait. METRICS: persona log-ratio.
 import math
 from collections.abc import Sequence
 
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.results import Answer, Signal
+from heal.evaluation.subject import Subject
 from heal.scoring import completion_states, token_logprobs
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from heal.evaluation.results import Answer, Signal
 from heal.evaluation.stats import informedness
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.subject import Subject
 from heal.models.language_model import LanguageModel
 from heal.scoring import next_token_logits
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from heal.evaluation.probe import slot
+from heal.evaluation.results import Answer, Signal
 from heal.evaluation.stats import informedness
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.subject import Subject
 from heal.scoring import next_token_logits
 
 HARMLESS = "social_norms"  # odd, but nobody's foundation is violated
