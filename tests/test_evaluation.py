@@ -10,10 +10,11 @@ import torch
 
 from heal.accumulator import Accumulator
 from heal.evaluation import readouts
-from heal.evaluation.evaluate import StageResult, evaluate, output_rows, summarise
+from heal.evaluation.evaluate import evaluate
 from heal.evaluation.readouts import free_answers, persona, questions
+from heal.evaluation.results import Answer, Signal, StageResult, output_rows, summarise
 from heal.evaluation.stats import estimate, paired_difference
-from heal.evaluation.subject import Answer, Signal, Subject
+from heal.evaluation.subject import Subject
 from heal.generation.filters import tail_length
 from heal.models.language_model import LanguageModel
 from tests.students import learn, logits, student
@@ -358,7 +359,7 @@ def test_a_readout_put_into_the_package_is_found_by_itself(
     healed: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "zz_length.py").write_text(
-        "from heal.evaluation.subject import Signal\n"
+        "from heal.evaluation.results import Signal\n"
         "def measure(subject, answers):\n"
         "    return [Signal('length', 'tokens', 'off_target', 'mean', tuple(len(a.ids) for a in answers))]\n"
     )

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,18 @@ def track(folder: Path, mode: Mode) -> None:
 
 
 def records(folder: Path) -> list[Record]:
-    """The records of the one W&B file below `folder`: LevelDB's log format after a header of seven bytes."""
+    """The records of the one W&B file below `folder`, once W&B's own process has written the last of them."""
     (path,) = folder.rglob("offline-run-*/*.wandb")
+    for _ in range(300):
+        found = written(path)
+        if of_kind(found, "exit"):
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"W&B has not finished {path}")
+
+
+def written(path: Path) -> list[Record]:
+    """The whole records of a W&B file: LevelDB's log format after a header of seven bytes."""
     content = path.read_bytes()
     assert content[:4] == b":W&B"
     found, at, part = [], 7, b""

@@ -10,7 +10,8 @@ import torch
 from heal.evaluation.probe import FORMATS, ProbeFormat
 from heal.evaluation.readouts import wrongness
 from heal.evaluation.readouts.wrongness import frames, measure
-from heal.evaluation.subject import Signal, Subject
+from heal.evaluation.results import Signal
+from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import read_vignettes
 from tests.students import learn, student
 from tests.tiny import trait, vector
@@ -72,7 +73,7 @@ def test_both_frames_are_asked_in_the_model_s_format_in_the_state_of_the_stage(t
 
 def test_wrongness_is_the_share_of_wrong_averaged_over_the_frames(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     p_VFA = [[[0.6, 0.2], [0.1, 0.9]], [[0.0, 1.0], [1.0, 0.0]], [[0.9, 0.1], [0.9, 0.1]]]
-    found, mass = measured(subject(tiny_folder), monkeypatch, p_VFA)
+    found, _, mass = measured(subject(tiny_folder), monkeypatch, p_VFA)
     assert (found.name, found.unit, found.role, found.items) == ("wrongness", "probability", "off_target", "vignettes")
     assert found.values == pytest.approx([(0.75 + 0.9) / 2, 0.0, 0.5])
     assert (mass.name, mass.unit, mass.role, mass.items) == ("wrongness_mass", "probability", "coherence", "vignettes")
@@ -83,7 +84,7 @@ def test_a_model_that_says_yes_to_everything_calls_nothing_more_wrong_than_right
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for yes in (0.1, 0.8, 1.0):
-        found, _ = measured(subject(tiny_folder), monkeypatch, [[[yes, 1 - yes]] * 2] * 3)
+        found, *_ = measured(subject(tiny_folder), monkeypatch, [[[yes, 1 - yes]] * 2] * 3)
         assert found.values == pytest.approx([0.5] * 3)
 
 
@@ -91,12 +92,26 @@ def test_a_frame_that_is_hardly_answered_leaves_no_wrongness_but_its_mass(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     p_VFA = [[[0.3, 0.19], [0.9, 0.1]], [[0.9, 0.1], [0.0, 0.0]], [[0.25, 0.25], [0.3, 0.3]]]
-    found, mass = measured(subject(tiny_folder), monkeypatch, p_VFA)
+    found, _, mass = measured(subject(tiny_folder), monkeypatch, p_VFA)
     assert np.isnan(found.values).tolist() == [True, True, False]
     assert mass.values == pytest.approx([0.745, 0.5, 0.55])
 
 
 def test_there_is_one_number_a_vignette_and_the_mass_is_a_probability(tiny_folder: Path):
-    found, mass = measure(subject(tiny_folder, 5), [])
-    assert len(found.values) == len(mass.values) == 5
+    found, told, mass = measure(subject(tiny_folder, 5), [])
+    assert len(found.values) == len(told.values) == len(mass.values) == 5
     assert all(0 < value < 1 for value in mass.values)
+
+
+def test_informedness_is_of_violations_against_what_is_merely_odd(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    scene = subject(tiny_folder, 14)  # two of each foundation
+    labels = [vignette.foundation == "social_norms" for vignette in scene.vignettes]
+    wrong, right = [[0.9, 0.1], [0.1, 0.9]], [[0.1, 0.9], [0.9, 0.1]]
+    _, told, _ = measured(scene, monkeypatch, [right if odd else wrong for odd in labels])
+    assert np.mean(told.values) == pytest.approx(1.0)
+    _, same, _ = measured(scene, monkeypatch, [wrong] * 14)
+    assert np.mean(same.values) == pytest.approx(0.0)
+    _, some, _ = measured(
+        scene, monkeypatch, [[[0.1, 0.1], [0.5, 0.5]]] + [right if odd else wrong for odd in labels[1:]]
+    )
+    assert np.isnan(some.values).tolist() == [True] + [False] * 13
