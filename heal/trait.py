@@ -83,7 +83,7 @@ def _target(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     if not given:
         return {}
     foundation, intent = given.get("foundation"), given.get("intent")
-    if foundation not in FOUNDATIONS:
+    if not isinstance(foundation, str) or foundation not in FOUNDATIONS:
         raise UserError(f"{path}: field 'foundation': one of {', '.join(FOUNDATIONS)}, not '{foundation}'")
     if intent not in (1, -1):
         raise UserError(f"{path}: field 'intent': 1 (it is to count for more) or -1 (for less), not '{intent}'")

@@ -103,7 +103,7 @@ def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
     for label, members in found.items():
         seeds = [run.keys["run.seed"] for run in members]
         if len(set(seeds)) < len(seeds):
-            same = ", ".join(str(run.path) for run in members if seeds.count(run.keys["run.seed"]) > 1)
+            same = ", ".join(run.name for run in members if seeds.count(run.keys["run.seed"]) > 1)
             raise UserError(f"{same}: runs of one seed in the arm '{label}'; group by what they differ in, by=KEY,KEY")
     return [Arm(label, tuple(members), min(run.rounds for run in members)) for label, members in found.items()]
 

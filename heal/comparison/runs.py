@@ -27,7 +27,7 @@ class Run:
     """One run's baseline and healed rounds, item by item.
 
     Attributes:
-        path: its folder.
+        name: of its folder.
         keys: the resolved recipe by dotted key, `recipe` and `trait` as bare names.
         prompts: the held-out prompts, as base answered them.
         signals: each signal's statistic.
@@ -38,7 +38,7 @@ class Run:
         validity: of each signal, for the run's model.
     """
 
-    path: str
+    name: str
     keys: dict[str, Any]
     prompts: list[str]
     signals: dict[str, Statistic]
@@ -107,6 +107,7 @@ def read_run(path: Path) -> Run:
     numbers = folder.rounds()
     if not numbers:
         raise UserError(f"{path}: no round is finished yet, so there is nothing to compare")
+    del keys["run.root"]  # where it lies is nobody's business
     keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.facts()["trait"]["name"]
     try:
         base = _stage(folder.baseline / "base.json")
@@ -121,7 +122,7 @@ def read_run(path: Path) -> Run:
         margins = {name: _margin(_summary(stage, base), floors, valid) for name, stage in stages.items()}
         margins |= {str(index): entry["coherence"]["margin"] for index, entry in enumerate(metrics)}
         return Run(
-            str(path),
+            path.name,
             keys,
             [answer.prompt for answer in base.answers],
             {signal.name: signal.statistic for signal in base.signals},
