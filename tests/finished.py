@@ -8,10 +8,11 @@ import torch
 
 from heal.accumulator import Accumulator
 from heal.config import Recipe
+from heal.evaluation.probe import FORMATS, Probe
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import load_recipe
-from heal.runfolder import STAGES, RunFolder, json_bytes
+from heal.runfolder import RunFolder, json_bytes
 from heal.session import Student, build_accumulator, load_student, lora_seed
 from heal.trait import Trait
 from tests import tiny
@@ -25,25 +26,46 @@ def estimate(value: float, **delta: Any) -> dict[str, Any]:
 
 
 def signals(trait: float) -> dict[str, Any]:
+    """A stage's signals: value, unit and role of each."""
     values = {
-        "tail_perplexity": 3.0,
-        "repetition_share": 0.25,
-        "persona_log_ratio": trait,
-        "p_ans_any": 0.75,
-        "accuracy": 0.5,
+        "tail_perplexity": (3.0, "perplexity", "coherence"),
+        "repetition_share": (0.25, "share", "coherence"),
+        "persona_log_ratio": (trait, "nats/token", "trait"),
+        "p_ans_any": (0.75, "probability", "coherence"),
+        "accuracy": (0.5, "share", "coherence"),
+        "alive_share": (1.0, "share", "coherence"),
+        "neutral_kl_p95": (0.125, "nats", "off_target"),
     }
-    return {name: estimate(value, delta=estimate(value / 2)) for name, value in values.items()}
+    return {
+        name: estimate(value, delta=estimate(value / 2), unit=unit, role=role)
+        for name, (value, unit, role) in values.items()
+    }
 
 
-def metrics(index: int) -> dict[str, Any]:
+def validity() -> dict[str, dict[str, Any]]:
+    """What the baseline says of every signal: all are valid but `p_ans_any` and what rests on it."""
+    doubted = ("p_ans_any", "accuracy")
+    why = "base's mass on the options 0.750, at least 0.9 needed"
+    return {
+        name: {"valid": name not in doubted, "why": why if name in doubted else "counted, not judged"}
+        for name in signals(0.0)
+    }
+
+
+def metrics(index: int, steered: bool = True) -> dict[str, Any]:
     """What a round's metrics.json holds."""
     return {
         "round": index,
         "dose": {"c_star": 1.5 + index, "p95": 1.01, "outcome": "tolerance", "audit_p95": None, "scale": 1.0},
         "generation": {"made": 8, "kept": 7, "kept_share": 0.875},
         "training": {"barrier_on": 0.5},
-        "steered": signals(0.5),
+        "cosine_to_first": 1.0,
+        "steered": signals(0.5) if steered else None,
         "healed": signals(0.25 + index),
+        "coherence": {"worst": "tail_perplexity", "margin": 0.5},
+        "valid": sorted(name for name, entry in validity().items() if entry["valid"]),
+        "coh_cost": None,
+        "foundations": None,
         "verdict": {"label": "holds", "reason": "persona_log_ratio +0.125 [+0.000, +0.250] over base (n = 4)"},
     }
 
@@ -55,15 +77,21 @@ def write_run(
     dtype: str = "float32",
     size: float = 0.1,
     rank: int = RANK,
+    steered: bool = True,
     **settings: str,
 ) -> RunFolder:
     """A run folder with `ROUNDS` finished rounds on the model in `model`; B is drawn with deviation `size`."""
     more = [f"model.{name}={value}" for name, value in settings.items()]
+    more.append(f"evaluation.steered={str(steered).lower()}")
     recipe = load_recipe(["recipe=smoke", f"model.name={model}", f"heal.rank={rank}", f"heal.alpha={2 * rank}", *more])
     folder = RunFolder(path)
     folder.start(recipe, {"dtype": dtype, "trait": (trait or tiny.trait()).to_json()})
-    baseline = {"base": signals(0.0), "prompted": signals(0.5)}
-    folder.finish(folder.baseline, "prompted", {"metrics.json": json_bytes(baseline)}, 0.0)
+    probe = Probe(FORMATS[-1], {"letters": 0.975})
+    folder.finish(folder.baseline, "probe", {"probe.json": json_bytes(probe.to_json())}, 0.0)
+    for stage in ("base", "prompted"):
+        folder.finish(folder.baseline, stage, {}, 0.0)
+    baseline = {"base": signals(0.0), "prompted": signals(0.5), "opposite": signals(-0.5), "validity": validity()}
+    folder.finish(folder.baseline, "opposite", {"metrics.json": json_bytes(baseline)}, 0.0)
     language_model = load_language_model(recipe.model, getattr(torch, dtype), tiny.CPU)
     accumulator = build_accumulator(language_model, recipe)
     for index in range(ROUNDS):
@@ -86,10 +114,12 @@ def _write_round(
         weight.data = size * torch.randn(weight.shape, generator=source)
     vector = tiny.vector(language_model, norm=3.0 + index).with_c_star(1.0)
     files = {f"adapter/{name}": content for name, content in accumulator.save_current().items()}
-    files |= {"metrics.json": json_bytes(metrics(index)), "vector.safetensors": vector.to_bytes()}
-    for stage in STAGES[:-1]:
+    content = metrics(index, recipe.evaluation.steered)
+    files |= {"metrics.json": json_bytes(content), "vector.safetensors": vector.to_bytes()}
+    *earlier, last = folder.stages()
+    for stage in earlier:
         folder.finish(folder.round(index), stage, {}, 0.0)
-    folder.finish(folder.round(index), STAGES[-1], files, 0.0)
+    folder.finish(folder.round(index), last, files, 0.0)
 
 
 def student(folder: RunFolder, last_round: int | None = None) -> Student:

@@ -34,7 +34,7 @@ def words(folder: Path, root: Path, *more: str) -> list[str]:
     """A command line for a run on the tiny model in `folder`, its runs below `root`."""
     trait = root / "warm.yaml"
     root.mkdir(parents=True, exist_ok=True)
-    trait.write_text(yaml.safe_dump(tiny.trait().to_json()))
+    trait.write_text(yaml.safe_dump({name: value for name, value in tiny.trait().to_json().items() if value}))
     return [*LOOSE, f"model.name={folder}", f"trait={trait}", f"run.root={root}", *more]
 
 

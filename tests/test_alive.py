@@ -11,7 +11,8 @@ import torch
 from heal.accumulator import Accumulator
 from heal.evaluation.probe import FORMATS, ProbeFormat, interruption
 from heal.evaluation.readouts import alive
-from heal.evaluation.subject import Answer, Subject
+from heal.evaluation.results import Answer
+from heal.evaluation.subject import Subject
 from heal.evaluation.verdict import ALIVE
 from heal.models.language_model import LanguageModel
 from tests.students import student

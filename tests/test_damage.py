@@ -24,7 +24,7 @@ from heal.evaluation.damage import (
     word_salad,
     wrong_language,
 )
-from heal.evaluation.subject import Answer
+from heal.evaluation.results import Answer
 from heal.models.language_model import LanguageModel
 from tests.students import learn, logits, student
 from tests.tiny import ARCHITECTURES, load, load_architecture

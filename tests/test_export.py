@@ -285,11 +285,24 @@ def test_the_card_shows_intervals_round_by_round_and_the_verdict(student: Studen
     card = (export_adapter(student, tmp_path / "adapter").path / "README.md").read_text()
     assert "| base | 0.000 [-0.125, 0.125] |" in card
     assert "| prompted with the persona | 0.500 [0.375, 0.625] | +0.250 [+0.125, +0.375] |" in card
+    assert "| round 1, steered | 0.500 [0.375, 0.625] |" in card
     assert "| round 1, healed | 0.250 [0.125, 0.375] |" in card
     assert "| round 2, healed | 1.250 [1.125, 1.375] |" in card
     assert "0.750 [0.625, 0.875]" in card
     assert "Verdict after round 2: **holds**" in card
     assert "| 2 | 2.500 | 1.01 (tolerance) | not measured | 7 of 8 | 50% |" in card
+
+
+def test_a_run_without_the_steered_stage_is_exported_and_its_card_has_no_steered_row(
+    base_folder: Path, tmp_path: Path
+) -> None:
+    run = finished.write_run(tmp_path / "run", base_folder, steered=False)
+    assert run.rounds() == list(range(ROUNDS))
+    card = (export_adapter(finished.student(run), tmp_path / "adapter").path / "README.md").read_text()
+    assert ", steered |" not in card
+    assert "| round 1, healed | 0.250 [0.125, 0.375] |" in card
+    assert "| round 2, healed | 1.250 [1.125, 1.375] |" in card
+    assert "Verdict after round 2: **holds**" in card
 
 
 def test_the_card_has_front_matter_and_no_path_of_this_computer(student: Student, tmp_path: Path) -> None:

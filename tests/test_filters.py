@@ -187,7 +187,11 @@ def test_a_sentence_of_a_dozen_words_said_twice_is_a_loop(sentence: str, times: 
 @pytest.mark.parametrize("length", range(LONG_PIECE, 13))
 @pytest.mark.parametrize("times", [2, 3])
 def test_a_long_piece_said_again_at_once_counts_with_all_its_words(length: int, times: int):
-    before, piece, after = ("one two three four".split(), SENTENCES[0].split()[:length], "and that was all".split())
+    before, piece, after = (
+        ["one", "two", "three", "four"],
+        SENTENCES[0].split()[:length],
+        ["and", "that", "was", "all"],
+    )
     text = [*before, *piece * times, *after]
     assert repetition(" ".join(text)) >= times * length / len(text)
 

@@ -13,6 +13,8 @@ from heal.runfolder import MANIFEST, STAGES, RunFolder, read_json, sha256
 from heal.session import load_student
 from tests import running, tiny
 
+BASELINE = ("probe", "base", "prompted", "opposite")
+
 
 def run_folder(root: Path) -> RunFolder:
     return RunFolder(root / "there")
@@ -45,10 +47,49 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 
 def test_a_run_leaves_every_file_that_the_specification_names(whole: RunFolder) -> None:
     expected = ["recipe.yaml", "events.jsonl", "report/index.html", "report/trajectory.png"]
+    expected += [f"baseline/{name}" for name in ("probe.json", "metrics.json", "outputs.jsonl")]
+    expected += [f"baseline/{name}.json" for name in BASELINE[1:]]
     for r in ("00", "01"):
         names = ("vector.safetensors", "calibration.json", "completions.jsonl", "metrics.json", "outputs.jsonl")
         expected += [f"rounds/{r}/{name}" for name in (*names, "adapter/adapter_model.safetensors")]
     assert [name for name in expected if not (whole.path / name).is_file()] == []
+
+
+def test_the_baseline_is_measured_before_any_round_in_this_order(whole: RunFolder) -> None:
+    assert list(read_json(whole.baseline / MANIFEST)) == list(BASELINE)
+    assert list(read_json(whole.round(0) / MANIFEST)) == list(STAGES)
+
+
+def test_every_signal_is_judged_and_each_round_says_which_ones_count(whole: RunFolder) -> None:
+    baseline = read_json(whole.baseline / "metrics.json")
+    valid = sorted(name for name, entry in baseline["validity"].items() if entry["valid"])
+    assert baseline["validity"].keys() == baseline["base"].keys()
+    for r in whole.rounds():
+        metrics = read_json(whole.round(r) / "metrics.json")
+        assert metrics["valid"] == valid
+        assert metrics["coherence"].keys() == {"worst", "margin"}
+        assert metrics["coherence"]["worst"] in valid
+        assert metrics["healed"].keys() == baseline["base"].keys()
+        assert all(entry["role"] and entry["unit"] for entry in metrics["healed"].values())
+
+
+def test_base_has_not_drifted_and_every_student_has(whole: RunFolder) -> None:
+    baseline = read_json(whole.baseline / "metrics.json")
+    assert baseline["base"]["neutral_kl_max"]["high"] == 0.0
+    for r in whole.rounds():
+        assert read_json(whole.round(r) / "metrics.json")["healed"]["neutral_kl_max"]["low"] > 0
+
+
+def test_a_run_without_the_steered_stage_goes_through_to_report_and_adapter(tiny_folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    line = running.words(tiny_folder, tmp_path, "run.name=there", "run.rounds=1", "evaluation.steered=false")
+    assert running.finish(line, log) == 0, log.read_text()
+    folder = run_folder(tmp_path)
+    assert folder.rounds() == [0]
+    assert read_json(folder.round(0) / "metrics.json")["steered"] is None
+    assert not (folder.round(0) / "steered.json").exists()
+    assert (folder.report / "index.html").is_file()
+    assert "steered |" not in (folder.path / "export" / "adapter" / "README.md").read_text()
 
 
 def test_every_line_of_the_events_is_json_with_a_time_and_a_kind(whole: RunFolder) -> None:
@@ -70,11 +111,11 @@ def test_a_run_killed_in_every_stage_and_continued_ends_in_the_same_bytes(
 ) -> None:
     line, log = running.words(tiny_folder, tmp_path, "run.name=there"), tmp_path / "log.txt"
     folder, kills = run_folder(tmp_path), 0
-    for done in range(2 + 2 * len(STAGES)):
+    for done in range(len(BASELINE) + 2 * len(STAGES)):
         status = running.kill_when(line, log, lambda done=done: stages_done(folder) >= done)
         assert status in (-signal.SIGKILL, 0), log.read_text()
         kills += status == -signal.SIGKILL
-    assert kills >= 2 + len(STAGES)
+    assert kills >= len(BASELINE) + len(STAGES)
     assert running.finish(line, log) == 0, log.read_text()
     assert results(folder) == results(whole)
 

@@ -159,13 +159,13 @@ def test_a_damaged_last_stage_of_the_last_round_is_only_undone(run: RunFolder):
 
 
 def test_a_baseline_that_rounds_rest_on_is_refused_when_damaged(run: RunFolder):
-    run.finish(run.baseline, "base", {"base.json": b"{}"}, 1.0)
-    run.finish(run.baseline, "prompted", {"prompted.json": b"{}"}, 1.0)
-    (run.baseline / "prompted.json").unlink()
-    assert not run.finished(run.baseline, "prompted")
+    for stage in ("probe", "base", "prompted", "opposite"):
+        run.finish(run.baseline, stage, {f"{stage}.json": b"{}"}, 1.0)
+    (run.baseline / "opposite.json").unlink()
+    assert not run.finished(run.baseline, "opposite")
     finish_round(run, 0)
-    with pytest.raises(UserError, match=r"prompted\.json"):
-        run.finished(run.baseline, "prompted")
+    with pytest.raises(UserError, match=r"opposite\.json"):
+        run.finished(run.baseline, "opposite")
 
 
 def test_a_file_that_two_stages_write_is_the_later_one_s(run: RunFolder):
@@ -207,6 +207,26 @@ def test_finished_rounds_are_those_up_to_the_first_gap(run: RunFolder):
     finish_round(run, 2, "heal")
     finish_round(run, 3)
     assert run.rounds() == [0, 1]
+
+
+def test_the_steered_stage_is_one_of_a_round_unless_the_recipe_leaves_it_out(run: RunFolder):
+    assert run.stages() == STAGES
+    run.start(recipe("evaluation.steered=true"), FACTS)
+    assert run.stages() == STAGES
+    other = RunFolder(run.path.parent / "other")
+    other.start(recipe("evaluation.steered=false"), FACTS)
+    assert other.stages() == tuple(stage for stage in STAGES if stage != "steered")
+
+
+@pytest.mark.parametrize("steered", [True, False])
+def test_a_round_without_the_steered_stage_is_finished_only_where_the_recipe_leaves_it_out(
+    run: RunFolder, steered: bool
+):
+    run.start(recipe(f"evaluation.steered={str(steered).lower()}"), FACTS)
+    for stage in STAGES:
+        if stage != "steered":
+            run.finish(run.round(0), stage, {f"{stage}.json": b"{}"}, 1.0)
+    assert run.rounds() == ([] if steered else [0])
 
 
 def test_a_truncated_manifest_is_named(run: RunFolder):

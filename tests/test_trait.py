@@ -1,6 +1,7 @@
 """Trait files: the ones that come with heal load, and every mistake in one names its field and file."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +9,19 @@ import pytest
 import yaml
 
 from heal.errors import UserError
+from heal.evaluation.vignettes import FOUNDATIONS
 from heal.recipe import RECIPES, available
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
 
-FIELDS = [field.name for field in dataclasses.fields(Trait)]
+OPTIONAL = ["foundation", "intent"]
+FIELDS = [field.name for field in dataclasses.fields(Trait) if field.name not in OPTIONAL]
 LISTS = ["generation_prompts", "heldout_prompts", "narration"]
 
 
 @pytest.fixture
 def content(tiny_trait: Trait) -> dict[str, Any]:
     """A valid trait file's content, to be broken."""
-    values = dataclasses.asdict(tiny_trait)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: value for name, value in tiny_trait.to_json().items() if name not in OPTIONAL}
 
 
 def write(folder: Path, content: dict[str, Any]) -> str:
@@ -122,6 +124,50 @@ def test_a_pattern_that_is_not_a_regular_expression_is_refused(tmp_path: Path, c
 def test_a_name_that_cannot_name_a_folder_is_refused(tmp_path: Path, content: dict[str, Any], name: str):
     content["name"] = name
     assert "'name'" in refusal(tmp_path, content)
+
+
+# What a trait may be about.
+
+
+def test_a_trait_that_is_about_no_foundation_says_nothing_of_one(tmp_path: Path, content: dict[str, Any]):
+    found = load_trait(write(tmp_path, content))
+    assert (found.foundation, found.intent) == ("", 0)
+
+
+@pytest.mark.parametrize("foundation", FOUNDATIONS)
+@pytest.mark.parametrize("intent", [1, -1])
+def test_a_trait_may_be_about_a_foundation_for_more_or_for_less(
+    tmp_path: Path, content: dict[str, Any], foundation: str, intent: int
+):
+    found = load_trait(write(tmp_path, content | {"foundation": foundation, "intent": intent}))
+    assert (found.foundation, found.intent) == (foundation, intent)
+
+
+@pytest.mark.parametrize("foundation", ["kindness", "", " ", None, 3, [], ["care"], {"care": 1}])
+def test_a_foundation_that_there_is_not_is_refused_and_all_that_there_are_are_named(
+    tmp_path: Path, content: dict[str, Any], foundation: object
+):
+    message = refusal(tmp_path, content | {"foundation": foundation, "intent": 1})
+    assert "'foundation'" in message
+    assert all(name in message for name in FOUNDATIONS)
+
+
+@pytest.mark.parametrize("intent", [0, 2, "more", None, [], [1]])
+def test_an_intent_that_is_neither_more_nor_less_is_refused(tmp_path: Path, content: dict[str, Any], intent: object):
+    assert "'intent'" in refusal(tmp_path, content | {"foundation": "care", "intent": intent})
+
+
+@pytest.mark.parametrize(("given", "missing"), [({"foundation": "care"}, "intent"), ({"intent": 1}, "foundation")])
+def test_a_foundation_needs_an_intent_and_an_intent_a_foundation(
+    tmp_path: Path, content: dict[str, Any], given: dict[str, Any], missing: str
+):
+    assert f"'{missing}'" in refusal(tmp_path, content | given)
+
+
+@pytest.mark.parametrize("more", [{}, {"foundation": "liberty", "intent": -1}])
+def test_a_trait_comes_back_from_a_run_folder_as_it_went(tiny_trait: Trait, more: dict[str, Any]):
+    trait = dataclasses.replace(tiny_trait, **more)
+    assert Trait.from_json(json.loads(json.dumps(trait.to_json()))) == trait
 
 
 def test_a_file_that_is_not_text_is_refused_and_named(tmp_path: Path):

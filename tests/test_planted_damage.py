@@ -1,0 +1,111 @@
+"""Damage to a real model's answers is seen by the signal that is there for it. One promise a damage, sizes measured.
+
+On the embedded model, six answers of 48 tokens to held-out prompts: base's median tail perplexity is 2.35; with half of
+each answer spoilt it is 340 to 1060 for word salad and 63 to 99 for another language, by seed; under noise of half a
+standard deviation in the weights it is 6,400 and more.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from statistics import fmean, median
+
+import pytest
+import torch
+
+from heal.config import EvaluationConfig, FilterConfig, ModelConfig
+from heal.evaluation.damage import Kind, damaged, noisy_weights
+from heal.evaluation.readouts import free_answers
+from heal.evaluation.subject import Answer, Subject
+from heal.evaluation.verdict import Floors
+from heal.models.load import load_language_model
+from heal.trait import load_trait
+
+FLOORS = Floors.of(EvaluationConfig())
+COUNT, TOKENS = 6, 48
+
+
+@pytest.fixture(scope="module")
+def base() -> Subject:
+    """The embedded model as it is."""
+    settings, trait = ModelConfig(), load_trait("love")
+    return Subject(
+        stage="base",
+        language_model=load_language_model(settings, torch.float32, torch.device("cpu")),
+        trait=trait,
+        gates=nullcontext,
+        base=nullcontext,
+        system=settings.system,
+        neutral=settings.system,
+        max_repetition=FilterConfig().max_repetition,
+        questions=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(base: Subject) -> list[Answer]:
+    """What it says to the first held-out prompts."""
+    return base.answer(base.trait.heldout_prompts[:COUNT], TOKENS)
+
+
+def measured(base: Subject, said: Sequence[Answer]) -> dict[str, float]:
+    """Each signal of free answers, as a table would show it."""
+    found = {signal.name: signal for signal in free_answers.measure(base, said)}
+    return {name: (median if each.statistic == "median" else fmean)(each.values) for name, each in found.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(base: Subject, answers: list[Answer]) -> dict[str, float]:
+    return measured(base, answers)
+
+
+def spoilt(base: Subject, answers: list[Answer], kind: Kind, size: float = 0.5) -> dict[str, float]:
+    return measured(base, damaged(base.language_model, answers, kind, size, 0))
+
+
+def test_the_answers_themselves_are_within_every_limit(whole: dict[str, float]):
+    assert whole["tail_perplexity"] < FLOORS.max_tail_perplexity / 2
+    assert whole["repetition_share"] == 0.0
+
+
+@pytest.fixture(scope="module", params=["token loop", "long loop"])
+def looping(request: pytest.FixtureRequest, base: Subject, answers: list[Answer]) -> dict[str, float]:
+    """Half of every answer is a loop, of a short piece or of a long one."""
+    return spoilt(base, answers, request.param)
+
+
+def test_loops_over_half_of_every_answer_are_all_seen_as_loops(looping: dict[str, float]):
+    assert looping["repetition_share"] == 1.0
+
+
+def test_perplexity_alone_would_praise_a_loop(looping: dict[str, float], whole: dict[str, float]):
+    """Why repetition is looked at as well."""
+    assert looping["tail_perplexity"] < whole["tail_perplexity"]
+
+
+def test_word_salad_in_half_of_every_answer_multiplies_the_tail_perplexity(
+    base: Subject, answers: list[Answer], whole: dict[str, float]
+):
+    found = spoilt(base, answers, "word salad")["tail_perplexity"]
+    assert found > 3 * whole["tail_perplexity"]
+    assert found > FLOORS.max_tail_perplexity
+
+
+def test_another_language_in_half_of_every_answer_takes_the_tail_perplexity_past_its_limit(
+    base: Subject, answers: list[Answer]
+):
+    assert spoilt(base, answers, "wrong language")["tail_perplexity"] > FLOORS.max_tail_perplexity
+
+
+def test_answers_cut_in_half_are_shorter_and_nothing_worse(
+    base: Subject, answers: list[Answer], whole: dict[str, float]
+):
+    found = spoilt(base, answers, "cut off")
+    assert found["answer_tokens"] == pytest.approx(whole["answer_tokens"] / 2, abs=0.5)
+    assert found["tail_perplexity"] < FLOORS.max_tail_perplexity
+    assert found["repetition_share"] == 0.0
+
+
+def test_noise_of_half_a_standard_deviation_in_the_weights_takes_the_tail_perplexity_past_its_limit(base: Subject):
+    with noisy_weights(base.language_model, 0.5, 0):
+        said = base.answer(base.trait.heldout_prompts[:COUNT], TOKENS // 2)
+    assert measured(base, said)["tail_perplexity"] > FLOORS.max_tail_perplexity

@@ -1,0 +1,207 @@
+"""Planted damage, measured: every kind once, nothing noticed where nothing is spoilt, and weights as they were."""
+
+import csv
+import io
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from heal.config import EvaluationConfig
+from heal.evaluation.damage import KINDS
+from heal.evaluation.evaluate import evaluate
+from heal.evaluation.neutral import NeutralTexts
+from heal.evaluation.results import Signal, StageResult
+from heal.evaluation.sensitivity import COUNTED, NOISE, SIZES, WEIGHTS, Finding, damages, findings, plant, table
+from heal.evaluation.subject import Subject
+from heal.evaluation.verdict import LIMITED, Floors
+from tests.tiny import load, trait
+
+FLOORS = Floors.of(EvaluationConfig())
+RESAMPLES, SEED, TOKENS = 100, 0, 8
+PROMPTS = trait().heldout_prompts
+OF_ANSWERS = {"tail_perplexity", "repetition_share", "alive_share", "scaffold_nats", *COUNTED}
+OF_EVERYTHING = {*LIMITED, *COUNTED, "accuracy", "unscorable_share", "persona_log_ratio"}
+
+
+@dataclass
+class Planted:
+    """What planting gave, in order, and whether the weights were the same bits after each."""
+
+    base: StageResult
+    again: StageResult
+    damage: list[tuple[str, float, StageResult]]
+    untouched: list[bool]
+
+
+def bits(subject: Subject) -> dict[str, torch.Tensor]:
+    state = subject.language_model.model.state_dict()
+    return {name: tensor.clone().view(torch.uint8) for name, tensor in state.items()}
+
+
+@pytest.fixture(scope="module")
+def planted(tiny_folder: Path) -> Planted:
+    """Every damage on a tiny model."""
+    model = load(tiny_folder)
+    about = Subject(
+        stage="base",
+        language_model=model,
+        trait=trait(),
+        gates=nullcontext,
+        base=nullcontext,
+        system="",
+        neutral="",
+        max_repetition=0.3,
+        questions=2,
+        neutral_texts=NeutralTexts(model, "", 2),
+    )
+    before, base = bits(about), evaluate(about, PROMPTS, TOKENS)
+    damage, untouched = [], []
+    for entry in plant(about, base, PROMPTS, TOKENS, SEED):
+        damage.append(entry)
+        after = bits(about)
+        untouched.append(all(torch.equal(after[name], before[name]) for name in before))
+    return Planted(base, evaluate(about, PROMPTS, TOKENS), damage, untouched)
+
+
+def found(planted: Planted, kind: str, size: float) -> list[Finding]:
+    (result,) = [result for name, share, result in planted.damage if (name, share) == (kind, size)]
+    return findings(kind, size, result, planted.base, FLOORS, RESAMPLES, SEED)
+
+
+# What is planted.
+
+
+def test_every_kind_is_planted_at_every_size_once(planted: Planted):
+    done = [(kind, size) for kind, size, _ in planted.damage]
+    assert done == damages()
+    assert len(set(done)) == len(done) == len(KINDS) * len(SIZES) + len(NOISE)
+    assert {kind for kind, _ in done} == {*KINDS, WEIGHTS}
+
+
+def test_planting_leaves_the_weights_bit_for_bit_as_they_were(planted: Planted):
+    assert all(planted.untouched)
+
+
+def test_planting_leaves_base_as_it_was(planted: Planted):
+    assert planted.again == planted.base
+
+
+def test_noise_in_the_weights_is_there_while_the_model_answers(planted: Planted):
+    said = tuple(answer.ids for answer in planted.base.answers)
+    noisy = [tuple(a.ids for a in result.answers) for kind, _, result in planted.damage if kind == WEIGHTS]
+    assert len({said, *noisy}) == 1 + len(NOISE)
+    (strong,) = [result for kind, size, result in planted.damage if (kind, size) == (WEIGHTS, NOISE[-1])]
+    assert all(value > 0 for value in strong.signal("neutral_kl_p50").values)
+
+
+def test_damage_to_texts_is_of_base_s_own_answers(planted: Planted):
+    for kind, _, result in planted.damage:
+        if kind != WEIGHTS:
+            assert [answer.prompt for answer in result.answers] == list(PROMPTS)
+            assert any(a.ids != b.ids for a, b in zip(result.answers, planted.base.answers, strict=True))
+
+
+def test_spoilt_texts_are_measured_by_what_is_read_off_answers_and_noise_by_everything(planted: Planted):
+    for kind, size in damages():
+        names = {finding.signal for finding in found(planted, kind, size)}
+        assert names == (OF_EVERYTHING if kind == WEIGHTS else OF_ANSWERS)
+
+
+# What is noticed.
+
+
+def test_undamaged_answers_are_noticed_by_nothing(planted: Planted):
+    nothing = findings("none", 0.0, planted.base, planted.base, FLOORS, RESAMPLES, SEED)
+    assert {finding.signal for finding in nothing} == OF_EVERYTHING
+    assert not any(finding.noticed for finding in nothing)
+    assert all(finding.shift.value == finding.shift.low == finding.shift.high == 0.0 for finding in nothing)
+
+
+def test_answers_that_were_cut_in_half_are_noticed_by_their_length_on_any_model(planted: Planted):
+    (length,) = [finding for finding in found(planted, "cut off", 0.5) if finding.signal == "answer_tokens"]
+    assert length.shift.value < 0
+
+
+def stage(name: str, values: Sequence[float]) -> StageResult:
+    return StageResult("x", (), (Signal(name, "", "coherence", "mean", tuple(values)),))
+
+
+def judged(name: str, base: float, value: float) -> Finding:
+    """The finding for a signal that went from one value to another on every item."""
+    (finding,) = findings("k", 0.5, stage(name, [value] * 4), stage(name, [base] * 4), FLOORS, RESAMPLES, SEED)
+    return finding
+
+
+@pytest.mark.parametrize("name", sorted(OF_EVERYTHING))
+def test_a_move_to_the_bad_side_is_noticed_and_one_to_the_good_side_only_where_there_is_none(name: str):
+    rises = name == "unscorable_share" or (name in LIMITED and LIMITED[name].rises)
+    assert judged(name, 0.5, 0.75 if rises else 0.25).noticed
+    assert judged(name, 0.5, 0.25 if rises else 0.75).noticed == (name in COUNTED)
+    assert not judged(name, 0.5, 0.5).noticed
+
+
+def test_a_move_that_could_be_chance_is_not_noticed():
+    for name in OF_EVERYTHING:
+        moved, base = stage(name, [0.9, 0.1, 0.9, 0.1]), stage(name, [0.1, 0.9, 0.1, 0.9])
+        (finding,) = findings("k", 0.5, moved, base, FLOORS, RESAMPLES, SEED)
+        assert not finding.noticed
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_a_value_is_past_exactly_where_it_is_beyond_the_recipe_s_limit(name: str):
+    limit = LIMITED[name].limit(FLOORS, 0.5)
+    beyond = 1.01 * limit if LIMITED[name].rises else 0.99 * limit
+    assert judged(name, 0.5, beyond).past
+    assert not judged(name, 0.5, limit).past
+
+
+@pytest.mark.parametrize("name", sorted(OF_EVERYTHING - LIMITED.keys()))
+def test_a_signal_without_a_limit_is_never_past_it(name: str):
+    assert not judged(name, 0.5, -1e9).past
+    assert not judged(name, 0.5, 1e9).past
+
+
+# What is written.
+
+FIELDS = [
+    *("damage", "size", "signal", "value_value", "value_low", "value_high", "value_n"),
+    *("shift_value", "shift_low", "shift_high", "noticed", "past"),
+]
+
+
+def test_every_row_has_the_same_fields_and_comes_back_from_csv_with_its_numbers(planted: Planted):
+    all_found = [finding for kind, size in damages() for finding in found(planted, kind, size)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS)
+    writer.writeheader()
+    writer.writerows(finding.row() for finding in all_found)
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert all(list(finding.row()) == FIELDS for finding in all_found)
+    for row, finding in zip(rows, all_found, strict=True):
+        assert (row["damage"], float(row["size"]), row["signal"]) == (finding.kind, finding.size, finding.signal)
+        assert float(row["value_value"]) == pytest.approx(finding.value.value, rel=1e-5, nan_ok=True)
+        assert float(row["shift_low"]) == pytest.approx(finding.shift.low, rel=1e-5, nan_ok=True)
+        assert int(row["value_n"]) == finding.value.n
+        assert (row["noticed"], row["past"]) == (str(int(finding.noticed)), str(int(finding.past)))
+
+
+def test_the_table_has_a_line_a_damage_and_a_column_a_signal(planted: Planted):
+    every = [finding for kind, size in damages() for finding in found(planted, kind, size)]
+    head, rule, *lines = table(every).splitlines()
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["damage", "size", *LIMITED, *COUNTED]
+    assert head.count("|") == rule.count("|")
+    assert [tuple(cell.strip() for cell in line.strip("|").split("|"))[:2] for line in lines] == [
+        (kind, f"{size:g}") for kind, size in damages()
+    ]
+
+
+def test_the_table_marks_what_was_noticed_and_what_is_past_its_limit():
+    calm = judged("tail_perplexity", 4.0, 4.0)
+    noticed = replace(judged("tail_perplexity", 4.0, 6.0), size=0.6)
+    past = replace(judged("tail_perplexity", 4.0, 60.0), size=0.7)
+    cells = [line.split("|")[3].strip() for line in table([calm, noticed, past]).splitlines()[2:]]
+    assert cells == ["4.00", "6.00*", "**60.00***"]
