@@ -9,6 +9,7 @@ from typing import Any
 from heal.config import EvaluationConfig
 from heal.console import Stage
 from heal.dose.calibrate import Calibration
+from heal.errors import UserError
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
@@ -17,7 +18,7 @@ from heal.evaluation.results import StageResult, StageSummary, output_rows, summ
 from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.surgical import surgical_variants
 from heal.evaluation.validity import MIN_MASS, TRAIT, doubts, from_json, valid_names, validity
-from heal.evaluation.verdict import Floors, coh_cost, coherence, verdict
+from heal.evaluation.verdict import LIMITED, Floors, coh_cost, coherence, verdict
 from heal.evaluation.vignettes import FOUNDATIONS, soft_labels
 from heal.generation.collect import Collection, dose_table
 from heal.randomness import derive_seed, shuffled
@@ -144,7 +145,13 @@ def baseline(session: Session) -> Baseline:
     session.tracker.event("validity", {"probe": session.probe.to_json(), "not_valid": doubts(found)})
     for text in doubts(found):
         session.console.warn(f"not valid for this model, so no verdict rests on it: {text}")
-    return Baseline(base, frozenset(valid_names(found)))
+    valid = frozenset(valid_names(found))
+    if not valid & LIMITED.keys():
+        raise UserError(
+            "base itself is past every limit of coherence, so no round could be judged; raise the limits "
+            "(evaluation.min_p_ans_any and those after it) or take another model"
+        )
+    return Baseline(base, valid)
 
 
 def measure_doses(session: Session, vector: SteeringVector, c_star: float, against: Baseline) -> None:

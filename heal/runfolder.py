@@ -39,7 +39,7 @@ class RunFolder:
 
     @property
     def baseline(self) -> Path:
-        """Results of base and prompted, measured once."""
+        """Results of base, prompted and opposite, measured once."""
         return self.path / "baseline"
 
     @property

@@ -33,7 +33,8 @@ class Trait:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and texts, for the run folder."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        given = {name: value for name, value in vars(self).items() if value or name not in ("foundation", "intent")}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> "Trait":

@@ -301,7 +301,7 @@ def test_a_signal_that_is_not_finite_is_the_worst(signal: str):
 def test_a_base_that_stands_at_its_limit_is_whole_there_and_broken_past_it():
     assert at("repetition_share", 0.25, 0.25).margin == 1.0
     assert at("repetition_share", 0.25, 0.125).margin == 1.0
-    assert at("repetition_share", 0.25, 0.3).margin == -math.inf
+    assert at("repetition_share", 0.25, 0.3).margin == -1.0
 
 
 def test_without_a_valid_signal_there_is_no_coherence():
@@ -326,3 +326,17 @@ def test_the_cost_of_coherence_is_the_ratio_with_both_signs_beside_it():
 @pytest.mark.parametrize("trait", [around(0.01), around(0.0), around(-0.01), Estimate(NAN, NAN, NAN, 0)])
 def test_without_a_trait_shift_there_is_no_cost(trait: Estimate):
     assert coh_cost(around(-0.06), trait) is None
+
+
+def test_a_signal_without_a_limit_is_never_the_worst():
+    open_ended = replace(FLOORS, max_tail_perplexity=math.inf)
+    worse = GOOD | {"tail_perplexity": around(50.0)}
+    found = coherence(worse, SHIFT | {"tail_perplexity": around(46.0)}, open_ended, set(GOOD))
+    assert found.worst != "tail_perplexity"
+    assert math.isfinite(found.margin)
+
+
+def test_a_fall_from_a_base_that_stands_on_its_limit_is_broken_and_finite():
+    found = coherence(GOOD | {"p_ans_any": around(0.80)}, SHIFT | {"p_ans_any": around(-0.05)}, FLOORS, set(GOOD))
+    assert found.worst == "p_ans_any"
+    assert found.margin == -1.0

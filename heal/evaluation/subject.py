@@ -22,7 +22,7 @@ class Subject:
     """One stage of a round.
 
     Attributes:
-        stage: base, prompted, steered or healed.
+        stage: base, prompted, opposite, steered or healed.
         language_model: the model; `gates` puts it in the stage's state, `base` in the original's.
         trait: the trait.
         system: system prompt of the stage (the positive persona when prompted).

@@ -5,7 +5,7 @@ persona log-ratio where it tells base under the positive persona from base under
 coherence where base itself is within its floor. What is merely counted (lengths, drift) is always valid.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,6 @@ class Validity:
 
     valid: bool
     why: str
-
-
-Check = Callable[[dict[str, Estimate]], Validity]
 
 
 def validity(

@@ -91,7 +91,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Coherence:
-    """The signal with the least margin: 1 as at base, 0 at its limit, below it broken."""
+    """The signal with the least margin: 1 as at base, 0 at its limit, below it broken (-1 where base stands on it)."""
 
     worst: str
     margin: float
@@ -121,8 +121,10 @@ def _margin(name: str, values: dict[str, Estimate], deltas: dict[str, Estimate],
     limit = limited.limit(floors, base)
     if limited.log:
         value, base, limit = (math.log(max(number, 1e-12)) for number in (value, base, limit))
-    if base == limit:
-        return 1.0 if value == base else -math.inf if (value > base) == limited.rises else 1.0
+    if math.isinf(limit):
+        return 1.0  # no limit was set
+    if math.isclose(base, limit, abs_tol=1e-9):
+        return -1.0 if not math.isclose(value, base, abs_tol=1e-9) and (value > base) == limited.rises else 1.0
     return (limit - value) / (limit - base)
 
 
