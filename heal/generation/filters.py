@@ -90,7 +90,8 @@ def repetition(text: str) -> float:
     The largest of: the share of the most frequent word; the share of the most frequent character
     n-gram (n = 2, 3, 4), punctuation included; the share of words covered by the most frequent word
     n-gram, which is how a loop of a whole phrase looks. What occurs less than three times is no loop, but
-    pieces of LONG_PIECE words or more count where they follow upon themselves: the share of words in the longest such stretch.
+    pieces of LONG_PIECE words or more count where they follow upon themselves: the share of words in the
+    longest such stretch.
     """
     words = _words(text)
     characters = " ".join(text.lower().split())
