@@ -12,7 +12,8 @@ from heal.bench.setting import Setting
 from heal.config import HealConfig
 from heal.decoding import Completion, Sampling, decode
 from heal.dose.calibrate import Calibration, calibrate, path_divergences
-from heal.evaluation.evaluate import evaluate
+from heal.evaluation.readouts import free_answers, persona
+from heal.evaluation.readouts import questions as questions_readout
 from heal.evaluation.readouts.questions import PREFILL, QUESTIONS, question_text
 from heal.evaluation.subject import Subject
 from heal.generation.make import tail_perplexities
@@ -180,5 +181,9 @@ class _Both:
                 serial.tail_perplexities(self.plain_model, asked, said)
                 serial.persona_log_ratios(self.plain_model, self.trait, texts, said)
 
-        note = f"{ANSWERED} answers of {ANSWER_TOKENS} tokens, {ASKED} questions"
-        return lambda: evaluate(subject, texts, ANSWER_TOKENS), plainly, note
+        def ours() -> None:
+            said = subject.answer(texts, ANSWER_TOKENS)
+            for readout in (questions_readout, free_answers, persona):  # those that the plain way measures too
+                readout.measure(subject, said)
+
+        return ours, plainly, f"{ANSWERED} answers of {ANSWER_TOKENS} tokens, {ASKED} questions"

@@ -7,6 +7,7 @@ noise in the weights changes what the model writes as well, so everything can.
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 
 from heal.evaluation.damage import KINDS, damaged, noisy_weights
 from heal.evaluation.evaluate import evaluate
@@ -53,7 +54,7 @@ class Finding:
 
 def damages() -> list[tuple[str, float]]:
     """Every kind at every size."""
-    return [(kind, size) for kind in KINDS for size in SIZES] + [(WEIGHTS, size) for size in NOISE]
+    return [*product(KINDS, SIZES), *((WEIGHTS, size) for size in NOISE)]
 
 
 def plant(
@@ -67,11 +68,10 @@ def plant(
         prompts, tokens: what a model with noisy weights is asked, as base was.
         seed: of the damage.
     """
-    for kind in KINDS:
-        for size in SIZES:
-            answers = damaged(subject.language_model, base.answers, kind, size, seed)
-            signals = [*free_answers.measure(subject, answers), *alive.measure(subject, answers)]
-            yield kind, size, StageResult(kind, tuple(answers), tuple(signals))
+    for kind, size in product(KINDS, SIZES):
+        answers = damaged(subject.language_model, base.answers, kind, size, seed)
+        signals = [*free_answers.measure(subject, answers), *alive.measure(subject, answers)]
+        yield kind, size, StageResult(kind, tuple(answers), tuple(signals))
     for size in NOISE:
         noisy = replace(subject, gates=partial(noisy_weights, subject.language_model, size, seed))
         yield WEIGHTS, size, evaluate(noisy, prompts, tokens)
@@ -122,8 +122,5 @@ def _noticed(name: str, shift: Estimate) -> bool:
 
 
 def _past(name: str, summary: StageSummary, floors: Floors) -> bool:
-    if name not in LIMITED:
-        return False
     value = summary.values[name].value
-    limit = LIMITED[name].limit(floors, value - summary.deltas[name].value)
-    return value > limit if LIMITED[name].rises else value < limit
+    return name in LIMITED and LIMITED[name].past(value, floors, value - summary.deltas[name].value)

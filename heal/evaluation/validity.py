@@ -1,10 +1,12 @@
 """Whether a readout says anything about the model at hand, judged on base before any round. METRICS: valid.
 
-A forced choice is valid where base puts its mass on the options and tells the classes apart better than chance; the
-persona log-ratio where it tells base under the positive persona from base under the negative one; a signal of
-coherence where base itself is within its floor. What is merely counted (lengths, drift) is always valid.
+A forced choice is valid where base puts its mass on the options and, if something is read off the choice itself, tells
+the classes apart better than chance; the persona log-ratio where it tells base under the positive persona from base
+under the negative one; a signal of coherence that is no forced choice where base itself is within its limit. What is
+merely counted (lengths, drift) is always valid.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +79,7 @@ def _judge(name: str, base: dict[str, Estimate], floors: Floors) -> Validity:
     if name in LIMITED:
         entry = LIMITED[name]
         value, limit = base[name].value, entry.limit(floors, base[name].value)
-        inside = value <= limit if entry.rises else value >= limit
+        inside = not math.isnan(value) and not entry.past(value, floors, value)
         return Validity(inside, f"base {value:.3g}, {'ceiling' if entry.rises else 'floor'} {limit:.3g}")
     return Validity(True, "counted, not judged")
 

@@ -53,6 +53,11 @@ class Limited:
     words: Callable[[float], str]
     log: bool = False
 
+    def past(self, value: float, floors: Floors, base: float) -> bool:
+        """Whether a value is past the limit that base's value gives."""
+        limit = self.limit(floors, base)
+        return value > limit if self.rises else value < limit
+
 
 LIMITED = {
     "p_ans_any": Limited(False, lambda floors, base: floors.min_p_ans_any, "p_ans_any {:.2f}".format),
@@ -140,8 +145,9 @@ def incoherences(
         if name not in values or name not in valid:
             continue
         value = values[name].value
-        limit = limited.limit(floors, value - deltas[name].value)
-        if value > limit if limited.rises else value < limit:
+        base = value - deltas[name].value
+        if limited.past(value, floors, base):
+            limit = limited.limit(floors, base)
             found.append(f"{limited.words(value)} {'>' if limited.rises else '<'} {limit:.3g}")
     if "accuracy" in valid and deltas["accuracy"].high < 0:
         found.append(f"accuracy {deltas['accuracy'].value:+.2f} on general questions")
