@@ -65,7 +65,10 @@ def train(words: Sequence[str]) -> None:
     from heal.models.measured import batching_for
     from heal.models.precision import resolve_dtype
     from heal.session import Session, build_accumulator, fitting
+    from heal.steering.settings import method_settings
     from heal.tracking import Tracker
+
+    method_settings(recipe.steer)  # keys that the method does not take are said before anything is written
 
     torch.set_num_threads(recipe.compute.threads or usable_cores())
     device = Accelerator().device

@@ -41,9 +41,30 @@ class ModelConfig:
 
 @dataclass
 class SteerConfig:
-    method: Literal["mean_diff"] = key("mean_diff", "how the vector is extracted")
+    method: Literal[
+        "mean_diff",
+        "pca",
+        "directional_ablation",
+        "cosine_gated",
+        "spherical",
+        "angular",
+        "topk_clusters",
+        "linear_act",
+        "chars",
+        "sspace",
+        "sspace_ablate",
+        "sspace_damp_amp",
+        "super_sspace",
+    ] = key("mean_diff", "how the vector is extracted and applied; heal/steering/methods has a file for each")
     pairs: int = key(64, "persona pairs (contexts), at most those in heal/data/contexts.jsonl", 2)
     band: tuple[float, float] = key((0.45, 0.55), "steered blocks, as fractions of the depth", 0, 1)
+    normalize: bool = key(False, "mean_diff, topk_clusters: directions of length 1 at every block")
+    centre: bool = key(
+        False, "take activations relative to the mean of both personas'; refused where that changes nothing"
+    )
+    clusters: int = key(4, "chars, topk_clusters: clusters of each block's activations or pair differences", 1)
+    gate: float = key(0.0, "cosine_gated: tau, the cosine to the direction from which a position is shifted", 0, 1)
+    entropy: float = key(0.1, "chars: entropic regularisation of the coupling, in units of its mean cost", 1e-3)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from heal.randomness import shuffled
 from heal.runfolder import json_bytes, jsonl_bytes, read_json, read_jsonl
 from heal.session import Session, lora_seed
 from heal.steering.extract import contexts, extract
+from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
 
 T = TypeVar("T")
@@ -52,7 +53,15 @@ def extract_vector(session: Session, r: int) -> SteeringVector:
         layers = session.model.band(recipe.steer.band)
         texts = contexts(recipe.steer.pairs)
         with session.accumulator.student():
-            vector = extract(session.model, session.trait, texts, recipe.steer.method, layers, shown.progress)
+            vector = extract(
+                session.model,
+                session.trait,
+                texts,
+                recipe.steer.method,
+                layers,
+                shown.progress,
+                method_settings(recipe.steer),
+            )
         norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in vector.directions.items())
         shown.found(f"{recipe.steer.method} from {len(texts)} pairs; norm by block {norms}")
         return vector, {"vector.safetensors": vector.to_bytes()}
@@ -89,6 +98,9 @@ def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start:
                 settings.max_passes,
                 settings.reference,
                 shown.progress,
+                vector.how.largest,
+                vector.how.neutral is not None,
+                vector.how.falling,
             )
         audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {len(held_out)} held-out prompts"
         shown.found(
@@ -109,9 +121,16 @@ def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start:
         compute,
     )
     if not found.on_target:
+        which = "most" if found.value < found.target else "least"
+        reached = f", and this is the {which} that any coefficient reached" if found.outcome == "unreachable" else ""
         session.console.warn(
             f"the dose is not on target: p95 KL {found.value:.2f} nats at c = {found.c_star:.3f} against "
-            f"{found.target:g} asked; the search ended on '{found.outcome}'"
+            f"{found.target:g} asked; the search ended on '{found.outcome}'{reached}"
+        )
+    if vector.how.falling:
+        session.console.warn(
+            f"{vector.method}: its coefficient is a direction and not a size, so a dose below 1 (generation.alphas, "
+            "the walk-down) shifts more and not less"
         )
     return found
 

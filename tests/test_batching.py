@@ -10,6 +10,7 @@ from heal.models.language_model import LanguageModel
 from heal.models.measured import batching_for, measured_rows, measured_tokens
 from heal.scoring import completion_states
 from heal.steering.extract import last_token_activations
+from heal.steering.sites import Site
 from tests.tiny import prompts, sized
 
 FULL = torch.OutOfMemoryError("out of memory: tried to allocate 2 GiB")
@@ -47,10 +48,10 @@ def test_scoring_and_extraction_that_run_out_of_memory_go_on_with_halves(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ):
     asked, said = [[row, 7, 8] for row in range(10, 15)], [[5, 6, 7]] * 5
-    expected = completion_states(tiny, asked, said), last_token_activations(tiny, asked, [1])[1]
+    expected = completion_states(tiny, asked, said), last_token_activations(tiny, asked, [Site(1)])[Site(1)]
     model = sized(tiny)
     small = Small(monkeypatch, model, 2)
-    found = completion_states(model, asked, said), last_token_activations(model, asked, [1])[1]
+    found = completion_states(model, asked, said), last_token_activations(model, asked, [Site(1)])[Site(1)]
     assert small.failed
     assert model.batching.tokens < 4096
     for a, b in zip(found[0], expected[0], strict=True):

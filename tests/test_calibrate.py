@@ -209,3 +209,46 @@ def test_a_calibration_written_as_json_and_read_again_is_the_same(broken: float)
     for audit in (None, entries[0]):
         calibration = Calibration(2.0, 1.0, 1.0, 0.05, "tolerance", 1, entries, audit, "student")
         assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+
+
+# What has a bound, or does something at coefficient 0
+
+
+def bounded(values: dict[str, object], start: float | None = None) -> tuple[Calibration, list[list[float]]]:
+    """A calibration of `0.5 + 0.1 c^2`, with the coefficients of each pass."""
+    asked: list[list[float]] = []
+
+    def measure(coefficients: Sequence[float]) -> list[PathDivergence]:
+        asked.append(list(coefficients))
+        return [PathDivergence(c, c, 0.5 + 0.1 * c * c, c, c, 1) for c in coefficients]
+
+    return calibrate(measure, measure, 1.0, 0.05, start, 3, 6, "student", **values), asked
+
+
+def test_a_bound_ends_the_search_and_the_most_that_is_reached_is_the_result():
+    found, asked = bounded({"largest": 1.5})
+    assert found.outcome == "unreachable"
+    assert found.c_star == pytest.approx(1.5)
+    assert found.value == pytest.approx(0.725)
+    assert max(map(max, asked)) <= 1.5
+    assert found.audit == PathDivergence(found.c_star, found.c_star, found.value, found.c_star, found.c_star, 1)
+
+
+def test_what_does_something_at_zero_is_measured_there_first():
+    found, asked = bounded({"vanishes": False})
+    assert asked[0] == [0.0]
+    assert (found.history[0].c, found.history[0].p95) == (0.0, 0.5)
+    assert found.on_target
+    assert found.passes == len(asked) - 1  # the last one is the audit
+
+
+def test_a_dose_of_zero_is_no_warm_start():
+    assert bounded({"vanishes": False}, start=0.0) == bounded({"vanishes": False})
+
+
+def test_progress_counts_the_pass_at_zero():
+    told: list[tuple[int, int]] = []
+    bounded({"vanishes": False, "progress": lambda done, total: told.append((done, total))})
+    assert told[0] == (1, 8)
+    assert told[-1] == (8, 8)
+    assert told == sorted(told)

@@ -180,3 +180,114 @@ def test_the_same_curve_is_searched_in_the_same_way(seed: int):
 def test_a_target_or_start_that_is_not_positive_is_a_programming_error(target: float, start: float):
     with pytest.raises(ValueError, match="must be positive"):
         find_coefficient(lambda cs: list(cs), target, TOLERANCE, start)
+
+
+# A largest coefficient
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 4, 7])
+@pytest.mark.parametrize("start", [0.01, 1.0])
+@pytest.mark.parametrize("largest", [1.0, math.pi])
+def test_no_coefficient_beyond_the_largest_is_tried(candidates: int, start: float, largest: float):
+    asked: list[float] = []
+
+    def statistic(coefficients: Sequence[float]) -> list[float]:
+        assert len(set(coefficients)) == candidates
+        asked.extend(coefficients)
+        return [0.01 * c * c for c in coefficients]
+
+    found = find_coefficient(statistic, TARGET, TOLERANCE, start, candidates=candidates, max_passes=20, largest=largest)
+    assert found.outcome == "unreachable"
+    assert max(asked) <= largest
+    assert (found.c, found.value) == (pytest.approx(largest), pytest.approx(0.01 * largest**2))
+
+
+@pytest.mark.parametrize("c_star", [0.02, 0.5, 0.97])
+@pytest.mark.parametrize("start", [0.01, 0.5, 1.0])
+def test_a_target_below_the_largest_coefficient_is_met(c_star: float, start: float):
+    curve = quadratic(c_star)
+    found = find_coefficient(lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, start, max_passes=8, largest=1.0)
+    assert found.outcome == "tolerance"
+    assert found.c == pytest.approx(c_star, rel=0.06)
+
+
+def test_a_bound_that_is_out_of_the_way_changes_nothing():
+    free, bound = (
+        find_coefficient(lambda cs: [saturating(3.0)(c) for c in cs], TARGET, TOLERANCE, largest=largest)
+        for largest in (None, 1e9)
+    )
+    assert free == bound
+
+
+# A statistic that does not vanish at 0
+
+
+def test_a_floor_under_the_target_changes_nothing_but_the_record():
+    def statistic(coefficients: Sequence[float]) -> list[float]:
+        return [0.3 + (c / 2) ** 2 for c in coefficients]
+
+    plain, floored = (find_coefficient(statistic, TARGET, TOLERANCE, zero=zero) for zero in (None, 0.3))
+    assert floored.outcome == "tolerance"
+    assert floored.evaluated == ((0.0, 0.3), *plain.evaluated)
+    assert (floored.c, floored.value, floored.passes) == (plain.c, plain.value, plain.passes)
+
+
+@pytest.mark.parametrize("floor", [1.2, 50.0, math.inf, math.nan])
+def test_a_statistic_that_never_falls_to_the_target_is_unreachable_and_the_least_is_the_result(floor: float):
+    found = find_coefficient(lambda cs: [1.2 + c for c in cs], TARGET, TOLERANCE, zero=floor)
+    assert found.outcome == "unreachable"
+    assert found.value == min(value for _, value in found.evaluated if not math.isnan(value))
+    assert found.value > TARGET
+
+
+def test_the_least_may_be_at_zero_itself():
+    found = find_coefficient(lambda cs: [2 + c for c in cs], TARGET, TOLERANCE, zero=2.0)
+    assert (found.c, found.value, found.outcome) == (0.0, 2.0, "unreachable")
+
+
+def test_zero_itself_is_a_hit_where_it_is_on_target():
+    def statistic(coefficients: Sequence[float]) -> list[float]:
+        raise AssertionError("nothing more is measured")
+
+    found = find_coefficient(statistic, TARGET, TOLERANCE, zero=1.02)
+    assert (found.c, found.value, found.outcome, found.passes) == (0.0, 1.02, "tolerance", 0)
+
+
+@pytest.mark.parametrize("dip", [0.5, 3.0, 40.0])
+def test_beyond_a_dip_the_coefficient_at_which_the_statistic_rises_again_is_taken(dip: float):
+    """As an ablation does whose activations all have the component `dip`."""
+
+    def curve(c: float) -> float:
+        return 4 * (c / dip - 1) ** 2
+
+    found = find_coefficient(lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, max_passes=10, zero=curve(0))
+    assert found.outcome == "tolerance"
+    assert found.c == pytest.approx(1.5 * dip, rel=0.05)
+
+
+# A statistic that falls
+
+
+@pytest.mark.parametrize("c_star", [0.2, 1.0, 2.5])
+def test_where_the_statistic_falls_the_crossing_from_above_is_taken(c_star: float):
+    """As of an angle: far at 0, least at the angle that activations have anyway, and far again beyond it."""
+
+    def curve(c: float) -> float:
+        return 4 * (c / (2 * c_star) - 1) ** 2
+
+    found = find_coefficient(
+        lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, max_passes=8, largest=math.pi, zero=4.0, falling=True
+    )
+    assert found.outcome == "tolerance"
+    assert found.c == pytest.approx(c_star, rel=0.06)
+
+
+def test_a_falling_statistic_that_starts_under_the_target_is_unreachable_at_once():
+    found = find_coefficient(lambda cs: [0.0 for _ in cs], TARGET, TOLERANCE, zero=0.5, falling=True)
+    assert (found.c, found.value, found.outcome, found.passes) == (0.0, 0.5, "unreachable", 0)
+
+
+def test_a_falling_statistic_that_stays_above_the_target_ends_at_the_largest_coefficient():
+    found = find_coefficient(lambda cs: [9 - c for c in cs], TARGET, TOLERANCE, largest=math.pi, zero=9.0, falling=True)
+    assert found.outcome == "unreachable"
+    assert found.c == pytest.approx(math.pi)

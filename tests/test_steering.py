@@ -12,10 +12,10 @@ from torch import Tensor
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
 from heal.steering.extract import contexts, extract, last_token_activations, pair_activations
-from heal.steering.mean_diff import mean_diff
+from heal.steering.sites import Site
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
-from tests.tiny import BLOCKS, HIDDEN, load, prompts, sized, vector
+from tests.tiny import BLOCKS, HIDDEN, load, prompts, sized, states, vector
 
 TEXTS = [f"Tell me about {thing}." for thing in ("elks", "a very old house by the sea", "tea", "the law", "x", "maps")]
 
@@ -139,7 +139,7 @@ def test_a_vector_of_another_model_is_refused(tiny: LanguageModel):
 
 @pytest.mark.parametrize("directions", [{1: torch.ones(HIDDEN + 1)}, {1: torch.ones(1)}, {BLOCKS: torch.ones(HIDDEN)}])
 def test_a_vector_of_another_width_or_depth_is_refused(tiny: LanguageModel, directions: dict[int, Tensor]):
-    foreign = replace(vector(tiny), directions=directions)
+    foreign = replace(vector(tiny), states=states(directions))
     with pytest.raises(UserError, match=f"does not fit a model of {BLOCKS} blocks of width {HIDDEN}"):
         foreign.check_fits(tiny)
 
@@ -154,12 +154,12 @@ def test_a_vector_saved_and_loaded_again_is_the_same(tiny: LanguageModel, tmp_pa
     assert list(loaded.directions) == list(steering_vector.directions)
     for layer, v_D in steering_vector.directions.items():
         assert torch.equal(loaded.directions[layer], v_D)
-    assert replace(loaded, directions={}) == replace(steering_vector, directions={})
+    assert replace(loaded, states={}) == replace(steering_vector, states={})
 
 
 def test_the_same_vector_is_written_as_the_same_bytes(tiny: LanguageModel):
     steering_vector = vector(tiny)
-    turned = replace(steering_vector, directions=dict(reversed(steering_vector.directions.items())))
+    turned = replace(steering_vector, states=dict(reversed(steering_vector.states.items())))
     assert steering_vector.to_bytes() == turned.to_bytes()
 
 
@@ -192,7 +192,7 @@ def test_a_vector_file_that_is_not_there_is_refused(tmp_path: Path):
 
 def test_the_cosine_with_itself_is_one_and_with_its_opposite_minus_one(tiny: LanguageModel):
     steering_vector = vector(tiny)
-    opposite = replace(steering_vector, directions={k: -2 * v for k, v in steering_vector.directions.items()})
+    opposite = replace(steering_vector, states=states({k: -2 * v for k, v in steering_vector.directions.items()}))
     assert steering_vector.cosine(steering_vector) == pytest.approx(1.0)
     assert steering_vector.cosine(opposite) == pytest.approx(-1.0)
 
@@ -206,24 +206,6 @@ def test_the_cosine_is_over_the_shared_blocks_and_nan_without_any(tiny: Language
 # Extracting
 
 
-def test_mean_diff_recovers_a_planted_direction():
-    source = torch.Generator().manual_seed(0)
-    planted = {layer: torch.randn(HIDDEN, generator=source) for layer in (1, 2)}
-    shared = {layer: torch.randn(9, HIDDEN, generator=source) for layer in planted}
-    found = mean_diff({layer: shared[layer] + planted[layer] for layer in planted}, shared)
-    assert list(found) == [1, 2]
-    for layer, v_D in planted.items():
-        torch.testing.assert_close(found[layer], v_D)
-
-
-def test_mean_diff_finds_a_planted_direction_under_noise():
-    source = torch.Generator().manual_seed(0)
-    planted = torch.randn(HIDDEN, generator=source)
-    positive, negative = (torch.randn(4000, HIDDEN, generator=source) for _ in range(2))
-    found = mean_diff({0: positive + planted}, {0: negative})[0]
-    assert torch.cosine_similarity(found, planted, dim=0) > 0.99
-
-
 def test_a_vector_of_no_contexts_is_an_error(tiny: LanguageModel, tiny_trait: Trait):
     with pytest.raises(ValueError, match="no contexts"):
         extract(tiny, tiny_trait, [], "mean_diff", [1])
@@ -231,21 +213,22 @@ def test_a_vector_of_no_contexts_is_an_error(tiny: LanguageModel, tiny_trait: Tr
 
 def test_activations_are_the_block_s_outputs_at_the_last_token(any_architecture: LanguageModel):
     rows = prompts(any_architecture)
-    found = last_token_activations(any_architecture, rows, [0, 1, 2])
+    found = last_token_activations(any_architecture, rows, [Site(layer) for layer in (0, 1, 2)])
     for row, ids in enumerate(rows):
         with torch.no_grad():
-            states = any_architecture.decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+            hidden = any_architecture.decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
         for layer in (0, 1, 2):
-            torch.testing.assert_close(found[layer][row], states[layer + 1][0, -1], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found[Site(layer)][row], hidden[layer + 1][0, -1], rtol=1e-4, atol=1e-4)
 
 
 def test_activations_of_one_row_are_those_of_many(any_architecture: LanguageModel):
     rows = prompts(any_architecture)
-    together = last_token_activations(any_architecture, rows, [1, 2])
+    sites = [Site(1), Site(2)]
+    together = last_token_activations(any_architecture, rows, sites)
     for row, ids in enumerate(rows):
-        alone = last_token_activations(any_architecture, [ids], [1, 2])
-        for layer in (1, 2):
-            torch.testing.assert_close(together[layer][row], alone[layer][0], rtol=1e-4, atol=1e-4)
+        alone = last_token_activations(any_architecture, [ids], sites)
+        for site in sites:
+            torch.testing.assert_close(together[site][row], alone[site][0], rtol=1e-4, atol=1e-4)
 
 
 def test_extraction_stops_after_the_deepest_block_that_it_reads(any_architecture: LanguageModel):
@@ -255,7 +238,7 @@ def test_extraction_stops_after_the_deepest_block_that_it_reads(any_architecture
         for layer, block in enumerate(any_architecture.blocks)
     ]
     try:
-        last_token_activations(any_architecture, prompts(any_architecture)[:1], [2, 0])
+        last_token_activations(any_architecture, prompts(any_architecture)[:1], [Site(2), Site(0)])
     finally:
         for handle in handles:
             handle.remove()
@@ -263,28 +246,30 @@ def test_extraction_stops_after_the_deepest_block_that_it_reads(any_architecture
 
 
 def test_extraction_leaves_no_hook_behind(tiny: LanguageModel):
-    last_token_activations(tiny, prompts(tiny), [1])
+    last_token_activations(tiny, prompts(tiny), [Site(1)])
     assert hook_count(tiny) == 0
 
 
 def test_pairs_are_asked_under_both_personas_at_the_assistant_tag(tiny: LanguageModel, tiny_trait: Trait):
-    positive, negative = pair_activations(tiny, tiny_trait, TEXTS[:1], [1])
+    positive, negative = pair_activations(tiny, tiny_trait, TEXTS[:1], [Site(1)])
     rows = [tiny.chat.ids(persona, TEXTS[0]) for persona in (tiny_trait.positive, tiny_trait.negative)]
-    expected = last_token_activations(tiny, rows, [1])[1]
-    torch.testing.assert_close(torch.cat([positive[1], negative[1]]), expected)
+    expected = last_token_activations(tiny, rows, [Site(1)])[Site(1)]
+    torch.testing.assert_close(torch.cat([positive[Site(1)], negative[Site(1)]]), expected)
 
 
 def test_a_vector_is_the_mean_difference_whatever_the_batches(tiny: LanguageModel, tiny_trait: Trait):
     singles = [
         last_token_activations(
-            tiny, [tiny.chat.ids(persona, text) for persona in (tiny_trait.positive, tiny_trait.negative)], [1, 2]
+            tiny,
+            [tiny.chat.ids(persona, text) for persona in (tiny_trait.positive, tiny_trait.negative)],
+            [Site(1), Site(2)],
         )
         for text in TEXTS
     ]
     for batch_tokens in (1, 300, 100_000):
         found = extract(sized(tiny, batch_tokens), tiny_trait, TEXTS, "mean_diff", [1, 2])
         for layer in (1, 2):
-            expected = torch.stack([single[layer][0] - single[layer][1] for single in singles]).mean(0)
+            expected = torch.stack([single[Site(layer)][0] - single[Site(layer)][1] for single in singles]).mean(0)
             torch.testing.assert_close(found.directions[layer], expected, rtol=1e-4, atol=1e-4)
 
 

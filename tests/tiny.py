@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from heal.config import ModelConfig
 from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
+from heal.steering.method import State
+from heal.steering.sites import Site
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
@@ -203,4 +206,9 @@ def vector(language_model: LanguageModel, layers: Sequence[int] = (1, 2), norm: 
     source = torch.Generator().manual_seed(1)
     drawn = {layer: torch.randn(width, generator=source) for layer in layers}
     directions = {layer: norm * v_D / v_D.norm() for layer, v_D in drawn.items()}
-    return SteeringVector(directions, "mean_diff", language_model.name, "warm")
+    return SteeringVector(states(directions), "mean_diff", language_model.name, "warm")
+
+
+def states(directions: dict[int, Tensor]) -> dict[Site, State]:
+    """What mean_diff keeps of blocks with these directions."""
+    return {Site(layer): {"v": v_D} for layer, v_D in directions.items()}

@@ -23,6 +23,7 @@ from heal.evaluation.readouts.questions import letter_ids
 from heal.generation.filters import tail_length
 from heal.healing.barrier import aggregate
 from heal.models.language_model import LanguageModel
+from heal.steering.sites import Site
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
@@ -55,8 +56,8 @@ def extract(language_model: LanguageModel, trait: Trait, texts: Sequence[str], l
             for layer in layers:
                 h_D = sign * states[layer + 1][0, -1].double().cpu()
                 sums[layer] = sums[layer] + h_D if layer in sums else h_D
-    directions = {layer: (total / len(texts)).float() for layer, total in sums.items()}
-    return SteeringVector(directions, "mean_diff", language_model.name, trait.name)
+    states = {Site(layer): {"v": (total / len(texts)).float()} for layer, total in sums.items()}
+    return SteeringVector(states, "mean_diff", language_model.name, trait.name)
 
 
 def calibrate(

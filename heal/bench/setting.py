@@ -18,6 +18,7 @@ from heal.models.measured import batching_for
 from heal.models.precision import resolve_dtype
 from heal.randomness import generator
 from heal.steering.extract import contexts, extract
+from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
@@ -100,7 +101,8 @@ def setting(recipe: Recipe, trait: Trait, load: Callable[[], LanguageModel]) -> 
     accumulator = accumulate(model, recipe)
     accumulator.start_round(0)
     with accumulator.student():
-        vector = extract(model, trait, contexts(8), recipe.steer.method, model.band(recipe.steer.band))
+        band = model.band(recipe.steer.band)
+        vector = extract(model, trait, contexts(8), recipe.steer.method, band, settings=method_settings(recipe.steer))
     made = Setting(recipe, trait, load, model, accumulator, vector, [])
     prompts = [prompt for prompt in made.prompts(PROMPTS) for _ in range(PER_PROMPT)]
     seeds = [("bench", index) for index in range(len(prompts))]

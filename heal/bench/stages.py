@@ -34,6 +34,7 @@ from heal.healing.references import References, batch_states, compute
 from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
 from heal.models.language_model import LanguageModel
 from heal.steering.extract import contexts, pair_activations
+from heal.steering.sites import Site
 
 Stage = Callable[[Setting, float], Iterator[Row]]
 
@@ -159,9 +160,10 @@ def extract_stage(setting: Setting, rate: float) -> Iterator[Row]:
     """Extraction that stops after the last block it reads against one that goes on to the last block."""
     model, texts, band = setting.model, contexts(16), setting.model.band(setting.recipe.steer.band)
     with setting.accumulator.student():
+        sites = [Site(layer) for layer in band]
         arms = {
-            "stops": lambda: pair_activations(model, setting.trait, texts, band),
-            "goes on": lambda: pair_activations(model, setting.trait, texts, [*band, len(model.blocks) - 1]),
+            "stops": lambda: pair_activations(model, setting.trait, texts, sites),
+            "goes on": lambda: pair_activations(model, setting.trait, texts, [*sites, Site(len(model.blocks) - 1)]),
         }
         found = median_seconds(arms, REPEATS, model.device)
         share = limit_share(count_flops(arms["stops"]), found["stops"], rate)

@@ -129,33 +129,46 @@ def calibrate(
     max_passes: int,
     reference: str,
     progress: Progress = silent,
+    largest: float | None = None,
+    vanishes: bool = True,
+    falling: bool = False,
 ) -> Calibration:
     """Finds `c_star` with `p95(c_star) = target`, then audits it.
+
+    What does something even at coefficient 0 is measured there first, in a pass of its own.
 
     Args:
         measure: coefficients -> divergences on the calibration prompts.
         audit: the same on held-out prompts, or None.
         target: nats.
         tolerance: accepted distance, nats.
-        start: warm start, the last round's `c_star`; None: cold.
+        start: warm start, the last round's `c_star`; None or 0: cold.
         candidates: coefficients measured in one pass.
         max_passes: passes before giving up.
         reference: what "off" is, for the record.
         progress: told (passes done, the most there can be).
+        largest: see `find_coefficient`.
+        vanishes: whether coefficient 0 does nothing.
+        falling: see `find_coefficient`.
     """
     history: list[PathDivergence] = []
-    most = max_passes + (audit is not None)
+    passes, most = 0, max_passes + (not vanishes) + (audit is not None)
 
     def statistic(coefficients: Sequence[float]) -> list[float]:
+        nonlocal passes
         found = measure(coefficients)
         history.extend(found)
-        progress(len(history) // candidates, most)
+        passes += 1
+        progress(passes, most)
         return [entry.p95 for entry in found]
 
-    first, ratio = (1.0, COLD) if start is None else (start, WARM)
-    search = find_coefficient(statistic, target, tolerance, first, ratio, candidates, max_passes)
+    first, ratio = (start, WARM) if start else (1.0, COLD)
+    zero = None if vanishes else statistic([0.0])[0]
+    search = find_coefficient(
+        statistic, target, tolerance, first, ratio, candidates, max_passes, largest, zero, falling
+    )
     audited = audit([search.c])[0] if audit is not None else None
     progress(most, most)
     return Calibration(
-        search.c, search.value, target, tolerance, search.outcome, search.passes, tuple(history), audited, reference
+        search.c, search.value, target, tolerance, search.outcome, passes, tuple(history), audited, reference
     )

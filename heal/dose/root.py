@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 Outcome = Literal["tolerance", "bracket", "passes", "unreachable"]
@@ -13,6 +14,7 @@ COLD, WARM = 2.0, 1.2  # ratio of neighbouring candidates in the first pass
 _GROWTH = 2.0
 _LEAP = 256.0
 _NARROW = 0.01
+_AT = 1e-9  # of log c; nearer than this to the largest coefficient is there
 _FINE = 0.02  # of log c; candidates nearer to each other than this tell little apart
 
 
@@ -25,8 +27,8 @@ class Search:
         value: the statistic there.
         outcome: `tolerance` (within tolerance of the target), `bracket` (the bracket is narrower than
             1 %: the statistic jumps over the target there), `passes` (gave up), or `unreachable`
-            (never reached the target while the coefficient grew).
-        evaluated: every (c, value) in order.
+            (stayed on one side of the target, up to the largest coefficient or as far as the search went).
+        evaluated: every (c, value) in order, first the one at 0 where it was given.
         passes: calls of the statistic.
     """
 
@@ -45,6 +47,9 @@ def find_coefficient(
     ratio: float = COLD,
     candidates: int = 4,
     max_passes: int = 6,
+    largest: float | None = None,
+    zero: float | None = None,
+    falling: bool = False,
 ) -> Search:
     """Brackets the target and closes in on it in (log c, log statistic), several candidates a pass.
 
@@ -56,6 +61,10 @@ def find_coefficient(
     above the target; where noise makes the statistic cross the target more than once, the first crossing
     is the one that counts.
 
+    A shift that does something even at coefficient 0 has a statistic there, `zero`. Where that is above the target
+    already, the statistic may still dip under it and rise again: the search goes up and takes that crossing. Where
+    the statistic falls as the coefficient grows, the crossing from above is the one that counts.
+
     Args:
         statistic: coefficients -> values; each call is expensive.
         target: the value to reach, positive.
@@ -64,35 +73,53 @@ def find_coefficient(
         ratio: of neighbouring candidates in the first pass.
         candidates: coefficients a call.
         max_passes: calls before giving up.
+        largest: no coefficient above this one is tried; None: no bound.
+        zero: the statistic at coefficient 0; None: it vanishes there.
+        falling: look for the first crossing from above the target to below it.
     """
     if not (target > 0 and start > 0):
         raise ValueError(f"find_coefficient: target {target} and start {start} must be positive")
-    evaluated: list[tuple[float, float]] = []
+    evaluated = [] if zero is None else [(0.0, zero)]
     points: list[tuple[float, float]] = []  # (log c, signed distance in log from the target), by log c
+    limit = math.inf if largest is None else largest
+    top = math.log(limit)
+    passes = 0
 
     def end(outcome: Outcome) -> Search:
         c, value = min(evaluated, key=lambda pair: abs(_log(pair[1]) - math.log(target)))
-        return Search(c, value, outcome, tuple(evaluated), len(evaluated) // candidates)
+        return Search(c, value, outcome, tuple(evaluated), passes)
 
-    middle = (candidates - 1) / 2
-    asked = [math.log(start) + (index - middle) * math.log(ratio) for index in range(candidates)]
+    def gap(value: float) -> float:
+        return (_log(value) - math.log(target)) * (-1 if falling else 1)
+
+    at_zero = -math.inf if zero is None else gap(zero)
+    if zero is not None and abs(zero - target) <= tolerance:
+        return end("tolerance")
+    if falling and at_zero >= 0:
+        return end("unreachable")
+    asked = _around(math.log(start), math.log(ratio), candidates, top)
     width = math.inf
-    for _ in range(max_passes):
-        values = statistic([math.exp(x) for x in asked])
-        evaluated += [(math.exp(x), value) for x, value in zip(asked, values, strict=True)]
-        points = sorted(points + [(x, _log(v) - math.log(target)) for x, v in zip(asked, values, strict=True)])
+    for passes in range(1, max_passes + 1):  # noqa: B007 (read by `end`)
+        coefficients = [min(math.exp(x), limit) for x in asked]
+        values = statistic(coefficients)
+        evaluated += zip(coefficients, values, strict=True)
+        points = sorted(points + [(x, gap(value)) for x, value in zip(asked, values, strict=True)])
         if any(abs(value - target) <= tolerance for value in values):
             return end("tolerance")
-        above = next((index for index, (_, gap) in enumerate(points) if gap >= 0), None)
+        gaps = [at_zero, *(g for _, g in points)]
+        above = next((index for index, (one, other) in enumerate(pairwise(gaps)) if one < 0 <= other), None)
+        if above is None and points[-1][0] > top - _AT:
+            return end("unreachable")
         if above is None or above == 0:
-            asked = _further(points, up=above is None, count=candidates)
+            asked = _further(points, above is None, candidates, top)
             continue
         low, high = points[above - 1], points[above]
         before, width = width, high[0] - low[0]
         if width < math.log1p(_NARROW):
             return end("bracket")
         asked = _inside(low, high, candidates, gather=width <= before / 2)
-    return end("unreachable" if all(gap < 0 for _, gap in points) else "passes")
+    never = all(g < 0 for _, g in points) or (at_zero >= 0 and all(g >= 0 for _, g in points))
+    return end("unreachable" if never else "passes")
 
 
 def _log(value: float) -> float:
@@ -101,11 +128,19 @@ def _log(value: float) -> float:
     return math.log(value) if value > 0 else -math.inf
 
 
-def _further(points: list[tuple[float, float]], up: bool, count: int) -> list[float]:
-    """Candidates beyond the last point: half to twice as far as the target seems to be."""
+def _around(x: float, step: float, count: int, top: float) -> list[float]:
+    """Candidates around `x`, or as far below as keeps the highest of them at `top`."""
+    middle = min(x, top - step * (count - 1) / 2)
+    return [middle + (index - (count - 1) / 2) * step for index in range(count)]
+
+
+def _further(points: list[tuple[float, float]], up: bool, count: int, top: float) -> list[float]:
+    """Candidates beyond the last point, at most at `top`: half to twice as far as the target seems to be."""
     (x0, g0), (x1, g1) = (points[-2:] if up else points[1::-1]) if len(points) > 1 else (points[0], points[0])
     stride = _stride(g0, g1, abs(x1 - x0))
     shares = [1.0] if count == 1 else [0.5 + 1.5 * index / (count - 1) for index in range(count)]
+    if up and x1 + shares[-1] * stride > top:
+        return [x1 + (top - x1) * (index + 1) / count for index in range(count)]
     return [x1 + (share if up else -share) * stride for share in shares]
 
 

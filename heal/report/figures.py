@@ -190,15 +190,15 @@ def calibration(results: Results) -> bytes:
         found = entry.calibration
         history = sorted(found["history"], key=lambda point: point["c"])
         for statistic, line, marker, width in (("p95", "-", "o", 1.5), ("p50", ":", ".", 1.1)):
-            points = [(p["c"], p[statistic]) for p in history if 0 < p[statistic] < math.inf]
+            points = [(p["c"], p[statistic]) for p in history if p["c"] > 0 and 0 < p[statistic] < math.inf]
             x, y = [c for c, _ in points], [kl for _, kl in points]
             axis.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=5, linewidth=width)
-        if 0 < found["value"] < math.inf:
+        if found["c_star"] > 0 and 0 < found["value"] < math.inf:
             axis.plot(
                 [found["c_star"]], [found["value"]], color=colour, marker="*", markersize=15, markeredgecolor="white",
                 markeredgewidth=0.8, linestyle="none", zorder=4,
             )  # fmt: skip
-        if found["audit"] is not None and 0 < found["audit"]["p95"] < math.inf:
+        if found["c_star"] > 0 and found["audit"] is not None and 0 < found["audit"]["p95"] < math.inf:
             axis.plot(
                 [found["c_star"]], [found["audit"]["p95"]], color=colour, marker="D", markersize=7,
                 markerfacecolor="white", markeredgewidth=1.4, linestyle="none", zorder=4,

@@ -1,24 +1,29 @@
 """Reads persona activations at the assistant tag and turns them into a steering vector."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from heal.config import SteerConfig
+from heal.errors import RoundError
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
-from heal.steering.mean_diff import Activations, mean_diff
-from heal.steering.vector import SteeringVector
+from heal.steering.method import Method, NoDirection, State
+from heal.steering.methods import METHODS
+from heal.steering.settings import method_settings
+from heal.steering.sites import Site, band_gram, bias_of, module_at, sites_of, weight_in_force
+from heal.steering.vector import CENTRE, SteeringVector
 from heal.trait import Trait
 
 CONTEXTS = Path(__file__).resolve().parent.parent / "data" / "contexts.jsonl"
 
-# One entry a method: activations under both personas -> directions by block.
-METHODS: dict[str, Callable[[Activations, Activations], dict[int, Tensor]]] = {"mean_diff": mean_diff}
+Activations = dict[Site, Tensor]
 
 
 def contexts(count: int) -> list[str]:
@@ -34,6 +39,7 @@ def extract(
     method: str,
     layers: Sequence[int],
     progress: Progress = silent,
+    settings: Mapping[str, Any] | None = None,
 ) -> SteeringVector:
     """A steering vector of the model as it stands (the current student), read at the last prompt token.
 
@@ -42,66 +48,116 @@ def extract(
         trait: whose personas are contrasted.
         texts: contexts, each asked under both personas.
         method: a key of METHODS.
-        layers: blocks whose outputs are read.
+        layers: blocks in which it acts.
         progress: told (prompts done, prompts).
+        settings: of the method, as `method_settings` gives them; None: the recipe's defaults.
 
     Raises:
         ValueError: no contexts.
+        UserError: the method does not know this architecture.
+        RoundError: the activations are not finite, or do not say where to steer.
     """
     if not texts:
         raise ValueError("extract: no contexts")
-    positive, negative = pair_activations(language_model, trait, texts, layers, progress)
-    return SteeringVector(METHODS[method](positive, negative), method, language_model.name, trait.name)
+    how = METHODS[method]
+    given = dict(method_settings(SteerConfig(method=how.name)) if settings is None else settings)  # type: ignore[arg-type]
+    sites = sites_of(language_model, how, layers)
+    positive, negative = pair_activations(language_model, trait, texts, sites, progress)
+    bases = _bases(language_model, how, sites)
+    states: dict[Site, State] = {}
+    for site in sites:
+        if not (positive[site].isfinite().all() and negative[site].isfinite().all()):
+            raise RoundError(f"extract: the activations at {site} are not finite")
+        try:
+            states[site] = fit(how, positive[site], negative[site], given, bases.get(site, {}))
+        except NoDirection as error:
+            raise RoundError(f"extract: {method} at {site}: {error}") from error
+    return SteeringVector(states, method, language_model.name, trait.name, settings=given)
+
+
+def fit(
+    method: Method,
+    positive_PD: Tensor,
+    negative_PD: Tensor,
+    settings: Mapping[str, Any],
+    basis: Mapping[str, Tensor | None],
+) -> State:
+    """What a method keeps of one site; with `centre`, fitted to the activations minus the mean of both sets."""
+    given = {name: value for name, value in settings.items() if name != CENTRE}
+    if not settings.get(CENTRE):
+        return method.fit(positive_PD, negative_PD, **given, **basis)
+    centre_D = ((positive_PD.double().mean(0) + negative_PD.double().mean(0)) / 2).float()
+    state = method.fit(positive_PD.double() - centre_D, negative_PD.double() - centre_D, **given, **basis)
+    return state | {CENTRE: centre_D}
+
+
+def _bases(
+    language_model: LanguageModel, method: Method, sites: Sequence[Site]
+) -> dict[Site, dict[str, Tensor | None]]:
+    """The weights that a method takes its basis from, by site."""
+    if method.basis == "none":
+        return {}
+    if method.basis == "band":
+        gram_DD = band_gram(language_model, [site.layer for site in sites])
+        return {site: {"gram_DD": gram_DD, "bias_D": None} for site in sites}
+    found: dict[Site, dict[str, Tensor | None]] = {}
+    for site in sites:
+        module = module_at(language_model, site)
+        weight_OI = weight_in_force(module)
+        found[site] = {"gram_DD": weight_OI @ weight_OI.T, "bias_D": bias_of(module)}
+    return found
 
 
 def pair_activations(
     language_model: LanguageModel,
     trait: Trait,
     texts: Sequence[str],
-    layers: Sequence[int],
+    sites: Sequence[Site],
     progress: Progress = silent,
 ) -> tuple[Activations, Activations]:
-    """Last-token activations by block under the positive and the negative persona, each `[P, D]`, on the CPU."""
+    """Last-token activations by site under the positive and the negative persona, each `[P, D]`, on the CPU."""
     chat = language_model.chat
     rows = [chat.ids(persona, text) for persona in (trait.positive, trait.negative) for text in texts]
-    found = last_token_activations(language_model, rows, layers, progress)
+    found = last_token_activations(language_model, rows, sites, progress)
     count = len(texts)
     return (
-        {layer: h_BD[:count] for layer, h_BD in found.items()},
-        {layer: h_BD[count:] for layer, h_BD in found.items()},
+        {site: h_BD[:count] for site, h_BD in found.items()},
+        {site: h_BD[count:] for site, h_BD in found.items()},
     )
 
 
 class _Stop(Exception):
-    """Leaves the forward pass after the last block that is needed."""
+    """Leaves the forward pass after the last site that is needed."""
 
 
 @torch.inference_mode()
 def last_token_activations(
-    language_model: LanguageModel, rows: Sequence[Sequence[int]], layers: Sequence[int], progress: Progress = silent
+    language_model: LanguageModel, rows: Sequence[Sequence[int]], sites: Sequence[Site], progress: Progress = silent
 ) -> Activations:
-    """Outputs `[B, D]` of `layers` at each row's last token, on the CPU; the pass stops after the deepest of them."""
-    found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(rows) for layer in layers}
-    deepest, batching, done = max(layers), language_model.batching, 0
+    """What comes out of `sites` at each row's last token, `[B, D]`, on the CPU; the pass stops after the last one."""
+    found: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in sites}
+    batching, done = language_model.batching, 0
 
     def read(trees: Sequence[Sequence[int]]) -> None:
         nonlocal done
         packed = language_model.pack(rows, trees)
         members = [row for tree in trees for row in tree]
         last_B = torch.stack([nodes[-1] for nodes in packed.nodes])
+        waiting = set(sites)
 
-        def reader(layer: int) -> Callable:
+        def reader(site: Site) -> Callable:
             def keep(module, inputs, h_BND: Tensor) -> None:
                 for row, h_D in zip(members, h_BND.flatten(0, 1)[last_B].cpu(), strict=True):
-                    found[layer][row] = h_D
-                if layer == deepest:
+                    found[site][row] = h_D
+                waiting.discard(site)
+                if not waiting:
                     raise _Stop
 
             return keep
 
         with ExitStack() as stack:
-            for layer in layers:
-                stack.callback(language_model.blocks[layer].register_forward_hook(reader(layer)).remove)
+            for site in sites:
+                stack.callback(module_at(language_model, site).register_forward_hook(reader(site)).remove)
             with suppress(_Stop):
                 language_model.hidden_states(packed)
         done += len(members)
@@ -109,4 +165,4 @@ def last_token_activations(
 
     for trees in language_model.plan(rows, batching.tokens):
         in_parts(trees, read, batching.shrink_tokens)
-    return {layer: torch.stack(kept) for layer, kept in found.items()}
+    return {site: torch.stack(kept) for site, kept in found.items()}

@@ -1,0 +1,121 @@
+"""The activation methods that steer along a direction or turn towards one, each by what it promises."""
+
+import math
+
+import pytest
+import torch
+
+from heal.steering.method import NoDirection
+from tests.planted import PAIRS, WIDTH, components, cosine, draw, fitted, on_plants, planted_pairs, positions, shifted
+
+# Plain directions
+
+
+def test_mean_diff_adds_its_shift_in_the_model_s_own_dtype():
+    state = on_plants("mean_diff")
+    _, positive_PD, negative_PD = planted_pairs()
+    assert torch.equal(state["v"], (positive_PD.double().mean(0) - negative_PD.double().mean(0)).float())
+    for dtype in (torch.float32, torch.bfloat16):
+        h_BTD = positions().to(dtype)
+        expected = h_BTD + (torch.tensor(0.7) * state["v"]).to(dtype)
+        assert torch.equal(shifted("mean_diff", state, h_BTD, 0.7), expected)
+
+
+def test_normalize_makes_the_direction_one_long_and_turns_it_nowhere():
+    plain, normalized = on_plants("mean_diff")["v"], on_plants("mean_diff", normalize=True)["v"]
+    torch.testing.assert_close(normalized, plain / plain.norm())
+
+
+def test_pca_finds_what_varies_between_the_pairs_and_not_what_they_share():
+    varies_D, shared_D = draw(WIDTH) / draw(WIDTH).norm(), 50 * draw(WIDTH, seed=1)
+    difference_PD = shared_D + draw(PAIRS, 1, seed=2) * 5 * varies_D + 0.1 * draw(PAIRS, WIDTH, seed=3)
+    found_D = fitted("pca", difference_PD, torch.zeros(PAIRS, WIDTH))["v"]
+    assert abs(cosine(found_D, varies_D)) > 0.99
+    assert (difference_PD @ found_D > 0).sum() > PAIRS / 2
+
+
+def test_pca_takes_the_sign_of_most_pairs_and_not_of_their_sum():
+    along_P1 = torch.tensor([1.0] * 7 + [-10.0] * 3)[:, None]
+    axis_D = torch.eye(WIDTH)[3]
+    found_D = fitted("pca", along_P1 * axis_D, torch.zeros(10, WIDTH))["v"]
+    torch.testing.assert_close(found_D, axis_D)
+
+
+@pytest.mark.parametrize("c", [0.0, 2.5, -1.0])
+def test_directional_ablation_sets_the_component_and_leaves_the_rest(c: float):
+    state, h_BTD = on_plants("directional_ablation"), positions()
+    found = shifted("directional_ablation", state, h_BTD, c)
+    torch.testing.assert_close(components(state, found), torch.full((3, 5), c), atol=1e-5, rtol=0)
+    rest = [h - components(state, h)[..., None] * state["v"] for h in (h_BTD, found)]
+    torch.testing.assert_close(*rest)
+
+
+def test_ablation_makes_no_position_longer():
+    h_BTD = positions()
+    assert (
+        shifted("directional_ablation", on_plants("directional_ablation"), h_BTD, 0.0).norm(dim=-1) < h_BTD.norm(dim=-1)
+    ).all()
+
+
+def test_a_centred_ablation_puts_the_component_at_the_midpoint_of_the_personas():
+    state = on_plants("directional_ablation", centre=True)
+    found = components(state, shifted("directional_ablation", state, positions(), 0.0))
+    torch.testing.assert_close(found, components(state, state["centre"]).expand_as(found), atol=1e-4, rtol=0)
+
+
+def test_the_gate_opens_with_the_cosine_on_either_side():
+    state = on_plants("cosine_gated", gate=0.5)
+    v_D, across_D = state["v"], draw(WIDTH, seed=9)
+    across_D = across_D - (across_D @ v_D) * v_D
+    across_D = across_D / across_D.norm()
+    h_1TD = torch.stack([cos * v_D + math.sqrt(1 - cos**2) * across_D for cos in (0.0, 0.4, -0.4, 0.7, -0.9)])[None]
+    pushed = components(state, shifted("cosine_gated", state, 5 * h_1TD, 2.0) - 5 * h_1TD)[0]
+    torch.testing.assert_close(pushed, torch.tensor([0.0, 0.0, 0.0, 0.4, 0.8]), atol=1e-5, rtol=0)
+
+
+# Rotations
+
+
+@pytest.mark.parametrize("c", [0.0, 0.3, 1.0, -0.6])
+def test_spherical_turns_by_a_fraction_of_the_angle_and_keeps_the_norm(c: float):
+    state, h_BTD = on_plants("spherical"), positions()
+    found = shifted("spherical", state, h_BTD, c)
+    torch.testing.assert_close(found.norm(dim=-1), h_BTD.norm(dim=-1))
+    target_D = state["v"] * math.copysign(1, c)
+    angle, left = (torch.cosine_similarity(h, target_D, dim=-1).clamp(-1, 1).acos() for h in (h_BTD, found))
+    torch.testing.assert_close(left, (1 - abs(c)) * angle, atol=1e-3, rtol=0)
+
+
+def test_spherical_keeps_the_norm_of_what_lies_along_the_direction_or_against_it():
+    state = on_plants("spherical")
+    nearly_D = state["v"] + 1e-5 * draw(WIDTH)
+    h_1TD = torch.stack([state["v"], -2 * state["v"], nearly_D, -nearly_D, torch.zeros(WIDTH)])[None]
+    found = shifted("spherical", state, h_1TD, 0.5)
+    torch.testing.assert_close(found.norm(dim=-1), h_1TD.norm(dim=-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("c", [0.0, 0.8, math.pi, -1.0])
+def test_angular_sets_the_angle_in_its_plane_and_keeps_every_norm(c: float):
+    state, h_BTD = on_plants("angular"), positions()
+    axes_2D = torch.stack([state["v"], state["b2"]])
+    torch.testing.assert_close(axes_2D @ axes_2D.T, torch.eye(2), atol=1e-5, rtol=0)
+    before_BT2, found = h_BTD @ axes_2D.T, shifted("angular", state, h_BTD, c)
+    after_BT2 = found @ axes_2D.T
+    expected = before_BT2.norm(dim=-1, keepdim=True) * torch.tensor([math.cos(c), math.sin(c)])
+    torch.testing.assert_close(after_BT2, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found - after_BT2 @ axes_2D, h_BTD - before_BT2 @ axes_2D, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.norm(dim=-1), h_BTD.norm(dim=-1))
+
+
+def test_the_second_axis_of_angular_is_the_first_component_of_the_unit_differences():
+    varies_D, shared_D = torch.eye(WIDTH)[0], torch.eye(WIDTH)[1]
+    difference_PD = 3 * shared_D + draw(PAIRS, 1) * varies_D + 0.01 * draw(PAIRS, WIDTH, seed=1)
+    state = fitted("angular", difference_PD, torch.zeros(PAIRS, WIDTH))
+    assert cosine(state["v"], shared_D) > 0.99
+    assert abs(cosine(state["b2"], varies_D)) > 0.99
+
+
+def test_pairs_on_one_line_make_no_plane():
+    along_PD = (1 + draw(PAIRS, 1).abs()) * torch.eye(WIDTH)[0]
+    with pytest.raises(NoDirection):
+        fitted("angular", along_PD, torch.zeros(PAIRS, WIDTH))

@@ -1,0 +1,52 @@
+"""The settings of steering methods: what each takes, and what is refused."""
+
+import pytest
+
+from heal.config import SteerConfig
+from heal.errors import UserError
+from heal.steering.methods import METHODS
+from heal.steering.settings import method_settings
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_defaults_suit_every_method(method: str):
+    assert method_settings(SteerConfig(method=method)).keys() == set(METHODS[method].settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"centre": True},
+            "steer.centre=true: the mean of both personas' activations cancels out in mean_diff, so centring changes "
+            "nothing; leave it out",
+        ),
+        (
+            {"method": "chars", "centre": True},
+            "steer.centre=true: the mean of both personas' activations cancels out in chars, so centring changes "
+            "nothing; leave it out",
+        ),
+        (
+            {"method": "sspace", "centre": True},
+            "steer.centre=true: not a setting of steer.method=sspace; it has none of its own",
+        ),
+        (
+            {"method": "spherical", "clusters": 8},
+            "steer.clusters=8: not a setting of steer.method=spherical; it takes centre",
+        ),
+        (
+            {"method": "chars", "gate": 0.1},
+            "steer.gate=0.1: not a setting of steer.method=chars; it takes clusters and entropy",
+        ),
+        ({"method": "topk_clusters", "pairs": 3}, "steer.clusters=4: more than steer.pairs=3"),
+    ],
+)
+def test_a_setting_that_a_method_does_not_take_is_refused(settings: dict[str, object], message: str):
+    with pytest.raises(UserError) as caught:
+        method_settings(SteerConfig(**settings))
+    assert str(caught.value) == message
+
+
+def test_a_setting_that_a_method_takes_is_passed_on():
+    found = method_settings(SteerConfig(method="cosine_gated", gate=0.2, centre=True))
+    assert found == {"gate": 0.2, "centre": True}
