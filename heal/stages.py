@@ -98,9 +98,7 @@ def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start:
                 settings.max_passes,
                 settings.reference,
                 shown.progress,
-                vector.how.largest,
-                vector.how.neutral is not None,
-                vector.how.falling,
+                vector.dosing,
             )
         audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {len(held_out)} held-out prompts"
         shown.found(
@@ -127,7 +125,7 @@ def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start:
             f"the dose is not on target: p95 KL {found.value:.2f} nats at c = {found.c_star:.3f} against "
             f"{found.target:g} asked; the search ended on '{found.outcome}'{reached}"
         )
-    if vector.how.falling:
+    if vector.dosing.falling:
         session.console.warn(
             f"{vector.method}: its coefficient is a direction and not a size, so a dose below 1 (generation.alphas, "
             "the walk-down) shifts more and not less"

@@ -13,6 +13,8 @@ from torch.nn.functional import kl_div, log_softmax
 from heal.decoding import decode
 from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate, path_divergences
 from heal.models.language_model import LanguageModel
+from heal.progress import Progress, silent
+from heal.steering.intervention import Dosing
 from heal.steering.vector import SteeringVector
 from tests.tiny import prompts, sized, vector
 
@@ -214,7 +216,12 @@ def test_a_calibration_written_as_json_and_read_again_is_the_same(broken: float)
 # What has a bound, or does something at coefficient 0
 
 
-def bounded(values: dict[str, object], start: float | None = None) -> tuple[Calibration, list[list[float]]]:
+ALWAYS = Dosing(vanishes=False)
+
+
+def bounded(
+    dosing: Dosing, start: float | None = None, progress: Progress = silent
+) -> tuple[Calibration, list[list[float]]]:
     """A calibration of `0.5 + 0.1 c^2`, with the coefficients of each pass."""
     asked: list[list[float]] = []
 
@@ -222,11 +229,11 @@ def bounded(values: dict[str, object], start: float | None = None) -> tuple[Cali
         asked.append(list(coefficients))
         return [PathDivergence(c, c, 0.5 + 0.1 * c * c, c, c, 1) for c in coefficients]
 
-    return calibrate(measure, measure, 1.0, 0.05, start, 3, 6, "student", **values), asked
+    return calibrate(measure, measure, 1.0, 0.05, start, 3, 6, "student", progress, dosing), asked
 
 
 def test_a_bound_ends_the_search_and_the_most_that_is_reached_is_the_result():
-    found, asked = bounded({"largest": 1.5})
+    found, asked = bounded(Dosing(largest=1.5))
     assert found.outcome == "unreachable"
     assert found.c_star == pytest.approx(1.5)
     assert found.value == pytest.approx(0.725)
@@ -235,7 +242,7 @@ def test_a_bound_ends_the_search_and_the_most_that_is_reached_is_the_result():
 
 
 def test_what_does_something_at_zero_is_measured_there_first():
-    found, asked = bounded({"vanishes": False})
+    found, asked = bounded(ALWAYS)
     assert asked[0] == [0.0]
     assert (found.history[0].c, found.history[0].p95) == (0.0, 0.5)
     assert found.on_target
@@ -243,12 +250,12 @@ def test_what_does_something_at_zero_is_measured_there_first():
 
 
 def test_a_dose_of_zero_is_no_warm_start():
-    assert bounded({"vanishes": False}, start=0.0) == bounded({"vanishes": False})
+    assert bounded(ALWAYS, start=0.0) == bounded(ALWAYS)
 
 
 def test_progress_counts_the_pass_at_zero():
     told: list[tuple[int, int]] = []
-    bounded({"vanishes": False, "progress": lambda done, total: told.append((done, total))})
+    bounded(ALWAYS, progress=lambda done, total: told.append((done, total)))
     assert told[0] == (1, 8)
     assert told[-1] == (8, 8)
     assert told == sorted(told)

@@ -94,14 +94,15 @@ def test_spherical_keeps_the_norm_of_what_lies_along_the_direction_or_against_it
     torch.testing.assert_close(found.norm(dim=-1), h_1TD.norm(dim=-1), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("c", [0.0, 0.8, math.pi, -1.0])
+@pytest.mark.parametrize("c", [0.0, 0.8, math.pi, -0.0, -1.0, -math.pi])
 def test_angular_sets_the_angle_in_its_plane_and_keeps_every_norm(c: float):
     state, h_BTD = on_plants("angular"), positions()
     axes_2D = torch.stack([state["v"], state["b2"]])
     torch.testing.assert_close(axes_2D @ axes_2D.T, torch.eye(2), atol=1e-5, rtol=0)
     before_BT2, found = h_BTD @ axes_2D.T, shifted("angular", state, h_BTD, c)
     after_BT2 = found @ axes_2D.T
-    expected = before_BT2.norm(dim=-1, keepdim=True) * torch.tensor([math.cos(c), math.sin(c)])
+    angle = c if math.copysign(1, c) > 0 else math.pi + c
+    expected = before_BT2.norm(dim=-1, keepdim=True) * torch.tensor([math.cos(angle), math.sin(angle)])
     torch.testing.assert_close(after_BT2, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(found - after_BT2 @ axes_2D, h_BTD - before_BT2 @ axes_2D, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.norm(dim=-1), h_BTD.norm(dim=-1))

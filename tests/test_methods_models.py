@@ -279,9 +279,7 @@ def test_each_method_can_be_dosed_and_then_decodes_finite_logits(tiny: LanguageM
         3,
         5,
         "student",
-        largest=method.largest,
-        vanishes=method.neutral is not None,
-        falling=method.falling,
+        dosing=steering_vector.dosing,
     )
     assert found.on_target == (abs(found.value - 0.3) <= 0.05)
     assert found.c_star <= (method.largest or math.inf)

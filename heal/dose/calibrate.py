@@ -14,7 +14,7 @@ from heal.dose.root import COLD, WARM, Outcome, find_coefficient
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.scoring import completion_states, token_divergences
-from heal.steering.intervention import Intervention
+from heal.steering.intervention import ADDITIVE, Dosing, Intervention
 
 Ids = Sequence[int]
 
@@ -129,9 +129,7 @@ def calibrate(
     max_passes: int,
     reference: str,
     progress: Progress = silent,
-    largest: float | None = None,
-    vanishes: bool = True,
-    falling: bool = False,
+    dosing: Dosing = ADDITIVE,
 ) -> Calibration:
     """Finds `c_star` with `p95(c_star) = target`, then audits it.
 
@@ -147,12 +145,10 @@ def calibrate(
         max_passes: passes before giving up.
         reference: what "off" is, for the record.
         progress: told (passes done, the most there can be).
-        largest: see `find_coefficient`.
-        vanishes: whether coefficient 0 does nothing.
-        falling: see `find_coefficient`.
+        dosing: how the coefficient acts.
     """
     history: list[PathDivergence] = []
-    passes, most = 0, max_passes + (not vanishes) + (audit is not None)
+    passes, most = 0, max_passes + (not dosing.vanishes) + (audit is not None)
 
     def statistic(coefficients: Sequence[float]) -> list[float]:
         nonlocal passes
@@ -163,9 +159,9 @@ def calibrate(
         return [entry.p95 for entry in found]
 
     first, ratio = (start, WARM) if start else (1.0, COLD)
-    zero = None if vanishes else statistic([0.0])[0]
+    zero = None if dosing.vanishes else statistic([0.0])[0]
     search = find_coefficient(
-        statistic, target, tolerance, first, ratio, candidates, max_passes, largest, zero, falling
+        statistic, target, tolerance, first, ratio, candidates, max_passes, dosing.largest, zero, dosing.falling
     )
     audited = audit([search.c])[0] if audit is not None else None
     progress(most, most)

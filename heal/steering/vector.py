@@ -15,7 +15,7 @@ from torch import Tensor
 
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
-from heal.steering.intervention import Coefficient
+from heal.steering.intervention import Coefficient, Dosing
 from heal.steering.method import Method, State
 from heal.steering.methods import METHODS
 from heal.steering.sites import Site, module_at
@@ -47,6 +47,11 @@ class SteeringVector:
     def how(self) -> Method:
         """The method itself."""
         return METHODS[self.method]
+
+    @property
+    def dosing(self) -> Dosing:
+        """How the method's coefficient acts."""
+        return Dosing(self.how.neutral is not None, self.how.largest, self.how.falling)
 
     @property
     def directions(self) -> dict[int, Tensor]:

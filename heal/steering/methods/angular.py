@@ -7,6 +7,7 @@ norm, in the plane and altogether: 0 is straight along the trait, pi straight ag
 So `c` is a direction and not a size. No angle is the identity; the trait is strongest at `c = 0` and wanes as `c`
 grows towards the angle that activations have anyway, which is where calibration looks for its dose: the angle, going
 up from 0, at which KL has fallen to the target. A dose below 1 is a smaller angle and shifts more, not less.
+A negative coefficient is the same for the opposite trait: the angle is counted from pi.
 With `centre`, what is turned is `h` minus the mean of both sets.
 
 Angular steering (arXiv 2510.26243).
@@ -14,6 +15,7 @@ Angular steering (arXiv 2510.26243).
 
 import math
 
+import torch
 from torch import Tensor
 
 from heal.steering.fitting import first_component
@@ -34,13 +36,14 @@ def fit(positive_PD: Tensor, negative_PD: Tensor) -> State:
 
 
 def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
-    """Sets the angle within the plane."""
+    """Sets the angle within the plane; a negative one (and -0.0) is counted from straight against the trait."""
+    toward_B11 = torch.copysign(torch.ones_like(c_B11), c_B11)
     x_BT1, y_BT1 = along(h_BTD, state["v"]), along(h_BTD, state["b2"])
     norm_BT1 = (x_BT1.square() + y_BT1.square()).sqrt()
     return (
         h_BTD
-        + (norm_BT1 * c_B11.cos() - x_BT1) * state["v"]
-        + (norm_BT1 * c_B11.sin() - y_BT1) * state["b2"]
+        + (norm_BT1 * toward_B11 * c_B11.cos() - x_BT1) * state["v"]
+        + (norm_BT1 * toward_B11 * c_B11.sin() - y_BT1) * state["b2"]
     )  # fmt: skip
 
 
