@@ -5,9 +5,10 @@ import re
 import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from heal.config import Recipe
 from heal.console import Console, fail
@@ -16,6 +17,9 @@ from heal.evaluation.vignettes import read_vignettes
 from heal.recipe import help_text, load_recipe, to_mapping, wants_help
 from heal.runfolder import Events, RunFolder, clear_temporary
 from heal.trait import Trait, load_trait
+
+if TYPE_CHECKING:
+    from heal.session import Session
 
 _STOPPED = 130
 
@@ -49,12 +53,28 @@ def _stop(number: int, frame: Any) -> None:
 
 def train(words: Sequence[str]) -> None:
     """Runs or continues the run that `words` describe."""
+    with opened(load_recipe(words)) as session:
+        run(session)
+
+
+@contextmanager
+def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None) -> Iterator["Session"]:
+    """The recipe's model, trait and folder, ready for stages; the folder is locked until the context ends.
+
+    Args:
+        recipe: what the command line asked for.
+        kind: what the default name of the folder begins with; default: the recipe's name.
+        methods: of steering, that the recipe's `steer` section is for; default: `steer.method`.
+
+    Raises:
+        UserError: see `check_settings`, `load_trait`, `load_language_model`, `fitting`, `RunFolder.refuse_other`;
+            nothing has been written then.
+    """
     refuse_several_processes()
-    recipe = load_recipe(words)
     trait = load_trait(recipe.trait)
     asked = recipe.evaluation
     vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
-    recipe.run.name = recipe.run.name or default_name(recipe, trait)
+    recipe.run.name = recipe.run.name or default_name(recipe, trait, kind)
     console = Console()
     console.say("loading the libraries ...")
     quiet_libraries(downloads=recipe.model.name != "embedded")
@@ -65,10 +85,10 @@ def train(words: Sequence[str]) -> None:
     from heal.models.measured import batching_for
     from heal.models.precision import resolve_dtype
     from heal.session import Session, build_accumulator, fitting
-    from heal.steering.settings import method_settings
+    from heal.steering.settings import check_settings
     from heal.tracking import Tracker
 
-    method_settings(recipe.steer)  # keys that the method does not take are said before anything is written
+    check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
 
     torch.set_num_threads(recipe.compute.threads or usable_cores())
     device = Accelerator().device
@@ -114,10 +134,10 @@ def train(words: Sequence[str]) -> None:
         )
         console.say(f"tracking   events.jsonl; W&B {tracker.mode}")
         session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker, vignettes)
-        run(session)
+        yield session
 
 
-def run(session: Any) -> None:
+def run(session: "Session") -> None:
     """The loop, then its report and its adapter; the last lines say where they are."""
     from heal.loop import run_loop
     from heal.outcome import deliver
@@ -131,10 +151,10 @@ def run(session: Any) -> None:
         raise
 
 
-def default_name(recipe: Recipe, trait: Trait) -> str:
-    """`<recipe>-<trait>-<model>-s<seed>`, safe as a folder name."""
+def default_name(recipe: Recipe, trait: Trait, kind: str = "") -> str:
+    """`<recipe>-<trait>-<model>-s<seed>`, or with `kind` in place of the recipe; safe as a folder name."""
     model = Path(recipe.model.name).name
-    name = f"{Path(recipe.recipe).stem}-{trait.name}-{model}-s{recipe.run.seed}"
+    name = f"{kind or Path(recipe.recipe).stem}-{trait.name}-{model}-s{recipe.run.seed}"
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
 
 

@@ -5,11 +5,12 @@ import pytest
 from heal.config import SteerConfig
 from heal.errors import UserError
 from heal.steering.methods import METHODS
-from heal.steering.settings import method_settings
+from heal.steering.settings import check_settings, method_settings
 
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_the_defaults_suit_every_method(method: str):
+    check_settings(SteerConfig(method=method), [method])
     assert method_settings(SteerConfig(method=method)).keys() == set(METHODS[method].settings)
 
 
@@ -42,9 +43,16 @@ def test_the_defaults_suit_every_method(method: str):
     ],
 )
 def test_a_setting_that_a_method_does_not_take_is_refused(settings: dict[str, object], message: str):
+    steer = SteerConfig(**settings)
     with pytest.raises(UserError) as caught:
-        method_settings(SteerConfig(**settings))
+        check_settings(steer, [steer.method])
     assert str(caught.value) == message
+
+
+def test_a_setting_that_one_of_several_methods_takes_is_accepted():
+    check_settings(SteerConfig(clusters=8, gate=0.2), ["mean_diff", "topk_clusters", "cosine_gated"])
+    with pytest.raises(UserError, match="not a setting of steer.method=mean_diff or steer.method=chars"):
+        check_settings(SteerConfig(gate=0.2), ["mean_diff", "chars"])
 
 
 def test_a_setting_that_a_method_takes_is_passed_on():

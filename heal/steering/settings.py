@@ -1,5 +1,6 @@
 """Which keys of the recipe's `steer` section a method takes, and what it does not take."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -10,26 +11,33 @@ from heal.steering.methods import METHODS
 _OF_EVERY_METHOD = ("method", "pairs", "band")
 
 
-def method_settings(steer: SteerConfig) -> dict[str, Any]:
-    """The settings of the method by name, as its `fit` takes them (and `centre`).
+def method_settings(steer: SteerConfig, name: str | None = None) -> dict[str, Any]:
+    """The settings of a method (default: `steer.method`) by name, as its `fit` takes them (and `centre`)."""
+    return {key: getattr(steer, key) for key in METHODS[name or steer.method].settings}
+
+
+def check_settings(steer: SteerConfig, names: Sequence[str]) -> None:
+    """Holds the recipe's `steer` section against the methods that it is for.
 
     Raises:
-        UserError: a key is set that the method does not take, or that changes nothing for it, or more clusters
+        UserError: a key is set that none of the methods takes, or that changes nothing for them, or more clusters
             than pairs are asked for.
     """
-    method = METHODS[steer.method]
+    methods = [METHODS[name] for name in names]
     for item in fields(steer):
         value = getattr(steer, item.name)
-        if item.name in (*_OF_EVERY_METHOD, *method.settings) or value == item.default:
+        taken = any(item.name in method.settings for method in methods)
+        if item.name in _OF_EVERY_METHOD or taken or value == item.default or not methods:
             continue
-        shown = str(value).lower() if isinstance(value, bool) else value
-        if item.name == "centre" and method.origin_free:
+        shown = f"steer.{item.name}={str(value).lower() if isinstance(value, bool) else value}"
+        asked = " or ".join(f"steer.method={name}" for name in names)
+        if item.name == "centre" and all(method.origin_free for method in methods):
             raise UserError(
-                f"steer.centre={shown}: the mean of both personas' activations cancels out in {method.name}, so "
-                "centring changes nothing; leave it out"
+                f"{shown}: the mean of both personas' activations cancels out in {' and '.join(names)}, so centring "
+                "changes nothing; leave it out"
             )
-        taken = f"it takes {' and '.join(method.settings)}" if method.settings else "it has none of its own"
-        raise UserError(f"steer.{item.name}={shown}: not a setting of steer.method={method.name}; {taken}")
-    if "clusters" in method.settings and steer.clusters > steer.pairs:
+        own = list(dict.fromkeys(key for method in methods for key in method.settings))
+        takes = f"it takes {' and '.join(own)}" if own else "it has none of its own"
+        raise UserError(f"{shown}: not a setting of {asked}; {takes}")
+    if any("clusters" in method.settings for method in methods) and steer.clusters > steer.pairs:
         raise UserError(f"steer.clusters={steer.clusters}: more than steer.pairs={steer.pairs}")
-    return {name: getattr(steer, name) for name in method.settings}
