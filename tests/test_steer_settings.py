@@ -51,7 +51,7 @@ def test_a_setting_that_a_method_does_not_take_is_refused(settings: dict[str, ob
 
 def test_a_setting_that_one_of_several_methods_takes_is_accepted():
     check_settings(SteerConfig(clusters=8, gate=0.2), ["mean_diff", "topk_clusters", "cosine_gated"])
-    with pytest.raises(UserError, match="not a setting of steer.method=mean_diff or steer.method=chars"):
+    with pytest.raises(UserError, match=r"not a setting of steer\.method=mean_diff or steer\.method=chars"):
         check_settings(SteerConfig(gate=0.2), ["mean_diff", "chars"])
 
 
