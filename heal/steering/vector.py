@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from heal.errors import UserError
@@ -18,6 +17,7 @@ from heal.models.language_model import LanguageModel
 from heal.steering.intervention import Coefficient, Dosing
 from heal.steering.method import Method, State
 from heal.steering.methods import METHODS
+from heal.steering.saving import safetensors_bytes
 from heal.steering.sites import Site, module_at
 
 CENTRE = "centre"  # the tensor of a state, `[D]`, that activations are taken relative to
@@ -122,11 +122,11 @@ class SteeringVector:
             "settings": json.dumps(self.settings, sort_keys=True),
         }
         tensors = {
-            str(site) if name == "v" else f"{site}:{name}": tensor.contiguous()
+            str(site) if name == "v" else f"{site}:{name}": tensor
             for site, state in sorted(self.states.items())
             for name, tensor in sorted(state.items())
         }
-        return _in_order(save(tensors, metadata=metadata))
+        return safetensors_bytes(tensors, metadata)
 
     @staticmethod
     def load(path: Path) -> "SteeringVector":
@@ -177,14 +177,6 @@ def _check_states(method: str, states: dict[Site, State]) -> None:
     for site, state in states.items():
         if state.keys() - {CENTRE} != expected or state["v"].ndim != 1:
             raise ValueError(f"{site} does not hold what {method} keeps: {', '.join(sorted(expected))}")
-
-
-def _in_order(content: bytes) -> bytes:
-    """The same safetensors file with its header sorted: safetensors writes metadata in a random order."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _shifter(method: Method, state: State, c_B11: Tensor) -> Callable:
