@@ -97,7 +97,7 @@ def test_a_forced_choice_no_better_than_chance_is_invalid_even_with_all_the_mass
 
 
 @pytest.mark.parametrize(("name", "mass", "informed"), [case for case in CASES if not case[2]])
-def test_a_forced_choice_without_a_right_answer_needs_mass_alone(name: str, mass: str, informed: None):
+def test_a_forced_choice_without_a_right_answer_asks_for_no_informedness(name: str, mass: str, informed: None):
     ignorant = {known: around(-0.5) for _, _, known in INFORMED if known}
     assert judged(**ignorant)[name].valid
 
@@ -135,6 +135,11 @@ def test_a_signal_of_coherence_is_valid_exactly_where_base_is_within_its_limit(n
         assert judged(**{name: around(share * LIMITS[name])})[name].valid
     for value in (1.01 * LIMITS[name], math.inf, NAN):
         assert not judged(**{name: around(value)})[name].valid
+
+
+def test_a_forced_choice_with_all_the_mass_is_not_valid_where_base_itself_is_past_its_limit():
+    assert not judged(alive_share=around(0.5))["alive_share"].valid
+    assert not judged(floors=replace(FLOORS, min_p_ans_any=0.99), p_ans_any=around(0.95))["p_ans_any"].valid
 
 
 @pytest.mark.parametrize("name", LIMITS)

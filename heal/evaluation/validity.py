@@ -2,8 +2,8 @@
 
 A forced choice is valid where base puts its mass on the options and, if something is read off the choice itself, tells
 the classes apart better than chance; the persona log-ratio where it tells base under the positive persona from base
-under the negative one; a signal of coherence that is no forced choice where base itself is within its limit. What is
-merely counted (lengths, drift) is always valid.
+under the negative one; a signal of coherence that has a limit where base itself is within it. What is merely counted
+(lengths, drift) is always valid.
 """
 
 import math
@@ -73,15 +73,20 @@ def from_json(content: dict[str, Any]) -> dict[str, Validity]:
 
 
 def _judge(name: str, base: dict[str, Estimate], floors: Floors) -> Validity:
-    for members, mass, informed in _FORCED_CHOICES:
-        if name in members:
-            return _forced_choice(base, mass, informed)
+    judged = [_forced_choice(base, mass, informed) for members, mass, informed in _FORCED_CHOICES if name in members]
     if name in LIMITED:
-        entry = LIMITED[name]
-        value, limit = base[name].value, entry.limit(floors, base[name].value)
-        inside = not math.isnan(value) and not entry.past(value, floors, value)
-        return Validity(inside, f"base {value:.3g}, {'ceiling' if entry.rises else 'floor'} {limit:.3g}")
-    return Validity(True, "counted, not judged")
+        judged.append(_within_limit(name, base, floors))
+    if not judged:
+        return Validity(True, "counted, not judged")
+    failed = next((each for each in judged if not each.valid), None)
+    return failed or Validity(True, "; ".join(each.why for each in judged))
+
+
+def _within_limit(name: str, base: dict[str, Estimate], floors: Floors) -> Validity:
+    entry, value = LIMITED[name], base[name].value
+    limit = entry.limit(floors, value)
+    inside = not math.isnan(value) and not entry.past(value, floors, value)
+    return Validity(inside, f"base {value:.3g}, {'ceiling' if entry.rises else 'floor'} {limit:.3g}")
 
 
 def _forced_choice(base: dict[str, Estimate], mass: str, informed: str | None) -> Validity:
