@@ -1,0 +1,250 @@
+"""Long greedy rollouts at multiples of a dose: KL token by token, and for how long the model could still answer.
+
+A dose that is set by the first tokens says nothing about the hundredth. So every prompt is continued at every
+multiple `alpha` of the calibrated coefficient, each path is scored with the intervention on and off, and at forks
+along it a yes/no slot is spliced in. The first fork below ALIVE is the death of a rollout, and dead stays dead;
+a rollout that ended by itself, or that reached the token budget alive, is censored. SPEC section 4.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from heal.decoding import Completion, decode
+from heal.errors import UserError
+from heal.evaluation.probe import ProbeFormat, interruption
+from heal.evaluation.verdict import ALIVE
+from heal.models.language_model import LanguageModel
+from heal.progress import Progress, silent
+from heal.scoring import completion_states, final_states, token_divergences
+from heal.steering.intervention import Intervention
+
+Ids = Sequence[int]
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One prompt's rollout at one multiple of the dose.
+
+    Attributes:
+        alpha: multiple of the calibrated coefficient; 0: the intervention is not applied.
+        coefficient: the coefficient itself.
+        prompt: index of the prompt.
+        ids: the tokens said, the end-of-turn token included where it ended.
+        kl: `KL(on || off)` of each of these tokens, nats; NaN where logits were not finite.
+        ended: whether it ended by itself.
+        finite: False when the logits turned NaN or inf; the rollout stops there.
+        forks: token counts after which it was interrupted.
+        masses: probability mass on the probe's answers at each fork.
+        death: tokens after which it is dead; None: never.
+        censored_at: tokens after which nothing more is known of it, it being alive; None where it died.
+    """
+
+    alpha: float
+    coefficient: float
+    prompt: int
+    ids: tuple[int, ...]
+    kl: tuple[float, ...]
+    ended: bool
+    finite: bool
+    forks: tuple[int, ...]
+    masses: tuple[float, ...]
+    death: int | None
+    censored_at: int | None
+
+    @property
+    def time(self) -> int:
+        """Tokens until it died or was censored."""
+        found = self.censored_at if self.death is None else self.death
+        assert found is not None
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> "Trajectory":
+        lists = {name: tuple(content[name]) for name in ("ids", "kl", "forks", "masses")}
+        return Trajectory(**(content | lists))
+
+
+def coefficients_at(c_star: float, alphas: Iterable[float] = ALPHAS) -> dict[float, float]:
+    """The coefficient of each multiple of the calibrated one."""
+    return {alpha: alpha * c_star for alpha in alphas}
+
+
+def by_alpha(trajectories: Iterable[Trajectory]) -> dict[float, list[Trajectory]]:
+    """Trajectories by their multiple of the dose, the smallest first."""
+    found: dict[float, list[Trajectory]] = {}
+    for each in sorted(trajectories, key=lambda trajectory: trajectory.alpha):
+        found.setdefault(each.alpha, []).append(each)
+    return found
+
+
+def fork_positions(tokens: int, forks: int) -> tuple[int, ...]:
+    """Token counts after which a rollout is interrupted: `forks` of them, evenly spread, the last at `tokens`.
+
+    Raises:
+        UserError: no token, no fork, or more forks than tokens.
+    """
+    if not 1 <= forks <= tokens:
+        raise UserError(f"forks={forks}: a rollout of {tokens} tokens can be interrupted 1 to {max(tokens, 1)} times")
+    return tuple(round(tokens * fork / forks) for fork in range(1, forks + 1))
+
+
+def roll_out(
+    language_model: LanguageModel,
+    intervention: Intervention,
+    coefficients_by_alpha: Mapping[float, float],
+    prompts_ids: Sequence[Ids],
+    tokens: int,
+    forks: int,
+    probe_format: ProbeFormat,
+    off: Callable[[], AbstractContextManager[None]] = nullcontext,
+    progress: Progress = silent,
+) -> list[Trajectory]:
+    """Decodes greedily at every alpha, scores each path with the intervention on and off, and probes it at its forks.
+
+    Both scores are teacher-forced, by one scorer, in passes that are packed alike: where `off` changes nothing,
+    KL at alpha 0 is exactly 0. Death is dated by the fork that shows it, so it lies up to one interval too late.
+
+    Args:
+        language_model: the model as it stands.
+        intervention: what is being dosed.
+        coefficients_by_alpha: its coefficient at each multiple of the dose; at alpha 0 it is not applied at all.
+        prompts_ids: prompt ids.
+        tokens: token budget of a rollout.
+        forks: how often a rollout that spends its budget is interrupted.
+        probe_format: how it is asked.
+        off: context in which the reference answers (default: the model without the intervention).
+        progress: told (rollouts decoded, scored and probed, three times all rollouts).
+
+    Returns:
+        one trajectory for each alpha and prompt, alphas in the order given, prompts within.
+
+    Raises:
+        UserError: the forks do not fit the tokens, or the tokens do not fit the model's context.
+        ValueError: no prompts, or the tokenizer has no answer slot in this format.
+    """
+    if not prompts_ids:
+        raise ValueError("roll_out: no prompts")
+    positions = fork_positions(tokens, forks)
+    splice, answers = interruption(language_model, probe_format)
+    longest = max(map(len, prompts_ids))
+    if longest + tokens + len(splice) > language_model.context:
+        raise UserError(
+            f"tokens={tokens}: with a prompt of {longest} tokens and {len(splice)} of the probe, that is more than "
+            f"the model's context of {language_model.context}"
+        )
+    paths = _decode(language_model, intervention, coefficients_by_alpha, prompts_ids, tokens, progress)
+    count = len(prompts_ids)
+    trajectories: list[Trajectory] = []
+    for alpha, coefficient in coefficients_by_alpha.items():
+        shift, found = (intervention if alpha else None), paths[alpha]
+        kl = _divergences(language_model, shift, coefficient, prompts_ids, found, off)
+        progress(len(paths) * count + 2 * len(trajectories) + count, 3 * len(paths) * count)
+        probed = [tuple(fork for fork in positions if fork <= len(path.ids) - path.ended) for path in found]
+        befores = [
+            [*prompt, *path.ids[:fork]]
+            for prompt, path, reached in zip(prompts_ids, found, probed, strict=True)
+            for fork in reached
+        ]
+        with nullcontext() if shift is None else shift.applied(language_model, coefficient):
+            masses = iter(slot_masses(language_model, befores, splice, answers))
+        for prompt, (path, reached) in enumerate(zip(found, probed, strict=True)):
+            kept = tuple(next(masses) for _ in reached)
+            death = death_of(reached, kept, kl[prompt], path.finite)
+            trajectories.append(
+                Trajectory(
+                    alpha, coefficient, prompt, path.ids, kl[prompt], path.ended, path.finite, reached, kept,
+                    death, len(path.ids) if death is None else None,
+                )
+            )  # fmt: skip
+        progress(len(paths) * count + 2 * len(trajectories), 3 * len(paths) * count)
+    return trajectories
+
+
+def slot_masses(language_model: LanguageModel, rows: Sequence[Ids], splice: Ids, answers: Sequence[int]) -> list[float]:
+    """Probability mass on `answers` after each row and `splice`, the model as it stands.
+
+    What rows begin with is computed once: the forks of one rollout are branches of one prefix tree.
+    """
+    asked = [[*row, *splice] for row in rows]
+    states = final_states(language_model, asked, [len(row) - 1 for row in asked])
+    if not states:
+        return []
+    with torch.no_grad():
+        return [
+            mass
+            for h_ND in torch.cat(states).split(language_model.head_positions)
+            for mass in torch.softmax(language_model.logits(h_ND), -1)[:, list(answers)].sum(-1).tolist()
+        ]
+
+
+def death_of(forks: Sequence[int], masses: Sequence[float], kl: Sequence[float], finite: bool) -> int | None:
+    """Tokens after which a rollout is dead; None where it never is.
+
+    It dies at the first fork whose mass is below ALIVE, or at the first token whose logits are not finite.
+
+    Args:
+        forks: token counts after which it was interrupted.
+        masses: mass on the answers there.
+        kl: nats of each token, NaN where either side's logits were not finite.
+        finite: False where there is no token after these because its logits were not finite.
+    """
+    died = [fork for fork, mass in zip(forks, masses, strict=True) if not mass >= ALIVE]  # NaN is below
+    died += [token for token, nats in enumerate(kl) if math.isnan(nats)]
+    died += [] if finite else [len(kl)]
+    return min(died, default=None)
+
+
+def _decode(
+    language_model: LanguageModel,
+    intervention: Intervention,
+    coefficients_by_alpha: Mapping[float, float],
+    prompts_ids: Sequence[Ids],
+    tokens: int,
+    progress: Progress,
+) -> dict[float, list[Completion]]:
+    """The paths by alpha, all side by side; those at alpha 0 apart where coefficient 0 does something."""
+    count = len(prompts_ids)
+    together = [alpha for alpha in coefficients_by_alpha if alpha or intervention.dosing.vanishes]
+    apart = [alpha for alpha in coefficients_by_alpha if alpha not in together]
+    total = 3 * len(coefficients_by_alpha) * count
+    doses = [coefficients_by_alpha[alpha] if alpha else 0.0 for alpha in together for _ in prompts_ids]
+    found = decode(
+        language_model, list(prompts_ids) * len(together), tokens, intervention, doses,
+        progress=lambda done, _: progress(done, total),
+    )  # fmt: skip
+    found += decode(
+        language_model, list(prompts_ids) * len(apart), tokens,
+        progress=lambda done, _: progress(len(together) * count + done, total),
+    )  # fmt: skip
+    return {
+        alpha: found[start : start + count]
+        for alpha, start in zip([*together, *apart], range(0, len(found), count), strict=True)
+    }
+
+
+def _divergences(
+    language_model: LanguageModel,
+    shift: Intervention | None,
+    coefficient: float,
+    prompts_ids: Sequence[Ids],
+    paths: Sequence[Completion],
+    off: Callable[[], AbstractContextManager[None]],
+) -> list[tuple[float, ...]]:
+    """`KL(on || off)` of each path's tokens; empty where it has none."""
+    said = [row for row, path in enumerate(paths) if path.ids]
+    prompts, completions = [prompts_ids[row] for row in said], [paths[row].ids for row in said]
+    on_states = completion_states(language_model, prompts, completions, shift, coefficient)
+    with off():
+        off_states = completion_states(language_model, prompts, completions)
+    kl = dict(zip(said, token_divergences(language_model, on_states, off_states), strict=True))
+    return [tuple(kl[row].tolist()) if row in kl else () for row in range(len(paths))]
