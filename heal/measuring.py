@@ -16,15 +16,16 @@ from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.readouts.moral_foundations import temperature_of
 from heal.evaluation.results import StageResult, StageSummary, output_rows, summarise
 from heal.evaluation.subject import Gates, Subject
-from heal.evaluation.surgical import surgical_variants
+from heal.evaluation.surgical import SurgicalInformedness, surgical_variants
 from heal.evaluation.validity import MIN_MASS, TRAIT, doubts, from_json, valid_names, validity
 from heal.evaluation.verdict import LIMITED, Floors, coh_cost, coherence, verdict
-from heal.evaluation.vignettes import FOUNDATIONS, soft_labels
+from heal.evaluation.vignettes import FOUNDATIONS, Vignette, soft_labels
 from heal.generation.collect import Collection, dose_table
 from heal.randomness import derive_seed, shuffled
 from heal.runfolder import json_bytes, jsonl_bytes, read_json
 from heal.session import Session
 from heal.stages import Files, stage, training_summary
+from heal.steering.intervention import Intervention
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
@@ -43,12 +44,13 @@ def held_out_prompts(trait: Trait, settings: EvaluationConfig) -> list[str]:
     return prompts[settings.skip : settings.skip + settings.prompts]
 
 
-def choose_format(session: Session, texts: NeutralTexts) -> Probe:
-    """The probe's format for this model; chosen once."""
-    folder = session.folder.baseline
+def choose_format(session: Session) -> None:
+    """Puts the neutral texts and the probe's format for this model into the session; the format is chosen once."""
+    folder, recipe = session.folder.baseline, session.recipe
+    session.neutral_texts = NeutralTexts(session.model, recipe.model.system, recipe.evaluation.neutral_texts)
 
     def compute(shown: Stage) -> tuple[Probe, Files]:
-        probe = choose_probe(session.model, texts.rows(), session.accumulator.base)
+        probe = choose_probe(session.model, session.neutral_texts.rows(), session.accumulator.base)
         tried = ", ".join(f"{name} {mass:.2f}" for name, mass in probe.masses.items())
         shown.found(f"{probe.format.name}; base's mass on the answers: {tried}")
         return probe, {"probe.json": json_bytes(probe.to_json())}
@@ -59,7 +61,7 @@ def choose_format(session: Session, texts: NeutralTexts) -> Probe:
             f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
             "what is read at that slot is marked as not valid"
         )
-    return probe
+    session.probe = probe
 
 
 def measure_stage(
@@ -68,7 +70,7 @@ def measure_stage(
     name: str,
     gates: Gates,
     system: str | None = None,
-    vector: SteeringVector | None = None,
+    vector: Intervention | None = None,
     c: float = 0.0,
     extra: Callable[[StageResult], Files] = lambda result: {},
     stage_name: str | None = None,
@@ -117,8 +119,7 @@ def baseline(session: Session) -> Baseline:
     """Base, and base under either persona as system prompt; measured once, with what each readout is worth."""
     folder, off = session.folder.baseline, session.accumulator.base
     settings = session.recipe.evaluation
-    session.neutral_texts = NeutralTexts(session.model, session.recipe.model.system, settings.neutral_texts)
-    session.probe = choose_format(session, session.neutral_texts)
+    choose_format(session)
     base = measure_stage(session, folder, "base", off)
     prompted = measure_stage(session, folder, "prompted", off, system=session.trait.positive)
 
@@ -233,20 +234,25 @@ def _foundations(session: Session, healed: StageResult, base: StageResult) -> di
 
 def _surgical(session: Session, healed: StageResult, base: StageResult) -> dict[str, Any]:
     """Surgical informedness by variant; a student has no -C, so base is its other side."""
-    trait, scenes = session.trait, session.vignettes
-    votes = [vignette.labels for vignette in scenes]
-    shares = soft_labels(scenes)[:, list(FOUNDATIONS).index(trait.foundation)]
-    found = surgical_variants(
-        base.signal("wrongness").values,
-        healed.signal("wrongness").values,
-        base.signal("wrongness").values,
-        trait.intent,
-        healed.mean("wrongness_mass"),
-        base.mean("wrongness_mass"),
-        [vignette.foundation == trait.foundation for vignette in scenes],
-        shares.tolist() if all(votes) else None,
-    )
+    found = surgical_sides(session.trait, session.vignettes, base, healed, base)
     return {name: asdict(entry) | {"other_side": "base"} for name, entry in found.items()}
+
+
+def surgical_sides(
+    trait: Trait, scenes: Sequence[Vignette], base: StageResult, up: StageResult, down: StageResult
+) -> dict[str, SurgicalInformedness]:
+    """Surgical informedness by variant of what base, +C and -C said about the scenes, for the trait's foundation."""
+    shares = soft_labels(scenes)[:, list(FOUNDATIONS).index(trait.foundation)]
+    return surgical_variants(
+        base.signal("wrongness").values,
+        up.signal("wrongness").values,
+        down.signal("wrongness").values,
+        trait.intent,
+        up.mean("wrongness_mass"),
+        down.mean("wrongness_mass"),
+        [scene.foundation == trait.foundation for scene in scenes],
+        shares.tolist() if all(scene.labels for scene in scenes) else None,
+    )
 
 
 def _bootstrap_seed(session: Session) -> int:

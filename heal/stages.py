@@ -19,6 +19,7 @@ from heal.randomness import shuffled
 from heal.runfolder import json_bytes, jsonl_bytes, read_json, read_jsonl
 from heal.session import Session, lora_seed
 from heal.steering.extract import contexts, extract
+from heal.steering.intervention import Intervention
 from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
 
@@ -69,42 +70,55 @@ def extract_vector(session: Session, r: int) -> SteeringVector:
     return stage(session, folder, "extract", lambda: SteeringVector.load(folder / "vector.safetensors"), compute)
 
 
-def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start: float | None) -> Calibration:
-    """`c_star` of this round's vector on the current student."""
-    settings, folder = session.recipe.calibration, session.folder.round(r)
+def calibration_prompts(session: Session) -> tuple[list[str], list[str]]:
+    """The prompts on which a dose is found, and the held-out ones of its audit."""
+    settings = session.recipe.calibration
     prompts = shuffled(list(session.trait.generation_prompts), session.recipe.run.seed, "calibration")
-    asked = prompts[: settings.prompts]
-    held_out = prompts[settings.prompts : settings.prompts + settings.audit_prompts]
+    return prompts[: settings.prompts], prompts[settings.prompts : settings.prompts + settings.audit_prompts]
+
+
+def find_dose(session: Session, intervention: Intervention, warm_start: float | None, shown: Stage) -> Calibration:
+    """The coefficient at which an intervention on the student as it stands spends the recipe's KL."""
+    settings = session.recipe.calibration
+    asked, held_out = calibration_prompts(session)
 
     def measure(texts: Sequence[str], coefficients: Sequence[float]) -> list[PathDivergence]:
         return path_divergences(
             session.model,
-            vector,
+            intervention,
             coefficients,
             [session.model.chat.ids(session.recipe.model.system, text) for text in texts],
             settings.tokens,
             session.accumulator.base if settings.reference == "base" else nullcontext,
         )
 
-    def compute(shown: Stage) -> tuple[Calibration, Files]:
-        with session.accumulator.student():
-            found = calibrate(
-                partial(measure, asked),
-                partial(measure, held_out) if held_out else None,
-                settings.target,
-                settings.tolerance,
-                warm_start,
-                settings.candidates,
-                settings.max_passes,
-                settings.reference,
-                shown.progress,
-                vector.dosing,
-            )
-        audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {len(held_out)} held-out prompts"
-        shown.found(
-            f"c* = {found.c_star:.3f}: p95 KL {found.value:.2f} nats (target {found.target:g}{audit}), "
-            f"{found.passes} {'pass' if found.passes == 1 else 'passes'}, ended on {found.outcome}"
+    with session.accumulator.student():
+        found = calibrate(
+            partial(measure, asked),
+            partial(measure, held_out) if held_out else None,
+            settings.target,
+            settings.tolerance,
+            warm_start,
+            settings.candidates,
+            settings.max_passes,
+            settings.reference,
+            shown.progress,
+            intervention.dosing,
         )
+    audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {len(held_out)} held-out prompts"
+    shown.found(
+        f"c* = {found.c_star:.3f}: p95 KL {found.value:.2f} nats (target {found.target:g}{audit}), "
+        f"{found.passes} {'pass' if found.passes == 1 else 'passes'}, ended on {found.outcome}"
+    )
+    return found
+
+
+def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start: float | None) -> Calibration:
+    """`c_star` of this round's vector on the current student."""
+    folder = session.folder.round(r)
+
+    def compute(shown: Stage) -> tuple[Calibration, Files]:
+        found = find_dose(session, vector, warm_start, shown)
         files = {
             "vector.safetensors": vector.with_c_star(found.c_star).to_bytes(),
             "calibration.json": json_bytes(found.to_json()),
@@ -119,12 +133,7 @@ def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start:
         compute,
     )
     if not found.on_target:
-        which = "most" if found.value < found.target else "least"
-        reached = f", and this is the {which} that any coefficient reached" if found.outcome == "unreachable" else ""
-        session.console.warn(
-            f"the dose is not on target: p95 KL {found.value:.2f} nats at c = {found.c_star:.3f} against "
-            f"{found.target:g} asked; the search ended on '{found.outcome}'{reached}"
-        )
+        session.console.warn(f"the dose is not on target: {found.miss}")
     if vector.dosing.falling:
         session.console.warn(
             f"{vector.method}: its coefficient is a direction and not a size, so a dose below 1 (generation.alphas, "

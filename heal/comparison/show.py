@@ -15,11 +15,8 @@ from matplotlib.lines import Line2D
 from heal.comparison.arms import TAIL, TRAIT, Arm, Line, Settings, not_valid
 from heal.comparison.runs import BASE
 from heal.evaluation.stats import Estimate
-from heal.report.drawing import DASHES, DOTS, INK, MUTED, legend, log_axis, new_figure, png
+from heal.report.drawing import COLOURS, DASHES, DOTS, INK, MARKERS, MUTED, legend, log_axis, new_figure, png
 
-# Okabe and Ito's, which survive colour blindness; yellow left out on white.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-_MARKERS = "osD^vPX"
 _STAGE_MARKS = {"base": "s", "prompted": "D"}
 
 HEADER = (
@@ -108,7 +105,7 @@ def figure(arms: Sequence[Arm], settings: Settings) -> bytes:
     drawn, (path, trait, tail) = new_figure(3, 1, 9.4, heights=(1.3, 1.0, 1.0))
     handles = []
     trained = [arm for arm in arms if arm.stage is None]
-    for arm, colour, marker in zip(trained, cycle(_COLOURS), cycle(_MARKERS)):
+    for arm, colour, marker in zip(trained, cycle(COLOURS), cycle(MARKERS)):
         series = {
             name: [arm.estimate(name, where, settings) for where in [BASE, *range(arm.rounds)]]
             for name in (TRAIT, TAIL)

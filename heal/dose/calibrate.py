@@ -65,6 +65,16 @@ class Calibration:
     def on_target(self) -> bool:
         return self.outcome == "tolerance"
 
+    @property
+    def miss(self) -> str:
+        """In words, how a search that is not on target ended."""
+        which = "most" if self.value < self.target else "least"
+        reached = f", and this is the {which} that any coefficient reached" if self.outcome == "unreachable" else ""
+        return (
+            f"p95 KL {self.value:.2f} nats at c = {self.c_star:.3f} against {self.target:g} asked; the search ended "
+            f"on '{self.outcome}'{reached}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -108,6 +118,26 @@ def path_divergences(
         _pooled(c, range(start, start + count), paths, kl)
         for c, start in zip(coefficients, range(0, len(paths), count), strict=True)
     ]
+
+
+def prompt_divergence(
+    language_model: LanguageModel, shifted: Sequence[Ids], neutral: Sequence[Ids], tokens: int
+) -> PathDivergence:
+    """What a system prompt spends: greedy paths under it, and their KL to the same paths after the neutral prompt.
+
+    Args:
+        language_model: the model as it stands.
+        shifted, neutral: ids of the same prompts under either system prompt.
+        tokens: greedy tokens decoded per prompt.
+
+    Returns:
+        the statistics, at `c` 1: a prompt has no coefficient.
+    """
+    paths = decode(language_model, shifted, tokens, keep_states=True)
+    off_states = completion_states(language_model, neutral, [path.ids for path in paths])
+    on_states = [path.states_ND for path in paths if path.states_ND is not None]
+    kl = dict(enumerate(token_divergences(language_model, on_states, off_states)))
+    return _pooled(1.0, range(len(paths)), paths, kl)
 
 
 def _pooled(c: float, rows: range, paths: Sequence[Completion], kl: dict[int, Tensor]) -> PathDivergence:

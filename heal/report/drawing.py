@@ -20,6 +20,9 @@ WIDTH = 6.3  # inches
 DPI = 200
 INK, MUTED, GRID = "#1f2328", "#5b626b", "#e7e8ea"
 PROMPTED = "#00796b"
+# Okabe and Ito's, which survive colour blindness; yellow left out on white.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+MARKERS = "osD^vPXh"
 DASHES, DOTS = (0, (5, 3)), (0, (1.2, 1.6))
 
 # Ticks within a decade, by the span of the axis.

@@ -1,0 +1,74 @@
+"""For how long a steered model can still answer: `python scripts/survival.py trait=love method=mean_diff`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from heal.app import guarded, opened  # noqa: E402
+from heal.config import key  # noqa: E402
+from heal.errors import UserError  # noqa: E402
+from heal.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs  # noqa: E402
+from heal.options import options_help  # noqa: E402
+from heal.recipe import main_words, wants_help  # noqa: E402
+
+USAGE = "python scripts/survival.py [model=...] [trait=...] [method=a,b] [tokens=128] [key=value ...]"
+PURPOSE = f"""Calibrates every intervention at equal KL (as scripts/calibrate.py, from whose doses it goes on), then
+rolls out held-out prompts at multiples of the dose: KL token by token, and a yes/no probe at forks along the rollout,
+whose first failure is its death. Writes a table, a CSV and three figures for each intervention to
+run.root/run.name/survival. The same command again continues. Short words: {SHORT_HELP};
+all other keys are those of heal/train.py."""
+
+
+@dataclass
+class Options(Study):
+    method: str = key("mean_diff", "interventions, as for scripts/calibrate.py, separated by commas")
+    tokens: int = key(128, "tokens of a rollout", 1)
+    forks: int = key(8, "how often a rollout is interrupted by the probe, evenly spread", 1)
+    prompts: int = key(8, "held-out prompts", 1)
+    alphas: str = key("0,0.25,0.5,0.75,1,1.5,2,4", "multiples of the dose, separated by commas")
+
+
+def main() -> None:
+    """Reads the words, calibrates, rolls out, says where it is."""
+    recipe, options = read_study(Options, main_words())
+    alphas = multiples(options.alphas)
+    asked = interventions(options.method)
+    with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
+        from heal.interventions.doses import dose_all
+        from heal.runfolder import write_atomic
+        from heal.survival.study import output, prepare, results, survive
+
+        dosed = dose_all(session, asked, signs(options.signs))
+        session.console.title("base")
+        doubt = prepare(session)
+        written: list[Path] = []
+        for each in dosed:
+            session.console.title(each.label)
+            found = survive(session, each, options.prompts, options.tokens, options.forks, alphas)
+            folder = output(session, each)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in results(each, found, doubt).items():
+                write_atomic(folder / name, content)
+            print((folder / "survival.md").read_text(encoding="utf-8"))
+            written.append(folder)
+        print("\n".join(str(folder) for folder in written))
+
+
+def multiples(text: str) -> tuple[float, ...]:
+    """The numbers that commas separate, each once, from small to large."""
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError as error:
+        raise UserError(f"alphas={text}: expected numbers, separated by commas") from error
+    if not all(0 <= alpha < float("inf") for alpha in found):
+        raise UserError(f"alphas={text}: multiples of the dose must be at least 0; signs=- turns it round")
+    return tuple(found)
+
+
+if __name__ == "__main__":
+    if wants_help(main_words()):
+        print(options_help(Options, USAGE, PURPOSE))
+    else:
+        guarded(main, "What was finished is kept; the same command continues.")

@@ -1,0 +1,263 @@
+"""Studies of interventions on a tiny model: what is asked, the doses, the measurements and the table."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from heal.app import opened
+from heal.errors import UserError
+from heal.evaluation.results import StageResult
+from heal.interventions import dose_table, show
+from heal.interventions.asked import KIND, Asked, Study, interventions, read_study, signs
+from heal.interventions.compare import Setting, pairs, setting_of
+from heal.interventions.doses import Dosed, Prompted, dose_all, prompted
+from heal.interventions.measure import Measured, measure_all
+from heal.interventions.prompts import NAMES, personas
+from heal.measuring import Baseline
+from heal.steering.methods import METHODS
+from tests import tiny
+from tests.running import words
+
+PNG = b"\x89PNG"
+SMALL = (
+    "calibration.prompts=2",
+    "calibration.tokens=4",
+    "calibration.candidates=2",
+    "calibration.max_passes=3",
+    "calibration.audit_prompts=2",
+    "evaluation.prompts=3",
+    "evaluation.tokens=6",
+    "evaluation.questions=2",
+    "evaluation.neutral_texts=2",
+    "evaluation.vignette_count=7",
+    "evaluation.resamples=100",
+    "evaluation.min_p_ans_any=0",
+    "compute.threads=1",
+    "steer.pairs=4",
+)
+
+
+@dataclass
+class Finished:
+    """A study of three interventions, and the same again."""
+
+    folder: Path
+    dosed: list[Dosed]
+    prompts: list[Prompted]
+    against: Baseline
+    measured: list[Measured]
+    setting: Setting
+    again: list[Dosed]
+    written: set[Path]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    line = words(tiny_folder, tmp_path_factory.mktemp("study"), *SMALL)
+    recipe, _ = read_study(Study, line)
+    asked = interventions("mean_diff,spherical")
+    with opened(recipe, KIND, ["mean_diff", "spherical"]) as session:
+        session.trait = replace(session.trait, foundation="care", intent=1)
+        dosed = dose_all(session, asked, (1, -1))
+        prompts = prompted(session, (1, -1))
+        against, measured = measure_all(session, dosed, prompts)
+        before = {path: path.stat().st_mtime_ns for path in session.folder.path.rglob("*.json")}
+        again = dose_all(session, asked, (1, -1))
+        measure_all(session, again, prompted(session, (1, -1)))
+        after = {path: path.stat().st_mtime_ns for path in session.folder.path.rglob("*.json")}
+        yield Finished(
+            session.folder.path,
+            dosed,
+            prompts,
+            against,
+            measured,
+            setting_of(session, against.valid),
+            again,
+            {path for path in after if after[path] != before.get(path)},
+        )
+
+
+def found(finished: Finished, measured: list[Measured] | None = None) -> list:
+    return pairs(finished.measured if measured is None else measured, finished.against.base, finished.setting)
+
+
+# What is asked
+
+
+def test_short_words_stand_for_keys_of_the_recipe_and_the_rest_goes_to_it():
+    recipe, options = read_study(Study, ["method=pca", "target_kl=0.5", "audit=3", "seed=4", "steer.pairs=9"])
+    assert (recipe.calibration.target, recipe.calibration.audit_prompts, recipe.run.seed) == (0.5, 3, 4)
+    assert recipe.steer.pairs == 9
+    assert options == Study(method="pca")
+
+
+def test_scenes_are_asked_unless_the_words_say_otherwise():
+    assert read_study(Study, [])[0].evaluation.vignettes == "embedded"
+    assert read_study(Study, ["evaluation.vignettes=none"])[0].evaluation.vignettes == "none"
+
+
+def test_all_means_every_method_once():
+    assert interventions("all") == [Asked(name) for name in METHODS]
+
+
+def test_signs_are_read_as_numbers():
+    assert [signs(text) for text in ("both", "+", "-")] == [(1, -1), (1,), (-1,)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mean_dif", "a run folder that is there; did you mean 'mean_diff'?"),
+        ("there/is/none.safetensors", "nor a .safetensors file or a run folder that is there"),
+        ("pca,pca", "two interventions are called 'pca'"),
+        (",", "names no intervention"),
+    ],
+)
+def test_what_names_no_intervention_is_refused(text: str, message: str):
+    with pytest.raises(UserError) as caught:
+        interventions(text)
+    assert message in str(caught.value)
+
+
+def test_the_engineered_prompt_holds_the_persona_of_its_sign():
+    trait = tiny.trait()
+    texts = personas(trait)
+    assert texts[NAMES[0], 1] == trait.positive
+    assert texts[NAMES[0], -1] == trait.negative
+    assert texts[NAMES[1], 1].startswith(trait.positive)
+    assert texts[NAMES[1], -1].startswith(trait.negative)
+
+
+# Doses
+
+
+def test_either_sign_of_an_intervention_has_a_dose_of_its_own(finished: Finished):
+    assert [each.label for each in finished.dosed] == ["mean_diff +", "mean_diff -", "spherical +", "spherical -"]
+    for each in finished.dosed:
+        assert each.c_star == each.sign * each.calibration.c_star
+        assert each.coefficient(2.0) == 2 * each.calibration.c_star
+        assert each.calibration.audit is not None
+
+
+def test_the_same_study_again_reads_everything_and_computes_nothing(finished: Finished):
+    assert [each.calibration for each in finished.again] == [each.calibration for each in finished.dosed]
+    assert not finished.written
+
+
+def test_a_prompt_spends_kl_and_has_no_dose(finished: Finished):
+    assert {prompt.name for prompt in finished.prompts} == set(NAMES)
+    assert all(prompt.spent > 0 and prompt.c_star is None for prompt in finished.prompts)
+
+
+def test_the_dose_table_has_a_row_for_each_and_says_what_a_missed_target_reached(finished: Finished):
+    rows = dose_table.rows(finished.dosed, finished.prompts)
+    assert [row["intervention"] for row in rows] == [each.label for each in [*finished.dosed, *finished.prompts]]
+    for row, each in zip(rows, finished.dosed, strict=False):
+        assert row["outcome"].startswith(each.calibration.outcome)
+        assert each.calibration.on_target == (" reached" not in row["outcome"])
+    missed = replace(finished.dosed[0].calibration, outcome="unreachable", value=0.4)
+    (row,) = dose_table.rows([replace(finished.dosed[0], calibration=missed)], [])
+    assert row["outcome"] == "unreachable: most reached"
+    assert row["p95 KL"] == "0.400"
+
+
+def test_the_csv_of_doses_holds_every_evaluation(finished: Finished):
+    lines = list(csv.DictReader(io.StringIO(dose_table.history_csv(finished.dosed, finished.prompts))))
+    searched = [line for line in lines if line["kind"] == "search"]
+    assert len(searched) == sum(len(each.calibration.history) for each in finished.dosed)
+    assert sum(line["kind"] == "audit" for line in lines) == len(finished.dosed)
+    assert sum(line["kind"] == "prompt" for line in lines) == len(finished.prompts)
+
+
+def test_the_figure_of_doses_is_drawn_with_one_sign_too(finished: Finished):
+    assert dose_table.figure(finished.dosed, finished.prompts).startswith(PNG)
+    assert dose_table.figure([each for each in finished.dosed if each.sign > 0], finished.prompts).startswith(PNG)
+
+
+# The table
+
+
+def test_every_arm_answers_the_same_prompts(finished: Finished):
+    asked = [answer.prompt for answer in finished.against.base.answers]
+    assert all([answer.prompt for answer in each.result.answers] == asked for each in finished.measured)
+
+
+def test_an_intervention_that_changes_nothing_shifts_nothing(finished: Finished):
+    still = [replace(each, result=replace(finished.against.base, stage="still")) for each in finished.measured]
+    for pair in found(finished, still):
+        assert pair.selectivity == 0
+        assert pair.shift == 0
+        for line in pair.lines:
+            assert line.shift.value == line.target.value == line.off_target == 0
+            assert {entry.mean for entry in line.logits.values() if entry.n} <= {0.0}
+
+
+def test_the_largest_shift_in_the_direction_meant_comes_first(finished: Finished):
+    table = found(finished)
+    assert [pair.shift for pair in table] == sorted((pair.shift for pair in table), reverse=True)
+    for pair in table:
+        both = {line.sign: line.shift.value for line in pair.lines}
+        assert pair.shift == pytest.approx((both[1] - both[-1]) / 2)
+
+
+def test_a_sign_that_was_not_measured_is_base_and_the_row_says_so(finished: Finished):
+    (pair,) = found(finished, [each for each in finished.measured if each.arm.label == "mean_diff +"])
+    assert pair.other_side == "base"
+    head, line = show.table([pair], finished.setting)
+    assert line[head.index(next(title for title in head if title.startswith("gated")))].endswith(
+        "(base as the other side)"
+    )
+
+
+def test_the_head_of_a_readout_that_is_not_valid_says_so(finished: Finished):
+    table = found(finished)
+    doubted = show.table(table, replace(finished.setting, valid=frozenset({"p_ans_any"})))[0]
+    believed = show.table(table, replace(finished.setting, valid=frozenset(name_all(finished.against.base))))[0]
+    assert "trait over base (not valid here)" in doubted
+    assert "p_ans_any" in doubted
+    assert not any("not valid" in title for title in believed)
+
+
+def name_all(result: StageResult) -> list[str]:
+    return [signal.name for signal in result.signals]
+
+
+def test_a_cell_without_a_number_says_why(finished: Finished):
+    unscored = [
+        replace(each, result=replace(each.result, signals=tuple(
+            replace(signal, values=(math.nan,) * len(signal.values)) if signal.name == "wrongness" else signal
+            for signal in each.result.signals
+        )))
+        for each in finished.measured
+    ]  # fmt: skip
+    text = show.markdown(found(finished, unscored), finished.setting, 3, ["wrongness (no mass)"])
+    assert "\N{EN DASH} (no scene was scored)" in text
+    assert "nan" not in text
+    assert "Not valid for this model: wrongness (no mass)." in text
+
+
+def test_without_a_meant_foundation_the_table_has_no_columns_of_scenes(finished: Finished):
+    setting = replace(finished.setting, trait=tiny.trait())
+    table = pairs(finished.measured, finished.against.base, setting)
+    head = show.table(table, setting)[0]
+    assert not any(title.startswith(("SI", "d ", "gated")) for title in head)
+    assert "means no moral foundation" in show.caption(setting, 3)
+
+
+def test_the_csv_has_one_line_a_sign_with_the_numbers_of_the_table(finished: Finished):
+    table = found(finished)
+    lines = list(csv.DictReader(io.StringIO(show.table_csv(table))))
+    flat = [line for pair in table for line in pair.lines]
+    assert [(line["intervention"], int(line["sign"])) for line in lines] == [(line.name, line.sign) for line in flat]
+    assert [float(line["trait_shift_value"]) for line in lines] == pytest.approx(
+        [line.shift.value for line in flat], rel=1e-5
+    )
+
+
+def test_the_figure_of_the_table_is_drawn(finished: Finished):
+    assert show.figure(found(finished)).startswith(PNG)
