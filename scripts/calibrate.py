@@ -14,7 +14,8 @@ USAGE = "python scripts/calibrate.py [model=...] [trait=...] [method=a,b] [signs
 PURPOSE = f"""Finds the coefficient at which each intervention spends the same KL on base, towards either persona, with
 an audit on held-out prompts and the KL of the personas' own prompts beside it. Writes doses.md, .csv and .png to
 run.root/run.name, which scripts/survival.py and scripts/interventions.py continue from when they are given the same
-words. The same command again continues. Short words: {SHORT_HELP};
+words. The same command again continues.
+Short words: {SHORT_HELP};
 all other keys are those of heal/train.py."""
 
 

@@ -14,8 +14,9 @@ USAGE = "python scripts/interventions.py [model=...] [trait=...] [method=a,b] [s
 PURPOSE = f"""Calibrates every intervention at equal KL (as scripts/calibrate.py, from whose doses it goes on), then
 measures each at alpha = 1 towards either persona, and the personas' own prompts, on the same items: trait, target and
 off-target shifts, surgical informedness, coherence. Writes interventions.md, .csv and .png to run.root/run.name. The
-same command again continues. Short words: {SHORT_HELP}; all other keys are
-those of heal/train.py."""
+same command again continues.
+Short words: {SHORT_HELP};
+all other keys are those of heal/train.py."""
 
 
 def main() -> None:

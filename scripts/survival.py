@@ -17,7 +17,8 @@ USAGE = "python scripts/survival.py [model=...] [trait=...] [method=a,b] [tokens
 PURPOSE = f"""Calibrates every intervention at equal KL (as scripts/calibrate.py, from whose doses it goes on), then
 rolls out held-out prompts at multiples of the dose: KL token by token, and a yes/no probe at forks along the rollout,
 whose first failure is its death. Writes a table, a CSV and three figures for each intervention to
-run.root/run.name/survival. The same command again continues. Short words: {SHORT_HELP};
+run.root/run.name/survival. The same command again continues.
+Short words: {SHORT_HELP};
 all other keys are those of heal/train.py."""
 
 

@@ -1,0 +1,27 @@
+"""Every steering method in the loop: one whole round on a tiny model, from the vector to the folded student."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from heal.runfolder import RunFolder
+from heal.steering.methods import METHODS
+from heal.steering.vector import SteeringVector
+from tests.running import finish, words
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_round_can_be_steered_by_each_method(name: str, tiny_folder: Path, tmp_path: Path):
+    few = ("steer.clusters=2",) if "clusters" in METHODS[name].settings else ()
+    line = words(
+        tiny_folder, tmp_path, f"steer.method={name}", "run.name=one", "run.rounds=1", "evaluation.steered=false", *few
+    )
+    log = tmp_path / "log"
+    assert finish(line, log) == 0, log.read_text()
+    run = RunFolder(tmp_path / "one")
+    assert run.rounds() == [0]
+    vector = SteeringVector.load(run.round(0) / "vector.safetensors")
+    dose = json.loads((run.round(0) / "metrics.json").read_text())["dose"]
+    assert (vector.method, vector.c_star) == (name, dose["c_star"])
+    assert (run.path / "report" / "index.html").is_file()
