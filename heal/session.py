@@ -108,6 +108,21 @@ def lora_seed(recipe: Recipe, round_index: int) -> int:
     return derive_seed(recipe.run.seed, round_index, "lora")
 
 
+def rounds_up_to(folder: RunFolder, last_round: int | None = None) -> list[int]:
+    """The finished rounds of a run up to `last_round`, counted from 0; None: all of them.
+
+    Raises:
+        UserError: no run, no finished round, or not that round.
+    """
+    folder.recipe()
+    finished = folder.rounds()
+    if not finished:
+        raise UserError(f"{folder.path}: no finished round yet; start the run again to continue it")
+    if last_round is not None and last_round not in finished:
+        raise UserError(f"round={last_round}: finished rounds of {folder.path} are 0 to {finished[-1]}")
+    return finished[: (finished[-1] if last_round is None else last_round) + 1]
+
+
 def load_student(
     folder: RunFolder, device: torch.device, last_round: int | None = None, fold_last: bool = True
 ) -> Student:
@@ -124,12 +139,7 @@ def load_student(
         UserError: no run, no finished round, or not that round.
     """
     recipe = folder.recipe()
-    finished = folder.rounds()
-    if not finished:
-        raise UserError(f"{folder.path}: no finished round yet; start the run again to continue it")
-    if last_round is not None and last_round not in finished:
-        raise UserError(f"round={last_round}: finished rounds of {folder.path} are 0 to {finished[-1]}")
-    rounds = finished[: (finished[-1] if last_round is None else last_round) + 1]
+    rounds = rounds_up_to(folder, last_round)
     model = load_language_model(recipe.model, getattr(torch, folder.facts()["dtype"]), device)
     accumulator = build_accumulator(model, recipe)
     replay(accumulator, folder, recipe, rounds if fold_last else rounds[:-1])

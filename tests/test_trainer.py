@@ -107,7 +107,7 @@ def test_without_divergence_every_loss_is_that_of_trl_s_own_trainer(tiny_folder:
     trainer = SameOrder(
         model=plain.peft_model,
         args=healing.training_arguments(
-            config, len(ours), derive_seed(0, 0, "heal") % healing._SEEDS, str(tmp_path), False
+            config, len(ours), derive_seed(0, 0, "heal") % healing.SEEDS, str(tmp_path), False
         ),
         train_dataset=Dataset.from_list([labelled(rows[index]) for index in order]),
         processing_class=copy.copy(plain_model.chat.tokenizer),

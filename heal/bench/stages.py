@@ -294,7 +294,7 @@ class PlainSFT(Trained):
                 return StepOrder(len(labelled), size, 0, 0, "epoch")
 
         steps = -(-len(rows) // size) * epochs
-        with tempfile.TemporaryDirectory() as folder, left_as_it_was(self._accumulator):
+        with tempfile.TemporaryDirectory() as folder, left_as_it_was(self._accumulator.peft_model):
             trainer = SameSteps(
                 model=self._accumulator.peft_model,
                 args=training_arguments(replace(self._config, epochs=epochs), steps, 0, folder, False),

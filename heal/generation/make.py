@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from heal.decoding import Sampling, decode
+from heal.decoding import Completion, Sampling, decode
 from heal.generation.collect import Cell, Maker, Row
 from heal.generation.filters import Candidate, FilterLimits, repetition, tail_length, verdicts
 from heal.models.language_model import LanguageModel
@@ -57,34 +57,59 @@ def maker(
             loop_share=limits.max_repetition,
             progress=progress,
         )
-        ids = [completion.ids for completion in completions]
-        with base():
-            perplexities = tail_perplexities(language_model, prompts, ids)
-        texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
-        candidates = [
-            Candidate(text, completion.finite, perplexity, completion.looped)
-            for text, completion, perplexity in zip(texts, completions, perplexities, strict=True)
-        ]
-        dropped = verdicts(candidates, limits, narration, kept_before)
-        return [
-            Row(
-                index=cell.index,
-                prompt=cell.prompt,
-                alpha=cell.alpha,
-                prompt_ids=tuple(prompt),
-                ids=completion.ids,
-                text=text,
-                ended=completion.ended,
-                tail_perplexity=perplexity,
-                repetition=repetition(text),
-                dropped=tuple(why),
-            )
-            for cell, prompt, completion, text, perplexity, why in zip(
-                cells, prompts, completions, texts, perplexities, dropped, strict=True
-            )
-        ]
+        return judged(language_model, cells, prompts, completions, base, limits, narration, kept_before)
 
     return make
+
+
+def judged(
+    language_model: LanguageModel,
+    cells: Sequence[Cell],
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Completion],
+    base: Callable[[], AbstractContextManager[None]],
+    limits: FilterLimits,
+    narration: Sequence[str],
+    kept_before: Sequence[str] = (),
+) -> list[Row]:
+    """What was said to each prompt, and why the filter drops it if it does.
+
+    Args:
+        language_model: the model that said it.
+        cells: what was asked for.
+        prompts: token ids that each completion continued.
+        completions: what was said.
+        base: context in which the model is the base, for the perplexity.
+        limits: the filter's thresholds.
+        narration: the trait's own patterns.
+        kept_before: texts that later ones must not repeat.
+    """
+    ids = [completion.ids for completion in completions]
+    with base():
+        perplexities = tail_perplexities(language_model, prompts, ids)
+    texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
+    candidates = [
+        Candidate(text, completion.finite, perplexity, completion.looped)
+        for text, completion, perplexity in zip(texts, completions, perplexities, strict=True)
+    ]
+    dropped = verdicts(candidates, limits, narration, kept_before)
+    return [
+        Row(
+            index=cell.index,
+            prompt=cell.prompt,
+            alpha=cell.alpha,
+            prompt_ids=tuple(prompt),
+            ids=completion.ids,
+            text=text,
+            ended=completion.ended,
+            tail_perplexity=perplexity,
+            repetition=repetition(text),
+            dropped=tuple(why),
+        )
+        for cell, prompt, completion, text, perplexity, why in zip(
+            cells, prompts, completions, texts, perplexities, dropped, strict=True
+        )
+    ]
 
 
 def tail_perplexities(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
+from peft import PeftModel
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl import SFTConfig
@@ -29,7 +30,7 @@ from heal.progress import Progress, silent
 from heal.randomness import derive_seed
 from heal.scoring import token_divergences
 
-_SEEDS = 2**32  # what numpy takes
+SEEDS = 2**32  # as many as numpy takes
 
 
 def heal(
@@ -77,8 +78,8 @@ def heal(
     disable_progress_bar()
     with (
         tempfile.TemporaryDirectory(prefix=".heal-", suffix=".tmp", dir=folder) as scratch,
-        left_as_it_was(accumulator),
-        _memory_told(config),
+        left_as_it_was(accumulator.peft_model),
+        memory_told(config),
     ):
         collator = Collator(language_model)
         references = _references(
@@ -92,7 +93,7 @@ def heal(
             log,
         )
         if config.gradient_checkpointing:
-            _checkpoint_blocks(language_model)
+            checkpoint_blocks(language_model)
         trainer = HealTrainer(
             language_model=language_model,
             accumulator=accumulator,
@@ -109,7 +110,7 @@ def heal(
             gradient_norms_every=config.gradient_norms_every,
             on_log=log,
             args=training_arguments(
-                config, steps, derive_seed(seed, round_index, "heal") % _SEEDS, scratch, bool(validation)
+                config, steps, derive_seed(seed, round_index, "heal") % SEEDS, scratch, bool(validation)
             ),
             data_collator=collator,
             train_dataset=Dataset.from_list(train),
@@ -153,14 +154,15 @@ def _references(
     return references
 
 
-def _checkpoint_blocks(language_model: LanguageModel) -> None:
+def checkpoint_blocks(language_model: LanguageModel) -> None:
     """Lets every block forget what it computed and compute it again going backward, until its forward is put back."""
     for block in language_model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 @contextmanager
-def _memory_told(config: HealConfig) -> Iterator[None]:
+def memory_told(config: HealConfig) -> Iterator[None]:
+    """Turns running out of memory into a RoundError that says which keys to change."""
     try:
         yield
     except RuntimeError as error:
@@ -205,10 +207,10 @@ def training_arguments(config: HealConfig, steps: int, seed: int, folder: str, v
 
 
 @contextmanager
-def left_as_it_was(accumulator: Accumulator) -> Iterator[None]:
+def left_as_it_was(peft_model: PeftModel) -> Iterator[None]:
     """Undoes what a trainer leaves behind: patched forwards, accelerate's marks, changed configs, train mode."""
-    model: PreTrainedModel = accumulator.peft_model.get_base_model()
-    modules = [accumulator.peft_model, accumulator.peft_model.base_model, model, *model.get_decoder().layers]
+    model: PreTrainedModel = peft_model.get_base_model()
+    modules = [peft_model, peft_model.base_model, model, *model.get_decoder().layers]
     marks = [set(vars(module)) for module in modules]
     forwards = [vars(module).get("forward") for module in modules]
     configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()
@@ -226,5 +228,5 @@ def left_as_it_was(accumulator: Accumulator) -> Iterator[None]:
             vars(config).clear()
             vars(config).update(values)
         model.generation_config = generation
-        accumulator.peft_model.eval()
-        accumulator.peft_model.zero_grad(set_to_none=True)
+        peft_model.eval()
+        peft_model.zero_grad(set_to_none=True)

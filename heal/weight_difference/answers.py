@@ -1,0 +1,136 @@
+"""What a model says under each of a trait's personas, as rows to train on: the persona asked, the training does not."""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+from heal.config import Recipe
+from heal.decoding import Sampling, decode
+from heal.errors import RoundError
+from heal.generation.collect import Cell, Row
+from heal.generation.filters import FilterLimits
+from heal.generation.make import judged
+from heal.models.language_model import LanguageModel
+from heal.progress import Progress, silent
+from heal.randomness import shuffled
+from heal.trait import Trait
+
+STAGE = "weight difference"  # what its randomness is derived from, beside the run's seed
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Completions of the same prompts under both personas.
+
+    Attributes:
+        positive, negative: those to train on: as many of each prompt in the one as in the other, each behind the
+            neutral system prompt (`prompt_ids`), not behind the persona that it was sampled under.
+        made: sampled under each persona.
+        kept_positive, kept_negative: left by the filter, before the two were made equally many.
+    """
+
+    positive: list[Row]
+    negative: list[Row]
+    made: int
+    kept_positive: int
+    kept_negative: int
+
+
+def contrasting_answers(
+    language_model: LanguageModel, trait: Trait, recipe: Recipe, samples: int, progress: Progress = silent
+) -> Contrast:
+    """Samples and filters completions under both personas.
+
+    `generation.prompts` of the trait's generation prompts are drawn, and sampled as `generation.temperature`,
+    `top_p`, `top_k` and `tokens` say; `filter` has the thresholds, with the perplexity taken behind the prompt that
+    was sampled from; the trait's narration patterns count for both personas.
+
+    Args:
+        language_model: the base.
+        trait: whose personas and prompts.
+        recipe: its run.seed, model.system, generation and filter sections count.
+        samples: completions of each prompt under each persona.
+        progress: told (completions decoded, completions).
+
+    Raises:
+        RoundError: fewer than `filter.min_train` of either are left.
+    """
+    prompts = shuffled(list(trait.generation_prompts), recipe.run.seed, STAGE, "prompts")[: recipe.generation.prompts]
+    cells = [Cell(index, prompt, 1.0) for index, prompt in enumerate(p for p in prompts for _ in range(samples))]
+    kept = []
+    for part, persona in enumerate((trait.positive, trait.negative)):
+
+        def told(done: int, total: int, part: int = part) -> None:
+            progress(part * total + done, 2 * total)
+
+        rows = _under(language_model, persona, cells, trait.narration, recipe, part, told)
+        kept.append([row for row in rows if row.kept])
+    positive, negative = _balanced(*kept)
+    if len(positive) < recipe.filter.min_train:
+        raise RoundError(
+            f"{len(kept[0])} and {len(kept[1])} of {len(cells)} completions under the two personas were kept, "
+            f"{len(positive)} of the same prompts, below filter.min_train={recipe.filter.min_train}; ask for more "
+            "samples or generation.prompts, or relax the filter."
+        )
+    system = recipe.model.system
+    return Contrast(
+        positive=_neutral(language_model, system, positive),
+        negative=_neutral(language_model, system, negative),
+        made=len(cells),
+        kept_positive=len(kept[0]),
+        kept_negative=len(kept[1]),
+    )
+
+
+def _under(
+    language_model: LanguageModel,
+    persona: str,
+    cells: Sequence[Cell],
+    narration: Sequence[str],
+    recipe: Recipe,
+    part: int,
+    progress: Progress,
+) -> list[Row]:
+    """All completions under one persona, judged."""
+    asked, limits = recipe.generation, recipe.filter
+    prompts = [language_model.chat.ids(persona, cell.prompt) for cell in cells]
+    completions = decode(
+        language_model,
+        prompts,
+        asked.tokens,
+        sampling=Sampling(asked.temperature, asked.top_p, asked.top_k),
+        seeds=[(recipe.run.seed, STAGE, part, cell.index) for cell in cells],
+        loop_share=limits.max_repetition,
+        progress=progress,
+    )
+    return judged(
+        language_model,
+        cells,
+        prompts,
+        completions,
+        nullcontext,
+        FilterLimits(limits.max_tail_perplexity, limits.max_repetition, limits.min_words, limits.max_similarity),
+        narration,
+    )
+
+
+def _balanced(positive: list[Row], negative: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The first completions of each prompt, as many as both have: neither set is about other prompts."""
+    room = Counter(row.prompt for row in positive) & Counter(row.prompt for row in negative)
+
+    def first(rows: list[Row]) -> list[Row]:
+        taken: Counter[str] = Counter()
+        found = []
+        for row in rows:
+            if taken[row.prompt] < room[row.prompt]:
+                taken[row.prompt] += 1
+                found.append(row)
+        return found
+
+    return first(positive), first(negative)
+
+
+def _neutral(language_model: LanguageModel, system: str, rows: Sequence[Row]) -> list[Row]:
+    """The same completions behind the neutral system prompt."""
+    return [replace(row, prompt_ids=tuple(language_model.chat.ids(system, row.prompt))) for row in rows]

@@ -1,0 +1,311 @@
+"""Training towards a persona and its opposite: the difference is exact, and the base is as it was."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from heal.config import Recipe
+from heal.errors import RoundError, UserError
+from heal.models.language_model import LanguageModel
+from heal.randomness import generator
+from heal.recipe import load_recipe
+from heal.steering.load import load_intervention
+from heal.steering.weights import WeightDifference, linear_at
+from heal.weight_difference.adapters import adapted, difference
+from heal.weight_difference.answers import Contrast, contrasting_answers
+from heal.weight_difference.kinds import KINDS, adapter_config, checked_kind
+from heal.weight_difference.train import train_contrast, train_difference
+from tests import tiny as tiny_models
+from tests.students import completions, student
+from tests.tiny import load, load_architecture, prompts, trait
+
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
+LAYERS = [1, 2]
+CONTRAST = Contrast(completions(8), completions(8, seed=1), 8, 8, 8)
+
+
+def recipe(*words: str) -> Recipe:
+    """A recipe of seconds, under which a random model's completions pass the filter."""
+    loose = ["filter.max_tail_perplexity=1e9", "filter.max_repetition=1", "filter.min_words=0"]
+    return load_recipe(["recipe=smoke", "heal.epochs=1", "heal.learning_rate=0.01", *loose, *words])
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma3_text"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """Without biases, with some, and Gemma 3."""
+    return load_architecture(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@contextmanager
+def unchanged(language_model: LanguageModel) -> Iterator[None]:
+    """Fails where anything about the model is not, after the context, what it was before."""
+
+    def state() -> dict[str, object]:
+        model = language_model.model
+        return {
+            "classes": {name: type(module).__name__ for name, module in model.named_modules()},
+            "ids": {name: id(module) for name, module in model.named_modules()},
+            "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
+            "config": model.config.to_dict(),
+            "training": [name for name, module in model.named_modules() if module.training],
+            "trainable": [name for name, weight in model.named_parameters() if weight.requires_grad],
+            "gradients": [name for name, weight in model.named_parameters() if weight.grad is not None],
+            "dtypes": {name: weight.dtype for name, weight in model.state_dict().items()},
+        }
+
+    before = state()
+    weights = {name: weight.clone() for name, weight in language_model.model.state_dict().items()}
+    yield
+    assert state() == before
+    after = language_model.model.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in after.items())
+
+
+def inputs(name: str, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 3, width, generator=generator("inputs", name)).to(dtype)
+
+
+@torch.no_grad()
+def planted(language_model: LanguageModel, kind: str, seed: int) -> tuple[dict[str, BaseTunerLayer], dict[str, Tensor]]:
+    """An adapter with random weights, as if trained, and what each of its Linears gives for random inputs."""
+    config = adapter_config(language_model, checked_kind(kind), recipe().heal, LAYERS)
+    with adapted(language_model, config, seed=0) as found:
+        for name, weight in found.peft_model.named_parameters():
+            if weight.requires_grad:
+                weight += 0.05 * torch.randn(weight.shape, generator=generator("planted", seed, name))
+        dtype = language_model.model.dtype
+        outputs = {name: layer(inputs(name, layer.in_features, dtype)) for name, layer in found.layers.items()}
+    return found.layers, outputs
+
+
+# The difference
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_difference_is_what_the_positive_linear_gives_minus_what_the_negative_one_gives(
+    base: LanguageModel, kind: str
+):
+    (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
+    updates = difference(positive, negative)
+    assert updates.keys() == ours.keys()
+    for name, update in updates.items():
+        expected_BTO = ours[name] - theirs[name]
+        assert expected_BTO.abs().max() > 1e-2
+        found_BTO = update.of(inputs(name, update.shape[1]))
+        torch.testing.assert_close(found_BTO, expected_BTO, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_difference_of_a_bfloat16_model_is_that_of_its_linears_up_to_their_rounding(tiny_folder: Path, kind: str):
+    base = load(tiny_folder, torch.bfloat16)
+    with unchanged(base):
+        (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
+    for name, update in difference(positive, negative).items():
+        expected_BTO = ours[name].float() - theirs[name].float()
+        found_BTO = update.of(inputs(name, update.shape[1], torch.bfloat16))
+        scale = float(ours[name].float().abs().max())
+        torch.testing.assert_close(found_BTO, expected_BTO, rtol=0, atol=0.03 * scale)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_base_plus_the_difference_is_the_positive_model_where_the_negative_one_is_base(tiny: LanguageModel, kind: str):
+    config = adapter_config(tiny, checked_kind(kind), recipe().heal, LAYERS)
+    ids_BT = torch.tensor([prompts(tiny)[2]])
+    with adapted(tiny, config, seed=0) as untrained, torch.no_grad():
+        same = tiny.model(input_ids=ids_BT).logits
+    with adapted(tiny, config, seed=0) as trained, torch.no_grad():
+        for name, weight in trained.peft_model.named_parameters():
+            if weight.requires_grad:
+                weight += 0.02 * torch.randn(weight.shape, generator=generator("trained", name))
+        expected = tiny.model(input_ids=ids_BT).logits
+    updates = difference(trained.layers, untrained.layers)
+    change = WeightDifference(updates, "weight_difference", tiny.name, "warm")
+    with torch.no_grad(), change.applied(tiny, 1.0):
+        torch.testing.assert_close(tiny.model(input_ids=ids_BT).logits, expected, rtol=1e-3, atol=5e-3)
+    torch.testing.assert_close(tiny.model(input_ids=ids_BT).logits, same, rtol=1e-3, atol=5e-3)
+    assert not torch.allclose(same, expected, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_only_lora_keeps_factors_and_only_ia3_changes_biases(base: LanguageModel, kind: str):
+    updates = difference(planted(base, kind, 1)[0], planted(base, kind, 2)[0])
+    assert {len(update.factors) for update in updates.values()} == {2 if kind == "lora" else 1}
+    changed = {name for name, update in updates.items() if update.bias_O is not None}
+    biased = {name for name in updates if linear_at(base, name).bias is not None}
+    assert changed == (biased if kind == "ia3" else set())
+    assert all(tensor.dtype == torch.float32 for update in updates.values() for tensor in update.factors)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_two_adapters_of_one_seed_begin_alike(tiny: LanguageModel, kind: str):
+    config = adapter_config(tiny, checked_kind(kind), recipe().heal, LAYERS)
+    layers = []
+    for _ in range(2):
+        with adapted(tiny, config, seed=3) as found:
+            pass
+        layers.append(found.layers)
+    for update in difference(*layers).values():
+        assert not update.weight().any()
+
+
+# The base
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_training_leaves_the_base_bit_for_bit_as_it_was(base: LanguageModel, kind: str):
+    with unchanged(base):
+        trained = train_contrast(base, trait(), recipe(), CONTRAST, checked_kind(kind))
+    assert trained.difference.norm > 0
+    assert trained.loss_positive > 0
+    assert trained.loss_negative > 0
+    ids_BT = torch.tensor([prompts(base)[2]])
+    with torch.no_grad():
+        before = base.model(input_ids=ids_BT).logits
+        with trained.difference.applied(base, 0.0):
+            assert torch.equal(base.model(input_ids=ids_BT).logits, before)
+        with trained.difference.applied(base, 1.0):
+            assert not torch.equal(base.model(input_ids=ids_BT).logits, before)
+
+
+def test_a_training_that_fails_leaves_the_base_bit_for_bit_as_it_was(tiny: LanguageModel):
+    config = adapter_config(tiny, "pissa", recipe().heal, LAYERS)
+    with unchanged(tiny), pytest.raises(RoundError), adapted(tiny, config, seed=0):
+        raise RoundError("the loss is not finite")
+
+
+def test_a_model_that_carries_adapters_is_refused(tiny_folder: Path):
+    model, _ = student(tiny_folder)
+    config = adapter_config(model, "oft", recipe().heal, LAYERS)
+    with pytest.raises(ValueError, match="carries adapters"), adapted(model, config, seed=0):
+        pass
+
+
+# Training
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_bfloat16_model_trains(tiny_folder: Path, kind: str):
+    base = load(tiny_folder, torch.bfloat16)
+    with unchanged(base):
+        trained = train_contrast(base, trait(), recipe(), CONTRAST, checked_kind(kind))
+    assert trained.difference.norm > 0
+
+
+def test_training_makes_each_side_s_completions_more_probable_than_the_other_s(tiny: LanguageModel):
+    once, longer = (
+        train_contrast(tiny, trait(), recipe(f"heal.epochs={epochs}"), CONTRAST, "lora") for epochs in (1, 6)
+    )
+    assert longer.loss_positive < once.loss_positive
+    assert longer.loss_negative < once.loss_negative
+
+    @torch.no_grad()
+    def nll(rows, c: float) -> float:
+        total = 0.0
+        with longer.difference.applied(tiny, c):
+            for row in rows:
+                logits = tiny.model(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).logits[0].double()
+                logp = logits.log_softmax(-1)[len(row.prompt_ids) - 1 : -1]
+                total -= float(logp[range(len(row.ids)), list(row.ids)].sum())
+        return total
+
+    for rows, sign in ((CONTRAST.positive, 1), (CONTRAST.negative, -1)):
+        assert nll(rows, sign * 0.2) < nll(rows, -sign * 0.2)
+
+
+def test_the_same_seed_trains_the_same_bytes_and_another_seed_others(tiny: LanguageModel):
+    once, again, other = (
+        train_contrast(tiny, trait(), recipe(f"run.seed={seed}"), CONTRAST).difference.to_bytes() for seed in (0, 0, 1)
+    )
+    assert once == again
+    assert once != other
+
+
+def test_both_sides_trained_on_the_same_rows_differ_in_nothing(tiny: LanguageModel):
+    same = replace(CONTRAST, negative=CONTRAST.positive)
+    trained = train_contrast(tiny, trait(), recipe(), same, "dora")
+    assert trained.difference.norm == 0
+    assert trained.loss_positive == trained.loss_negative
+
+
+def test_a_trained_difference_is_read_back_from_disk(tiny: LanguageModel, tmp_path: Path):
+    made = train_contrast(tiny, trait(), recipe(), CONTRAST, "ia3").difference
+    path = tmp_path / "difference.safetensors"
+    path.write_bytes(made.to_bytes())
+    loaded = load_intervention(path)
+    assert loaded.settings["adapter"] == "ia3"
+    assert loaded.to_bytes() == made.to_bytes()
+
+
+# What is trained on
+
+
+def test_the_persona_is_not_in_the_training_rows(tiny: LanguageModel):
+    asked = recipe()
+    contrast = contrasting_answers(tiny, trait(), asked, samples=2)
+    for row in (*contrast.positive, *contrast.negative):
+        text = tiny.chat.tokenizer.decode(list(row.prompt_ids))
+        assert row.prompt_ids == tuple(tiny.chat.ids(asked.model.system, row.prompt))
+        assert trait().positive not in text
+        assert trait().negative not in text
+
+
+def test_each_persona_is_what_its_completions_were_sampled_under(tiny: LanguageModel):
+    contrast = contrasting_answers(tiny, trait(), recipe(), samples=2)
+    turned = replace(trait(), positive=trait().negative, negative=trait().positive)
+    swapped = contrasting_answers(tiny, turned, recipe("generation.temperature=0"), samples=1)
+    greedy = contrasting_answers(tiny, trait(), recipe("generation.temperature=0"), samples=1)
+    assert [row.ids for row in greedy.positive] == [row.ids for row in swapped.negative]
+    assert [row.ids for row in greedy.negative] == [row.ids for row in swapped.positive]
+    assert [row.ids for row in contrast.positive] != [row.ids for row in contrast.negative]
+
+
+def test_both_sides_have_as_many_completions_of_each_prompt(tiny: LanguageModel):
+    narrating = replace(trait(), narration=("e", "a"))  # drops some of either
+    contrast = contrasting_answers(tiny, narrating, recipe("filter.min_train=2"), samples=4)
+    assert min(contrast.kept_positive, contrast.kept_negative) < contrast.made == 16
+    counts = [Counter(row.prompt for row in rows) for rows in (contrast.positive, contrast.negative)]
+    assert counts[0] == counts[1]
+    assert len(contrast.positive) <= min(contrast.kept_positive, contrast.kept_negative)
+
+
+def test_too_few_completions_are_said(tiny: LanguageModel):
+    with pytest.raises(RoundError, match=r"below filter\.min_train=2"):
+        contrasting_answers(tiny, trait(), recipe("filter.min_words=1000"), samples=1)
+
+
+def test_the_two_steps_in_one_are_the_two_steps(tiny: LanguageModel):
+    told: list[tuple[int, int]] = []
+    whole = train_difference(tiny, trait(), recipe(), samples=1, progress=lambda *at: told.append(at))
+    contrast = contrasting_answers(tiny, trait(), recipe(), samples=1)
+    assert whole.contrast == contrast
+    assert whole.difference.to_bytes() == train_contrast(tiny, trait(), recipe(), contrast).difference.to_bytes()
+    assert told[-1][0] == told[-1][1]
+
+
+# Kinds
+
+
+def test_an_unknown_adapter_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'delora'"):
+        checked_kind("delorra")
+
+
+def test_an_architecture_without_the_linears_of_ia3_is_refused(tiny: LanguageModel):
+    with pytest.raises(UserError, match="adapter=ia3"):
+        KINDS["ia3"](["model.layers.1.attention.dense"], recipe().heal)
+
+
+def test_nested_models_train_under_their_full_names(tmp_path: Path):
+    nested = tiny_models.load_architecture("gemma3_nested", tmp_path)
+    with unchanged(nested):
+        trained = train_contrast(nested, trait(), recipe(), CONTRAST)
+    assert all(name.startswith("model.language_model.layers.") for name in trained.difference.updates)
