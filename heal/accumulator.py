@@ -253,12 +253,23 @@ def linear_names(language_model: LanguageModel, layers: list[int]) -> list[str]:
     return sorted(name for name, module in language_model.model.named_modules() if id(module) in wanted)
 
 
-def adapter_files(tensors: dict[str, Tensor], rank: int, alpha: int, targets: list[str], base: str) -> dict[str, bytes]:
-    """The two files of a PEFT LoRA folder under the default adapter name, byte for byte reproducible."""
+def adapter_files(
+    tensors: dict[str, Tensor], rank: int, alpha: int, targets: list[str], base: str, lora_bias: bool = False
+) -> dict[str, bytes]:
+    """The two files of a PEFT LoRA folder under the default adapter name, byte for byte reproducible.
+
+    Args:
+        tensors: by the names that PEFT gives them.
+        rank, alpha: of every layer.
+        targets: names of the layers in the model.
+        base: what the base is loaded from.
+        lora_bias: whether each B has a bias among `tensors`.
+    """
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
+        lora_bias=lora_bias,
         target_modules=targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,

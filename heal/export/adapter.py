@@ -40,7 +40,7 @@ def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | 
         tensors |= {f"base_model.model.{name}.lora_A.weight": a_RI, f"base_model.model.{name}.lora_B.weight": b_OR}
     base = base_reference(student.recipe.model)
     files = adapter_files(tensors, factors.rank, factors.rank, sorted(factors.layers), base)
-    files["adapter_config.json"] = _with_revision(files["adapter_config.json"], student.recipe.model.revision)
+    files["adapter_config.json"] = with_revision(files["adapter_config.json"], student.recipe.model.revision)
     lost = None if rank is None else factors.lost
     with replaced(path) as folder:
         for name, content in files.items():
@@ -61,5 +61,6 @@ def base_reference(config: ModelConfig) -> str:
     return str(folder.resolve()) if folder.is_dir() else config.name
 
 
-def _with_revision(content: bytes, revision: str | None) -> bytes:
+def with_revision(content: bytes, revision: str | None) -> bytes:
+    """An adapter_config.json that names the hub revision of its base; None: the hub's default."""
     return json.dumps(json.loads(content) | {"revision": revision}, indent=2, sort_keys=True).encode()

@@ -35,11 +35,11 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
     """
     metrics = [read_json(student.folder.round(index) / "metrics.json") for index in student.rounds]
     baseline = read_json(student.folder.baseline / "metrics.json")
-    base = _base_name(student.recipe.model)
+    base = base_name(student.recipe.model)
     try:
         parts = [
             _front_matter(student, base, rank),
-            f"# {_plain(student.trait.name)}: {_plain(base)}",
+            f"# {escaped(student.trait.name)}: {escaped(base)}",
             _what(student, gate, rank, lost, error),
             _trait(student),
             _method(student),
@@ -58,16 +58,16 @@ def vllm_rank(rank: int) -> int | None:
     return next((limit for limit in VLLM_RANKS if limit >= rank), None)
 
 
-def _base_name(config: ModelConfig) -> str:
+def base_name(config: ModelConfig) -> str:
     """The hub id, or a local folder's own name: no path of the computer that made the export."""
     if config.name == "embedded":
         return EMBEDDED_HUB
     return Path(config.name).resolve().name if Path(config.name).is_dir() else config.name
 
 
-def _loadable(config: ModelConfig) -> str:
+def loadable(config: ModelConfig) -> str:
     """What a snippet loads the base from: the hub id, or a place to fill in."""
-    return "PATH/TO/BASE" if Path(config.name).is_dir() else _base_name(config)
+    return "PATH/TO/BASE" if Path(config.name).is_dir() else base_name(config)
 
 
 def _front_matter(student: Student, base: str, rank: int | None) -> str:
@@ -82,7 +82,7 @@ def _front_matter(student: Student, base: str, rank: int | None) -> str:
 
 
 def _what(student: Student, gate: float, rank: int | None, lost: float | None, error: float) -> str:
-    base, count = _code(_base_name(student.recipe.model)), len(student.rounds)
+    base, count = inline_code(base_name(student.recipe.model)), len(student.rounds)
     rounds = "1 round" if count == 1 else f"{count} rounds"
     dtype = str(student.model.model.dtype).removeprefix("torch.")
     if rank:
@@ -108,12 +108,12 @@ def _trait(student: Student) -> str:
     trait = student.trait
     return "\n\n".join(
         [
-            f"## Trait: {_plain(trait.name)}",
-            _fenced(trait.description),
+            f"## Trait: {escaped(trait.name)}",
+            fenced(trait.description),
             "The two personas whose contrast was steered along, as system prompts. Towards:",
-            _fenced(trait.positive),
+            fenced(trait.positive),
             "Away from:",
-            _fenced(trait.negative),
+            fenced(trait.negative),
         ]
     )
 
@@ -124,7 +124,7 @@ def _method(student: Student) -> str:
     held = f"relu({barrier.aggregate} of {barrier.divergence} per completion - {barrier.tau:g} nats)"
     strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
     rows = {
-        "recipe": _code(Path(recipe.recipe).stem),
+        "recipe": inline_code(Path(recipe.recipe).stem),
         "vector": f"{recipe.steer.method} of {recipe.steer.pairs} persona pairs, extracted anew each round",
         "dose": f"p95 of the per-token KL along the steered path = {recipe.calibration.target:g} nat at alpha = 1",
         "completions": f"{recipe.generation.prompts} prompts at alpha "
@@ -163,7 +163,7 @@ def _doses(metrics: list[Json]) -> str:
         dose, made, training = entry["dose"], entry["generation"], entry["training"]
         audit = dose["audit_p95"]
         lines.append(
-            f"| {entry['round'] + 1} | {dose['c_star']:.3f} | {dose['p95']:.2f} ({_plain(dose['outcome'])}) | "
+            f"| {entry['round'] + 1} | {dose['c_star']:.3f} | {dose['p95']:.2f} ({escaped(dose['outcome'])}) | "
             f"{'not measured' if audit is None else f'{audit:.2f}'} | {made['kept']} of {made['made']} | "
             f"{training['barrier_on']:.0%} |"
         )
@@ -191,7 +191,7 @@ def _scores(baseline: Json, metrics: list[Json]) -> str:
     verdict = last["verdict"]
     lines += [
         "",
-        f"Verdict after round {last['round'] + 1}: **{_plain(verdict['label'])}** ({_plain(verdict['reason'])}).",
+        f"Verdict after round {last['round'] + 1}: **{escaped(verdict['label'])}** ({escaped(verdict['reason'])}).",
     ]
     return "\n".join(lines)
 
@@ -213,7 +213,7 @@ def _interval(estimate: Json, form: str = "z.3f") -> str:
 def _loading(student: Student, rank: int | None) -> str:
     system = student.recipe.model.system
     messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": "..."}]
-    where = _loadable(student.recipe.model)
+    where = loadable(student.recipe.model)
     revision = f", revision={student.recipe.model.revision!r}" if student.recipe.model.revision else ""
     ask = [
         f"messages = {messages!r}",
@@ -235,9 +235,9 @@ def _loading(student: Student, rank: int | None) -> str:
             [
                 "## Use",
                 "With transformers:",
-                _fenced("\n".join(code), "python"),
+                fenced("\n".join(code), "python"),
                 "With vLLM:",
-                _fenced("vllm serve PATH/TO/THIS/FOLDER", "sh"),
+                fenced("vllm serve PATH/TO/THIS/FOLDER", "sh"),
             ]
         )
     code = [
@@ -256,16 +256,16 @@ def _loading(student: Student, rank: int | None) -> str:
     return "\n\n".join(
         [
             "## Use",
-            _peft_note(student.recipe.model),
-            _fenced("\n".join(code), "python"),
+            peft_note(student.recipe.model),
+            fenced("\n".join(code), "python"),
             "With transformers alone (peft installed):",
-            _fenced("\n".join(plain), "python"),
+            fenced("\n".join(plain), "python"),
             *_vllm(where, student.trait.name, rank),
         ]
     )
 
 
-def _peft_note(config: ModelConfig) -> str:
+def peft_note(config: ModelConfig) -> str:
     if config.name == "embedded" or Path(config.name).is_dir():
         return (
             "With peft (adapter_config.json names the base's folder on the computer that made this; there "
@@ -283,7 +283,7 @@ def _vllm(base: str, name: str, rank: int) -> list[str]:
         ]
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
     command = f"vllm serve {base} --enable-lora --max-lora-rank {limit} --lora-modules {name}=PATH/TO/THIS/FOLDER"
-    return [f"With vLLM (rank {rank} needs `--max-lora-rank {limit}`):", _fenced(command, "sh")]
+    return [f"With vLLM (rank {rank} needs `--max-lora-rank {limit}`):", fenced(command, "sh")]
 
 
 def _limits(student: Student, metrics: list[Json], gate: float, lost: float | None) -> str:
@@ -311,19 +311,19 @@ def _limits(student: Student, metrics: list[Json], gate: float, lost: float | No
     return "\n".join(["## Limits", "", *lines])
 
 
-def _fenced(text: str, language: str = "text") -> str:
+def fenced(text: str, language: str = "text") -> str:
     """A code block that nothing in `text` can end."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
-def _code(text: str) -> str:
+def inline_code(text: str) -> str:
     """Inline code that nothing in `text` can end, on one line of a table."""
     flat = " ".join(text.replace("|", "/").replace("`", "'").split())
     return f"`{flat}`"
 
 
-def _plain(text: str) -> str:
+def escaped(text: str) -> str:
     """`text` as plain words on one line: Markdown's own characters are escaped."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(str(text).split()))

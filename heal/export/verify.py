@@ -22,7 +22,7 @@ from heal.session import Student
 # What rounding may do. SmolLM2-135M in float32 (30 blocks, logits up to 38): 7e-5 for any reordering of sums, in
 # adapters and merged weights alike; random weights amplify it ten times more.
 _FLOAT32_BOUND = 1e-4  # logits
-_ADAPTER_RELATIVE = 2e-5  # of the largest logit, float32: the same sums, at most in another order
+ADAPTER_RELATIVE = 2e-5  # of the largest logit, float32: the same sums, at most in another order
 _MERGED_RELATIVE = 1e-4  # of the largest logit, float32: every merged weight is rounded
 _COARSE_ROUNDINGS = 8  # of the largest logit, in 16-bit dtypes, where every block rounds anew
 
@@ -80,8 +80,8 @@ def verify_adapter(student: Student, folder: Path, factors: Factors, gate: float
     """
     fresh = _load(student, None, student.recipe.model.load_4bit)
     loaded = PeftModel.from_pretrained(fresh.model, str(folder)).eval()
-    _check_factors(loaded, factors)
-    return _compare(student, loaded, gate, None if factors.lost else _ADAPTER_RELATIVE)
+    check_factors(loaded, factors)
+    return _compare(student, loaded, gate, None if factors.lost else ADAPTER_RELATIVE)
 
 
 def verify_merged(student: Student, folder: Path, gate: float, digests: dict[str, str]) -> float:
@@ -120,32 +120,32 @@ def _load(student: Student, folder: Path | None, load_4bit: bool) -> LanguageMod
     if folder is not None:
         config = dataclasses.replace(config, revision=None, chat_template=None, pad_token=None)
     source = None if folder is None else str(folder)
-    return load_language_model(config, student.model.model.dtype, _room(student), source)
+    return load_language_model(config, student.model.model.dtype, room(student.model), source)
 
 
-def _room(student: Student) -> torch.device:
-    """The student's device, or the CPU when a second copy does not fit beside it."""
-    device = student.model.device
+def room(language_model: LanguageModel) -> torch.device:
+    """The model's device, or the CPU when a second copy does not fit beside it."""
+    device = language_model.device
     if device.type != "cuda":
         return device
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    needed = sum(weight.numel() * weight.element_size() for weight in student.model.model.parameters())
+    needed = sum(weight.numel() * weight.element_size() for weight in language_model.model.parameters())
     return device if free > 1.2 * needed else torch.device("cpu")
 
 
-def _check_factors(loaded: PeftModel, factors: Factors) -> None:
-    """The adapter in `loaded` is active, unscaled, and holds exactly `factors`."""
+def check_factors(loaded: PeftModel, factors: Factors) -> None:
+    """Raises ExportError unless the adapter in `loaded` is active, unscaled, and holds exactly `factors`."""
     found = {name: module for name, module in loaded.base_model.model.named_modules() if isinstance(module, LoraLayer)}
     if found.keys() != factors.layers.keys():
-        raise ExportError("the exported adapter sits on other layers than the student's history; it was removed.")
+        raise ExportError("the exported adapter sits on other layers than it was made for; it was removed.")
     for name, (a_RI, b_OR) in factors.layers.items():
         layer = found[name]
         if layer.active_adapters != ["default"] or layer.scaling["default"] != 1.0:
             raise ExportError(f"{name}: the exported adapter is not active at scale 1; it was removed.")
         same = torch.equal(layer.lora_A["default"].weight.detach().float().cpu(), a_RI)
         if not same or not torch.equal(layer.lora_B["default"].weight.detach().float().cpu(), b_OR):
-            raise ExportError(f"{name}: the exported factors are not the student's; the export was removed.")
+            raise ExportError(f"{name}: the exported factors are not those that were written; the export was removed.")
 
 
 def _compare(student: Student, loaded: nn.Module, gate: float, relative: float | None) -> float:

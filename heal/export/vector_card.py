@@ -1,0 +1,164 @@
+"""The model card of a steering vector's adapter: what it is, from what, at which dose, and what was measured."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import yaml
+
+from heal.config import ModelConfig
+from heal.export.card import base_name, escaped, fenced, inline_code, loadable
+from heal.export.constant_gate import Gate
+from heal.steering.vector import SteeringVector
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A KL over tokens of held-out texts, nats per token."""
+
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class VectorFacts:
+    """What an export of a steering vector holds and how it measured.
+
+    Attributes:
+        c: the coefficient.
+        linears: block -> name in the model of the Linear that carries its shift.
+        error: max |logit difference| to the steered model, over the probe prompts.
+        gates: of the rank-1 kind, by block; empty for the kind with a bias.
+        kl: KL(steered || adapter) of the rank-1 kind, else None.
+        steering_kl: KL(steered || base) on the same tokens, to compare with; None where `kl` is.
+    """
+
+    c: float
+    linears: Mapping[int, str]
+    error: float
+    gates: Mapping[int, Gate] = field(default_factory=dict)
+    kl: Divergence | None = None
+    steering_kl: Divergence | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For the export's record."""
+        return {
+            "c": self.c,
+            "linears": list(self.linears.values()),
+            "error": self.error,
+            "gates": {str(layer): gate.to_json() for layer, gate in self.gates.items()},
+            "kl": None if self.kl is None else asdict(self.kl),
+            "steering_kl": None if self.steering_kl is None else asdict(self.steering_kl),
+        }
+
+
+def vector_card(vector: SteeringVector, config: ModelConfig, facts: VectorFacts, dtype: str) -> str:
+    """README.md of an export.
+
+    Args:
+        vector: what was exported.
+        config: how its model was loaded.
+        facts: what came out.
+        dtype: of the model in which it was measured.
+    """
+    base = base_name(config)
+    parts = [
+        _front_matter(vector, base),
+        f"# {escaped(vector.trait)}: {escaped(base)}, steered",
+        _what(vector, base, facts),
+        _measured(facts, dtype),
+        _use(config),
+        _limits(facts),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(vector: SteeringVector, base: str) -> str:
+    content = {
+        "base_model": base,
+        "base_model_relation": "adapter",
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "tags": ["heal", "activation-steering", "steering-vector", "lora", vector.trait],
+    }
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
+
+
+def _what(vector: SteeringVector, base: str, facts: VectorFacts) -> str:
+    blocks = ", ".join(map(str, facts.linears))
+    lines = [
+        f"A steering vector as a LoRA adapter of rank 1: {inline_code(vector.method)} of the trait "
+        f"{escaped(vector.trait)}, at c = {facts.c:g}, on block{'s' if len(facts.linears) > 1 else ''} {blocks} of "
+        f"{inline_code(base)}. Nothing was trained: each block's output `h` becomes `h + c v` at every position, "
+        "prompt included.",
+        "",
+    ]
+    if facts.gates:
+        lines.append(
+            "The adapter has no bias, for engines that take none. `B = c v`, and `A` reads a nearly constant `A x` off "
+            "the inputs `x` of the last Linear of each block, so that `B A x` is nearly `c v`: an approximation, "
+            "measured below."
+        )
+    else:
+        lines.append(
+            "The shift is the bias of the adapter's B (`lora_bias`) on the last Linear of each block, whose output is "
+            "added straight to the residual stream; A and B are 0. That is the steering itself, up to rounding. Where "
+            "that Linear has no bias of its own, PEFT cannot merge the adapter into the weights."
+        )
+    return "\n".join(lines)
+
+
+def _measured(facts: VectorFacts, dtype: str) -> str:
+    lines = [
+        "## Measured",
+        "",
+        f"Loaded again with PEFT on a fresh base in {dtype}, its logits lie within {facts.error:.1e} of those of the "
+        "model that is steered at the blocks' outputs.",
+    ]
+    if facts.kl is None or facts.steering_kl is None:
+        return "\n".join(lines)
+    lines += [
+        "",
+        "KL in nats per token, over the answers of held-out neutral texts:",
+        "",
+        "| | p50 | p95 |",
+        "| --- | --- | --- |",
+        f"| steered to adapter | {facts.kl.p50:.2e} | {facts.kl.p95:.2e} |",
+        f"| steered to base, to compare with | {facts.steering_kl.p50:.2e} | {facts.steering_kl.p95:.2e} |",
+        "",
+        "The gate `A x` (1 everywhere would be exact) on the held-out texts, without and at their first position:",
+        "",
+        "| block | chosen as | mean | sd | p5 | p95 | first position |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {layer} | {gate.kind} | {gate.mean:.3f} | {gate.sd:.3f} | {gate.p5:.3f} | {gate.p95:.3f} | "
+        f"{gate.first:.3f} |"
+        for layer, gate in facts.gates.items()
+    ]
+    return "\n".join(lines)
+
+
+def _use(config: ModelConfig) -> str:
+    revision = f", revision={config.revision!r}" if config.revision else ""
+    code = [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f"base = AutoModelForCausalLM.from_pretrained({loadable(config)!r}{revision}, dtype='auto')",
+        "model = PeftModel.from_pretrained(base, 'PATH/TO/THIS/FOLDER')",
+    ]
+    return f"## Use\n\n{fenced(chr(10).join(code), 'python')}"
+
+
+def _limits(facts: VectorFacts) -> str:
+    lines = [
+        "- It was extracted from, and is meant for, one model. A vector from a later round of a run was extracted from "
+        "the student of the rounds before it; this adapter holds the vector alone.",
+        "- What it does to answers was not measured here; the dose says how far it moves the model, not whether the "
+        "text stays whole.",
+        "- The base model's licence and limits apply.",
+    ]
+    if facts.gates:
+        lines.insert(0, "- On text unlike the neutral English chats of the measurement, the gate can stray further.")
+    return "\n".join(["## Limits", "", *lines])

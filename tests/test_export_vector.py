@@ -1,0 +1,248 @@
+"""A steering vector as a PEFT adapter: in plain peft it is the steering itself, or nearly and it says how nearly."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from heal.config import ModelConfig
+from heal.errors import UserError
+from heal.evaluation.neutral import NeutralTexts
+from heal.export.constant_gate import best_coordinate, constant_gate, judged, least_squares
+from heal.export.factors import ExportError
+from heal.export.folder import read_record
+from heal.export.residual import straight_writer
+from heal.export.vector import VectorExport, export_vector
+from heal.export.verify import difference, model_logits
+from heal.models.language_model import LanguageModel
+from heal.steering.methods import METHODS
+from heal.steering.vector import SteeringVector
+from tests import tiny as tiny_models
+
+ROOT = Path(__file__).resolve().parent.parent
+CLOSE = 1e-4  # logits
+CONTEXTS = 2
+
+
+def export(vector: SteeringVector, language_model: LanguageModel, path: Path, **settings) -> VectorExport:
+    config = ModelConfig(name=language_model.name)
+    return export_vector(vector, language_model, config, path, context_count=CONTEXTS, **settings)
+
+
+def in_peft(language_model: LanguageModel, folder: Path) -> nn.Module:
+    """The adapter on a fresh base, loaded with nothing of heal's."""
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(language_model.name), str(folder)).eval()
+
+
+def distance(vector: SteeringVector, language_model: LanguageModel, c: float, other: nn.Module) -> float:
+    """Max |logit difference| of `other` to the steered model, on prompts that the export did not see."""
+    rows = tiny_models.prompts(language_model, 3)
+    with vector.applied(language_model, c):
+        steered = model_logits(language_model.model, rows)
+    return difference(model_logits(other, rows), steered)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+@pytest.fixture(scope="module")
+def rank1(tiny: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> VectorExport:
+    path = tmp_path_factory.mktemp("rank1") / "adapter"
+    return export(tiny_models.vector(tiny), tiny, path, c=0.5, bias=False)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "opt"])
+def test_with_a_bias_the_adapter_in_plain_peft_is_the_steered_model(kind: str, tmp_path: Path) -> None:
+    model = tiny_models.load_architecture(kind, tmp_path / "base")
+    vector = tiny_models.vector(model, layers=(0, 1, 3), norm=3.0)
+    for c in (1.5, -2.0) if kind == "llama" else (-2.0,):
+        made = export(vector, model, tmp_path / "adapter", c=c)
+        assert distance(vector, model, c, in_peft(model, made.path)) <= CLOSE
+        assert made.facts.error <= CLOSE
+        assert distance(vector, model, c, model.model) > 100 * CLOSE  # the steering is not small
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "gemma3_nested"])
+def test_a_block_with_a_norm_after_its_mlp_is_refused(kind: str, tmp_path: Path) -> None:
+    model = tiny_models.load_architecture(kind, tmp_path / "base")
+    with pytest.raises(UserError, match=r"'mlp.down_proj' puts out is not added straight to the residual stream"):
+        export(tiny_models.vector(model), model, tmp_path / "exports" / "it", c=1.0)
+    assert leftovers(tmp_path / "exports") == []
+
+
+@pytest.mark.parametrize(("kind", "name"), [("llama", "model.layers.2.mlp.down_proj"), ("opt", "decoder.layers.2.fc2")])
+def test_the_linear_that_carries_the_shift_is_found_by_what_it_does(kind: str, name: str, tmp_path: Path) -> None:
+    model = tiny_models.load_architecture(kind, tmp_path / "base")
+    assert straight_writer(model, 2).endswith(name)
+    assert isinstance(model.model.get_submodule(straight_writer(model, 2)), nn.Linear)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_before_the_residual_stream_is_noticed(tiny_folder: Path, dtype: torch.dtype) -> None:
+    model = tiny_models.load(tiny_folder, dtype)
+    assert straight_writer(model, 1)
+    model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 0.9 * output)
+    with pytest.raises(UserError, match=r"block 1 of .* not added straight"):
+        straight_writer(model, 1)
+
+
+def test_without_c_the_vector_s_own_coefficient_is_exported(tiny: LanguageModel, tmp_path: Path) -> None:
+    vector = tiny_models.vector(tiny).with_c_star(-0.75)
+    made = export(vector, tiny, tmp_path / "adapter")
+    assert read_record(made.path)["c"] == made.facts.c == -0.75
+    weights = load_file(made.path / "adapter_model.safetensors")
+    biases = {name: tensor for name, tensor in weights.items() if name.endswith("lora_B.bias")}
+    assert len(biases) == len(vector.directions)
+    for layer, v_D in vector.directions.items():
+        assert torch.equal(biases[f"base_model.model.model.layers.{layer}.mlp.down_proj.lora_B.bias"], -0.75 * v_D)
+    assert not any(bool(tensor.any()) for name, tensor in weights.items() if name not in biases)
+
+
+def test_the_same_vector_gives_the_same_adapter_bytes(tiny: LanguageModel, tmp_path: Path) -> None:
+    vector = tiny_models.vector(tiny, layers=(2,))
+    for bias in (True, False):
+        one, other = (export(vector, tiny, tmp_path / name, c=0.5, bias=bias).path for name in ("one", "other"))
+        for file in ("adapter_config.json", "adapter_model.safetensors", "README.md", "heal_export.json"):
+            assert (one / file).read_bytes() == (other / file).read_bytes()
+
+
+def test_every_method_but_those_that_add_c_v_is_refused_by_name(tiny: LanguageModel, tmp_path: Path) -> None:
+    vector = tiny_models.vector(tiny)
+    for name in METHODS.keys() - {"mean_diff", "pca"}:
+        with pytest.raises(UserError, match=f"'{name}' cannot be exported as an adapter"):
+            export(dataclasses.replace(vector, method=name), tiny, tmp_path / "it", c=1.0)
+    assert leftovers(tmp_path) == []
+    assert export(dataclasses.replace(vector, method="pca"), tiny, tmp_path / "it", c=1.0).facts.error <= CLOSE
+
+
+@pytest.mark.parametrize(("c", "message"), [(None, "give one with c="), (0.0, "c=0: a finite number other than 0")])
+def test_no_coefficient_and_one_that_does_nothing_are_refused(
+    tiny: LanguageModel, tmp_path: Path, c: float | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        export(tiny_models.vector(tiny), tiny, tmp_path / "it", c=c)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_base_that_changed_on_disk_leaves_nothing_behind(tiny_folder: Path, tmp_path: Path, bias: bool) -> None:
+    folder = tiny_models.save("llama", tmp_path / "base")
+    model = tiny_models.load(folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][:] += 1.0 if bias else float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises((ExportError, UserError)):
+        export(tiny_models.vector(model), model, tmp_path / "exports" / "it", c=1.0, bias=bias)
+    assert leftovers(tmp_path / "exports") == []
+
+
+# Rank 1 without a bias
+
+
+def test_rank_1_is_b_equal_to_c_v_without_a_bias(tiny: LanguageModel, rank1: VectorExport) -> None:
+    weights = load_file(rank1.path / "adapter_model.safetensors")
+    assert not json.loads((rank1.path / "adapter_config.json").read_text())["lora_bias"]
+    assert not any(name.endswith("bias") for name in weights)
+    for layer, v_D in tiny_models.vector(tiny).directions.items():
+        name = f"base_model.model.model.layers.{layer}.mlp.down_proj"
+        assert torch.equal(weights[f"{name}.lora_B.weight"][:, 0], 0.5 * v_D)
+        assert torch.equal(weights[f"{name}.lora_A.weight"][0], rank1.facts.gates[layer].a_I)
+
+
+def test_the_gate_s_statistics_are_those_of_plain_forward_passes(tiny: LanguageModel, rank1: VectorExport) -> None:
+    rows = NeutralTexts(tiny, ModelConfig().system, 24).rows()[1::2]
+    weights = load_file(rank1.path / "adapter_model.safetensors")
+    values: dict[int, list[Tensor]] = {layer: [] for layer in rank1.facts.gates}
+    for row in rows:
+        seen: dict[int, Tensor] = {}
+
+        def keeper(layer: int, seen: dict[int, Tensor] = seen) -> Callable:
+            return lambda module, inputs: seen.__setitem__(layer, inputs[0][0])
+
+        handles = [tiny.blocks[layer].mlp.down_proj.register_forward_pre_hook(keeper(layer)) for layer in values]
+        with torch.no_grad(), tiny_models.vector(tiny).applied(tiny, 0.5):
+            tiny.model(input_ids=torch.tensor([row]))
+        for handle in handles:
+            handle.remove()
+        for layer, x_TI in seen.items():
+            a_1I = weights[f"base_model.model.model.layers.{layer}.mlp.down_proj.lora_A.weight"]
+            values[layer].append((x_TI @ a_1I.T)[:, 0])
+    for layer, gate in rank1.facts.gates.items():
+        later = torch.cat([value_T[1:] for value_T in values[layer]])
+        assert gate.mean == pytest.approx(float(later.mean()), abs=1e-4)
+        assert gate.sd == pytest.approx(float(later.std()), rel=1e-2)
+        assert gate.p5 == pytest.approx(float(later.quantile(0.05)), abs=1e-3)
+        assert gate.p95 == pytest.approx(float(later.quantile(0.95)), abs=1e-3)
+        assert gate.first == pytest.approx(float(torch.stack([v[0] for v in values[layer]]).mean()), abs=1e-4)
+
+
+def test_rank_1_says_in_its_card_and_record_how_near_it_is(tiny: LanguageModel, rank1: VectorExport) -> None:
+    facts, card = rank1.facts, (rank1.path / "README.md").read_text()
+    assert facts.kl is not None
+    assert 0 < facts.kl.p50 <= facts.kl.p95
+    assert f"{facts.kl.p95:.2e}" in card
+    assert f"{facts.error:.1e}" in card
+    assert all(f"| {gate.mean:.3f} | {gate.sd:.3f} |" in card for gate in facts.gates.values())
+    assert read_record(rank1.path)["kl"] == {"p50": facts.kl.p50, "p95": facts.kl.p95}
+    assert str(Path(tiny.name).parent) not in card
+
+
+def test_rank_1_is_exact_where_an_input_of_the_linear_is_constant(tmp_path: Path) -> None:
+    folder = tiny_models.save("opt", tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if name.endswith("fc1.weight"):
+            weights[name][7] = 0.0
+        if name.endswith("fc1.bias"):
+            weights[name][7] = 4.0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = tiny_models.load(folder)
+    vector = tiny_models.vector(model)
+    made = export(vector, model, tmp_path / "adapter", c=2.0, bias=False)
+    assert {gate.kind for gate in made.facts.gates.values()} == {"coordinate 7"}
+    assert all(gate.sd < 1e-6 and gate.first == pytest.approx(1) for gate in made.facts.gates.values())
+    assert distance(vector, model, 2.0, in_peft(model, made.path)) <= CLOSE
+
+
+def test_least_squares_minimises_its_objective_in_both_sizes() -> None:
+    source = torch.Generator().manual_seed(0)
+    for count, width in ((40, 6), (6, 40)):
+        x_NI = torch.randn(count, width, generator=source, dtype=torch.float64)
+        strength = 0.1 * float(x_NI.square().sum(1).median()) * count / width
+        a_I = least_squares(x_NI, 0.1)
+        gradient_I = x_NI.T @ (x_NI @ a_I - 1) + strength * a_I
+        assert float(gradient_I.abs().max()) < 1e-9
+
+
+def test_the_read_out_that_is_nearer_to_1_on_held_out_texts_is_taken() -> None:
+    source = torch.Generator().manual_seed(0)
+    texts = [torch.randn(12, 5, generator=source) for _ in range(4)]
+    for x_TI in texts:
+        x_TI[:, 3] = 2.0
+    gate = constant_gate(texts[:2], texts[2:])
+    assert gate.kind == "coordinate 3"
+    assert gate.a_I.tolist() == [0, 0, 0, 0.5, 0]
+    tilted = torch.linalg.qr(torch.randn(5, 5, generator=source))[0]
+    turned = constant_gate([x_TI @ tilted for x_TI in texts[:2]], [x_TI @ tilted for x_TI in texts[2:]])
+    assert turned.kind == "least squares"
+    _, a_I = best_coordinate(torch.cat([x_TI @ tilted for x_TI in texts[:2]]))
+    assert turned.sd < judged(a_I, "", [x_TI @ tilted for x_TI in texts[2:]]).sd
+
+
+# The script
+
+
+def script(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "export.py"), *words], capture_output=True, text=True, check=False
+    )
