@@ -11,12 +11,12 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from heal.accumulator import linear_names
 from heal.config import Recipe
 from heal.errors import RoundError, UserError
 from heal.models.language_model import LanguageModel
 from heal.randomness import generator
 from heal.recipe import load_recipe
-from heal.steering.load import load_intervention
 from heal.steering.weights import WeightDifference, linear_at
 from heal.weight_difference.adapters import adapted, difference
 from heal.weight_difference.answers import Contrast, contrasting_answers
@@ -35,13 +35,17 @@ CONTRAST = Contrast(completions(8), completions(8, seed=1), 8, 8, 8)
 def recipe(*words: str) -> Recipe:
     """A recipe of seconds, under which a random model's completions pass the filter."""
     loose = ["filter.max_tail_perplexity=1e9", "filter.max_repetition=1", "filter.min_words=0"]
-    return load_recipe(["recipe=smoke", "heal.epochs=1", "heal.learning_rate=0.01", *loose, *words])
+    return load_recipe(["recipe=smoke", "heal.epochs=1", "heal.warmup=0", "heal.learning_rate=0.01", *loose, *words])
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "gemma3_text"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """Without biases, with some, and Gemma 3."""
-    return load_architecture(request.param, tmp_path_factory.mktemp(request.param))
+    language_model = load_architecture(request.param, tmp_path_factory.mktemp(request.param))
+    for name, weight in language_model.model.named_parameters():
+        if name.endswith(".bias"):
+            weight.data = torch.randn(weight.shape, generator=generator(name))
+    return language_model
 
 
 @contextmanager
@@ -160,13 +164,23 @@ def test_two_adapters_of_one_seed_begin_alike(tiny: LanguageModel, kind: str):
 # The base
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_training_leaves_the_base_bit_for_bit_as_it_was(base: LanguageModel, kind: str):
+@pytest.mark.parametrize(
+    ("kind", "architecture", "dtype"),
+    [
+        *((kind, "llama", torch.bfloat16) for kind in KINDS),
+        ("pissa", "llama", torch.float32),
+        ("dora", "gemma3_text", torch.float32),
+        ("pissa", "gemma3_text", torch.bfloat16),
+    ],
+)
+def test_training_leaves_the_base_bit_for_bit_as_it_was(
+    kind: str, architecture: str, dtype: torch.dtype, tmp_path: Path
+):
+    base = load(tiny_models.save(architecture, tmp_path), dtype)
     with unchanged(base):
         trained = train_contrast(base, trait(), recipe(), CONTRAST, checked_kind(kind))
     assert trained.difference.norm > 0
-    assert trained.loss_positive > 0
-    assert trained.loss_negative > 0
+    assert trained.loss_positive != trained.loss_negative
     ids_BT = torch.tensor([prompts(base)[2]])
     with torch.no_grad():
         before = base.model(input_ids=ids_BT).logits
@@ -192,17 +206,9 @@ def test_a_model_that_carries_adapters_is_refused(tiny_folder: Path):
 # Training
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_a_bfloat16_model_trains(tiny_folder: Path, kind: str):
-    base = load(tiny_folder, torch.bfloat16)
-    with unchanged(base):
-        trained = train_contrast(base, trait(), recipe(), CONTRAST, checked_kind(kind))
-    assert trained.difference.norm > 0
-
-
 def test_training_makes_each_side_s_completions_more_probable_than_the_other_s(tiny: LanguageModel):
     once, longer = (
-        train_contrast(tiny, trait(), recipe(f"heal.epochs={epochs}"), CONTRAST, "lora") for epochs in (1, 6)
+        train_contrast(tiny, trait(), recipe(f"heal.epochs={epochs}"), CONTRAST, "lora") for epochs in (1, 4)
     )
     assert longer.loss_positive < once.loss_positive
     assert longer.loss_negative < once.loss_negative
@@ -221,28 +227,11 @@ def test_training_makes_each_side_s_completions_more_probable_than_the_other_s(t
         assert nll(rows, sign * 0.2) < nll(rows, -sign * 0.2)
 
 
-def test_the_same_seed_trains_the_same_bytes_and_another_seed_others(tiny: LanguageModel):
-    once, again, other = (
-        train_contrast(tiny, trait(), recipe(f"run.seed={seed}"), CONTRAST).difference.to_bytes() for seed in (0, 0, 1)
-    )
-    assert once == again
-    assert once != other
-
-
 def test_both_sides_trained_on_the_same_rows_differ_in_nothing(tiny: LanguageModel):
     same = replace(CONTRAST, negative=CONTRAST.positive)
     trained = train_contrast(tiny, trait(), recipe(), same, "dora")
     assert trained.difference.norm == 0
     assert trained.loss_positive == trained.loss_negative
-
-
-def test_a_trained_difference_is_read_back_from_disk(tiny: LanguageModel, tmp_path: Path):
-    made = train_contrast(tiny, trait(), recipe(), CONTRAST, "ia3").difference
-    path = tmp_path / "difference.safetensors"
-    path.write_bytes(made.to_bytes())
-    loaded = load_intervention(path)
-    assert loaded.settings["adapter"] == "ia3"
-    assert loaded.to_bytes() == made.to_bytes()
 
 
 # What is trained on
@@ -282,12 +271,15 @@ def test_too_few_completions_are_said(tiny: LanguageModel):
         contrasting_answers(tiny, trait(), recipe("filter.min_words=1000"), samples=1)
 
 
-def test_the_two_steps_in_one_are_the_two_steps(tiny: LanguageModel):
+def test_the_same_seed_trains_the_same_bytes_in_one_step_or_two_and_another_seed_others(tiny: LanguageModel):
     told: list[tuple[int, int]] = []
     whole = train_difference(tiny, trait(), recipe(), samples=1, progress=lambda *at: told.append(at))
     contrast = contrasting_answers(tiny, trait(), recipe(), samples=1)
     assert whole.contrast == contrast
-    assert whole.difference.to_bytes() == train_contrast(tiny, trait(), recipe(), contrast).difference.to_bytes()
+    again, other = (train_contrast(tiny, trait(), recipe(f"run.seed={seed}"), contrast).difference for seed in (0, 1))
+    assert whole.difference.to_bytes() == again.to_bytes()
+    assert again.updates.keys() == other.updates.keys()
+    assert all(not torch.equal(again.updates[n].weight(), other.updates[n].weight()) for n in again.updates)
     assert told[-1][0] == told[-1][1]
 
 
@@ -304,8 +296,9 @@ def test_an_architecture_without_the_linears_of_ia3_is_refused(tiny: LanguageMod
         KINDS["ia3"](["model.layers.1.attention.dense"], recipe().heal)
 
 
-def test_nested_models_train_under_their_full_names(tmp_path: Path):
-    nested = tiny_models.load_architecture("gemma3_nested", tmp_path)
+def test_a_nested_model_s_linears_are_known_by_their_full_names(tmp_path: Path):
+    nested = load_architecture("gemma3_nested", tmp_path)
     with unchanged(nested):
-        trained = train_contrast(nested, trait(), recipe(), CONTRAST)
-    assert all(name.startswith("model.language_model.layers.") for name in trained.difference.updates)
+        layers, _ = planted(nested, "lora", 1)
+    assert all(name.startswith("model.language_model.layers.") for name in layers)
+    assert layers.keys() == {name for layer in LAYERS for name in linear_names(nested, [layer])}

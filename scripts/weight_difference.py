@@ -1,0 +1,84 @@
+"""Trains towards a trait and away from it, and keeps the difference: `python scripts/weight_difference.py`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from heal.app import default_name, guarded, quiet_libraries, usable_cores  # noqa: E402
+from heal.config import key  # noqa: E402
+from heal.options import options_help, read_options  # noqa: E402
+from heal.recipe import load_recipe, main_words, wants_help  # noqa: E402
+
+USAGE = "python scripts/weight_difference.py [trait=...] [model.name=...] [adapter=KIND] [out=FILE] [key=value ...]"
+PURPOSE = """Samples answers under both of a trait's personas, trains one adapter on each set without the persona, and
+writes the difference of the two models' weights to a .safetensors file: an intervention, as a steering vector is one
+(contrastive weight steering, arXiv 2511.05408). The base is left as it is. Other keys are those of heal/train.py: of
+its sections run.seed, model, generation, filter, heal and compute matter. An adapter other than lora may want a
+heal.learning_rate of its own."""
+
+
+@dataclass
+class Options:
+    adapter: Literal["lora", "pissa", "dora", "delora", "oft", "ia3"] = key("lora", "kind of the two adapters")
+    samples: int = key(4, "answers to each of generation.prompts prompts under each persona", 1)
+    out: str | None = key(None, "file to write; none: weight_difference-ADAPTER-TRAIT-MODEL-sSEED.safetensors")
+
+
+def main() -> None:
+    """Reads the words, samples, trains, writes, says where it is."""
+    own = {word for word in main_words() if word.partition("=")[0] in Options.__dataclass_fields__}
+    options = read_options(Options, [word for word in main_words() if word in own])
+    recipe = load_recipe([word for word in main_words() if word not in own])
+    quiet_libraries(downloads=recipe.model.name != "embedded")
+    import torch
+    from accelerate import Accelerator
+
+    from heal.console import Console
+    from heal.models.load import load_language_model
+    from heal.models.measured import batching_for
+    from heal.models.precision import resolve_dtype
+    from heal.runfolder import write_atomic
+    from heal.session import fitting
+    from heal.trait import load_trait
+    from heal.weight_difference.answers import contrasting_answers
+    from heal.weight_difference.train import train_contrast
+
+    trait = load_trait(recipe.trait)
+    default = default_name(recipe, trait, f"weight_difference-{options.adapter}") + ".safetensors"
+    path = Path(options.out or default).expanduser()
+    torch.set_num_threads(recipe.compute.threads or usable_cores())
+    console, device, compute = Console(), Accelerator().device, recipe.compute
+    dtype, why = resolve_dtype(recipe.model.dtype, device)
+    console.say(f"model      {recipe.model.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
+    model = load_language_model(recipe.model, dtype, device)
+    model.batching = batching_for(model, compute.decode_batch, compute.batch_tokens, compute.head_memory * 2**20)
+    trait, too_long = fitting(model, recipe, trait)
+    if too_long:
+        console.warn(f"{too_long} prompts of the trait do not fit the model's context and are left out")
+    with console.stage("answers") as shown:
+        contrast = contrasting_answers(model, trait, recipe, options.samples, shown.progress)
+        shown.found(
+            f"kept {contrast.kept_positive} of {contrast.made} as {trait.name}, {contrast.kept_negative} of "
+            f"{contrast.made} as its opposite; {len(contrast.positive)} of each trained on"
+        )
+    with console.stage("train") as shown:
+        trained = train_contrast(model, trait, recipe, contrast, options.adapter, shown.progress)
+        shown.found(
+            f"two {options.adapter} adapters, {recipe.heal.epochs} epochs; loss {trained.loss_positive:.3f} "
+            f"as {trait.name}, {trained.loss_negative:.3f} as its opposite, nats per token in the last epoch"
+        )
+    content = trained.difference.to_bytes()
+    write_atomic(path, content)
+    linears = len(trained.difference.updates)
+    console.say(f"difference Frobenius norm {trained.difference.norm:.4g} over {linears} Linears")
+    console.say(f"written    {path} ({len(content) / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    if wants_help(main_words()):
+        print(options_help(Options, USAGE, PURPOSE))
+    else:
+        guarded(main)
