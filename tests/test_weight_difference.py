@@ -1,5 +1,7 @@
 """Training towards a persona and its opposite: the difference is exact, and the base is as it was."""
 
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from heal.errors import RoundError, UserError
 from heal.models.language_model import LanguageModel
 from heal.randomness import generator
 from heal.recipe import load_recipe
+from heal.steering.load import load_intervention
 from heal.steering.weights import WeightDifference, linear_at
 from heal.weight_difference.adapters import adapted, difference
 from heal.weight_difference.answers import Contrast, contrasting_answers
@@ -28,14 +31,15 @@ from tests.tiny import load, load_architecture, prompts, trait
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
+ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [1, 2]
+LOOSE = ("filter.max_tail_perplexity=1e9", "filter.max_repetition=1", "filter.max_similarity=1", "filter.min_words=0")
 CONTRAST = Contrast(completions(8), completions(8, seed=1), 8, 8, 8)
 
 
 def recipe(*words: str) -> Recipe:
     """A recipe of seconds, under which a random model's completions pass the filter."""
-    loose = ["filter.max_tail_perplexity=1e9", "filter.max_repetition=1", "filter.min_words=0"]
-    return load_recipe(["recipe=smoke", "heal.epochs=1", "heal.warmup=0", "heal.learning_rate=0.01", *loose, *words])
+    return load_recipe(["recipe=smoke", "heal.epochs=1", "heal.warmup=0", "heal.learning_rate=0.01", *LOOSE, *words])
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "gemma3_text"])
@@ -302,3 +306,41 @@ def test_a_nested_model_s_linears_are_known_by_their_full_names(tmp_path: Path):
         layers, _ = planted(nested, "lora", 1)
     assert all(name.startswith("model.language_model.layers.") for name in layers)
     assert layers.keys() == {name for layer in LAYERS for name in linear_names(nested, [layer])}
+
+
+# The script
+
+
+def script(*words: str, folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / "weight_difference.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def test_the_script_writes_a_difference_that_fits_its_model_and_says_where(tiny: LanguageModel, tmp_path: Path):
+    words = ["recipe=smoke", f"model.name={tiny.name}", "model.dtype=float32", "adapter=oft", "samples=1", "out=x.bin"]
+    words += ["compute.threads=1", *LOOSE, "heal.epochs=1"]
+    done = script(*words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "x.bin" in done.stdout
+    assert "kept 4 of 4 as love" in done.stdout
+    loaded = load_intervention(tmp_path / "x.bin")
+    assert isinstance(loaded, WeightDifference)
+    loaded.check_fits(tiny)
+    assert (loaded.trait, loaded.settings["adapter"]) == ("love", "oft")
+    assert f"{loaded.norm:.4g}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "message"), [("adapter=lorra", "did you mean 'lora'"), ("sampels=3", "sampels"), ("samples=0", ">= 1")]
+)
+def test_a_mistake_in_the_script_s_words_is_one_line(word: str, message: str, tmp_path: Path):
+    done = script(word, folder=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_script_s_help_names_its_words(tmp_path: Path):
+    done = script("--help", folder=tmp_path)
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("adapter=lora", "|".join(KINDS), "samples=4", "out="))
