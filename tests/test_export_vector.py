@@ -246,3 +246,40 @@ def script(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "export.py"), *words], capture_output=True, text=True, check=False
     )
+
+
+@pytest.fixture(scope="module")
+def file(tiny: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vector of the tiny model with a coefficient of its own, under a name that is not where the model is."""
+    path = tmp_path_factory.mktemp("vectors") / "warm.safetensors"
+    vector = dataclasses.replace(tiny_models.vector(tiny), model="somewhere/else", c_star=0.5)
+    path.write_bytes(vector.to_bytes())
+    return path
+
+
+def test_the_script_exports_a_vector_beside_it_and_says_what_came_out(tiny: LanguageModel, file: Path) -> None:
+    done = script(f"vector={file}", f"model={tiny.name}", "c=-2", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    path = file.parent / "warm-adapter-c-2"
+    assert str(path) in done.stdout
+    assert f"{read_record(path)['error']:.1e}" in done.stdout
+    assert distance(tiny_models.vector(tiny), tiny, -2.0, in_peft(tiny, path)) <= CLOSE
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "one of them is needed"),
+        (["run=x", "vector={file}"], "not both"),
+        (["vector={file}", "rank=2"], "rank=2: says nothing of a steering vector"),
+        (["vector={file}", "round=best"], "round=best: says nothing of a steering vector"),
+        (["vector={file}", "gate=0.5"], "use c=..."),
+        (["vector={file}", "format=model"], "use format=adapter"),
+        (["run=x", "bias=false"], "bias=false: says nothing of a run"),
+    ],
+)
+def test_words_that_do_not_go_together_are_one_line(file: Path, words: list[str], message: str) -> None:
+    done = script(*(word.format(file=file) for word in words))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
