@@ -89,7 +89,7 @@ def _panels(
     """One panel an alpha, all with the same axes."""
     columns = min(2, len(lines))
     height = -(-len(lines) // columns)
-    figure, axes = new_figure(height, columns, 1.0 + 1.75 * height)
+    figure, axes = new_figure(height, columns, max(3.4, 1.0 + 1.75 * height))
     values = [kl_N[np.isfinite(kl_N)] for group in lines.values() for _, kl_N in group]
     top = max([LINEAR * 10, level or 0.0, *(kl_N.max() for kl_N in values if len(kl_N))])
     longest = max([1, *(len(kl_N) for group in lines.values() for _, kl_N in group)])
@@ -183,11 +183,7 @@ def survival_curves(curves: Mapping[float, Curve]) -> bytes:
         # Nobody comes back to life: a curve that is down at 0 stays there.
         last = [] if curve.survival[-1] > 0 else [horizon]
         times, shares = [0.0, *curve.times, *last], [1.0, *curve.survival, *curve.survival[-1:] * len(last)]
-        axis.fill_between(
-            curve.times, curve.low, curve.high, step="post", color=colours[alpha], alpha=0.08, linewidth=0, zorder=1
-        )
-        for edge in (curve.low, curve.high):
-            axis.step(curve.times, edge, where="post", color=colours[alpha], alpha=0.5, linewidth=0.6, zorder=2)
+        _draw_band(axis, curve, colours[alpha])
         axis.step(times, shares, where="post", color=colours[alpha], linewidth=width, zorder=3)
         ticks = sorted(set(curve.censored))
         axis.plot(
@@ -206,6 +202,15 @@ def survival_curves(curves: Mapping[float, Curve]) -> bytes:
     legend(figure, handles, 2)
     _direct_labels(figure, axis, curves, colours, horizon)
     return png(figure)
+
+
+def _draw_band(axis: Axes, curve: Curve, colour: Any) -> None:
+    """The band as steps from each time to the next, where it has a value."""
+    time_N = np.repeat(curve.times, 2)[1:]
+    low_N, high_N = (np.repeat(edge, 2)[:-1] for edge in (curve.low, curve.high))
+    axis.fill_between(time_N, low_N, high_N, color=colour, alpha=0.08, linewidth=0, zorder=1)
+    for edge_N in (low_N, high_N):
+        axis.plot(time_N, edge_N, color=colour, alpha=0.5, linewidth=0.6, zorder=2)
 
 
 def _direct_labels(
