@@ -8,8 +8,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from heal.app import guarded, opened  # noqa: E402
 from heal.config import key  # noqa: E402
-from heal.errors import UserError  # noqa: E402
-from heal.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs  # noqa: E402
+from heal.interventions.asked import KIND, SHORT_HELP, Study, interventions, multiples, read_study, signs  # noqa: E402
 from heal.options import options_help  # noqa: E402
 from heal.recipe import main_words, wants_help  # noqa: E402
 
@@ -34,8 +33,8 @@ class Options(Study):
 def main() -> None:
     """Reads the words, calibrates, rolls out, says where it is."""
     recipe, options = read_study(Options, main_words())
-    alphas = multiples(options.alphas)
     asked = interventions(options.method)
+    alphas = multiples(options.alphas)
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
         from heal.interventions.doses import dose_all
         from heal.runfolder import write_atomic
@@ -55,17 +54,6 @@ def main() -> None:
             print((folder / "survival.md").read_text(encoding="utf-8"))
             written.append(folder)
         print("\n".join(str(folder) for folder in written))
-
-
-def multiples(text: str) -> tuple[float, ...]:
-    """The numbers that commas separate, each once, from small to large."""
-    try:
-        found = sorted({float(part) for part in text.split(",")})
-    except ValueError as error:
-        raise UserError(f"alphas={text}: expected numbers, separated by commas") from error
-    if not all(0 <= alpha < float("inf") for alpha in found):
-        raise UserError(f"alphas={text}: multiples of the dose must be at least 0; signs=- turns it round")
-    return tuple(found)
 
 
 if __name__ == "__main__":

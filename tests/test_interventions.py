@@ -13,14 +13,17 @@ from heal.app import opened
 from heal.errors import UserError
 from heal.evaluation.results import StageResult
 from heal.interventions import dose_table, show
-from heal.interventions.asked import KIND, Asked, Study, interventions, read_study, signs
+from heal.interventions.asked import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.interventions.compare import Setting, pairs, setting_of
 from heal.interventions.doses import Dosed, Prompted, dose_all, prompted
 from heal.interventions.measure import Measured, measure_all
 from heal.interventions.prompts import NAMES, personas
 from heal.measuring import Baseline
 from heal.steering.methods import METHODS
+from heal.steering.weights import WeightDifference
+from heal.survival import study as survival
 from tests import tiny
+from tests.finished import write_run
 from tests.running import words
 
 PNG = b"\x89PNG"
@@ -177,6 +180,62 @@ def test_the_csv_of_doses_holds_every_evaluation(finished: Finished):
 def test_the_figure_of_doses_is_drawn_with_one_sign_too(finished: Finished):
     assert dose_table.figure(finished.dosed, finished.prompts).startswith(PNG)
     assert dose_table.figure([each for each in finished.dosed if each.sign > 0], finished.prompts).startswith(PNG)
+
+
+# What is saved
+
+
+def test_a_saved_vector_and_a_run_s_student_are_dosed_like_any_method(tiny_folder: Path, tmp_path: Path):
+    run = write_run(tmp_path / "warm", tiny_folder)
+    saved = tmp_path / "saved.safetensors"
+    saved.write_bytes((run.round(0) / "vector.safetensors").read_bytes())
+    recipe, _ = read_study(Study, words(tiny_folder, tmp_path / "root", *SMALL, "calibration.audit_prompts=0"))
+    asked = interventions(f"{saved},{run.path}")
+    with opened(recipe, KIND, []) as session:
+        vector, gate = dose_all(session, asked, (1,))
+        assert (vector.name, gate.name) == ("saved", "warm")
+        kept = session.folder.path / "interventions" / "saved" / "intervention.safetensors"
+        assert kept.read_bytes() == saved.read_bytes()
+        assert isinstance(gate.intervention.intervention, WeightDifference)
+        assert min(gate.calibration.c_star, vector.calibration.c_star) > 0
+        saved.write_bytes((run.round(1) / "vector.safetensors").read_bytes())
+        with pytest.raises(UserError, match="changed since this study read it"):
+            dose_all(session, asked, (1,))
+
+
+# Survival
+
+
+def test_survival_is_rolled_out_once_and_written_as_a_table_and_figures(tiny_folder: Path, tmp_path: Path):
+    recipe, _ = read_study(Study, words(tiny_folder, tmp_path, *SMALL, "calibration.audit_prompts=0"))
+    with opened(recipe, KIND, ["mean_diff"]) as session:
+        (dosed,) = dose_all(session, interventions("mean_diff"), (1,))
+        doubt = survival.prepare(session)
+        assert "Not valid for this model" in doubt
+        first = survival.survive(session, dosed, 2, 8, 2, (0.0, 1.0))
+        again = survival.survive(session, dosed, 2, 8, 2, (0.0, 1.0))
+        other = survival.survive(session, dosed, 2, 8, 4, (0.0, 1.0))
+        assert again == first
+        assert [len(each.forks) for each in other] != [len(each.forks) for each in first]
+        assert {value for each in first if each.alpha == 0 for value in each.kl} == {0.0}
+        files = survival.results(dosed, first, doubt)
+        assert doubt in files["survival.md"].decode()
+        assert [name for name, content in files.items() if content.startswith(PNG)] == [
+            "kl.png",
+            "kl_normalised.png",
+            "survival.png",
+        ]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1,0,1", (0.0, 1.0)), ("0.5", (0.5,))])
+def test_multiples_of_the_dose_are_sorted_and_each_taken_once(text: str, expected: tuple[float, ...]):
+    assert multiples(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a,1", "-1", "inf", "nan"])
+def test_what_is_no_multiple_of_a_dose_is_refused(text: str):
+    with pytest.raises(UserError, match="alphas="):
+        multiples(text)
 
 
 # The table

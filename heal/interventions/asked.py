@@ -1,5 +1,6 @@
 """What the command line of a study of interventions asks for: which of them, with which signs, on which recipe."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -101,3 +102,18 @@ def interventions(text: str) -> list[Asked]:
 def signs(text: str) -> tuple[int, ...]:
     """`both`, `+` or `-` as numbers."""
     return {"both": (1, -1), "+": (1,), "-": (-1,)}[text]
+
+
+def multiples(text: str) -> tuple[float, ...]:
+    """The multiples of a dose that commas separate, each once, from small to large.
+
+    Raises:
+        UserError: no number, or one below 0.
+    """
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError as error:
+        raise UserError(f"alphas={text}: expected numbers, separated by commas") from error
+    if not all(0 <= alpha < math.inf for alpha in found):
+        raise UserError(f"alphas={text}: multiples of the dose must be at least 0; signs=- turns it round")
+    return tuple(found)
