@@ -69,7 +69,7 @@ def normalised_divergence(trajectories: Sequence[Trajectory]) -> bytes:
             zero = sum(p95 == 0 for _, p95 in scaled)
             reason = "p95 0" if zero == left_out else "p95 0 or not finite"
             notes[alpha] = f"{left_out} of {len(group)} left out ({reason})"
-    label = f"KL per token / own p95 over the first {BEGINNING}"
+    label = f"KL / own p95 of the first {BEGINNING}"
     return png(_panels(lines, notes, label, 1.0, f"p95 of its first {BEGINNING} tokens"))
 
 
