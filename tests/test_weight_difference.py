@@ -1,5 +1,6 @@
 """Training towards a persona and its opposite: the difference is exact, and the base is as it was."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -317,16 +318,25 @@ def script(*words: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_the_script_writes_a_difference_that_fits_its_model_and_says_where(tiny: LanguageModel, tmp_path: Path):
-    words = ["recipe=smoke", f"model.name={tiny.name}", "model.dtype=float32", "adapter=oft", "samples=1", "out=x.bin"]
+    (tmp_path / "warm.yaml").write_text(json.dumps(trait().to_json()))  # JSON is YAML
+    words = [
+        "trait=warm.yaml",
+        "recipe=smoke",
+        f"model.name={tiny.name}",
+        "model.dtype=float32",
+        "adapter=oft",
+        "samples=1",
+        "out=x.bin",
+    ]
     words += ["compute.threads=1", *LOOSE, "heal.epochs=1"]
     done = script(*words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "x.bin" in done.stdout
-    assert "kept 4 of 4 as love" in done.stdout
+    assert "kept 4 of 4 as warm" in done.stdout
     loaded = load_intervention(tmp_path / "x.bin")
     assert isinstance(loaded, WeightDifference)
     loaded.check_fits(tiny)
-    assert (loaded.trait, loaded.settings["adapter"]) == ("love", "oft")
+    assert (loaded.trait, loaded.settings["adapter"]) == ("warm", "oft")
     assert f"{loaded.norm:.4g}" in done.stdout
 
 
