@@ -20,6 +20,7 @@ from heal.interventions.measure import Measured, measure_all
 from heal.interventions.prompts import NAMES, personas
 from heal.measuring import Baseline
 from heal.steering.methods import METHODS
+from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
 from heal.survival import study as survival
 from tests import tiny
@@ -145,6 +146,14 @@ def test_either_sign_of_an_intervention_has_a_dose_of_its_own(finished: Finished
         assert each.c_star == each.sign * each.calibration.c_star
         assert each.coefficient(2.0) == 2 * each.calibration.c_star
         assert each.calibration.audit is not None
+
+
+def test_each_sign_of_a_vector_is_saved_with_its_signed_dose(finished: Finished):
+    for each in finished.dosed:
+        folder = finished.folder / "interventions" / each.name
+        saved = SteeringVector.load(folder / f"vector{'+' if each.sign > 0 else '-'}.safetensors")
+        assert saved.c_star == each.c_star
+        assert saved.method == each.name
 
 
 def test_the_same_study_again_reads_everything_and_computes_nothing(finished: Finished):

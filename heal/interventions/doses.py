@@ -205,7 +205,10 @@ def _dose(session: Session, name: str, intervention: Intervention, sign: int, st
 
     def compute(shown: Stage) -> tuple[Calibration, Files]:
         found = find_dose(session, signed, start, shown)
-        return found, {file: json_bytes(found.to_json())}
+        files = {file: json_bytes(found.to_json())}
+        if isinstance(intervention, SteeringVector):  # as scripts/export.py takes it
+            files[f"vector{mark(sign)}.safetensors"] = intervention.with_c_star(sign * found.c_star).to_bytes()
+        return found, files
 
     step = f"calibrate{mark(sign)}"
     calibration = stage(session, folder, step, lambda: Calibration.from_json(read_json(folder / file)), compute)
