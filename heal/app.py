@@ -5,9 +5,10 @@ import re
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from heal.config import Recipe
@@ -19,6 +20,7 @@ from heal.runfolder import Events, RunFolder, clear_temporary
 from heal.trait import Trait, load_trait
 
 if TYPE_CHECKING:
+    from heal.models.language_model import LanguageModel
     from heal.session import Session
 
 _STOPPED = 130
@@ -78,42 +80,17 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     console = Console()
     console.say("loading the libraries ...")
     quiet_libraries(downloads=recipe.model.name != "embedded")
-    import torch
-    from accelerate import Accelerator
-
-    from heal.models.load import load_language_model
-    from heal.models.measured import batching_for
-    from heal.models.precision import resolve_dtype
-    from heal.session import Session, build_accumulator, fitting
+    from heal.session import Session, build_accumulator
     from heal.steering.settings import check_settings
     from heal.tracking import Tracker
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
-
-    torch.set_num_threads(recipe.compute.threads or usable_cores())
-    device = Accelerator().device
     folder = RunFolder(Path(recipe.run.root) / recipe.run.name)
     folder.refuse_other(recipe, {"trait": trait.to_json()})
-    known = folder.facts().get("dtype")
-    if known and recipe.model.dtype in ("auto", known):
-        dtype, why = getattr(torch, known), "as when the run started"
-    else:
-        dtype, why = resolve_dtype(recipe.model.dtype, device)
-    facts: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "trait": trait.to_json()}
-    console.say(f"model      {recipe.model.name} in {facts['dtype']} on {device} ({why})")
-    model = load_language_model(recipe.model, dtype, device)
-    sizes = folder.facts().get("batching", {})
-    rows, tokens = recipe.compute.decode_batch, recipe.compute.batch_tokens
-    model.batching = batching_for(
-        model,
-        rows or sizes.get("rows", 0),
-        tokens or sizes.get("tokens", 0),
-        recipe.compute.head_memory * 2**20,
-    )
-    facts["batching"] = {"rows": model.batching.rows, "tokens": model.batching.tokens}
-    trait, too_long = fitting(model, recipe, trait)
-    if too_long:
-        console.warn(f"{too_long} prompts of the trait do not fit the model's context and are left out")
+    whole = trait.to_json()
+    model, trait, dtype = bare_model(recipe, console, folder.facts())
+    batching = {"rows": model.batching.rows, "tokens": model.batching.tokens}
+    facts: dict[str, Any] = {"dtype": dtype, "trait": whole, "batching": batching}
     left = len(trait.heldout_prompts) - asked.skip
     if left < 2:
         raise UserError(
@@ -135,6 +112,51 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         console.say(f"tracking   events.jsonl; W&B {tracker.mode}")
         session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker, vignettes)
         yield session
+
+
+def bare_model(
+    recipe: Recipe, console: Console, known: Mapping[str, Any] = MappingProxyType({})
+) -> tuple["LanguageModel", Trait, str]:
+    """The recipe's model without adapters, its trait without the prompts that do not fit, and the dtype's name.
+
+    Args:
+        recipe: its model, trait and compute sections count.
+        console: told which model it is, and how many prompts are left out.
+        known: facts of the run that goes on, if one does: its dtype and batch sizes are kept.
+
+    Raises:
+        UserError: see `load_trait`, `load_language_model` and `fitting`.
+    """
+    trait, compute = load_trait(recipe.trait), recipe.compute
+    quiet_libraries(downloads=recipe.model.name != "embedded")
+    import torch
+    from accelerate import Accelerator
+
+    from heal.models.load import load_language_model
+    from heal.models.measured import batching_for
+    from heal.models.precision import resolve_dtype
+    from heal.session import fitting
+
+    torch.set_num_threads(compute.threads or usable_cores())
+    device = Accelerator().device
+    if known.get("dtype") and recipe.model.dtype in ("auto", known["dtype"]):
+        dtype, why = getattr(torch, known["dtype"]), "as when the run started"
+    else:
+        dtype, why = resolve_dtype(recipe.model.dtype, device)
+    name = str(dtype).removeprefix("torch.")
+    console.say(f"model      {recipe.model.name} in {name} on {device} ({why})")
+    model = load_language_model(recipe.model, dtype, device)
+    sizes = known.get("batching", {})
+    model.batching = batching_for(
+        model,
+        compute.decode_batch or sizes.get("rows", 0),
+        compute.batch_tokens or sizes.get("tokens", 0),
+        compute.head_memory * 2**20,
+    )
+    kept, too_long = fitting(model, recipe, trait)
+    if too_long:
+        console.warn(f"{too_long} prompts of the trait do not fit the model's context and are left out")
+    return model, kept, name
 
 
 def run(session: "Session") -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,14 @@ def _drop_partial_line(path: Path) -> None:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     return read_json(path) if path.is_file() else {}
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> str:
+    """Writes each file whole into `folder`, which is made if need be; their paths, one a line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    return "\n".join(str(folder / name) for name in files)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -26,7 +26,7 @@ def main() -> None:
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
         from heal.interventions.dose_table import figure, history_csv, markdown
         from heal.interventions.doses import dose_all, prompted
-        from heal.runfolder import write_atomic
+        from heal.runfolder import write_files
 
         dosed = dose_all(session, asked, signs(options.signs))
         prompts = prompted(session, signs(options.signs))
@@ -35,10 +35,7 @@ def main() -> None:
             "doses.csv": history_csv(dosed, prompts).encode(),
             "doses.png": figure(dosed, prompts),
         }
-        for name, content in files.items():
-            write_atomic(session.folder.path / name, content)
-        print(f"\n{markdown(dosed, prompts)}")
-        print("\n".join(str(session.folder.path / name) for name in files))
+        print(f"\n{markdown(dosed, prompts)}\n{write_files(session.folder.path, files)}")
 
 
 if __name__ == "__main__":

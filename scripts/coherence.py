@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import guarded, quiet_libraries, usable_cores  # noqa: E402
+from heal.app import bare_model, guarded  # noqa: E402
+from heal.console import Console  # noqa: E402
 from heal.recipe import load_recipe, main_words, wants_help  # noqa: E402
 
 USAGE = "usage: python scripts/coherence.py [out=FOLDER] [model.name=...] [trait=...] [key=value ...]"
@@ -22,11 +23,8 @@ def main() -> None:
     words = main_words()
     out = Path(next((word.partition("=")[2] for word in words if word.startswith("out=")), "coherence"))
     recipe = load_recipe([word for word in words if not word.startswith("out=")])
-    quiet_libraries(downloads=recipe.model.name != "embedded")
-    import torch
-    from accelerate import Accelerator
-
-    from heal.console import Console
+    console, settings = Console(), recipe.evaluation
+    model, trait, _ = bare_model(recipe, console)
     from heal.evaluation.evaluate import evaluate
     from heal.evaluation.neutral import NeutralTexts
     from heal.evaluation.probe import choose_probe
@@ -34,16 +32,8 @@ def main() -> None:
     from heal.evaluation.subject import Subject
     from heal.evaluation.verdict import Floors
     from heal.measuring import held_out_prompts
-    from heal.models.load import load_language_model
-    from heal.models.precision import resolve_dtype
-    from heal.runfolder import write_atomic
-    from heal.trait import load_trait
+    from heal.runfolder import write_files
 
-    torch.set_num_threads(recipe.compute.threads or usable_cores())
-    console, device, settings = Console(), Accelerator().device, recipe.evaluation
-    dtype, _ = resolve_dtype(recipe.model.dtype, device)
-    model = load_language_model(recipe.model, dtype, device)
-    trait = load_trait(recipe.trait)
     prompts = held_out_prompts(trait, settings)
     texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)
     with console.stage("base") as shown:
@@ -75,12 +65,10 @@ def main() -> None:
     writer = csv.DictWriter(text, list(found[0].row()), lineterminator="\n")
     writer.writeheader()
     writer.writerows(entry.row() for entry in found)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "coherence.md", table(found).encode())
-    write_atomic(out / "coherence.csv", text.getvalue().encode())
+    paths = write_files(out, {"coherence.md": table(found).encode(), "coherence.csv": text.getvalue().encode()})
     print(table(found))
     print("* noticed: the interval of the difference lies on the bad side of 0; bold: past the recipe's limit")
-    print(f"{out / 'coherence.md'}\n{out / 'coherence.csv'}")
+    print(paths)
 
 
 if __name__ == "__main__":

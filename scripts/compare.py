@@ -38,7 +38,7 @@ def main() -> None:
     from heal.comparison.arms import Settings, group, lines, untrained
     from heal.comparison.runs import read_runs, records
     from heal.comparison.show import figure, markdown, page, rounds_csv
-    from heal.runfolder import write_atomic
+    from heal.runfolder import write_files
 
     runs = read_runs(folders)
     trained = group(runs, options.by.split(","))
@@ -50,8 +50,6 @@ def main() -> None:
     settings = Settings(options.resamples)
     table = lines(arms, settings)
     image = figure(arms, settings)
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
     files = {
         "comparison.md": markdown(table).encode(),
         "comparison.csv": rounds_csv(arms, settings).encode(),
@@ -59,10 +57,7 @@ def main() -> None:
         "comparison.html": page(table, image, options.title).encode(),
         "runs.jsonl": records(runs),
     }
-    for name, content in files.items():
-        write_atomic(out / name, content)
-    print(markdown(table))
-    print("\n".join(str(out / name) for name in files))
+    print(f"{markdown(table)}\n{write_files(Path(options.out), files)}")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
         from heal.interventions.doses import dose_all, prompted
         from heal.interventions.measure import measure_all
         from heal.interventions.show import figure, markdown, table_csv
-        from heal.runfolder import read_json, write_atomic
+        from heal.runfolder import read_json, write_files
 
         chosen = signs(options.signs)
         against, measured = measure_all(session, dose_all(session, asked, chosen), prompted(session, chosen))
@@ -42,10 +42,7 @@ def main() -> None:
             "interventions.csv": table_csv(found).encode(),
             "interventions.png": figure(found),
         }
-        for name, content in files.items():
-            write_atomic(session.folder.path / name, content)
-        print(f"\n{text}")
-        print("\n".join(str(session.folder.path / name) for name in files))
+        print(f"\n{text}\n{write_files(session.folder.path, files)}")
 
 
 if __name__ == "__main__":

@@ -37,23 +37,20 @@ def main() -> None:
     alphas = multiples(options.alphas)
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
         from heal.interventions.doses import dose_all
-        from heal.runfolder import write_atomic
+        from heal.runfolder import write_files
         from heal.survival.study import output, prepare, results, survive
 
         dosed = dose_all(session, asked, signs(options.signs))
         session.console.title("base")
         doubt = prepare(session)
-        written: list[Path] = []
+        written: list[str] = []
         for each in dosed:
             session.console.title(each.label)
             found = survive(session, each, options.prompts, options.tokens, options.forks, alphas)
-            folder = output(session, each)
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, content in results(each, found, doubt).items():
-                write_atomic(folder / name, content)
-            print((folder / "survival.md").read_text(encoding="utf-8"))
-            written.append(folder)
-        print("\n".join(str(folder) for folder in written))
+            files = results(each, found, doubt)
+            written.append(write_files(output(session, each), files))
+            print(files["survival.md"].decode())
+        print("\n".join(written))
 
 
 if __name__ == "__main__":

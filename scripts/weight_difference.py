@@ -7,10 +7,12 @@ from typing import Literal
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import default_name, guarded, quiet_libraries, usable_cores  # noqa: E402
+from heal.app import bare_model, default_name, guarded  # noqa: E402
 from heal.config import key  # noqa: E402
+from heal.console import Console  # noqa: E402
 from heal.options import options_help, read_options  # noqa: E402
 from heal.recipe import load_recipe, main_words, wants_help  # noqa: E402
+from heal.trait import load_trait  # noqa: E402
 
 USAGE = "python scripts/weight_difference.py [trait=...] [model.name=...] [adapter=KIND] [out=FILE] [key=value ...]"
 PURPOSE = """Samples answers under both of a trait's personas, trains one adapter on each set without the persona, and
@@ -32,32 +34,14 @@ def main() -> None:
     own = {word for word in main_words() if word.partition("=")[0] in Options.__dataclass_fields__}
     options = read_options(Options, [word for word in main_words() if word in own])
     recipe = load_recipe([word for word in main_words() if word not in own])
-    quiet_libraries(downloads=recipe.model.name != "embedded")
-    import torch
-    from accelerate import Accelerator
-
-    from heal.console import Console
-    from heal.models.load import load_language_model
-    from heal.models.measured import batching_for
-    from heal.models.precision import resolve_dtype
+    console = Console()
+    default = default_name(recipe, load_trait(recipe.trait), f"weight_difference-{options.adapter}") + ".safetensors"
+    path = Path(options.out or default).expanduser()
+    model, trait, _ = bare_model(recipe, console)
     from heal.runfolder import write_atomic
-    from heal.session import fitting
-    from heal.trait import load_trait
     from heal.weight_difference.answers import contrasting_answers
     from heal.weight_difference.train import train_contrast
 
-    trait = load_trait(recipe.trait)
-    default = default_name(recipe, trait, f"weight_difference-{options.adapter}") + ".safetensors"
-    path = Path(options.out or default).expanduser()
-    torch.set_num_threads(recipe.compute.threads or usable_cores())
-    console, device, compute = Console(), Accelerator().device, recipe.compute
-    dtype, why = resolve_dtype(recipe.model.dtype, device)
-    console.say(f"model      {recipe.model.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
-    model = load_language_model(recipe.model, dtype, device)
-    model.batching = batching_for(model, compute.decode_batch, compute.batch_tokens, compute.head_memory * 2**20)
-    trait, too_long = fitting(model, recipe, trait)
-    if too_long:
-        console.warn(f"{too_long} prompts of the trait do not fit the model's context and are left out")
     with console.stage("answers") as shown:
         contrast = contrasting_answers(model, trait, recipe, options.samples, shown.progress)
         shown.found(

@@ -24,27 +24,32 @@ FILE = "intervention.safetensors"
 
 
 @dataclass(frozen=True)
-class Dosed:
-    """One intervention, turned one way, at its dose.
-
-    Attributes:
-        name: as tables call it.
-        sign: +1 towards the positive persona, -1 towards the negative one.
-        intervention: with positive coefficients for that sign.
-        calibration: what found the dose.
-        seconds: that fitting (or loading) and calibration took.
-    """
+class Arm:
+    """One thing that shifts the model, turned one way: `name` as tables call it, `sign` +1 towards the positive
+    persona and -1 towards the negative one."""
 
     name: str
     sign: int
-    intervention: Signed
-    calibration: Calibration
-    seconds: float
 
     @property
     def label(self) -> str:
         """Name and sign."""
         return f"{self.name} {mark(self.sign)}"
+
+
+@dataclass(frozen=True)
+class Dosed(Arm):
+    """One intervention, turned one way, at its dose.
+
+    Attributes:
+        intervention: with positive coefficients for that sign.
+        calibration: what found the dose.
+        seconds: that fitting (or loading) and calibration took.
+    """
+
+    intervention: Signed
+    calibration: Calibration
+    seconds: float
 
     @property
     def c_star(self) -> float | None:
@@ -67,19 +72,12 @@ class Dosed:
 
 
 @dataclass(frozen=True)
-class Prompted:
+class Prompted(Arm):
     """A persona as system prompt, and the KL that it spends by itself."""
 
-    name: str
-    sign: int
     system: str
     divergence: PathDivergence
     seconds: float
-
-    @property
-    def label(self) -> str:
-        """Name and sign."""
-        return f"{self.name} {mark(self.sign)}"
 
     @property
     def c_star(self) -> float | None:
