@@ -329,3 +329,11 @@ def test_the_csv_has_one_line_a_sign_with_the_numbers_of_the_table(finished: Fin
 
 def test_the_figure_of_the_table_is_drawn(finished: Finished):
     assert show.figure(found(finished)).startswith(PNG)
+
+
+@pytest.mark.parametrize("name", ["pca", "kl_rev_rmse_decay-care_over_authority-embedded-s0", "x" * 40])
+def test_a_long_name_is_folded_in_the_figure_and_loses_nothing(name: str):
+    lines = show.folded(name).split("\n")
+    assert "".join(lines) == name
+    assert all(lines)
+    assert all(len(line) <= 22 for line in lines if "-" in name or "_" in name)

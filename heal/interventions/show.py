@@ -3,10 +3,12 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import VARIANTS, DeltaLogit
@@ -18,8 +20,8 @@ from heal.report.drawing import COLOURS, DASHES, MUTED, arms, drawable, legend, 
 from heal.report.drawing import mark as legend_mark
 
 NOT_VALID = "not valid here"
-_DOWN = COLOURS[1]
-_UP = COLOURS[0]
+_UP, _DOWN = COLOURS[0], COLOURS[1]
+_LONGEST = 22  # letters of a line of a name in the figure
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,22 @@ def figure(pairs: Sequence[Pair]) -> bytes:
                 shift.errorbar([line.shift.value], [y], xerr=[[below], [above]], fmt=marker, color=colour, markersize=5)
             margin.plot([line.coherence.margin], [y], marker=marker, color=colour, markersize=5)
     for axis in (shift, margin):
-        axis.set_yticks(places, [pair.name for pair in pairs] if axis is shift else [""] * len(pairs))
+        axis.set_yticks(places, [folded(pair.name) for pair in pairs] if axis is shift else [""] * len(pairs))
         axis.set_ylim(-0.6, len(pairs) - 0.4)
         axis.axvline(0, color=MUTED, linestyle=DASHES, linewidth=1)
-    shift.set_xlabel("trait over base, nats per token")
-    margin.set_xlabel("coherence margin (0: at a limit)")
+    shift.xaxis.set_major_locator(MaxNLocator(4))
+    shift.set_xlabel("trait over base\n(nats per token)")
+    margin.set_xlabel("coherence margin\n(0: at a limit)")
     legend(drawn, [legend_mark("o", _UP, "towards the trait"), legend_mark("s", _DOWN, "against it")], 2)
     return png(drawn)
+
+
+def folded(name: str) -> str:
+    """A long name (that of a run, say) on several lines, broken after a hyphen or underscore."""
+    lines = [""]
+    for part in re.findall(r"[^-_]*[-_]?", name):
+        lines[-1:] = [lines[-1] + part] if len(lines[-1] + part) <= _LONGEST else [lines[-1], part]
+    return "\n".join(lines)
 
 
 def _flag(column: Column, valid: Collection[str]) -> str:
