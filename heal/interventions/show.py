@@ -148,7 +148,9 @@ def folded(name: str) -> str:
     """A long name (that of a run, say) on several lines, broken after a hyphen or underscore."""
     lines = [""]
     for part in re.findall(r"[^-_]*[-_]?", name):
-        lines[-1:] = [lines[-1] + part] if len(lines[-1] + part) <= _LONGEST else [lines[-1], part]
+        if lines[-1] and len(lines[-1] + part) > _LONGEST:
+            lines.append("")
+        lines[-1] += part
     return "\n".join(lines)
 
 
