@@ -147,7 +147,7 @@ def figure(pairs: Sequence[Pair]) -> bytes:
 def folded(name: str) -> str:
     """A long name (that of a run, say) on several lines, broken after a hyphen or underscore."""
     lines = [""]
-    for part in re.findall(r"[^-_]*[-_]?", name):
+    for part in re.findall(r"[^-_]+[-_]?|[-_]", name):
         if lines[-1] and len(lines[-1] + part) > _LONGEST:
             lines.append("")
         lines[-1] += part
