@@ -9,6 +9,7 @@ from itertools import cycle
 from matplotlib.axes import Axes
 
 from heal.interventions.doses import Dosed, Prompted
+from heal.interventions.show import folded
 from heal.report.drawing import COLOURS, DASHES, INK, MARKERS, MUTED, legend, log_axis, mark, new_figure, png
 
 HEADER = ("intervention", "c*", "p95 KL", "outcome", "evaluations", "audit", "audit / p95", "seconds")
@@ -97,7 +98,7 @@ def figure(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> bytes:
         axis.set_ylabel("p95 KL, nats")
         axis.set_title("towards the positive persona" if sign > 0 else "towards the negative persona", fontsize=10)
     axes[-1].set_xlabel("coefficient c (log); the large mark is c*")
-    legend(drawn, [mark(looks[name][1], looks[name][0], name) for name in names], 4)
+    legend(drawn, [mark(looks[name][1], looks[name][0], folded(name)) for name in names], 3)
     return png(drawn)
 
 
