@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 
 from heal.decoding import decode
-from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate, path_divergences
+from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate, path_divergences, prompt_divergence
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.steering.intervention import Dosing
@@ -259,3 +259,32 @@ def test_progress_counts_the_pass_at_zero():
     assert told[0] == (1, 8)
     assert told[-1] == (8, 8)
     assert told == sorted(told)
+
+
+# Prompts
+
+
+def test_a_prompt_that_is_the_neutral_one_spends_nothing(tiny: LanguageModel):
+    rows = prompts(tiny)[:3]
+    spent = prompt_divergence(tiny, rows, rows, 5)
+    assert spent.n == 15
+    assert spent.max < 1e-4
+
+
+def test_what_a_prompt_spends_is_the_kl_of_its_own_paths_to_the_neutral_prompt(tiny: LanguageModel):
+    shifted, neutral = prompts(tiny)[:2], prompts(tiny)[2:4]
+    spent = prompt_divergence(tiny, shifted, neutral, 4)
+    found = []
+    for one, other in zip(shifted, neutral, strict=True):
+        ids = list(one)
+        for _ in range(4):
+            said = ids[len(one) :]
+            on, off = (
+                torch.log_softmax(tiny.model(input_ids=torch.tensor([[*start, *said]])).logits[0, -1].double(), -1)
+                for start in (one, other)
+            )
+            found.append(float((on.exp() * (on - off)).sum()))
+            ids.append(int(on.argmax()))
+    assert spent.n == len(found)
+    assert spent.mean == pytest.approx(sum(found) / len(found), rel=1e-3)
+    assert spent.max == pytest.approx(max(found), rel=1e-3)

@@ -6,8 +6,7 @@ Times are tokens. A rollout that dies at a token counts as at risk there; so doe
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import CensoredData, ecdf
@@ -45,9 +44,6 @@ class Curve:
     def at(self, time: float) -> float:
         """Share alive after `time` tokens; after the last time, what it was there."""
         return next((s for t, s in zip(self.times[::-1], self.survival[::-1], strict=True) if t <= time), 1.0)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def survival(trajectories: Sequence[Trajectory]) -> Curve:

@@ -5,7 +5,6 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 
@@ -57,9 +56,6 @@ class Row:
     survival: float
     low: float
     high: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def rows(trajectories: Iterable[Trajectory], target: float) -> list[Row]:

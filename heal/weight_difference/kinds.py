@@ -11,7 +11,7 @@ from peft import DeloraConfig, IA3Config, LoraConfig, OFTConfig, PeftConfig
 
 from heal.accumulator import linear_names
 from heal.config import HealConfig
-from heal.errors import UserError, nearest
+from heal.errors import UserError
 from heal.models.language_model import LanguageModel
 
 AdapterKind = Literal["lora", "pissa", "dora", "delora", "oft", "ia3"]
@@ -69,18 +69,6 @@ KINDS: dict[AdapterKind, Callable[[list[str], HealConfig], PeftConfig]] = {
     "oft": _oft,
     "ia3": _ia3,
 }
-
-
-def checked_kind(name: str) -> AdapterKind:
-    """`name` as a kind of adapter.
-
-    Raises:
-        UserError: there is none of that name; says the nearest.
-    """
-    for kind in KINDS:
-        if kind == name:
-            return kind
-    raise UserError(f"adapter={name}: no such adapter{nearest(name, list(KINDS))}")
 
 
 def adapter_config(

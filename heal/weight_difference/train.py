@@ -26,7 +26,7 @@ from heal.randomness import derive_seed
 from heal.steering.weights import WeightDifference
 from heal.trait import Trait
 from heal.weight_difference.adapters import Layers, adapted, difference
-from heal.weight_difference.answers import STAGE, Contrast, contrasting_answers
+from heal.weight_difference.answers import STAGE, Contrast
 from heal.weight_difference.kinds import AdapterKind, adapter_config
 
 
@@ -46,32 +46,6 @@ class Trained:
     loss_negative: float
 
 
-def train_difference(
-    language_model: LanguageModel,
-    trait: Trait,
-    recipe: Recipe,
-    kind: AdapterKind = "lora",
-    samples: int = 4,
-    progress: Progress = silent,
-) -> Trained:
-    """The two steps in one: `contrasting_answers`, then `train_contrast`.
-
-    Args:
-        language_model: the base, without adapters; it comes back bit for bit.
-        trait: whose personas are contrasted.
-        recipe: its run.seed, model.system, generation, filter and heal sections count.
-        kind: of the adapters.
-        samples: completions of each prompt under each persona.
-        progress: told (completions decoded, completions), then (steps done, steps).
-
-    Raises:
-        RoundError: too few completions are left, the loss is not finite, or memory ran out.
-        UserError: quantised weights, or an architecture without Linears for this kind.
-    """
-    contrast = contrasting_answers(language_model, trait, recipe, samples, progress)
-    return train_contrast(language_model, trait, recipe, contrast, kind, progress)
-
-
 def train_contrast(
     language_model: LanguageModel,
     trait: Trait,
@@ -85,9 +59,17 @@ def train_contrast(
     `heal.` keys say how: rank, alpha and init of the adapters, band, epochs, learning rate and the rest of AdamW,
     batches. There is no barrier and nothing is held out.
 
-    Args: see `train_difference`.
+    Args:
+        language_model: the base, without adapters; it comes back bit for bit.
+        trait: whose personas are contrasted.
+        recipe: its run.seed and heal section count.
+        contrast: what `contrasting_answers` kept.
+        kind: of the adapters.
+        progress: told (steps done, steps).
 
-    Raises: see `train_difference`.
+    Raises:
+        RoundError: the loss is not finite, or memory ran out.
+        UserError: quantised weights, or an architecture without Linears for this kind.
     """
     config, seed = recipe.heal, recipe.run.seed
     peft_config = adapter_config(language_model, kind, config, language_model.band(config.band))
