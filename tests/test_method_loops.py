@@ -10,12 +10,14 @@ from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from tests.running import finish, words
 
+SMALL = ("run.rounds=1", "evaluation.steered=false", "evaluation.prompts=2", "evaluation.tokens=4", "heal.epochs=1")
+
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_round_can_be_steered_by_each_method(name: str, tiny_folder: Path, tmp_path: Path):
     few = ("steer.clusters=2",) if "clusters" in METHODS[name].settings else ()
     line = words(
-        tiny_folder, tmp_path, f"steer.method={name}", "run.name=one", "run.rounds=1", "evaluation.steered=false", *few
+        tiny_folder, tmp_path, f"steer.method={name}", "run.name=one", *SMALL, "calibration.audit_prompts=0", *few
     )
     log = tmp_path / "log"
     assert finish(line, log) == 0, log.read_text()
