@@ -30,12 +30,13 @@ def main() -> None:
 
         dosed = dose_all(session, asked, signs(options.signs))
         prompts = prompted(session, signs(options.signs))
+        text = markdown(dosed, prompts)
         files = {
-            "doses.md": markdown(dosed, prompts).encode(),
+            "doses.md": text.encode(),
             "doses.csv": history_csv(dosed, prompts).encode(),
             "doses.png": figure(dosed, prompts),
         }
-        print(f"\n{markdown(dosed, prompts)}\n{write_files(session.folder.path, files)}")
+        print(f"\n{text}\n{write_files(session.folder.path, files)}")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from heal.report.drawing import DASHES, DOTS, INK, MUTED, legend, mark, new_figure, png, round_colours, settle
+from heal.report.drawing import COLOURS, DASHES, DOTS, INK, MUTED, legend, mark, new_figure, png, round_colours, settle
 from heal.survival.curves import Curve, survival
 from heal.survival.rollouts import Trajectory, by_alpha
 from heal.survival.table import half_life
 
-# Okabe and Ito's, which survive colour blindness.
-ALIVE_COLOUR, DEAD_COLOUR = "#0072b2", "#d55e00"
+ALIVE_COLOUR, DEAD_COLOUR = COLOURS[:2]
 
 BEGINNING = 20  # tokens whose p95 a trajectory is normalised by
 LINEAR = 1e-3  # below it the axis of KL is linear, so that an exact zero has its place
