@@ -13,7 +13,7 @@ from heal.runfolder import RunFolder
 from heal.session import Student
 from heal.steering.load import load_intervention
 from heal.steering.weights import WeightDifference
-from heal.weight_difference.gate import adapter_gate, student_gate
+from heal.weight_difference.gate import adapter_gate, gate_of
 from tests import finished
 from tests import tiny as tiny_models
 from tests.tiny import load, prompts, trait
@@ -28,6 +28,12 @@ def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 def students(run: RunFolder) -> dict[int | None, Student]:
     """After the last round, and after the first."""
     return {last_round: finished.student(run, last_round) for last_round in (None, 0)}
+
+
+def student_gate(student: Student) -> WeightDifference:
+    """The gate of a student that is loaded, from its accumulator."""
+    factors = history_factors(student.accumulator)
+    return gate_of(factors, student.recipe.model.name, student.trait.name, student.rounds)
 
 
 @pytest.fixture(scope="module")

@@ -11,26 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from heal.errors import UserError
-from heal.export.factors import Factors, history_factors
+from heal.export.factors import Factors
 from heal.runfolder import RunFolder, read_json
-from heal.session import Student, rounds_up_to
+from heal.session import rounds_up_to
 from heal.steering.weights import Update, WeightDifference
 from heal.trait import Trait
 
 _BEFORE = "base_model.model."  # what peft puts before a module's name
-
-
-def student_gate(student: Student) -> WeightDifference:
-    """The update of a student that is loaded.
-
-    Apply it where the student is its base (`student.accumulator.base()`), or to a freshly loaded base.
-
-    Raises:
-        UserError: no round is folded.
-        ExportError: the student's weights are not finite, or its rounds learned nothing.
-    """
-    factors = history_factors(student.accumulator)
-    return _gate(factors, student.recipe.model.name, student.trait.name, student.rounds)
 
 
 def adapter_gate(folder: RunFolder, last_round: int | None = None) -> WeightDifference:
@@ -56,10 +43,11 @@ def adapter_gate(folder: RunFolder, last_round: int | None = None) -> WeightDiff
     }
     rank = next(iter(layers.values()))[0].shape[0]
     trait = Trait.from_json(folder.facts()["trait"])
-    return _gate(Factors(layers, rank), folder.recipe().model.name, trait.name, rounds)
+    return gate_of(Factors(layers, rank), folder.recipe().model.name, trait.name, rounds)
 
 
-def _gate(factors: Factors, model: str, trait: str, rounds: list[int]) -> WeightDifference:
+def gate_of(factors: Factors, model: str, trait: str, rounds: list[int]) -> WeightDifference:
+    """A student's whole update, as factors, as an intervention on the model of that name."""
     settings: dict[str, Any] = {"rounds": rounds, "rank": factors.rank}
     updates = {name: Update(pair) for name, pair in sorted(factors.layers.items())}
     return WeightDifference(updates, "adapter_gate", model, trait, settings=settings)
