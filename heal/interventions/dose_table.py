@@ -88,10 +88,11 @@ def figure(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> bytes:
         target = dosed[0].calibration.target
         axis.axhline(target, color=INK, linestyle=DASHES, linewidth=1)
         for prompt in (prompt for prompt in prompts if prompt.sign == sign and prompt.divergence.p95 > 0):
-            axis.axhline(prompt.divergence.p95, color=MUTED, linestyle=":", linewidth=1)
+            spent = prompt.divergence.p95
+            axis.axhline(spent, color=MUTED, linestyle=":", linewidth=1)
             axis.annotate(
-                prompt.name, (0.995, prompt.divergence.p95), xycoords=("axes fraction", "data"), ha="right",
-                va="bottom", fontsize=8, color=MUTED,
+                prompt.name, (0.995, spent), xycoords=("axes fraction", "data"), ha="right",
+                va="bottom" if spent > target else "top", fontsize=8, color=MUTED,
             )  # fmt: skip
         log_axis(axis, "x")
         log_axis(axis, "y")
