@@ -31,8 +31,9 @@ class Options:
 def main() -> None:
     """Reads the words, compares, says where it is."""
     words = main_words()
-    folders = [Path(word) for word in words if "=" not in word]
-    options = read_options(Options, [word for word in words if "=" in word])
+    chosen = [word for word in words if "=" in word and not Path(word).exists()]
+    folders = [Path(word) for word in words if word not in chosen and not _is_log(Path(word))]
+    options = read_options(Options, chosen)
     if not folders:
         raise UserError("no runs given; name their folders, as in runs/kl_rev_rmse-love-embedded-s0")
     from heal.comparison.arms import Settings, group, lines, untrained
@@ -58,6 +59,11 @@ def main() -> None:
         "runs.jsonl": records(runs),
     }
     print(f"{markdown(table)}\n{write_files(Path(options.out), files)}")
+
+
+def _is_log(path: Path) -> bool:
+    """Whether that is the console of a run, which a sweep puts beside its folder and a pattern catches with it."""
+    return path.suffix == ".log" and path.with_suffix("").is_dir()
 
 
 if __name__ == "__main__":

@@ -6,14 +6,16 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from heal.comparison.arms import Arm, Settings, group, lines, untrained
 from heal.comparison.runs import Run, read_run, read_runs, records
-from heal.comparison.show import HEADER, figure, markdown, page, rounds_csv
+from heal.comparison.show import HEADER, _untrained, cells, figure, markdown, page, rounds_csv
 from heal.errors import UserError
 from heal.evaluation.results import Answer, Signal, StageResult
 from heal.recipe import load_recipe
@@ -132,12 +134,69 @@ def test_an_arm_has_the_rounds_that_all_its_runs_have(tmp_path: Path):
 
 def test_two_runs_of_one_seed_are_no_arm_unless_told_apart(tmp_path: Path):
     paths = [write_run(tmp_path, "nll", 0, [(0.1, 2.0)], 9, f"heal.learning_rate={rate}") for rate in (1e-4, 2e-4)]
-    with pytest.raises(UserError, match=r"runs of one seed in the arm 'nll, warm'.*by=KEY,KEY"):
+    with pytest.raises(UserError, match=r"the arm 'nll, warm' differ in heal\.learning_rate; group by it.*by=KEY,KEY"):
         arms_of(paths)
+    with pytest.raises(UserError, match="runs of one seed in the arm 'nll, warm'; give each run once"):
+        arms_of([paths[0], paths[0]])
     apart = group([read_run(path) for path in paths], ["recipe", "heal.learning_rate"])
     assert [arm.name for arm in apart] == ["nll, 0.0001", "nll, 0.0002"]
     with pytest.raises(UserError, match=r"by=heal\.rate: not a key"):
         group([read_run(path) for path in paths], ["heal.rate"])
+
+
+def test_seeds_of_different_models_are_no_arm(tmp_path: Path):
+    words = (["model.name=one"], ["model.name=two"])
+    paths = [write_run(tmp_path, "nll", seed, [(0.1, 2.0)], 9, *words[seed]) for seed in range(2)]
+    with pytest.raises(UserError, match=r"the arm 'nll, warm' differ in model\.name"):
+        arms_of(paths)
+
+
+def test_runs_whose_prompts_changed_under_the_same_keys_are_not_compared(runs: list[Path]):
+    read = [read_run(path) for path in runs]
+    other = replace(read[1], prompts=[*read[1].prompts[:-1], "another"])
+    with pytest.raises(UserError, match="held-out prompts of the trait 'warm' changed between these runs"):
+        group([read[0], other, *read[2:]], ["recipe", "trait"])
+
+
+def test_each_model_has_its_own_base_and_raw_steering(tmp_path: Path):
+    words = ("evaluation.doses=[1]", "model.name=")
+    paths = [write_run(tmp_path, "nll", 0, [(0.1, 2.0)], 9, words[0], words[1] + name) for name in ("one", "two")]
+    trained = group([read_run(path) for path in paths], ["model.name"])
+    arms = untrained(trained)
+    assert [arm.name for arm in arms] == [
+        f"{stage}, {name}" for stage in ("base", "prompted", "steered at 1 c*") for name in ("one", "two")
+    ]
+    assert [arm.runs[0].keys["model.name"] for arm in arms] == ["one", "two"] * 3
+    assert figure([*arms, *trained], SETTINGS)[:4] == b"\x89PNG"
+
+
+def test_raw_steering_of_two_traits_is_two_lines(tmp_path: Path):
+    read = read_run(write_run(tmp_path, "nll", 0, [(0.1, 2.0)], 9, "evaluation.doses=[0.5, 1]"))
+    trained = group([read, replace(read, keys=read.keys | {"trait": "cold"})], ["recipe", "trait"])
+    _, axis = plt.subplots()
+    handles = _untrained(axis, untrained(trained), SETTINGS)
+    assert [each.get_label() for each in handles if "raw" in str(each.get_label())] == [
+        "raw steering, multiples of c*, warm",
+        "raw steering, multiples of c*, cold",
+    ]
+    assert sum(len(line.get_xdata()) == 2 for line in axis.lines) == 2
+    plt.close()
+
+
+def test_an_arm_that_never_shifts_upwards_has_no_saturation(tmp_path: Path):
+    arm = arms_of([write_run(tmp_path, "nll", 0, [(-0.1, 2.0), (-0.2, 2.0)])])
+    assert lines(arm, SETTINGS)[0].saturation is None
+
+
+def test_arms_of_unequal_rounds_are_not_tested_against_each_other(tmp_path: Path):
+    short, long = [(0.1, 2.0)], [(0.1, 2.0), (0.2, 2.0)]
+    arms = arms_of([write_run(tmp_path, "nll", 0, short), write_run(tmp_path, "wd", 0, long)])
+    assert [line.p_trait for line in lines(arms, SETTINGS)] == [None, None]
+
+
+def test_a_p_value_is_never_printed_as_zero(runs: list[Path]):
+    line = lines(arms_of(runs), SETTINGS)[1]
+    assert cells(replace(line, p_trait=1 / 2001, p_tail=0.0012))[-2:] == ["<0.001", "0.001"]
 
 
 def test_a_folder_without_a_finished_round_is_named(tmp_path: Path):
@@ -230,6 +289,15 @@ def test_the_command_writes_table_numbers_page_and_figure(runs: list[Path], tmp_
     assert "| kl_rev_rmse, warm | 3 | 4 |" in done.stdout
     for name in names:
         assert str(tmp_path / "out" / name) in done.stdout
+
+
+def test_what_a_sweep_left_can_be_given_by_a_pattern(tmp_path: Path):
+    folder = write_run(tmp_path, "nll", 0, [(0.1, 2.0)]).rename(tmp_path / "nll-0-learning_rate=0.1")
+    (tmp_path / f"{folder.name}.log").write_text("round 1 of 1\n")
+    words = ["scripts/compare.py", *map(str, sorted(tmp_path.glob("nll-*"))), f"out={tmp_path / 'out'}"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| nll, warm | 1 | 1 |" in done.stdout
 
 
 def test_the_arm_that_is_tested_against_can_be_named(runs: list[Path], tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,12 @@ from heal.evaluation.validity import doubts
 
 TRAIT, MASS, TAIL = "persona_log_ratio", "p_ans_any", "tail_perplexity"
 SATURATED = 0.9  # of the largest shift of the trait
+
+# Keys that runs of one arm may differ in: they change no measured item, or only how far the runs went.
+_FREE = ("run.", "tracking.", "compute.", "evaluation.doses", "evaluation.steered")
+# What base's answers hang on, and raw steering's besides.
+_BASE_KEYS, _STEERED_KEYS = ("trait", "model.", "evaluation."), ("steer.", "calibration.")
+_PROMPT_KEYS = ("trait", "evaluation.prompts", "evaluation.skip")
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,12 @@ class Line:
         mass, tail: the coherence signals p_ans_any and tail perplexity (median over answers).
         margin: the least coherence margin of each run, averaged over runs (1 as at base, 0 at a limit).
         coh_cost: `|d mass| / |d trait|`; None where the shift's interval includes 0.
-        saturation: rounds until 0.9 of the run's largest shift, averaged over runs.
+        saturation: rounds until 0.9 of the run's largest shift, averaged over runs; None where a run never shifted
+            upwards.
         coherent: last round before the first that is past a floor of coherence, averaged over runs.
         holds: runs whose last verdict holds.
         p_trait, p_tail: Holm-adjusted p of the difference to the first trained arm (paired by item, averaged over
-            seeds; of log tail perplexity); None for that arm, for untrained ones and where items differ.
+            seeds; of log tail perplexity); None for that arm, for untrained ones and where items or rounds differ.
     """
 
     arm: Arm
@@ -92,7 +100,8 @@ def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
     """Arms in the order in which they first appear; the rounds that all their runs have finished.
 
     Raises:
-        UserError: an unknown key, or two runs of one seed in an arm.
+        UserError: an unknown key, runs in an arm that differ in more than their seed, or held-out prompts that
+            changed under the same keys.
     """
     for name in by:
         if name not in runs[0].keys:
@@ -101,23 +110,30 @@ def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
     for run in runs:
         found.setdefault(", ".join(str(run.keys[name]) for name in by), []).append(run)
     for label, members in found.items():
-        seeds = [run.keys["run.seed"] for run in members]
-        if len(set(seeds)) < len(seeds):
-            same = ", ".join(run.name for run in members if seeds.count(run.keys["run.seed"]) > 1)
-            raise UserError(f"{same}: runs of one seed in the arm '{label}'; group by what they differ in, by=KEY,KEY")
+        _check_arm(label, members)
+    _check_prompts(runs)
     return [Arm(label, tuple(members), min(run.rounds for run in members)) for label, members in found.items()]
 
 
 def untrained(arms: Sequence[Arm]) -> list[Arm]:
-    """Base, prompted and raw steering by dose as arms of their own, for each trait, from runs that measured them."""
-    found = []
-    for name in dict.fromkeys(run.keys["trait"] for arm in arms for run in arm.runs):
-        runs = [run for arm in arms for run in arm.runs if run.keys["trait"] == name]
-        for stage in dict.fromkeys(stage for run in runs for stage in run.stages):
-            by_seed = {run.keys["run.seed"]: run for run in runs if stage in run.stages}
-            shown = f"{stage}, {name}" if len({run.keys["trait"] for arm in arms for run in arm.runs}) > 1 else stage
-            found.append(Arm(shown, tuple(by_seed[seed] for seed in sorted(by_seed)), 0, stage))
-    return found
+    """Base, prompted and raw steering by dose as arms of their own, from runs that measured them.
+
+    One for each trait, model and way of measuring that there is; their names say what they differ in.
+    """
+    runs = [run for arm in arms for run in arm.runs]
+    traits = list(dict.fromkeys(run.keys["trait"] for run in runs))
+    found: list[Arm] = []
+    for stage in dict.fromkeys(stage for run in runs for stage in run.stages):
+        having = [run for run in runs if stage in run.stages]
+        prefixes = (*_BASE_KEYS, *(_STEERED_KEYS if stage.startswith("steered") else ()))
+        told_apart = [name for name in _differing(having) if name.startswith(prefixes)]
+        kinds: dict[str, list[Run]] = {}
+        for run in having:
+            kinds.setdefault(", ".join([stage, *(str(run.keys.get(name)) for name in told_apart)]), []).append(run)
+        for label, members in kinds.items():
+            by_seed = {run.keys["run.seed"]: run for run in members}
+            found.append(Arm(label, tuple(by_seed[seed] for seed in sorted(by_seed)), 0, stage))
+    return sorted(found, key=lambda arm: traits.index(arm.runs[0].keys["trait"]))
 
 
 def lines(arms: Sequence[Arm], settings: Settings) -> list[Line]:
@@ -129,6 +145,38 @@ def lines(arms: Sequence[Arm], settings: Settings) -> list[Line]:
 def not_valid(arms: Sequence[Arm]) -> list[str]:
     """What some run marks as not valid for its model, in words."""
     return list(dict.fromkeys(text for arm in arms for run in arm.runs for text in doubts(run.validity)))
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """The keys in which some of the runs differ, beyond those that are free."""
+    names = dict.fromkeys(name for run in runs for name in run.keys if not name.startswith(_FREE))
+    return [name for name in names if any(run.keys.get(name) != runs[0].keys.get(name) for run in runs)]
+
+
+def _check_arm(label: str, runs: Sequence[Run]) -> None:
+    """Raises UserError unless the runs differ in their seed, one each, and in nothing that is measured."""
+    differing = _differing(runs)
+    if differing:
+        raise UserError(
+            f"the runs of the arm '{label}' differ in {', '.join(differing)}; group by it as well, by=KEY,KEY, "
+            "or compare them apart"
+        )
+    seeds = [run.keys["run.seed"] for run in runs]
+    if len(set(seeds)) < len(seeds):
+        same = ", ".join(run.name for run in runs if seeds.count(run.keys["run.seed"]) > 1)
+        raise UserError(f"{same}: runs of one seed in the arm '{label}'; give each run once")
+
+
+def _check_prompts(runs: Sequence[Run]) -> None:
+    """Raises UserError where the same trait under the same keys was asked about in other prompts."""
+    first: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        known = first.setdefault(tuple(run.keys.get(name) for name in _PROMPT_KEYS), run)
+        if run.prompts != known.prompts:
+            raise UserError(
+                f"{known.name}, {run.name}: the held-out prompts of the trait '{run.keys['trait']}' changed between "
+                "these runs; compare them apart"
+            )
 
 
 def _line(arm: Arm, settings: Settings, p_trait: float | None, p_tail: float | None) -> Line:
@@ -143,7 +191,7 @@ def _line(arm: Arm, settings: Settings, p_trait: float | None, p_tail: float | N
         arm.estimate(TAIL, arm.last, settings),
         float(np.mean([run.margin(arm.last) for run in arm.runs])),
         abs(mass.value) / abs(shift.value) if shift.excludes_zero else None,
-        float(np.mean([_saturation(run, arm.rounds) for run in arm.runs])) if trained else None,
+        _saturation(arm) if trained else None,
         float(np.mean([_coherent(run, arm.rounds) for run in arm.runs])) if trained else None,
         sum(run.verdicts[arm.rounds - 1] == "holds" for run in arm.runs) if trained else None,
         p_trait,
@@ -151,11 +199,16 @@ def _line(arm: Arm, settings: Settings, p_trait: float | None, p_tail: float | N
     )
 
 
-def _saturation(run: Run, rounds: int) -> int:
-    """The first round whose shift is 0.9 of the run's largest."""
-    base = np.nanmean(run.values(TRAIT, BASE))
-    shifts = [float(np.nanmean(run.values(TRAIT, index)) - base) for index in range(rounds)]
-    return next(index for index, shift in enumerate(shifts, start=1) if shift >= SATURATED * max(shifts))
+def _saturation(arm: Arm) -> float | None:
+    """The first round whose shift is 0.9 of a run's largest, averaged over runs; None where one never rose."""
+    found = []
+    for run in arm.runs:
+        base = np.nanmean(run.values(TRAIT, BASE))
+        shifts = np.array([np.nanmean(run.values(TRAIT, index)) - base for index in range(arm.rounds)])
+        if not np.nanmax(shifts) > 0:
+            return None
+        found.append(1 + int(np.argmax(shifts >= SATURATED * np.nanmax(shifts))))
+    return float(np.mean(found))
 
 
 def _coherent(run: Run, rounds: int) -> int:
@@ -164,15 +217,15 @@ def _coherent(run: Run, rounds: int) -> int:
 
 
 def _against_first(arms: Sequence[Arm], name: str, settings: Settings) -> list[float | None]:
-    """Holm-adjusted p of each trained arm against the first, after the last round that both have."""
+    """Holm-adjusted p of each trained arm against the first, after the last round; None where that is another one."""
     trained = [arm for arm in arms if arm.stage is None]
     raw: list[float | None] = []
     for arm in arms:
-        if arm.stage is not None or arm is trained[0] or arm.runs[0].prompts != trained[0].runs[0].prompts:
+        unlike = arm.rounds != trained[0].rounds or arm.runs[0].prompts != trained[0].runs[0].prompts
+        if arm.stage is not None or arm is trained[0] or unlike:
             raw.append(None)
             continue
-        last = min(arm.rounds, trained[0].rounds) - 1
-        sides = [np.array(each.signal(name, last)) for each in (trained[0], arm)]
+        sides = [np.array(each.signal(name, arm.last)) for each in (trained[0], arm)]
         one, other = (np.nanmean(np.log(side) if name == TAIL else side, axis=0) for side in sides)
         raw.append(sign_flip_p(other - one, settings.resamples, settings.seed))
     adjusted = iter(holm([p for p in raw if p is not None]))

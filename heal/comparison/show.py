@@ -18,6 +18,7 @@ from heal.evaluation.stats import Estimate
 from heal.report.drawing import COLOURS, DASHES, DOTS, INK, MARKERS, MUTED, legend, log_axis, new_figure, png
 
 _STAGE_MARKS = {"base": "s", "prompted": "D"}
+_FILLS, _CROSSES = ("full", "none", "left", "bottom"), ("x", "+", "1", "2")
 
 HEADER = (
     "arm",
@@ -41,8 +42,8 @@ CAPTION = (
     "token; over base: its paired difference; tail perplexity: median over answers; margin: of the worst valid "
     "coherence signal, 1 as at base and 0 at its limit; coh_cost: |d p_ans_any| over |d trait|, blank where the "
     "trait's interval includes 0; saturated after: rounds until 0.9 of the largest shift; coherent until: rounds "
-    "before the first past a limit of coherence; p: against the first trained arm, paired by prompt, Holm-adjusted; "
-    "n: held-out prompts. Base, prompted and raw steering are not trained."
+    "before the first past a limit of coherence; p: against the first trained arm, paired by prompt, Holm-adjusted, "
+    "blank where prompts or rounds differ; n: held-out prompts. Base, prompted and raw steering are not trained."
 )
 
 
@@ -69,8 +70,8 @@ def cells(line: Line) -> list[str]:
         "" if line.saturation is None else f"{line.saturation:.1f}",
         "" if line.coherent is None else f"{line.coherent:.1f}",
         "" if line.holds is None else f"{line.holds} of {len(line.arm.runs)}",
-        "" if line.p_trait is None else f"{line.p_trait:.3f}",
-        "" if line.p_tail is None else f"{line.p_tail:.3f}",
+        _p_value(line.p_trait),
+        _p_value(line.p_tail),
     ]
 
 
@@ -100,7 +101,7 @@ def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:
 def figure(arms: Sequence[Arm], settings: Settings) -> bytes:
     """Trait against coherence by round, one line an arm; trait and tail perplexity by round with a band over seeds.
 
-    Base, prompted and raw steering are marks of their own.
+    Base, prompted and raw steering are marks of their own, one kind for each trait, model or measure among them.
     """
     drawn, (path, trait, tail) = new_figure(3, 1, 9.4, heights=(1.3, 1.0, 1.0))
     handles = []
@@ -123,22 +124,9 @@ def figure(arms: Sequence[Arm], settings: Settings) -> bytes:
         _band(trait, series[TRAIT], colour, marker)
         _band(tail, series[TAIL], colour, marker)
         handles.append(Line2D([], [], color=colour, marker=marker, markersize=6, label=arm.name))
-    steered = []
-    for arm in arms:
-        place = arm.estimate(TRAIT, arm.last, settings).value, arm.estimate(TAIL, arm.last, settings).value
-        if arm.stage in _STAGE_MARKS:
-            look: dict[str, Any] = {"marker": _STAGE_MARKS[arm.stage], "color": INK, "linestyle": "none"}
-            path.plot(*place, markersize=9, zorder=4, **look)
-            handles.append(Line2D([], [], markersize=6, label=arm.name, **look))
-        elif arm.stage is not None:
-            steered.append(place)
-            path.annotate(arm.stage.split()[-2], place, (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
-    if steered:
-        look = {"marker": "x", "color": MUTED, "linestyle": DOTS, "linewidth": 1}
-        path.plot(*zip(*steered, strict=True), markersize=6, **look)
-        handles.append(Line2D([], [], label="raw steering, multiples of c*", **look))
-    base_trait = trained[0].estimate(TRAIT, BASE, settings).value
-    trait.axhline(base_trait, color=MUTED, linestyle=DASHES, linewidth=1)
+    handles += _untrained(path, [arm for arm in arms if arm.stage is not None], settings)
+    for base in {round(arm.estimate(TRAIT, BASE, settings).value, 9) for arm in trained}:
+        trait.axhline(base, color=MUTED, linestyle=DASHES, linewidth=1)
     for axis in (path, tail):
         log_axis(axis, "y")
         axis.invert_yaxis()
@@ -163,6 +151,34 @@ def page(lines: Sequence[Line], image: bytes, title: str) -> str:
     )
 
 
+def _untrained(path: Axes, arms: Sequence[Arm], settings: Settings) -> list[Line2D]:
+    """Draws base, prompted and raw steering; their handles for the legend."""
+    handles = []
+    fills: dict[str, Any] = dict(zip(dict.fromkeys(_of(arm) for arm in arms), cycle(_FILLS), strict=False))
+    crosses = dict(zip(fills, cycle(_CROSSES), strict=False))
+    steered: dict[str, list[tuple[float, float]]] = {}
+    for arm in arms:
+        place = arm.estimate(TRAIT, arm.last, settings).value, arm.estimate(TAIL, arm.last, settings).value
+        if arm.stage in _STAGE_MARKS:
+            look: dict[str, Any] = {"marker": _STAGE_MARKS[arm.stage], "color": INK, "linestyle": "none"}
+            look |= {"fillstyle": fills[_of(arm)], "markerfacecoloralt": "white"}
+            path.plot(*place, markersize=9, zorder=4, **look)
+            handles.append(Line2D([], [], markersize=6, label=arm.name, **look))
+        elif arm.stage is not None:
+            steered.setdefault(_of(arm), []).append(place)
+            path.annotate(arm.stage.split()[-2], place, (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
+    for of, places in steered.items():
+        look = {"marker": crosses[of], "color": MUTED, "linestyle": DOTS, "linewidth": 1}
+        path.plot(*zip(*places, strict=True), markersize=6, **look)
+        handles.append(Line2D([], [], label=f"raw steering, multiples of c*{of}", **look))
+    return handles
+
+
+def _of(arm: Arm) -> str:
+    """What an untrained arm's name says after its stage: what it differs in from others of that stage."""
+    return arm.name.removeprefix(arm.stage or "")
+
+
 def _band(axis: Axes, series: Sequence[Estimate], colour: str, marker: str) -> None:
     rounds = np.arange(len(series))
     axis.fill_between(
@@ -170,6 +186,12 @@ def _band(axis: Axes, series: Sequence[Estimate], colour: str, marker: str) -> N
     )
     axis.plot(rounds, [entry.value for entry in series], color=colour, linewidth=1.5, marker=marker, markersize=4)
     axis.set_xticks(rounds)
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _interval(entry: Estimate, digits: int = 3, sign: bool = False) -> str:
