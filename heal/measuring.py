@@ -216,11 +216,12 @@ def round_metrics(
 
 
 def _target(session: Session) -> dict[str, Any]:
-    """The foundation that the trait means, and the others, where both the trait and the recipe have such a thing."""
+    """The foundation that the trait means, which way, and the others, where trait and recipe have such a thing."""
     meant = session.trait.foundation
     if not meant or not session.vignettes:
         return {}
-    return {"target": f"clr_{meant}", "off_target": [f"clr_{name}" for name in FOUNDATIONS if name != meant]}
+    off_target = [f"clr_{name}" for name in FOUNDATIONS if name != meant]
+    return {"target": f"clr_{meant}", "intent": session.trait.intent, "off_target": off_target}
 
 
 def _foundations(session: Session, healed: StageResult, base: StageResult) -> dict[str, Any] | None:

@@ -164,7 +164,7 @@ def chosen_round(folder: RunFolder, text: str | None) -> int | None:
     rounds = folder.rounds()
     best = best_round([read_json(folder.round(index) / "metrics.json") for index in rounds])
     if best is None:
-        raise UserError(f"round=best: no round of {folder.path} is coherent with a trait shift above zero")
+        raise UserError(f"round=best: no round of {folder.path} is coherent with a valid trait shift above zero")
     return rounds[best]
 
 

@@ -54,3 +54,9 @@ def test_an_incoherent_round_stops_a_run_that_asks_for_it():
     assert why_stop(broken, 0, True) == "round 2 is past a floor of coherence (tail perplexity 12.0 > 10)"
     assert why_stop(broken[:1], 0, True) is None
     assert why_stop([], 1, True) is None
+
+
+def test_a_readout_that_is_not_valid_for_the_model_chooses_and_stops_nothing():
+    read = rounds((0.3, "not valid"), (0.2, "incoherent"), (0.1, "not valid"))
+    assert best_round(read) is None
+    assert why_stop(read, 1, False) is None

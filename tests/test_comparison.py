@@ -231,7 +231,7 @@ def test_base_prompted_and_raw_steering_stand_beside_the_trained_arms(tmp_path: 
     paths = [
         write_run(tmp_path, "nll", seed, [(0.1, 2.1), (0.3, 5.0)], 9, "evaluation.doses=[0.5, 2]") for seed in range(2)
     ]
-    paths.append(write_run(tmp_path, "wd", 0, [(0.2, 2.0)]))
+    paths.append(write_run(tmp_path, "wd", 0, [(0.1, 2.0), (0.2, 2.0)]))
     trained = arms_of(paths)
     arms = [*untrained(trained), *trained]
     found = {line.arm.name: line for line in lines(arms, SETTINGS)}

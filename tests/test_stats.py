@@ -265,3 +265,8 @@ def test_informedness_is_the_macro_average_of_hits_less_false_alarms():
         ]
     )
     assert np.mean(informedness(chosen.tolist(), labels.tolist())) == pytest.approx(expected)
+
+
+def test_with_one_class_of_labels_informedness_is_not_defined():
+    assert np.isnan(informedness(["care"] * 4, ["care"] * 4)).all()
+    assert informedness([], []) == ()

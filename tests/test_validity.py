@@ -96,6 +96,13 @@ def test_a_forced_choice_no_better_than_chance_is_invalid_even_with_all_the_mass
     assert not judged(**{mass: around(1.0, 0.0), informed: known})[name].valid
 
 
+@pytest.mark.parametrize(("name", "mass", "informed"), INFORMED)
+def test_a_forced_choice_whose_right_answers_are_all_alike_is_invalid(name: str, mass: str, informed: str):
+    found = judged(**{informed: Estimate(NAN, NAN, NAN, 0)})[name]
+    assert not found.valid
+    assert "right answers of two kinds" in found.why
+
+
 @pytest.mark.parametrize(("name", "mass", "informed"), [case for case in CASES if not case[2]])
 def test_a_forced_choice_without_a_right_answer_asks_for_no_informedness(name: str, mass: str, informed: None):
     ignorant = {known: around(-0.5) for _, _, known in INFORMED if known}

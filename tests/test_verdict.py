@@ -171,6 +171,19 @@ def test_off_target_signals_are_held_against_the_target_where_there_is_one():
     assert judged(values, deltas, valid=known, off_target=("clr_liberty",)).label == "off-target"
 
 
+@pytest.mark.parametrize(
+    ("moved", "intent", "label"), [(0.5, -1, "off-target"), (-0.5, -1, "holds"), (-0.5, 1, "off-target")]
+)
+def test_a_target_that_moved_against_the_trait_s_intent_does_not_hold(moved: float, intent: int, label: str):
+    values = {"clr_authority": around(0.5), "clr_liberty": around(0.2)}
+    deltas = {"clr_authority": around(moved), "clr_liberty": around(0.2)}
+    found = judged(
+        values, deltas, valid=VALID | values.keys(), target="clr_authority", intent=intent, off_target=("clr_liberty",)
+    )
+    assert found.label == label
+    assert ("clr_authority moved by" in found.reason) == (label == "off-target")
+
+
 @pytest.mark.parametrize("signal", LIMITED)
 def test_a_value_just_at_a_floor_is_coherent(signal: str):
     at_limit = limit(signal, 2.0)

@@ -6,13 +6,14 @@ from typing import Any
 Metrics = dict[str, Any]
 
 BROKEN = ("not finite", "incoherent")  # verdicts of a round that is past a floor of coherence
+NOT_VALID = "not valid"  # that of a coherent round whose model the trait's readout says nothing about
 
 
 def best_round(rounds: Sequence[Metrics]) -> int | None:
     """The round with the largest trait shift among those that are coherent and whose shift is above zero.
 
     Among rounds on the trait-coherence front that are all past no floor, more of the trait is better; the
-    first of equals. None where no round qualifies.
+    first of equals. None where no round qualifies, or the trait's readout is not valid for the model.
 
     Args:
         rounds: metrics.json of each round.
@@ -20,6 +21,8 @@ def best_round(rounds: Sequence[Metrics]) -> int | None:
     Returns:
         its place in `rounds`.
     """
+    if _unreadable(rounds):
+        return None
     fit = [index for index, metrics in enumerate(rounds) if _coherent(metrics) and _shift(metrics)["low"] > 0]
     return max(fit, key=lambda index: (_shift(rounds[index])["value"], -index), default=None)
 
@@ -29,14 +32,15 @@ def why_stop(rounds: Sequence[Metrics], plateau: int, when_incoherent: bool) -> 
 
     Args:
         rounds: metrics.json of the rounds so far.
-        plateau: stop when the trait shift of so many last rounds is no larger than before them; 0: never.
+        plateau: stop when the trait shift of so many last rounds is no larger than before them; 0: never. Not asked
+            where the trait's readout is not valid for the model.
         when_incoherent: stop after a round past a floor of coherence.
     """
     if not rounds:
         return None
     if when_incoherent and not _coherent(rounds[-1]):
         return f"round {len(rounds)} is past a floor of coherence ({rounds[-1]['verdict']['reason']})"
-    if plateau and len(rounds) > plateau:
+    if plateau and len(rounds) > plateau and not _unreadable(rounds):
         shifts = [_shift(metrics)["value"] for metrics in rounds]
         before, since = max(shifts[:-plateau]), max(shifts[-plateau:])
         if not since > before:
@@ -46,6 +50,10 @@ def why_stop(rounds: Sequence[Metrics], plateau: int, when_incoherent: bool) -> 
 
 def _coherent(metrics: Metrics) -> bool:
     return metrics["verdict"]["label"] not in BROKEN
+
+
+def _unreadable(rounds: Sequence[Metrics]) -> bool:
+    return any(metrics["verdict"]["label"] == NOT_VALID for metrics in rounds)
 
 
 def _shift(metrics: Metrics) -> dict[str, float]:

@@ -136,9 +136,12 @@ def informedness(chosen: Sequence[Hashable], labels: Sequence[Hashable]) -> tupl
 
     Args:
         chosen: class chosen for each item.
-        labels: its true class; classes without an item are left out of the average.
+        labels: its true class; classes without an item are left out of the average. With fewer than two classes
+            there is no false-alarm rate, and every number is NaN.
     """
     total, of = len(labels), Counter(labels)
+    if len(of) < 2:
+        return (float("nan"),) * total
     values = []
     for choice, label in zip(chosen, labels, strict=True):
         hit = 1 / of[label] if choice == label else 0.0

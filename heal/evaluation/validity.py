@@ -96,6 +96,8 @@ def _forced_choice(base: dict[str, Estimate], mass: str, informed: str | None) -
     if informed is None:
         return Validity(True, why)
     entry = base[informed]
+    if entry.n == 0:
+        return Validity(False, f"{why}; informedness needs right answers of two kinds, and there is one or none")
     known = f"informedness {entry.value:+.3f} [{entry.low:+.3f}, {entry.high:+.3f}] (n = {entry.n}), 0 is chance"
     return Validity(entry.low > 0, f"{why}; {known}")
 

@@ -161,6 +161,7 @@ def verdict(
     valid: Collection[str],
     trait: str = "persona_log_ratio",
     target: str | None = None,
+    intent: int = 1,
     off_target: Collection[str] = (),
 ) -> Verdict:
     """Finite numbers, then coherence, then a trait shift, then off-target shifts smaller than the target's.
@@ -172,6 +173,7 @@ def verdict(
         valid: the signals that are valid for the model; the others are not looked at.
         trait: the signal that must rise.
         target: the signal that the off-target ones are held against; None: the trait.
+        intent: +1 where the target is to rise, -1 where it is to fall.
         off_target: signals, in the target's unit, that must move less than the target.
     """
     broken = [name for name, entry in values.items() if name in valid and not math.isfinite(entry.value)]
@@ -186,8 +188,12 @@ def verdict(
         return Verdict("not valid", f"{shown}, but that readout is not valid for this model")
     if not shift.low > 0:
         return Verdict("no trait shift", f"{shown}: not above zero")
-    meant = deltas[target or trait].value
-    larger = [name for name in off_target if name in valid and abs(deltas[name].value) >= abs(meant)]
+    meant = intent * deltas[target or trait].value
+    if target in valid and meant <= 0:
+        return Verdict(
+            "off-target", f"{shown}, but {target} moved by {deltas[target].value:+.3f}, not as it is meant to"
+        )
+    larger = [name for name in off_target if name in valid and abs(deltas[name].value) >= meant]
     if larger:
         return Verdict("off-target", f"{shown}, but {', '.join(larger)} moved as much")
     least = coherence(values, deltas, floors, valid)
