@@ -272,6 +272,27 @@ def test_a_bfloat16_base_trains_a_float32_adapter_that_stays_finite(tiny_folder:
     assert logits(model).isfinite().all()
 
 
+def test_an_adapter_on_a_4_bit_base_trains_in_float32_as_on_any_other(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, accumulator = student(tiny_folder)
+    healed(model, accumulator, CONFIG)
+    expected = weights(accumulator, CURRENT)
+    model, accumulator = student(tiny_folder)
+    build = SFTTrainer.__init__
+
+    def build_on_4_bit(self, *args, **kwargs) -> None:
+        model.model.is_loaded_in_4bit = True
+        build(self, *args, **kwargs)
+        assert {weight.dtype for weight in accumulator.trainable().values()} == {torch.bfloat16}  # trl's doing
+        del model.model.is_loaded_in_4bit
+
+    monkeypatch.setattr(SFTTrainer, "__init__", build_on_4_bit)
+    healed(model, accumulator, CONFIG)
+    found = weights(accumulator, CURRENT)
+    assert all(weight.dtype == torch.float32 and torch.equal(weight, expected[name]) for name, weight in found.items())
+
+
 def test_a_bfloat16_first_step_diverges_by_nothing(tiny_folder: Path):
     model, accumulator = student(tiny_folder, torch.bfloat16)
     assert healed(model, accumulator, replace(CONFIG, batch_size=5))[0]["train/D_max"] < 1e-2

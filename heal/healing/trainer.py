@@ -89,7 +89,11 @@ class HealTrainer(SFTTrainer):
             gradient_norms_every: steps between gradient norms of both terms; 0: never.
             on_log: gets every log as plain numbers.
         """
+        kept = {weight: weight.data for weight in accumulator.trainable().values()}
         super().__init__(*args, model=accumulator.peft_model, **kwargs)
+        for weight, data in kept.items():
+            if weight.dtype != data.dtype:  # trl rounds what is trained on a 4-bit base to bfloat16
+                weight.data = data
         self.remove_callback(PrinterCallback)
         self._language_model = language_model
         self._accumulator = accumulator
