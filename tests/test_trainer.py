@@ -298,6 +298,13 @@ def test_a_bfloat16_first_step_diverges_by_nothing(tiny_folder: Path):
     assert healed(model, accumulator, replace(CONFIG, batch_size=5))[0]["train/D_max"] < 1e-2
 
 
+def test_one_gpu_trains_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    arguments = healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False)
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == CONFIG.batch_size
+
+
 # The reference.
 
 

@@ -175,7 +175,8 @@ def memory_told(config: HealConfig) -> Iterator[None]:
 
 
 def training_arguments(config: HealConfig, steps: int, seed: int, folder: str, validate: bool) -> SFTConfig:
-    return SFTConfig(
+    """The heal section as trl's trainer takes it, for one device."""
+    arguments = SFTConfig(
         output_dir=folder,
         seed=seed,
         data_seed=seed,
@@ -204,6 +205,8 @@ def training_arguments(config: HealConfig, steps: int, seed: int, folder: str, v
         remove_unused_columns=False,
         dataloader_pin_memory=False,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # all that are visible count, and trl refuses more than one
+    return arguments
 
 
 @contextmanager
