@@ -24,7 +24,7 @@ from heal.healing.trainer import HealTrainer
 from heal.randomness import derive_seed
 from heal.scoring import completion_states
 from tests.students import ALPHA, LAYERS, RANK, completions, learn, logits, student, weights
-from tests.tiny import ARCHITECTURES, load_architecture
+from tests.tiny import ARCHITECTURES, CPU, load_architecture
 from tests.training import (
     BARRIER,
     CONFIG,
@@ -107,7 +107,7 @@ def test_without_divergence_every_loss_is_that_of_trl_s_own_trainer(tiny_folder:
     trainer = SameOrder(
         model=plain.peft_model,
         args=healing.training_arguments(
-            config, len(ours), derive_seed(0, 0, "heal") % healing.SEEDS, str(tmp_path), False
+            config, len(ours), derive_seed(0, 0, "heal") % healing.SEEDS, str(tmp_path), False, CPU
         ),
         train_dataset=Dataset.from_list([labelled(rows[index]) for index in order]),
         processing_class=copy.copy(plain_model.chat.tokenizer),
@@ -300,9 +300,20 @@ def test_a_bfloat16_first_step_diverges_by_nothing(tiny_folder: Path):
 
 def test_one_gpu_trains_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    arguments = healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False)
+    arguments = healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, CPU)
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == CONFIG.batch_size
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_model_on_the_cpu_trains_there_and_a_gpu_is_declined_only_where_there_is_one(
+    gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+    arguments = healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, CPU)
+    assert arguments.use_cpu == gpu
+    assert arguments.device == CPU
+    assert not healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, torch.device("cuda", 0)).use_cpu
 
 
 # The reference.

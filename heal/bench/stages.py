@@ -297,7 +297,9 @@ class PlainSFT(Trained):
         with tempfile.TemporaryDirectory() as folder, left_as_it_was(self._accumulator.peft_model):
             trainer = SameSteps(
                 model=self._accumulator.peft_model,
-                args=training_arguments(replace(self._config, epochs=epochs), steps, 0, folder, False),
+                args=training_arguments(
+                    replace(self._config, epochs=epochs), steps, 0, folder, False, self._model.device
+                ),
                 train_dataset=Dataset.from_list(labelled),
                 processing_class=copy.copy(self._model.chat.tokenizer),
                 callbacks=[Clock()],

@@ -110,7 +110,12 @@ def heal(
             gradient_norms_every=config.gradient_norms_every,
             on_log=log,
             args=training_arguments(
-                config, steps, derive_seed(seed, round_index, "heal") % SEEDS, scratch, bool(validation)
+                config,
+                steps,
+                derive_seed(seed, round_index, "heal") % SEEDS,
+                scratch,
+                bool(validation),
+                language_model.device,
             ),
             data_collator=collator,
             train_dataset=Dataset.from_list(train),
@@ -174,8 +179,10 @@ def memory_told(config: HealConfig) -> Iterator[None]:
         ) from error
 
 
-def training_arguments(config: HealConfig, steps: int, seed: int, folder: str, validate: bool) -> SFTConfig:
-    """The heal section as trl's trainer takes it, for one device."""
+def training_arguments(
+    config: HealConfig, steps: int, seed: int, folder: str, validate: bool, device: torch.device
+) -> SFTConfig:
+    """The heal section as trl's trainer takes it, for a model on `device` and no other."""
     arguments = SFTConfig(
         output_dir=folder,
         seed=seed,
@@ -204,6 +211,8 @@ def training_arguments(config: HealConfig, steps: int, seed: int, folder: str, v
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        # Only where Trainer would take the GPU: with use_cpu a process that torchrun started counts as distributed.
+        use_cpu=device.type == "cpu" and torch.accelerator.is_available(),
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # all that are visible count, and trl refuses more than one
     return arguments

@@ -153,7 +153,9 @@ def _fit(
             language_model=language_model,
             order=StepOrder(len(train), size, seed, STAGE, "epoch"),
             progress=progress,
-            args=training_arguments(config, steps, derive_seed(seed, STAGE, "train") % SEEDS, scratch, False),
+            args=training_arguments(
+                config, steps, derive_seed(seed, STAGE, "train") % SEEDS, scratch, False, language_model.device
+            ),
             data_collator=Collator(language_model),
             train_dataset=Dataset.from_list(train),
             processing_class=copy.copy(language_model.chat.tokenizer),
