@@ -6,6 +6,7 @@ Shape suffixes: B rows, T positions, V vocabulary.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def decode(
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     while order:
         size = language_model.batching.rows
-        in_parts(order[:size], run, language_model.batching.shrink_rows)
+        in_parts(order[:size], run, partial(language_model.batching.shrink_rows, size))
         order = order[size:]
     return [results[row] for row in range(len(prompts))]
 

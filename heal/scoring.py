@@ -6,6 +6,7 @@ scores as a batch of one. Shape suffixes: N completion positions, D hidden size,
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,8 +42,9 @@ def final_states(
             states[row] = h_MD[nodes[starts[row] :]]
         progress(len(states), len(rows))
 
+    shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
-        in_parts(trees, score, batching.shrink_tokens)
+        in_parts(trees, score, shrink)
     return [states[row] for row in range(len(rows))]
 
 

@@ -1,5 +1,8 @@
 """Batch sizes: they grow while it pays and shrink where memory is short, and results do not depend on them."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import pytest
 import torch
 
@@ -14,6 +17,11 @@ from heal.steering.sites import Site
 from tests.tiny import prompts, sized
 
 FULL = torch.OutOfMemoryError("out of memory: tried to allocate 2 GiB")
+OTHERS_FULL = (
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+    "CUDA error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+)
 
 
 class Small:
@@ -59,6 +67,32 @@ def test_scoring_and_extraction_that_run_out_of_memory_go_on_with_halves(
     torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("room", [96, 48, 12, 5, 1])
+def test_batches_end_at_the_first_halving_that_fits(room: int):
+    batching, done = Batching(rows=96), []
+
+    def work(items: Sequence[int]) -> None:
+        if len(items) > room:
+            raise FULL
+        done.extend(items)
+
+    in_parts(range(96), work, partial(batching.shrink_rows, batching.rows))
+    assert done == list(range(96))
+    assert batching.rows == max(96 >> halvings for halvings in range(7) if 96 >> halvings <= room)
+
+
+def test_passes_that_were_planned_together_and_each_failed_once_halve_the_budget_once(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    model, said = sized(tiny, tokens=256), [[5, 6]] * 80
+    asked = [[3 + row, *range(3, 33)] for row in range(80)]  # with the answer, eight rows a pass
+    small = Small(monkeypatch, model, 4)
+    completion_states(model, asked, said)
+    assert (small.failed, model.batching.tokens) == (10, 128)
+    completion_states(model, asked, said)
+    assert (small.failed, model.batching.tokens) == (10, 128)
+
+
 def test_a_single_row_that_does_not_fit_is_said(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch):
     Small(monkeypatch, tiny, 0)
     with pytest.raises(RoundError, match="out of memory with a single row"):
@@ -70,8 +104,9 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        in_parts([1, 2], work, lambda: None)
+        in_parts([1, 2], work, lambda halvings: None)
     assert out_of_memory(FULL)
+    assert all(out_of_memory(RuntimeError(text)) for text in OTHERS_FULL)
     assert not out_of_memory(RuntimeError("shapes do not match"))
 
 
@@ -80,13 +115,14 @@ def test_a_size_grows_as_long_as_doubling_pays(best: int):
     assert fastest(lambda size: float(min(size, best)), 16) == best
 
 
-def test_a_size_stops_growing_where_memory_ends():
+@pytest.mark.parametrize("room", [128, 16, 4])
+def test_a_size_stops_growing_where_memory_ends_and_is_half_the_first_where_that_does_not_fit(room: int):
     def rate(size: int) -> float:
-        if size > 128:
+        if size > room:
             raise FULL
         return float(size)
 
-    assert fastest(rate, 16) == 128
+    assert fastest(rate, 16) == max(room, 8)
 
 
 def test_sizes_asked_for_are_taken_and_a_cpu_is_not_measured(tiny: LanguageModel):

@@ -7,6 +7,7 @@ texts and judged on another. Shape suffixes: N positions, I inputs of the Linear
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,6 +107,7 @@ def inputs_of(
         rows: token ids; none may be empty.
     """
     found: dict[int, list[Tensor]] = {key: [torch.empty(0)] * len(rows) for key in modules}
+    batching = language_model.batching
 
     def read(trees: Sequence[Sequence[int]]) -> None:
         packed = language_model.pack(rows, trees)
@@ -124,6 +126,7 @@ def inputs_of(
                 stack.callback(module.register_forward_pre_hook(keeper(key)).remove)
             language_model.hidden_states(packed)
 
-    for trees in language_model.plan(rows, language_model.batching.tokens):
-        in_parts(trees, read, language_model.batching.shrink_tokens)
+    shrink = partial(batching.shrink_tokens, batching.tokens)
+    for trees in language_model.plan(rows, batching.tokens):
+        in_parts(trees, read, shrink)
     return found

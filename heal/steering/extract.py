@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def last_token_activations(
         done += len(members)
         progress(done, len(rows))
 
+    shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
-        in_parts(trees, read, batching.shrink_tokens)
+        in_parts(trees, read, shrink)
     return {site: torch.stack(kept) for site, kept in found.items()}
