@@ -311,6 +311,17 @@ def test_a_dtype_that_is_asked_for_is_taken():
     assert resolve_dtype("float32", CPU)[0] == torch.float32
 
 
+@pytest.mark.parametrize(("emulated", "expected"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(
+    emulated: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    def supported(including_emulation: bool = True) -> bool:
+        return including_emulation or not emulated
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert resolve_dtype("auto", torch.device("cuda"))[0] == expected
+
+
 def test_auto_chooses_the_dtype_by_measuring_and_says_so():
     chosen, why = resolve_dtype("auto", CPU)
     ratio = float(why.partition("at ")[2].split()[0])

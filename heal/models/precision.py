@@ -13,9 +13,9 @@ def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     if name != "auto":
         return getattr(torch, name), "as asked"
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "the GPU multiplies in bfloat16"
-        return torch.float32, "the GPU has no bfloat16"
+        return torch.float32, "the GPU does not multiply in bfloat16"
     rates = {dtype: _matmul_gflops(dtype) for dtype in (torch.float32, torch.bfloat16)}
     ratio = rates[torch.bfloat16] / rates[torch.float32]
     chosen = torch.bfloat16 if ratio >= _WORTH else torch.float32
