@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from heal.errors import UserError
+from heal.export import verify
 from heal.export.adapter import export_adapter
 from heal.export.card import vllm_rank
 from heal.export.factors import ExportError, history_factors, truncate
 from heal.export.folder import read_record
 from heal.export.merged import export_merged
 from heal.export.verify import model_logits, probes, student_logits
+from heal.models.language_model import LanguageModel
 from heal.runfolder import RunFolder
 from heal.session import Student
 from tests import finished
@@ -192,6 +194,28 @@ def test_a_bfloat16_run_exports_both_ways_and_states_the_error(base_folder: Path
     assert loaded.dtype == torch.bfloat16
     assert distance(loaded, student) == pytest.approx(merged.error)
     assert f"{merged.error:.1e}" in (merged.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("free", "device"), [(1.1, "cpu"), (1.3, "cuda")])
+def test_a_merged_model_is_checked_beside_the_student_only_where_its_own_weights_fit(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, device: str
+) -> None:
+    size = 3 * 2**22  # of all files: far more than the student holds, as after a 4-bit run
+    for part in range(3):
+        with (tmp_path / f"model-{part}.safetensors").open("wb") as weights:
+            weights.truncate(size // 3)
+
+    class Loaded(Exception):
+        pass
+
+    def load(config, dtype, where: torch.device, source: str) -> None:
+        raise Loaded(where.type)
+
+    monkeypatch.setattr(LanguageModel, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (int(free * size), 2 * size))
+    monkeypatch.setattr(verify, "load_language_model", load)
+    with pytest.raises(Loaded, match=device):
+        verify.verify_merged(student, tmp_path, 1.0, {})
 
 
 def test_an_update_below_the_rounding_of_the_weights_is_not_merged(base_folder: Path, tmp_path: Path) -> None:

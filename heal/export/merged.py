@@ -1,6 +1,5 @@
 """The student as an ordinary model: its history merged into the weights of a freshly loaded base."""
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,9 +8,8 @@ import torch
 from heal.export.card import model_card
 from heal.export.factors import ExportError, Factors, history_factors
 from heal.export.folder import Export, check_place, replaced, size, write_record
-from heal.export.verify import fingerprints, verify_merged
+from heal.export.verify import fingerprints, load_again, verify_merged
 from heal.models.language_model import LanguageModel
-from heal.models.load import load_language_model
 from heal.session import Student
 
 
@@ -33,8 +31,7 @@ def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
     """
     check_place(path)
     factors = history_factors(student.accumulator, gate)
-    config = dataclasses.replace(student.recipe.model, load_4bit=False)
-    base = load_language_model(config, student.model.model.dtype, torch.device("cpu"))
+    base = load_again(student, torch.device("cpu"))
     changed = merge(base, factors)
     if not changed:
         raise ExportError(

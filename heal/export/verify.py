@@ -78,7 +78,7 @@ def verify_adapter(student: Student, folder: Path, factors: Factors, gate: float
     Raises:
         ExportError: they are not.
     """
-    fresh = _load(student, None, student.recipe.model.load_4bit)
+    fresh = load_again(student, room(student.model), load_4bit=student.recipe.model.load_4bit)
     loaded = PeftModel.from_pretrained(fresh.model, str(folder)).eval()
     check_factors(loaded, factors)
     return _compare(student, loaded, gate, None if factors.lost else ADAPTER_RELATIVE)
@@ -96,7 +96,8 @@ def verify_merged(student: Student, folder: Path, gate: float, digests: dict[str
     Raises:
         ExportError: they are not.
     """
-    fresh = _load(student, folder, load_4bit=False)
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    fresh = load_again(student, room(student.model, weights), folder)
     if fingerprints(fresh.model) != digests:
         raise ExportError("the exported model's weights are not those that were written; it was removed.")
     again = dataclasses.replace(student, model=dataclasses.replace(student.model, chat=fresh.chat))
@@ -114,23 +115,26 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _load(student: Student, folder: Path | None, load_4bit: bool) -> LanguageModel:
+def load_again(
+    student: Student, device: torch.device, folder: Path | None = None, load_4bit: bool = False
+) -> LanguageModel:
     """A fresh model: the run's base, or the exported one in `folder`, which must need none of the run's settings."""
     config = dataclasses.replace(student.recipe.model, load_4bit=load_4bit)
     if folder is not None:
         config = dataclasses.replace(config, revision=None, chat_template=None, pad_token=None)
     source = None if folder is None else str(folder)
-    return load_language_model(config, student.model.model.dtype, room(student.model), source)
+    return load_language_model(config, student.model.model.dtype, device, source)
 
 
-def room(language_model: LanguageModel) -> torch.device:
-    """The model's device, or the CPU when a second copy does not fit beside it."""
+def room(language_model: LanguageModel, needed: int | None = None) -> torch.device:
+    """The model's device, or the CPU when `needed` bytes do not fit beside it; None: those of a second copy."""
     device = language_model.device
     if device.type != "cuda":
         return device
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    needed = sum(weight.numel() * weight.element_size() for weight in language_model.model.parameters())
+    if needed is None:
+        needed = sum(weight.numel() * weight.element_size() for weight in language_model.model.parameters())
     return device if free > 1.2 * needed else torch.device("cpu")
 
 
