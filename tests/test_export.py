@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.export import verify
 from heal.export.adapter import export_adapter
@@ -25,6 +26,7 @@ from heal.export.folder import read_record
 from heal.export.merged import export_merged
 from heal.export.verify import model_logits, probes, student_logits
 from heal.models.language_model import LanguageModel
+from heal.models.load import load_language_model
 from heal.runfolder import RunFolder
 from heal.session import Student
 from tests import finished
@@ -216,6 +218,23 @@ def test_a_merged_model_is_checked_beside_the_student_only_where_its_own_weights
     monkeypatch.setattr(verify, "load_language_model", load)
     with pytest.raises(Loaded, match=device):
         verify.verify_merged(student, tmp_path, 1.0, {})
+
+
+def test_a_run_with_an_attention_kernel_of_gpus_is_exported_on_the_cpu(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(config: ModelConfig, *rest) -> LanguageModel:
+        asked.append(config.attention)
+        return load_language_model(config, *rest)
+
+    monkeypatch.setattr(verify, "load_language_model", load)
+    model = dataclasses.replace(student.recipe.model, attention="flash_attention_2")
+    flash = dataclasses.replace(student, recipe=dataclasses.replace(student.recipe, model=model))
+    assert export_merged(flash, tmp_path / "model").error <= MERGED
+    assert export_adapter(flash, tmp_path / "adapter").error <= CLOSE
+    assert asked == ["eager"] * 3  # what is merged, and both checks
 
 
 def test_an_update_below_the_rounding_of_the_weights_is_not_merged(base_folder: Path, tmp_path: Path) -> None:

@@ -118,8 +118,13 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 def load_again(
     student: Student, device: torch.device, folder: Path | None = None, load_4bit: bool = False
 ) -> LanguageModel:
-    """A fresh model: the run's base, or the exported one in `folder`, which must need none of the run's settings."""
+    """A fresh model: the run's base, or the exported one in `folder`, which must need none of the run's settings.
+
+    On a CPU plain attention stands in for a kernel that only GPUs have.
+    """
     config = dataclasses.replace(student.recipe.model, load_4bit=load_4bit)
+    if device.type == "cpu" and config.attention == "flash_attention_2":
+        config = dataclasses.replace(config, attention="eager")
     if folder is not None:
         config = dataclasses.replace(config, revision=None, chat_template=None, pad_token=None)
     source = None if folder is None else str(folder)
