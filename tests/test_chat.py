@@ -1,9 +1,12 @@
 """From a system prompt and a message to token ids."""
 
+from datetime import datetime
+
 import pytest
 from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
-from heal.models.chat import Chat
+from heal.models.chat import Chat, on_one_day
 from heal.models.embedded import embedded_folder
 from heal.models.language_model import LanguageModel
 from tests.tiny import CHATML, tokenizer
@@ -15,6 +18,12 @@ DROPS_SYSTEM = CHATML.replace(
     "{% for message in messages %}", "{% for message in messages if message.role == 'user' %}"
 )
 THINKS = CHATML.replace("assistant\n", "assistant\n{% if enable_thinking %}<think>\n{% endif %}")
+LLAMA_3_2 = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}'
+    '{%- endif %}{{- "Today Date: " + date_string + "\n\n" }}' + CHATML
+)
+STAMPS = "{%- set today = strftime_now( '%Y-%m-%d' ) %}{{- 'The date is ' + today + '. ' }}" + CHATML
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,34 @@ def test_two_system_prompts_give_two_prompts_with_any_template():
 
 def test_a_reasoning_template_opens_no_think_block():
     assert "<think>" not in Chat(tokenizer(THINKS)).text("", "Hello")
+
+
+@pytest.mark.parametrize(
+    ("template", "stamp"), [(LLAMA_3_2, "Today Date: 26 Jul 2024\n\n"), (STAMPS, "The date is 2024-07-26. ")]
+)
+def test_a_template_that_stamps_the_date_gives_the_same_prompt_on_every_day(
+    template: str, stamp: str, monkeypatch: pytest.MonkeyPatch
+):
+    chat = Chat(tokenizer(template))
+    ours, plain = [], []
+    for day in (1, 2):
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, day: int = day) -> datetime:
+                return datetime(2026, 1, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+        ours.append(chat.ids("Be kind.", "Hello"))
+        plain.append(chat.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False))
+    assert plain[0] != plain[1]
+    assert ours[0] == ours[1]
+    assert chat.text("Be kind.", "Hello") == stamp + Chat(tokenizer()).text("Be kind.", "Hello")
+
+
+def test_a_template_without_a_date_is_left_as_it_is():
+    embedded = AutoTokenizer.from_pretrained(embedded_folder()).chat_template
+    assert all(on_one_day(template) == template for template in (embedded, CHATML, NO_SYSTEM, THINKS))
 
 
 def test_special_tokens_of_the_template_are_single_ids(chat: Chat):

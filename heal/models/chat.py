@@ -1,10 +1,15 @@
 """From a system prompt and a user message to token ids, by the model's own chat template."""
 
+import re
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+_NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DAY = date(2024, 7, 26)  # what Llama 3's templates fall back to
 
 
 @dataclass
@@ -12,7 +17,8 @@ class Chat:
     """Renders chats for one tokenizer.
 
     A template that takes no system message (Gemma 2, say) gets the system prompt as the first
-    paragraph of the user's message.
+    paragraph of the user's message. One that asks for today's date (Llama 3.2, say) always gets the
+    same day, so that a run goes on with the prompts it began with.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,6 +62,15 @@ class Chat:
         # enable_thinking: templates of reasoning models open no think block; others ignore the word.
         return str(
             self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                messages,
+                chat_template=on_one_day(self.tokenizer.get_chat_template()),
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=False,
             )
         )
+
+
+def on_one_day(template: str) -> str:
+    """The template with a fixed date, in the same format, wherever it asks for the current one."""
+    return _NOW.sub(lambda found: found[1] + _DAY.strftime(found[2]) + found[1], template)
