@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from heal.bench.measure import peak_bytes
+from heal.divergence import row_blocks
+from heal.healing import barrier
 from heal.healing.barrier import RMSE_EPS, Aggregate, Divergence, aggregate, lambda_for_round, position_losses
 from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
@@ -139,6 +142,21 @@ def test_more_memory_for_the_head_means_larger_chunks(tiny: LanguageModel):
     sizes = [replace(tiny, batching=Batching(head_bytes=size)).head_positions for size in (1, 10**6, 10**7)]
     assert sizes[0] == 1
     assert sizes[1] < sizes[2] < 10**7 / (4 * 272)
+
+
+@pytest.mark.parametrize("kind", ["kl_fwd", "kl_rev"])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_losses_keep_to_the_memory_for_the_head(
+    tiny_folder: Path, kind: Divergence, gpu: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if gpu:  # blocks as for any tensor that is not on a CPU
+        monkeypatch.setattr(barrier, "row_blocks", lambda logits: row_blocks(logits.to("meta")))
+    model = replace(load(tiny_folder, torch.bfloat16), batching=Batching(head_bytes=2**24))
+    count = model.head_positions
+    h, reference = (states(model, count, seed).bfloat16() for seed in (0, 1))
+    target = torch.zeros(count, dtype=torch.long)
+    peak = peak_bytes(lambda: position_losses(model, h, target, reference, kind), "cpu")
+    assert 0.9 < peak / 2**24 < 1.3
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,7 +17,7 @@ from heal.models.packing import MIN_SHARED, Packed, Rows, forest, pack, tree_nod
 
 _FILLED = 0.6  # of the longest row of a batch that a row must fill
 _PAIRS = 4  # pairs in masked attention that cost as much as one token, in units of the hidden size
-_HEAD_COPIES = 3  # tensors over the vocabulary that a loss or a KL holds at once: two logits, one of them cast
+_HEAD_COPIES = 3  # tensors over the vocabulary that a loss or a KL holds at once: two logits, and casts or a block's
 
 
 @dataclass
