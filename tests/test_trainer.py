@@ -145,6 +145,12 @@ def test_a_loss_that_is_not_finite_stops_the_round(tiny_folder: Path, bad: float
         healed(model, accumulator, replace(CONFIG, learning_rate=bad, batch_size=4))
 
 
+def test_weights_that_the_last_step_made_not_finite_stop_the_round(tiny_folder: Path):
+    model, accumulator = student(tiny_folder)
+    with pytest.raises(RoundError, match=r"not finite after the last step, 1; .*learning_rate"):
+        healed(model, accumulator, replace(ONE_STEP, learning_rate=math.inf))
+
+
 # Gradients and what trains.
 
 

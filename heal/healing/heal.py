@@ -60,7 +60,7 @@ def heal(
         progress: told (steps done, steps).
 
     Raises:
-        RoundError: the loss is not finite, or memory ran out.
+        RoundError: the loss or what was trained is not finite, or memory ran out.
     """
     made = training_rows(language_model, rows)
     parts = split(len(made), config.validation, seed, round_index, "validation")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
 from heal.accumulator import CURRENT, Accumulator
@@ -106,6 +107,16 @@ class HealTrainer(SFTTrainer):
         self._tally = {"train": _Tally(), "eval": _Tally()}
         self._completions_in_step = 0
         self._norms_taken_at = -1
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        """Trains, and refuses a last step that no loss was computed after."""
+        output = super().train(*args, **kwargs)
+        if not all(bool(weight.isfinite().all()) for weight in self._accumulator.trainable().values()):
+            raise RoundError(
+                f"the weights are not finite after the last step, {self.state.global_step}; the rounds before this "
+                "one are kept. Lower heal.learning_rate."
+            )
+        return output
 
     def _get_train_sampler(self, *args, **kwargs) -> StepOrder:
         return self._order
