@@ -66,6 +66,7 @@ def test_the_matmul_rate_of_a_machine_that_takes_a_second_for_each_clock_tick(mo
     ticks = iter(range(1000))
     monkeypatch.setattr("heal.bench.measure.time.perf_counter", lambda: float(next(ticks)))
     assert matmul_rate(CPU, torch.float32, size=64, seconds=3.0) == 2 * 64**3
+    assert matmul_rate(torch.device("meta"), torch.float32, seconds=3.0) == 2 * 8192**3  # off the CPU
 
 
 def test_half_of_what_the_machine_multiplies_in_that_time_is_half_of_the_limit():

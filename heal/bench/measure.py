@@ -89,15 +89,16 @@ def count_flops(work: Work) -> int:
     return counter.get_total_flops()
 
 
-def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int = 2048, seconds: float = 0.5) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.5) -> float:
     """FLOP/s of square matrix products: the fastest of the batches that were timed within `seconds`.
 
     Args:
         device: where.
         dtype: of both factors and the product.
-        size: rows and columns; 2048 fills a CPU, a large GPU needs 8192.
+        size: rows and columns; None: 2048, which fills a CPU, and 8192 elsewhere, which a large GPU needs.
         seconds: about how long to measure.
     """
+    size = size or (2048 if device.type == "cpu" else 8192)
     a_NN, b_NN = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out_NN = a_NN @ b_NN
     best, count = 0.0, 1
