@@ -189,7 +189,7 @@ def verdict(
     if not shift.low > 0:
         return Verdict("no trait shift", f"{shown}: not above zero")
     meant = intent * deltas[target or trait].value
-    if target in valid and meant <= 0:
+    if target and target in valid and meant <= 0:
         return Verdict(
             "off-target", f"{shown}, but {target} moved by {deltas[target].value:+.3f}, not as it is meant to"
         )
