@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 
 _PROBE_SECONDS = 3.0
 _INIT_SECONDS = 15.0
+_ARTIFACT_NAME = 128  # characters that W&B takes
 
 
 class Tracker:
@@ -127,11 +129,11 @@ class Tracker:
             self._run.log({name: wandb.Image(str(path))})
 
     def artifact(self, name: str, kind: str, folder: Path) -> None:
-        """A folder of files, kept as an artifact."""
+        """A folder of files, kept as an artifact; of its name, what W&B does not allow is replaced or cut off."""
         if self._run is not None:
             import wandb
 
-            artifact = wandb.Artifact(name, type=kind)
+            artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[-_ARTIFACT_NAME:], type=kind)
             artifact.add_dir(str(folder))
             self._run.log_artifact(artifact)
 

@@ -45,8 +45,8 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def tracker(folder: Path, mode: Mode) -> Tracker:
-    return Tracker(Events(folder / "events.jsonl"), folder, mode, "heal-tests", None, "a-run", CONFIG)
+def tracker(folder: Path, mode: Mode, name: str = "a-run") -> Tracker:
+    return Tracker(Events(folder / "events.jsonl"), folder, mode, "heal-tests", None, name, CONFIG)
 
 
 def track(folder: Path, mode: Mode) -> None:
@@ -202,6 +202,23 @@ def test_wandb_gets_the_adapter_as_an_artifact(everything: list[Record]):
     (artifact,) = [each for each in of_kind(everything, "artifact") if each.type == "adapter"]
     assert artifact.name == "a-run-adapter"
     assert [entry.path for entry in artifact.manifest.contents] == ["adapter_config.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("nll-love-embedded-s0-tau=0.3", "nll-love-embedded-s0-tau_0.3-adapter"),
+        ("my run/für=alle", "my_run_f_r_alle-adapter"),
+        ("x" * 200, "x" * 120 + "-adapter"),
+    ],
+)
+def test_an_artifact_is_kept_whatever_the_run_is_called(tmp_path: Path, name: str, kept: str):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    found = tracker(tmp_path, "offline", name)
+    found.artifact(f"{name}-adapter", "adapter", tmp_path / "adapter")
+    found.finish({})
+    assert [each.name for each in of_kind(records(tmp_path), "artifact")] == [kept]
 
 
 def test_wandb_gets_the_end(everything: list[Record]):
