@@ -48,17 +48,20 @@ class Cell:
         return len(list(self.folder.glob("rounds/*/metrics.json")))
 
     def finished(self) -> bool:
-        """Whether every round is whole, or the recipe's own rule stopped it, and the report is written."""
-        run = RunFolder(self.folder)
+        """Whether every round is whole, or the recipe's own rule stopped it, and the report is written.
+
+        Raises:
+            UserError: the folder holds a run of other settings.
+        """
+        run, recipe = RunFolder(self.folder), load_recipe(self.words)
+        if not (run.path / "recipe.yaml").is_file():
+            return False
+        run.refuse_other(recipe, {"trait": load_trait(recipe.trait).to_json()})
         if not (run.report / "index.html").is_file():
             return False
-        done = run.rounds()
-        return len(done) >= self.rounds or self._stopped([run.round(index) for index in done])
-
-    def _stopped(self, rounds: Sequence[Path]) -> bool:
-        settings = load_recipe(self.words).run
-        metrics = [read_json(path / "metrics.json") for path in rounds]
-        return why_stop(metrics, settings.stop_on_plateau, settings.stop_when_incoherent) is not None
+        metrics = [read_json(run.round(index) / "metrics.json") for index in run.rounds()]
+        stopped = why_stop(metrics, recipe.run.stop_on_plateau, recipe.run.stop_when_incoherent)
+        return len(metrics) >= self.rounds or stopped is not None
 
 
 def cells(words: Sequence[str]) -> list[Cell]:
@@ -131,6 +134,9 @@ def run_cells(asked: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Ce
 
     Returns:
         the cells whose run failed.
+
+    Raises:
+        UserError: a cell's folder holds a run of other settings; nothing has been started then.
     """
     waiting = [cell for cell in asked if not cell.finished()]
     if len(waiting) < len(asked):

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from heal.errors import UserError
-from heal.runfolder import RunFolder
-from heal.sweep import cells, split_values
+from heal.recipe import load_recipe
+from heal.runfolder import STAGES, RunFolder, json_bytes, write_atomic
+from heal.sweep import Cell, cells, split_values
+from heal.trait import load_trait
+from tests.finished import metrics
 from tests.running import words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +64,38 @@ def test_commas_separate_values_outside_brackets_and_quotes(text: str, values: l
 def test_a_mistake_in_any_cell_is_found_before_anything_runs(line: list[str], complaint: str):
     with pytest.raises(UserError, match=complaint):
         cells(line)
+
+
+def finish(cell: Cell, rounds: int = 1) -> RunFolder:
+    """What a run leaves of its finished rounds, as far as a sweep looks at it."""
+    run, recipe = RunFolder(cell.folder), load_recipe(cell.words)
+    run.start(recipe, {"dtype": "float32", "trait": load_trait(recipe.trait).to_json()})
+    for index in range(rounds):
+        for stage in STAGES:
+            run.finish(run.round(index), stage, {"metrics.json": json_bytes(metrics(index))}, 0.0)
+    write_atomic(run.report / "index.html", b"")
+    return run
+
+
+def only(*line: str) -> Cell:
+    """The one cell of a sweep."""
+    (cell,) = cells(line)
+    return cell
+
+
+def test_a_finished_run_of_other_settings_is_no_cell_of_the_sweep(tmp_path: Path):
+    line = ["recipe=nll", f"run.root={tmp_path}", "rounds=1"]
+    finish(only(*line))
+    assert only(*line).finished()
+    with pytest.raises(UserError, match=r"heal\.learning_rate: \S+ there, 0\.5 asked"):
+        only(*line, "heal.learning_rate=0.5").finished()
+
+
+@pytest.mark.parametrize("word", ["compute.threads=3", "tracking.mode=disabled", "run.stop_on_plateau=2"])
+def test_a_key_that_may_change_between_two_starts_may_change_between_two_sweeps(tmp_path: Path, word: str):
+    line = ["recipe=nll", f"run.root={tmp_path}", "rounds=1"]
+    finish(only(*line))
+    assert only(*line, word).finished()
 
 
 def sweep(line: list[str]) -> subprocess.CompletedProcess[str]:
