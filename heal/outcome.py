@@ -92,7 +92,7 @@ def deliver(session: Session, metrics: list[dict[str, Any]], seconds: float) -> 
         page = build_report(folder)
         shown.found(str(page))
     with console.stage("export") as shown:
-        exported = export_adapter(session.student(), folder.path / "export" / "adapter")
+        exported = export_adapter(session.student(), folder.adapter)
         shown.found(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
     last = metrics[-1]
     final = Verdict(**last["verdict"])

@@ -17,6 +17,7 @@ from heal.recipe import flatten, from_mapping, read_yaml, to_mapping, to_yaml
 
 STAGES = ("extract", "calibrate", "generate", "steered", "heal", "evaluate")
 MANIFEST = "stages.json"
+EXPORT_RECORD = "heal_export.json"
 
 # Keys that may change between two starts of one run: they do not change what it computes.
 FREE_KEYS = ("run.rounds", "run.stop_", "run.root", "run.name", "tracking.", "compute.")
@@ -36,6 +37,16 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter that the run exports at its end."""
+        return self.path / "export" / "adapter"
+
+    def exported(self) -> list[int]:
+        """The rounds that are in that adapter, as its record says; empty where there is none."""
+        record = self.adapter / EXPORT_RECORD
+        return read_json(record).get("rounds", []) if record.is_file() else []
 
     @property
     def baseline(self) -> Path:

@@ -48,7 +48,9 @@ class Cell:
         return len(list(self.folder.glob("rounds/*/metrics.json")))
 
     def finished(self) -> bool:
-        """Whether every round is whole, or the recipe's own rule stopped it, and the report is written.
+        """Whether the report is written, and the adapter of as many whole rounds as asked for.
+
+        More rounds are as good, and fewer where the recipe's own rule stopped it there.
 
         Raises:
             UserError: the folder holds a run of other settings.
@@ -57,9 +59,10 @@ class Cell:
         if not (run.path / "recipe.yaml").is_file():
             return False
         run.refuse_other(recipe, {"trait": load_trait(recipe.trait).to_json()})
-        if not (run.report / "index.html").is_file():
+        exported = run.exported()
+        if not (run.report / "index.html").is_file() or exported != run.rounds()[: len(exported)]:
             return False
-        metrics = [read_json(run.round(index) / "metrics.json") for index in run.rounds()]
+        metrics = [read_json(run.round(index) / "metrics.json") for index in exported]
         stopped = why_stop(metrics, recipe.run.stop_on_plateau, recipe.run.stop_when_incoherent)
         return len(metrics) >= self.rounds or stopped is not None
 

@@ -9,7 +9,7 @@ import pytest
 
 from heal.errors import UserError
 from heal.recipe import load_recipe
-from heal.runfolder import STAGES, RunFolder, json_bytes, write_atomic
+from heal.runfolder import EXPORT_RECORD, STAGES, RunFolder, json_bytes, write_atomic
 from heal.sweep import Cell, cells, split_values
 from heal.trait import load_trait
 from tests.finished import metrics
@@ -66,15 +66,24 @@ def test_a_mistake_in_any_cell_is_found_before_anything_runs(line: list[str], co
         cells(line)
 
 
-def finish(cell: Cell, rounds: int = 1) -> RunFolder:
-    """What a run leaves of its finished rounds, as far as a sweep looks at it."""
+def finish(cell: Cell, rounds: int = 1, exported: int = 1, grows: bool = True) -> None:
+    """What a run leaves, as far as a sweep looks at it.
+
+    Args:
+        cell: the run.
+        rounds: finished ones.
+        exported: rounds in the adapter; 0: it is not written.
+        grows: whether there is more of the trait in each round.
+    """
     run, recipe = RunFolder(cell.folder), load_recipe(cell.words)
     run.start(recipe, {"dtype": "float32", "trait": load_trait(recipe.trait).to_json()})
     for index in range(rounds):
         for stage in STAGES:
-            run.finish(run.round(index), stage, {"metrics.json": json_bytes(metrics(index))}, 0.0)
+            content = metrics(index if grows else 0)
+            run.finish(run.round(index), stage, {"metrics.json": json_bytes(content)}, 0.0)
     write_atomic(run.report / "index.html", b"")
-    return run
+    if exported:
+        write_atomic(run.adapter / EXPORT_RECORD, json_bytes({"rounds": list(range(exported))}))
 
 
 def only(*line: str) -> Cell:
@@ -96,6 +105,33 @@ def test_a_key_that_may_change_between_two_starts_may_change_between_two_sweeps(
     line = ["recipe=nll", f"run.root={tmp_path}", "rounds=1"]
     finish(only(*line))
     assert only(*line, word).finished()
+
+
+@pytest.mark.parametrize(
+    ("asked", "rounds", "exported", "finished"),
+    [
+        (3, 3, 3, True),
+        (3, 3, 0, False),  # killed in the export
+        (8, 3, 3, False),
+        (8, 8, 3, False),  # three rounds continued to eight, and killed before the new adapter
+        (2, 3, 3, True),
+        (2, 3, 2, True),  # three rounds, then the same folder with two
+        (3, 2, 3, False),  # a damaged round
+    ],
+)
+def test_a_run_is_finished_once_its_adapter_holds_the_rounds_that_were_asked_for(
+    tmp_path: Path, asked: int, rounds: int, exported: int, finished: bool
+):
+    cell = only("recipe=nll", f"run.root={tmp_path}", f"rounds={asked}")
+    finish(cell, rounds, exported)
+    assert cell.finished() is finished
+
+
+@pytest.mark.parametrize(("rounds", "exported", "finished"), [(2, 2, True), (3, 2, True), (2, 0, False), (1, 1, False)])
+def test_a_run_that_its_own_rule_stopped_is_finished(tmp_path: Path, rounds: int, exported: int, finished: bool):
+    cell = only("recipe=nll", f"run.root={tmp_path}", "rounds=8", "run.stop_on_plateau=1")
+    finish(cell, rounds, exported, grows=False)
+    assert cell.finished() is finished
 
 
 def sweep(line: list[str]) -> subprocess.CompletedProcess[str]:

@@ -13,9 +13,7 @@ from safetensors import SafetensorError
 
 from heal.errors import UserError
 from heal.export.factors import ExportError
-from heal.runfolder import json_bytes
-
-RECORD = "heal_export.json"
+from heal.runfolder import EXPORT_RECORD, json_bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def check_place(path: Path) -> None:
         return
     if not path.is_dir():
         raise UserError(f"{path}: a file is in the way; give another out=...")
-    if any(path.iterdir()) and not (path / RECORD).is_file():
+    if any(path.iterdir()) and not (path / EXPORT_RECORD).is_file():
         raise UserError(f"{path}: the folder holds something that is not an export of heal; give another out=...")
 
 
@@ -80,12 +78,12 @@ def replaced(path: Path) -> Iterator[Path]:
 
 def write_record(folder: Path, **facts: Any) -> None:
     """Says in a file what the export is; by it a later export knows that it may replace this one."""
-    (folder / RECORD).write_bytes(json_bytes(facts))
+    (folder / EXPORT_RECORD).write_bytes(json_bytes(facts))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What `write_record` wrote."""
-    content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    content = json.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))
     assert isinstance(content, dict)
     return content
 
