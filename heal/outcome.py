@@ -82,17 +82,24 @@ def track_round(session: Session, metrics: dict[str, Any], new: bool) -> None:
 
 
 def deliver(session: Session, metrics: list[dict[str, Any]], seconds: float) -> None:
-    """Report, adapter, W&B's figures and artifact, and the last lines."""
+    """Report, adapter, W&B's figures and artifact, and the last lines.
+
+    Verdict, best round and adapter are of the rounds that `metrics` has, the report of all that the folder holds: they
+    are more where an earlier start went further.
+    """
     from heal.export.adapter import export_adapter
     from heal.report.build import build_report
 
     console, folder = session.console, session.folder
+    rounds = [entry["round"] for entry in metrics]
+    there = len(folder.rounds())
+    more = there > len(rounds)
     console.title("results")
     with console.stage("report") as shown:
         page = build_report(folder)
         shown.found(str(page))
     with console.stage("export") as shown:
-        exported = export_adapter(session.student(), folder.adapter)
+        exported = export_adapter(session.student(rounds), folder.adapter)
         shown.found(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
     last = metrics[-1]
     final = Verdict(**last["verdict"])
@@ -101,13 +108,18 @@ def deliver(session: Session, metrics: list[dict[str, Any]], seconds: float) -> 
     session.tracker.artifact(f"{session.recipe.run.name}-adapter", "adapter", exported.path)
     session.tracker.finish({"state": "done", "verdict": final.label, "reason": final.reason, "seconds": round(seconds)})
     console.say("")
+    if more:
+        console.say(
+            f"rounds     the folder holds {there}, all in the report; "
+            f"verdict, best round and adapter are of the first {len(rounds)}"
+        )
     console.say(f"verdict    {final.label}: {final.reason}")
     best = best_round(metrics)
     if best is not None and best != len(metrics) - 1:
         shift = interval(metrics[best]["healed"]["persona_log_ratio"]["delta"], sign=True)
-        export = f"python scripts/export.py run={folder.path} round=best"
+        export = f"python scripts/export.py run={folder.path} round={rounds[best] if more else 'best'}"
         console.say(f"best       round {best + 1}: {shift} over base and coherent; {export}")
     console.say(f"report     {page}")
     console.say(f"adapter    {exported.path}")
-    console.say(f"try it     python scripts/chat.py run={folder.path}")
+    console.say(f"try it     python scripts/chat.py run={folder.path}" + (f" round={rounds[-1]}" if more else ""))
     console.say(f"took       {seconds:.0f} s for {len(metrics)} rounds in this start")

@@ -47,9 +47,9 @@ class Session:
     neutral_texts: NeutralTexts = field(init=False)  # set by the baseline, with the probe
     probe: Probe = field(init=False)
 
-    def student(self) -> Student:
-        """The student as it stands now."""
-        return Student(self.recipe, self.trait, self.folder, self.model, self.accumulator, self.folder.rounds())
+    def student(self, rounds: list[int]) -> Student:
+        """The student as it stands now, after `rounds`: those of this start, of which the folder may hold more."""
+        return Student(self.recipe, self.trait, self.folder, self.model, self.accumulator, rounds)
 
 
 def fitting(model: LanguageModel, recipe: Recipe, trait: Trait) -> tuple[Trait, int]:

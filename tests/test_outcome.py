@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from heal.console import Console
-from heal.outcome import round_values, show_round
-from heal.runfolder import RunFolder
+from heal.export.folder import read_record
+from heal.outcome import deliver, round_values, show_round
+from heal.runfolder import Events, RunFolder
+from heal.session import Session
+from heal.tracking import Tracker
+from tests import finished
 from tests.finished import metrics as finished_metrics
 
 
@@ -62,3 +66,38 @@ def test_the_round_s_table_shows_the_margin_and_which_signal_it_is(tmp_path: Pat
     session = SimpleNamespace(console=Console(), folder=RunFolder(tmp_path))
     show_round(session, metrics(coherence={"worst": "alive_share", "margin": 0.375}))
     assert "0.38 (alive_share)" in capsys.readouterr().out
+
+
+# What is delivered.
+
+
+@pytest.fixture
+def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """Two finished rounds; its report is not built."""
+    monkeypatch.setattr("heal.report.build.build_report", lambda folder: folder.report / "index.html")
+    return finished.write_run(tmp_path / "run", tiny_folder)
+
+
+def delivered(run: RunFolder, rounds: int) -> None:
+    """The end of a start that went through so many rounds."""
+    student = finished.student(run, rounds - 1)
+    tracker = Tracker(Events(run.path / "events.jsonl"), run.path, "disabled", "heal-tests", None, "run", {})
+    parts = (student.recipe, student.trait, run, student.model, student.accumulator)
+    deliver(Session(*parts, Console(), tracker), [finished_metrics(index) for index in range(rounds)], 1.0)
+
+
+def test_a_start_of_fewer_rounds_than_the_folder_holds_delivers_those_and_says_so(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+):
+    delivered(run, 1)
+    printed = capsys.readouterr().out
+    assert read_record(run.adapter)["rounds"] == run.exported() == [0]
+    assert "made in 1 round of" in (run.adapter / "README.md").read_text()
+    assert "the folder holds 2, all in the report; verdict, best round and adapter are of the first 1" in printed
+    assert f"scripts/chat.py run={run.path} round=0" in printed
+
+
+def test_a_start_of_all_rounds_delivers_them_all(run: RunFolder, capsys: pytest.CaptureFixture[str]):
+    delivered(run, 2)
+    assert run.exported() == [0, 1]
+    assert "the folder holds" not in capsys.readouterr().out
