@@ -1,8 +1,10 @@
 """The `key=value` words of a script, read by a dataclass of `heal.config.key` fields; errors name the nearest."""
 
 import math
+import tempfile
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from heal.errors import UserError, nearest
@@ -44,6 +46,29 @@ def options_help(schema: type, usage: str, purpose: str) -> str:
         default = "" if item.default in ("", None) else item.default
         lines.append(f"  {item.name}={default}  ({item.type_name})\n      {item.help}")
     return "\n".join(lines)
+
+
+def output_path(text: str, folder: bool) -> Path:
+    """The place that `out=text` names, looked at before anything is computed for it; nothing is made there.
+
+    Args:
+        text: as it was given.
+        folder: whether it is a folder that will be written, or a file.
+
+    Raises:
+        UserError: it is the other of the two, or nothing can be written there.
+    """
+    path = Path(text).expanduser()
+    if not folder and path.is_dir():
+        raise UserError(f"out={text}: that is a folder; name the file to write")
+    place = path if folder else path.parent
+    while not place.exists():
+        place = place.parent
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise UserError(f"out={text}: nothing can be written to {place} ({error.strerror})") from error
+    return path
 
 
 def resolve_device(name: str):

@@ -241,6 +241,9 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # the temporary name says little, and a full disk names no file at all
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import guarded, quiet_libraries, usable_cores  # noqa: E402
+from heal.app import command, quiet_libraries, usable_cores  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.options import options_help, read_options  # noqa: E402
-from heal.recipe import main_words, wants_help  # noqa: E402
+from heal.recipe import main_words  # noqa: E402
 
 STAGES = ("heal", "barrier", "reference", "generate", "extract", "calibrate", "history", "round")
 USAGE = "python scripts/bench.py [STAGE ...] [--json] [key=value ...]"
@@ -53,7 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(options_help(Options, USAGE, PURPOSE))
-    else:
-        guarded(main)
+    command(main_words(), lambda: options_help(Options, USAGE, PURPOSE), main)

@@ -12,11 +12,11 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from rich.text import Text  # noqa: E402
 
-from heal.app import guarded, quiet_libraries  # noqa: E402
+from heal.app import command, quiet_libraries  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.errors import UserError  # noqa: E402
 from heal.options import options_help, read_options, resolve_device  # noqa: E402
-from heal.recipe import main_words, wants_help  # noqa: E402
+from heal.recipe import main_words  # noqa: E402
 from heal.runfolder import RunFolder  # noqa: E402
 
 USAGE = 'python scripts/chat.py run=FOLDER [prompt="..."] [key=value ...]'
@@ -123,7 +123,4 @@ def read_line() -> str:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(options_help(Options, USAGE, PURPOSE))
-    else:
-        guarded(main)
+    command(main_words(), lambda: options_help(Options, USAGE, PURPOSE), main)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import bare_model, guarded  # noqa: E402
+from heal.app import bare_model, command  # noqa: E402
 from heal.console import Console  # noqa: E402
-from heal.recipe import load_recipe, main_words, wants_help  # noqa: E402
+from heal.options import output_path  # noqa: E402
+from heal.recipe import load_recipe, main_words  # noqa: E402
 
 USAGE = "usage: python scripts/coherence.py [out=FOLDER] [model.name=...] [trait=...] [key=value ...]"
 PURPOSE = """Plants damage of growing size in base's answers (loops, word salad, another language, cut off) and in its
@@ -21,7 +22,8 @@ coherence): which signal notices what, at which size. Keys are those of heal/tra
 def main() -> None:
     """Reads the words, plants, measures, says where it is."""
     words = main_words()
-    out = Path(next((word.partition("=")[2] for word in words if word.startswith("out=")), "coherence"))
+    given = [word.removeprefix("out=") for word in words if word.startswith("out=")]
+    out = output_path(["coherence", *given][-1], folder=True)
     recipe = load_recipe([word for word in words if not word.startswith("out=")])
     console, settings = Console(), recipe.evaluation
     model, trait, _ = bare_model(recipe, console)
@@ -72,7 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(f"{USAGE}\n\n{PURPOSE}")
-    else:
-        guarded(main)
+    command(main_words(), lambda: f"{USAGE}\n\n{PURPOSE}", main)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import guarded  # noqa: E402
+from heal.app import command  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.errors import UserError  # noqa: E402
-from heal.options import options_help, read_options  # noqa: E402
-from heal.recipe import main_words, wants_help  # noqa: E402
+from heal.options import options_help, output_path, read_options  # noqa: E402
+from heal.recipe import main_words  # noqa: E402
 
 USAGE = "python scripts/compare.py RUN|FILE.jsonl ... [by=recipe,trait] [against=ARM] [out=FOLDER]"
 PURPOSE = """Groups finished runs into arms, one run a seed, and writes comparison.md, .csv, .html and .png to FOLDER:
@@ -36,6 +36,7 @@ def main() -> None:
     options = read_options(Options, chosen)
     if not folders:
         raise UserError("no runs given; name their folders, as in runs/kl_rev_rmse-love-embedded-s0")
+    out = output_path(options.out, folder=True)
     from heal.comparison.arms import Settings, group, lines, untrained
     from heal.comparison.runs import read_runs, records
     from heal.comparison.show import figure, markdown, page, rounds_csv
@@ -58,7 +59,7 @@ def main() -> None:
         "comparison.html": page(table, image, options.title).encode(),
         "runs.jsonl": records(runs),
     }
-    print(f"{markdown(table)}\n{write_files(Path(options.out), files)}")
+    print(f"{markdown(table)}\n{write_files(out, files)}")
 
 
 def _is_log(path: Path) -> bool:
@@ -67,7 +68,4 @@ def _is_log(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(options_help(Options, USAGE, PURPOSE))
-    else:
-        guarded(main)
+    command(main_words(), lambda: options_help(Options, USAGE, PURPOSE), main)

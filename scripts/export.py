@@ -7,13 +7,13 @@ from typing import Literal
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import guarded, quiet_libraries  # noqa: E402
+from heal.app import command, quiet_libraries  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.console import Console  # noqa: E402
 from heal.errors import UserError  # noqa: E402
 from heal.evaluation.choice import best_round  # noqa: E402
 from heal.options import options_help, read_options, resolve_device  # noqa: E402
-from heal.recipe import main_words, wants_help  # noqa: E402
+from heal.recipe import main_words  # noqa: E402
 from heal.runfolder import RunFolder, read_json  # noqa: E402
 
 USAGE = "python scripts/export.py run=FOLDER | vector=FILE [key=value ...]"
@@ -192,7 +192,4 @@ def how_to_load(path: Path, kind: str) -> str:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(options_help(Options, USAGE, PURPOSE))
-    else:
-        guarded(main)
+    command(main_words(), lambda: options_help(Options, USAGE, PURPOSE), main)

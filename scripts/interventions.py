@@ -5,10 +5,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import guarded, opened  # noqa: E402
+from heal.app import CONTINUES, command, opened  # noqa: E402
 from heal.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs  # noqa: E402
 from heal.options import options_help  # noqa: E402
-from heal.recipe import main_words, wants_help  # noqa: E402
+from heal.recipe import main_words  # noqa: E402
 
 USAGE = "python scripts/interventions.py [model=...] [trait=...] [method=a,b] [signs=both] [key=value ...]"
 PURPOSE = f"""Calibrates every intervention at equal KL (as scripts/calibrate.py, from whose doses it goes on), then
@@ -46,7 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(options_help(Study, USAGE, PURPOSE))
-    else:
-        guarded(main, "What was finished is kept; the same command continues.")
+    command(main_words(), lambda: options_help(Study, USAGE, PURPOSE), main, CONTINUES)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import guarded, opened  # noqa: E402
+from heal.app import CONTINUES, command, opened  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.interventions.asked import KIND, SHORT_HELP, Study, interventions, multiples, read_study, signs  # noqa: E402
 from heal.options import options_help  # noqa: E402
-from heal.recipe import main_words, wants_help  # noqa: E402
+from heal.recipe import main_words  # noqa: E402
 
 USAGE = "python scripts/survival.py [model=...] [trait=...] [method=a,b] [tokens=128] [key=value ...]"
 PURPOSE = f"""Calibrates every intervention at equal KL (as scripts/calibrate.py, from whose doses it goes on), then
@@ -54,7 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(options_help(Options, USAGE, PURPOSE))
-    else:
-        guarded(main, "What was finished is kept; the same command continues.")
+    command(main_words(), lambda: options_help(Options, USAGE, PURPOSE), main, CONTINUES)

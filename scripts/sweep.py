@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import guarded, usable_cores  # noqa: E402
+from heal.app import CONTINUES, command, usable_cores  # noqa: E402
 from heal.errors import RoundError, UserError  # noqa: E402
-from heal.recipe import main_words, wants_help  # noqa: E402
+from heal.recipe import main_words  # noqa: E402
 from heal.sweep import cells, run_cells  # noqa: E402
 
 HELP = """usage: python scripts/sweep.py key=a,b,c ... [jobs=1]
@@ -39,7 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(HELP)
-    else:
-        guarded(main, "What was finished is kept; the same command continues.")
+    command(main_words(), lambda: HELP, main, CONTINUES)

@@ -7,11 +7,11 @@ from typing import Literal
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import bare_model, default_name, guarded  # noqa: E402
+from heal.app import bare_model, command, default_name  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.console import Console  # noqa: E402
-from heal.options import options_help, read_options  # noqa: E402
-from heal.recipe import load_recipe, main_words, wants_help  # noqa: E402
+from heal.options import options_help, output_path, read_options  # noqa: E402
+from heal.recipe import load_recipe, main_words  # noqa: E402
 from heal.trait import load_trait  # noqa: E402
 
 USAGE = "python scripts/weight_difference.py [trait=...] [model.name=...] [adapter=KIND] [out=FILE] [key=value ...]"
@@ -36,7 +36,7 @@ def main() -> None:
     recipe = load_recipe([word for word in main_words() if word not in own])
     console = Console()
     default = default_name(recipe, load_trait(recipe.trait), f"weight_difference-{options.adapter}") + ".safetensors"
-    path = Path(options.out or default).expanduser()
+    path = output_path(options.out or default, folder=False)
     model, trait, _ = bare_model(recipe, console)
     from heal.runfolder import write_atomic
     from heal.weight_difference.answers import contrasting_answers
@@ -62,7 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if wants_help(main_words()):
-        print(options_help(Options, USAGE, PURPOSE))
-    else:
-        guarded(main)
+    command(main_words(), lambda: options_help(Options, USAGE, PURPOSE), main)

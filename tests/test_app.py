@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from heal.app import usable_cores
+from heal.app import guarded, usable_cores
 from heal.recipe import keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +24,46 @@ def test_help_lists_every_key_with_its_type_and_meaning() -> None:
     done = run([*PYTHON, "--help"])
     assert done.returncode == 0
     assert [item.name for item in keys() if f"  {item.name}=" not in done.stdout or item.help not in done.stdout] == []
+
+
+@pytest.mark.parametrize("line", [["heal/train.py"], ["scripts/sweep.py"]])
+def test_a_reader_that_has_had_enough_ends_the_help_without_a_word(line: list[str]) -> None:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, *line, "--help"], cwd=ROOT, text=True, **streams) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (said, process.returncode) == ("", 1)
+
+
+def test_a_file_that_fails_is_one_line_with_its_name_and_exit_1(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    done = run([sys.executable, "scripts/sweep.py", "recipe=smoke", f"run.root={tmp_path / 'taken'}"])
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"heal: {tmp_path / 'taken'}: File exists. What was finished is kept")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device."),
+        (OSError("cannot load\n it"), "cannot load it."),
+        (BrokenPipeError(32, "Broken pipe"), "Broken pipe."),  # another pipe than standard output
+    ],
+)
+def test_an_error_of_the_system_without_a_file_is_one_line(
+    error: OSError, said: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+
+    def work() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        guarded(work)
+    assert (left.value.code, capfd.readouterr().err) == (1, f"heal: {said}\n")
 
 
 @pytest.mark.parametrize(

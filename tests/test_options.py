@@ -1,13 +1,18 @@
 """The words of a script: typed by its dataclass, texts taken as they stand, mistakes in one line."""
 
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from heal.config import key
 from heal.errors import UserError
-from heal.options import options_help, read_options, resolve_device
+from heal.options import options_help, output_path, read_options, resolve_device
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass
@@ -50,6 +55,37 @@ def test_a_mistake_names_the_key_and_what_it_takes(words: list[str], message: st
 def test_help_lists_every_key_with_its_meaning() -> None:
     text = options_help(Options, "usage", "purpose")
     assert all(name in text for name in ("run=", "kind=red  (red|blue)", "how many"))
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_place_that_can_be_written_is_taken_and_nothing_is_made_there(tmp_path: Path, folder: bool) -> None:
+    for text in (f"{tmp_path}/new", f"{tmp_path}/a/b/new", "new"):
+        assert output_path(text, folder) == Path(text)
+    assert output_path("~/new", folder) == Path.home() / "new"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_written_before_may_be_written_again(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert output_path(str(tmp_path / "file"), folder=False).read_text() == "mine"
+    assert output_path(str(tmp_path), folder=True) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["scripts/weight_difference.py", "out=heal"], "out=heal: that is a folder"),
+        (["scripts/weight_difference.py", "out=README.md/x"], "out=README.md/x: nothing can be written to README.md"),
+        (["scripts/weight_difference.py", "out=/proc/x"], "out=/proc/x: nothing can be written to /proc"),
+        (["scripts/coherence.py", "out=README.md"], "out=README.md: nothing can be written to README.md"),
+        (["scripts/compare.py", "runs/none", "out=README.md"], "out=README.md: nothing can be written to README.md"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(line: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, *line], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_device_that_is_not_there_is_said() -> None:

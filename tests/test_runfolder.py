@@ -1,5 +1,6 @@
 """A run on disk: written whole, checked when read, continued, and never mistaken for another."""
 
+import errno
 import json
 import os
 import subprocess
@@ -66,6 +67,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         write_atomic(path, "not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert files_below(tmp_path) == {"b.bin"}
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(tmp_path / "b.bin", b"new")
+    assert caught.value.filename == str(tmp_path / "b.bin")
+    assert files_below(tmp_path) == set()
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_and_results_are_not(tmp_path: Path):
