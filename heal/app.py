@@ -17,8 +17,8 @@ from heal.config import Recipe
 from heal.console import Console, fail
 from heal.errors import RoundError, UserError
 from heal.evaluation.vignettes import read_vignettes
-from heal.recipe import help_text, load_recipe, to_mapping, wants_help
-from heal.runfolder import Events, RunFolder, clear_temporary
+from heal.recipe import find_file, help_text, load_recipe, to_mapping, wants_help
+from heal.runfolder import Events, RunFolder, clear_temporary, sha256
 from heal.trait import Trait, load_trait
 
 if TYPE_CHECKING:
@@ -113,11 +113,11 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
     folder = RunFolder(Path(recipe.run.root) / recipe.run.name)
-    folder.refuse_other(recipe, {"trait": trait.to_json()})
-    whole = trait.to_json()
+    read = files_read(recipe, trait)
+    folder.refuse_other(recipe, read)
     model, trait, dtype = bare_model(recipe, console, folder.facts())
     batching = {"rows": model.batching.rows, "tokens": model.batching.tokens}
-    facts: dict[str, Any] = {"dtype": dtype, "trait": whole, "batching": batching}
+    facts: dict[str, Any] = {"dtype": dtype, "batching": batching} | read
     left = len(trait.heldout_prompts) - asked.skip
     if left < 2:
         raise UserError(
@@ -198,6 +198,20 @@ def run(session: "Session") -> None:
     except BaseException:
         session.tracker.finish({"state": "stopped"})
         raise
+
+
+def files_read(recipe: Recipe, trait: Trait) -> dict[str, Any]:
+    """What is in the files that a recipe only names: the trait, and digests of scenes and a template of the user's own.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    found: dict[str, Any] = {"trait": trait.to_json()}
+    if recipe.evaluation.vignettes not in ("embedded", "none"):
+        found["vignettes"] = sha256(find_file("evaluation.vignettes", recipe.evaluation.vignettes))
+    if recipe.model.chat_template is not None:
+        found["chat_template"] = sha256(find_file("model.chat_template", recipe.model.chat_template))
+    return found
 
 
 def default_name(recipe: Recipe, trait: Trait, kind: str = "") -> str:

@@ -86,13 +86,18 @@ def find_yaml(what: str, name: str, folder: Path) -> Path:
         UserError: there is none; names the nearest.
     """
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(f"{what}={name}: no such file")
-        return path
+        return find_file(what, name)
     path = folder / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"{what}={name}: no such {what}{nearest(name, available(folder))}")
+    return path
+
+
+def find_file(what: str, name: str) -> Path:
+    """The file that `what=name` names; UserError when there is none."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"{what}={name}: no such file")
     return path
 
 

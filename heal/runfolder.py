@@ -86,7 +86,7 @@ class RunFolder:
         Args:
             recipe: the resolved recipe.
             facts: what the recipe leaves open and the files depend on (the resolved dtype, the
-                trait's content).
+                trait's content, digests of other files).
 
         Raises:
             UserError: the folder belongs to another recipe (shows what differs) or is no run.

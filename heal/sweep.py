@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from heal.app import default_name
+from heal.app import default_name, files_read
 from heal.errors import UserError
 from heal.evaluation.choice import why_stop
 from heal.recipe import load_recipe
@@ -58,7 +58,7 @@ class Cell:
         run, recipe = RunFolder(self.folder), load_recipe(self.words)
         if not (run.path / "recipe.yaml").is_file():
             return False
-        run.refuse_other(recipe, {"trait": load_trait(recipe.trait).to_json()})
+        run.refuse_other(recipe, files_read(recipe, load_trait(recipe.trait)))
         exported = run.exported()
         if not (run.report / "index.html").is_file() or exported != run.rounds()[: len(exported)]:
             return False

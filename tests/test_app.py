@@ -1,4 +1,4 @@
-"""The command line as a user types it, each in a process of its own."""
+"""The command line as a user types it, in a process of its own, and which run a command goes on with."""
 
 import os
 import subprocess
@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from heal.app import guarded, usable_cores
-from heal.recipe import keys
+from heal.app import files_read, guarded, opened, usable_cores
+from heal.errors import UserError
+from heal.recipe import keys, load_recipe
+from heal.runfolder import RunFolder
+from heal.trait import load_trait
+from tests.running import words
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [sys.executable, "heal/train.py"]
@@ -83,6 +87,41 @@ def test_a_mistake_is_one_line_with_a_hint_and_exit_2(word: str, hint: str, tmp_
     assert done.stderr.count("\n") == 1
     assert hint in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scenes_or_a_template_that_were_edited_are_not_continued_with(tmp_path: Path) -> None:
+    scenes, template, run = tmp_path / "mine.jsonl", tmp_path / "mine.jinja", RunFolder(tmp_path / "run")
+    recipe = load_recipe(["recipe=smoke", f"evaluation.vignettes={scenes}", f"model.chat_template={template}"])
+    for path in (scenes, template):
+        path.write_text("first")
+    run.start(recipe, {"dtype": "float32"} | files_read(recipe, load_trait("love")))
+    run.refuse_other(recipe, files_read(recipe, load_trait("love")))
+    for path, name in ((scenes, "vignettes"), (template, "chat_template")):
+        path.write_text("second")
+        with pytest.raises(UserError, match=f"{name}: changed since the run started"):
+            run.refuse_other(recipe, files_read(recipe, load_trait("love")))
+        path.write_text("first")
+    template.unlink()
+    with pytest.raises(UserError, match=r"model\.chat_template=\S+: no such file"):
+        files_read(recipe, load_trait("love"))
+
+
+@pytest.mark.parametrize("scenes", ["none", "embedded"])
+def test_what_comes_with_heal_is_not_held_against_a_run(scenes: str) -> None:
+    recipe, trait = load_recipe(["recipe=smoke", f"evaluation.vignettes={scenes}"]), load_trait("love")
+    assert files_read(recipe, trait) == {"trait": trait.to_json()}
+
+
+def test_a_run_is_opened_again_only_with_the_scenes_that_it_started_with(tiny_folder: Path, tmp_path: Path) -> None:
+    scenes = tmp_path / "mine.jsonl"
+    scenes.write_text('{"id": "1", "text": "He kicks a dog.", "foundation": "care"}\n')
+    line = words(tiny_folder, tmp_path / "runs", f"evaluation.vignettes={scenes}", "compute.threads=1")
+    for _ in range(2):
+        with opened(load_recipe(line)) as session:
+            assert len(session.vignettes) == 1
+    scenes.write_text('{"id": "1", "text": "She kicks a dog.", "foundation": "care"}\n')
+    with pytest.raises(UserError, match="vignettes: changed since the run started"), opened(load_recipe(line)):
+        pass
 
 
 @pytest.mark.parametrize("options", [[], ["--config_file", "accelerate_config.yaml"]])

@@ -14,6 +14,7 @@ from heal.errors import UserError
 from heal.models.chat import Chat
 from heal.models.embedded import embedded_folder
 from heal.models.language_model import LanguageModel
+from heal.recipe import find_file
 
 # What a checkpoint may lack: heads tied to the embedding, buffers that are computed.
 _NOT_FOUND = (OSError, HfHubHTTPError)
@@ -64,9 +65,7 @@ def _load_tokenizer(config: ModelConfig, where: str) -> PreTrainedTokenizerBase:
     except ValueError as error:
         raise UserError(f"model.name={config.name}: its tokenizer cannot be read ({_one_line(error)})") from error
     if config.chat_template is not None:
-        path = Path(config.chat_template).expanduser()
-        if not path.is_file():
-            raise UserError(f"model.chat_template={config.chat_template}: no such file")
+        path = find_file("model.chat_template", config.chat_template)
         tokenizer.chat_template = path.read_text(encoding="utf-8")
     if not tokenizer.chat_template:
         raise UserError(
