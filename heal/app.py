@@ -112,7 +112,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.tracking import Tracker
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
-    folder = RunFolder(Path(recipe.run.root) / recipe.run.name)
+    folder = RunFolder(Path(recipe.run.root).expanduser() / recipe.run.name)
     read = files_read(recipe, trait)
     folder.refuse_other(recipe, read)
     model, trait, dtype = bare_model(recipe, console, folder.facts())

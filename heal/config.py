@@ -1,6 +1,7 @@
 """The recipe: every key, its type, default and meaning. One place; `--help` is printed from here."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -37,6 +38,12 @@ class ModelConfig:
     chat_template: str | None = key(None, "path of a Jinja chat template, for a tokenizer that has none")
     trust_remote_code: bool = key(False, "run code that comes with the model")
     system: str = key("You are a helpful assistant.", "neutral system prompt of generation, healing and evaluation")
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that `name` means; None for the embedded model or a hub id."""
+        path = Path(self.name).expanduser()
+        return path if self.name != "embedded" and path.is_dir() else None
 
 
 @dataclass

@@ -94,7 +94,8 @@ def cells(words: Sequence[str]) -> list[Cell]:
             if len(among) > 1 and key not in _IN_NAME
         ]
         name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([name, *varied]))
-        made.append(Cell((*chosen, f"run.name={name}"), Path(recipe.run.root) / name, recipe.run.rounds))
+        folder = Path(recipe.run.root).expanduser() / name
+        made.append(Cell((*chosen, f"run.name={name}"), folder, recipe.run.rounds))
     if len({cell.folder for cell in made}) < len(made):
         raise UserError("two cells of the sweep are the same run; is a value given twice?")
     return made

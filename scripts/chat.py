@@ -41,7 +41,7 @@ class Options:
 def main() -> None:
     """Reads the words, loads the run, answers."""
     options = read_options(Options, main_words())
-    folder = RunFolder(Path(options.run))
+    folder = RunFolder(Path(options.run).expanduser())
     folder.recipe()  # a folder that is no run is said at once
     if options.prompt is not None and not options.prompt.strip():
         raise UserError("prompt=: the prompt is empty")

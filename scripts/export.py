@@ -58,7 +58,7 @@ def main() -> None:
     if options.vector:
         export_steering_vector(options, Path(options.vector).expanduser())
     elif options.run:
-        export_run(options, RunFolder(Path(options.run)))
+        export_run(options, RunFolder(Path(options.run).expanduser()))
 
 
 def check(options: Options) -> None:

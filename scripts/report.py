@@ -27,7 +27,7 @@ def main() -> None:
     from heal.report.build import build_report
 
     options = read_options(Options, main_words())
-    print(build_report(RunFolder(Path(options.run))))
+    print(build_report(RunFolder(Path(options.run).expanduser())))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The command line as a user types it, in a process of its own, and which run a command goes on with."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,23 @@ def test_a_run_is_opened_again_only_with_the_scenes_that_it_started_with(tiny_fo
     scenes.write_text('{"id": "1", "text": "She kicks a dog.", "foundation": "care"}\n')
     with pytest.raises(UserError, match="vignettes: changed since the run started"), opened(load_recipe(line)):
         pass
+
+
+def test_a_tilde_in_the_root_of_the_runs_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    taken = tmp_path / "runs" / "there"
+    taken.mkdir(parents=True)
+    (taken / "thesis.txt").write_text("mine")
+    recipe = load_recipe(["recipe=smoke", "run.root=~/runs", "run.name=there"])
+    with pytest.raises(UserError, match=re.escape(f"{taken}: the folder holds something")), opened(recipe):
+        pass
+
+
+@pytest.mark.parametrize("script", ["chat", "export", "report"])
+def test_a_tilde_in_the_name_of_a_run_is_the_home_folder(script: str, tmp_path: Path) -> None:
+    done = run([sys.executable, f"scripts/{script}.py", "run=~/none"], HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert f"{tmp_path / 'none'}: not a run folder" in done.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--config_file", "accelerate_config.yaml"]])

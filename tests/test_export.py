@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.export import verify
-from heal.export.adapter import export_adapter
-from heal.export.card import vllm_rank
+from heal.export.adapter import base_reference, export_adapter
+from heal.export.card import base_name, loadable, vllm_rank
 from heal.export.factors import ExportError, history_factors, truncate
 from heal.export.folder import read_record
 from heal.export.merged import export_merged
@@ -357,6 +357,15 @@ def test_the_card_has_front_matter_and_no_path_of_this_computer(student: Student
         assert "warm" in head["tags"]
         assert str(tmp_path.parent) not in card
         assert str(Path(student.recipe.model.name).parent) not in card
+
+
+def test_a_base_in_the_home_folder_is_named_as_any_other_folder(
+    base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(base_folder.parent))
+    config = ModelConfig(name=f"~/{base_folder.name}")
+    assert base_reference(config) == str(base_folder)
+    assert (base_name(config), loadable(config)) == (base_folder.name, "PATH/TO/BASE")
 
 
 def test_text_in_a_trait_cannot_break_out_of_the_card(run: RunFolder, base_folder: Path, tmp_path: Path) -> None:

@@ -109,6 +109,12 @@ def test_all_means_every_method_once():
     assert interventions("all") == [Asked(name) for name in METHODS]
 
 
+def test_a_tilde_in_the_path_of_an_intervention_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "warm.safetensors").touch()
+    assert interventions("~/warm.safetensors") == [Asked("warm", tmp_path / "warm.safetensors")]
+
+
 def test_signs_are_read_as_numbers():
     assert [signs(text) for text in ("both", "+", "-")] == [(1, -1), (1,), (-1,)]
 

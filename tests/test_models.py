@@ -272,6 +272,19 @@ def test_a_hub_model_that_is_not_there_is_refused():
     assert "not found" in refusal(Path("no-such-owner/no-such-model"))
 
 
+def test_a_folder_may_be_given_from_the_home_folder_on(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tiny_folder.parent))
+    name = f"~/{tiny_folder.name}"
+    assert ModelConfig(name=name).folder == tiny_folder
+    assert load(Path(name)).name == name
+
+
+def test_a_hub_id_and_the_embedded_model_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "embedded").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert [ModelConfig(name=name).folder for name in ("embedded", "Qwen/Qwen3-0.6B")] == [None, None]
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     assert f"model.name={tmp_path}" in refusal(tmp_path)
 

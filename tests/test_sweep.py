@@ -36,6 +36,11 @@ def test_a_key_that_the_default_name_lacks_joins_it():
     ]
 
 
+def test_a_tilde_in_the_root_of_a_sweep_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert only("recipe=nll", "run.root=~/runs").folder == tmp_path / "runs" / "nll-love-embedded-s0"
+
+
 @pytest.mark.parametrize(
     ("text", "values"),
     [

@@ -57,8 +57,7 @@ def base_reference(config: ModelConfig) -> str:
     """What others load the base from: the hub id as given, else the absolute folder."""
     if config.name == "embedded":
         return str(embedded_folder())
-    folder = Path(config.name)
-    return str(folder.resolve()) if folder.is_dir() else config.name
+    return str(config.folder.resolve()) if config.folder else config.name
 
 
 def with_revision(content: bytes, revision: str | None) -> bytes:

@@ -62,12 +62,12 @@ def base_name(config: ModelConfig) -> str:
     """The hub id, or a local folder's own name: no path of the computer that made the export."""
     if config.name == "embedded":
         return EMBEDDED_HUB
-    return Path(config.name).resolve().name if Path(config.name).is_dir() else config.name
+    return config.folder.resolve().name if config.folder else config.name
 
 
 def loadable(config: ModelConfig) -> str:
     """What a snippet loads the base from: the hub id, or a place to fill in."""
-    return "PATH/TO/BASE" if Path(config.name).is_dir() else base_name(config)
+    return "PATH/TO/BASE" if config.folder else base_name(config)
 
 
 def _front_matter(student: Student, base: str, rank: int | None) -> str:
@@ -266,7 +266,7 @@ def _loading(student: Student, rank: int | None) -> str:
 
 
 def peft_note(config: ModelConfig) -> str:
-    if config.name == "embedded" or Path(config.name).is_dir():
+    if config.name == "embedded" or config.folder:
         return (
             "With peft (adapter_config.json names the base's folder on the computer that made this; there "
             "`AutoPeftModelForCausalLM.from_pretrained('PATH/TO/THIS/FOLDER')` is enough):"

@@ -1,6 +1,5 @@
 """Loads a causal language model and its tokenizer, and refuses what could go wrong silently."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ def load_language_model(
         UserError: not found, not causal, pickled weights, missing or unexpected weights, no chat
             template, no pad token.
     """
-    where = source or (str(embedded_folder()) if config.name == "embedded" else config.name)
+    where = source or str(embedded_folder() if config.name == "embedded" else config.folder or config.name)
     tokenizer = _load_tokenizer(config, where)
     model = _load_weights(config, where, dtype, device)
     model.eval()
@@ -160,8 +159,7 @@ def _four_bit(dtype: torch.dtype):
 
 
 def _not_found(config: ModelConfig, error: Exception) -> UserError:
-    folder = Path(config.name).expanduser()
-    if folder.is_dir():
+    if folder := config.folder:
         pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
         if pickles and not list(folder.glob("*.safetensors")):
             return UserError(
