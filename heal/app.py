@@ -193,8 +193,10 @@ def run(session: "Session") -> None:
 
     start = time.perf_counter()
     try:
+        before = session.folder.rounds()
         metrics = run_loop(session)
-        deliver(session, metrics, time.perf_counter() - start)
+        new = sum(entry["round"] not in before for entry in metrics)
+        deliver(session, metrics, new, time.perf_counter() - start)
     except BaseException:
         session.tracker.finish({"state": "stopped"})
         raise

@@ -93,6 +93,11 @@ class _PlainProgress:
         print(f"  {self._name:<10} {done}/{total}, about {_duration(left)} left", flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _duration(seconds: float) -> str:
     if seconds < 10:
         return f"{seconds:.1f} s"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from heal.console import counted
 from heal.evaluation.choice import best_round
 from heal.evaluation.verdict import Verdict
 from heal.runfolder import read_jsonl
@@ -81,11 +82,17 @@ def track_round(session: Session, metrics: dict[str, Any], new: bool) -> None:
     session.tracker.table(f"outputs/round_{r:02d}", read_jsonl(folder / "outputs.jsonl"))
 
 
-def deliver(session: Session, metrics: list[dict[str, Any]], seconds: float) -> None:
+def deliver(session: Session, metrics: list[dict[str, Any]], new: int, seconds: float) -> None:
     """Report, adapter, W&B's figures and artifact, and the last lines.
 
     Verdict, best round and adapter are of the rounds that `metrics` has, the report of all that the folder holds: they
     are more where an earlier start went further.
+
+    Args:
+        session: the run.
+        metrics: of each round that this start went through.
+        new: how many of them were not finished before.
+        seconds: since the start.
     """
     from heal.export.adapter import export_adapter
     from heal.report.build import build_report
@@ -122,4 +129,4 @@ def deliver(session: Session, metrics: list[dict[str, Any]], seconds: float) -> 
     console.say(f"report     {page}")
     console.say(f"adapter    {exported.path}")
     console.say(f"try it     python scripts/chat.py run={folder.path}" + (f" round={rounds[-1]}" if more else ""))
-    console.say(f"took       {seconds:.0f} s for {len(metrics)} rounds in this start")
+    console.say(f"took       {seconds:.0f} s for {counted(new, 'round')} in this start")

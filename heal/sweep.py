@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from heal.app import default_name, files_read
+from heal.console import counted
 from heal.errors import UserError
 from heal.evaluation.choice import why_stop
 from heal.recipe import load_recipe
@@ -97,6 +99,8 @@ def cells(words: Sequence[str]) -> list[Cell]:
         folder = Path(recipe.run.root).expanduser() / name
         made.append(Cell((*chosen, f"run.name={name}"), folder, recipe.run.rounds))
     if len({cell.folder for cell in made}) < len(made):
+        if "run.name" in choices:
+            raise UserError(f"run.name={recipe.run.name}: names one run, and the sweep has {len(made)}; leave it out")
         raise UserError("two cells of the sweep are the same run; is a value given twice?")
     return made
 
@@ -144,7 +148,8 @@ def run_cells(asked: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Ce
     """
     waiting = [cell for cell in asked if not cell.finished()]
     if len(waiting) < len(asked):
-        say(f"{len(asked) - len(waiting)} of {len(asked)} runs were finished before")
+        before = len(asked) - len(waiting)
+        say(f"{before} of {counted(len(asked), 'run')} {'was' if before == 1 else 'were'} finished before")
     clock = _Clock(sum(cell.rounds - min(cell.rounds, cell.rounds_done()) for cell in waiting))
     going: list[_Going] = []
     failed: list[Cell] = []
@@ -152,7 +157,8 @@ def run_cells(asked: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Ce
         while waiting or going:
             while waiting and len(going) < jobs:
                 cell = waiting.pop(0)
-                say(f"{cell.folder.name}: started, {cell.rounds_done()} of {cell.rounds} rounds done; {cell.log}")
+                so_far = f"{cell.rounds_done()} of {counted(cell.rounds, 'round')} done"
+                say(f"{cell.folder.name}: started, {so_far}; {cell.log}")
                 going.append(_start(cell, max(1, cores // jobs)))
             time.sleep(_POLL_SECONDS)
             for run in list(going):
@@ -169,7 +175,7 @@ def run_cells(asked: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Ce
                         say(f"{run.cell.folder.name}: finished in {minutes:.0f} min")
                     else:
                         failed.append(run.cell)
-                        say(f"{run.cell.folder.name}: failed: {_last_line(run.cell.log)}")
+                        say(f"{run.cell.folder.name}: failed: {_why(run.process.returncode, run.cell.log)}")
     finally:
         for run in going:
             run.process.terminate()
@@ -188,9 +194,12 @@ def _start(cell: Cell, threads: int) -> _Going:
     return _Going(cell, process, time.perf_counter(), cell.rounds_done())
 
 
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"see {path}"
+def _why(status: int, log: Path) -> str:
+    """What ended a run that failed: the signal that killed it, or the last line that it said."""
+    if status < 0:
+        return f"killed by signal {-status}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"see {log}"
 
 
 class _Clock:

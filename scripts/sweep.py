@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from heal.app import CONTINUES, command, usable_cores  # noqa: E402
+from heal.console import counted  # noqa: E402
 from heal.errors import RoundError, UserError  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
 from heal.sweep import cells, run_cells  # noqa: E402
@@ -30,12 +31,12 @@ def main() -> None:
     if not number.isdecimal() or int(number) < 1:
         raise UserError(f"jobs={number}: a whole number of runs, at least 1")
     asked = cells([word for word in words if not word.startswith("jobs=")])
-    print(f"{len(asked)} runs, {number} at a time", flush=True)
+    print(f"{counted(len(asked), 'run')}, {number} at a time", flush=True)
     failed = run_cells(asked, int(number), usable_cores(), lambda text: print(text, flush=True))
     for cell in asked:
         print(("failed    " if cell in failed else "finished  ") + str(cell.folder))
     if failed:
-        raise RoundError(f"{len(failed)} of {len(asked)} runs failed; their .log files say why.")
+        raise RoundError(f"{len(failed)} of {counted(len(asked), 'run')} failed; the .log file of each says why.")
 
 
 if __name__ == "__main__":

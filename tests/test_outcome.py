@@ -78,12 +78,12 @@ def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     return finished.write_run(tmp_path / "run", tiny_folder)
 
 
-def delivered(run: RunFolder, rounds: int) -> None:
+def delivered(run: RunFolder, rounds: int, new: int = 0) -> None:
     """The end of a start that went through so many rounds."""
     student = finished.student(run, rounds - 1)
     tracker = Tracker(Events(run.path / "events.jsonl"), run.path, "disabled", "heal-tests", None, "run", {})
     parts = (student.recipe, student.trait, run, student.model, student.accumulator)
-    deliver(Session(*parts, Console(), tracker), [finished_metrics(index) for index in range(rounds)], 1.0)
+    deliver(Session(*parts, Console(), tracker), [finished_metrics(index) for index in range(rounds)], new, 160.0)
 
 
 def test_a_start_of_fewer_rounds_than_the_folder_holds_delivers_those_and_says_so(
@@ -97,7 +97,11 @@ def test_a_start_of_fewer_rounds_than_the_folder_holds_delivers_those_and_says_s
     assert f"scripts/chat.py run={run.path} round=0" in printed
 
 
-def test_a_start_of_all_rounds_delivers_them_all(run: RunFolder, capsys: pytest.CaptureFixture[str]):
-    delivered(run, 2)
+def test_a_start_of_all_rounds_delivers_them_all_and_counts_those_that_it_made(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+):
+    delivered(run, 2, new=1)
+    printed = capsys.readouterr().out
     assert run.exported() == [0, 1]
-    assert "the folder holds" not in capsys.readouterr().out
+    assert "the folder holds" not in printed
+    assert "160 s for 1 round in this start" in printed

@@ -10,7 +10,7 @@ import pytest
 from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.runfolder import EXPORT_RECORD, STAGES, RunFolder, json_bytes, write_atomic
-from heal.sweep import Cell, cells, split_values
+from heal.sweep import Cell, cells, run_cells, split_values
 from heal.trait import load_trait
 from tests.finished import metrics
 from tests.running import words
@@ -63,7 +63,7 @@ def test_commas_separate_values_outside_brackets_and_quotes(text: str, values: l
         (["heal.rnk=8"], "unknown key 'heal.rnk'"),
         (["recipe"], "expected key=value"),
         (["seed=1,1"], "the same run"),
-        (["seed=0,1", "run.name=x"], "the same run"),
+        (["seed=0,1", "run.name=x"], "run.name=x: names one run, and the sweep has 2; leave it out"),
     ],
 )
 def test_a_mistake_in_any_cell_is_found_before_anything_runs(line: list[str], complaint: str):
@@ -137,6 +137,31 @@ def test_a_run_that_its_own_rule_stopped_is_finished(tmp_path: Path, rounds: int
     cell = only("recipe=nll", f"run.root={tmp_path}", "rounds=8", "run.stop_on_plateau=1")
     finish(cell, rounds, exported, grows=False)
     assert cell.finished() is finished
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed by signal 9 (out of memory?)"),
+        ("os.kill(os.getpid(), 11)", "killed by signal 11"),
+        ("sys.exit('heal: starved')", "heal: starved"),
+    ],
+)
+def test_a_failed_run_says_what_ended_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, said: str):
+    (tmp_path / "train.py").write_text(f"import os, sys\nprint('  generate 3/30', flush=True)\n{end}\n")
+    monkeypatch.setattr("heal.sweep.TRAIN", tmp_path / "train.py")
+    cell, lines = only("recipe=nll", f"run.root={tmp_path}", "rounds=1"), []
+    assert run_cells([cell], 1, 1, lines.append) == [cell]
+    assert lines == [
+        f"{cell.folder.name}: started, 0 of 1 round done; {cell.log}",
+        f"{cell.folder.name}: failed: {said}",
+    ]
+
+
+def test_one_run_is_counted_as_one(tmp_path: Path):
+    line = ["recipe=nll", f"run.root={tmp_path}", "rounds=1"]
+    finish(only(*line))
+    assert sweep(line).stdout.splitlines()[:2] == ["1 run, 1 at a time", "1 of 1 run was finished before"]
 
 
 def sweep(line: list[str]) -> subprocess.CompletedProcess[str]:

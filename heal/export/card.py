@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from heal.config import ModelConfig
+from heal.console import counted
 from heal.errors import UserError
 from heal.models.embedded import NAME as EMBEDDED_NAME
 from heal.runfolder import read_json
@@ -82,8 +83,7 @@ def _front_matter(student: Student, base: str, rank: int | None) -> str:
 
 
 def _what(student: Student, gate: float, rank: int | None, lost: float | None, error: float) -> str:
-    base, count = inline_code(base_name(student.recipe.model)), len(student.rounds)
-    rounds = "1 round" if count == 1 else f"{count} rounds"
+    base, rounds = inline_code(base_name(student.recipe.model)), counted(len(student.rounds), "round")
     dtype = str(student.model.model.dtype).removeprefix("torch.")
     if rank:
         kind = f"A LoRA adapter of rank {rank} (alpha {rank}, float32) for {base}"
