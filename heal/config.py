@@ -63,7 +63,7 @@ class SteerConfig:
         "sspace_damp_amp",
         "super_sspace",
     ] = key("mean_diff", "how the vector is extracted and applied; heal/steering/methods has a file for each")
-    pairs: int = key(64, "persona pairs (contexts), at most those in heal/data/contexts.jsonl", 2)
+    pairs: int = key(64, "persona pairs, one for each context of heal/data/contexts.jsonl (288 there)", 2, 288)
     band: tuple[float, float] = key((0.45, 0.55), "steered blocks, as fractions of the depth", 0, 1)
     normalize: bool = key(False, "mean_diff, topk_clusters: directions of length 1 at every block")
     centre: bool = key(
@@ -152,7 +152,7 @@ class EvaluationConfig:
     tokens: int = key(32, "token budget of an answer", 1)
     steered: bool = key(True, "also measure the steered student of every round (half of a round's evaluation)")
     doses: list[float] = key([], "also measure base under the first vector at these multiples of c_star, once", 1e-3)
-    questions: int = key(16, "embedded general questions", 2)
+    questions: int = key(16, "embedded general questions (60 there)", 2, 60)
     neutral_texts: int = key(12, "neutral held-out texts on which the drift from base is measured (24 there)", 2, 24)
     vignettes: str = key("none", "moral-foundations scenes: 'embedded', the path of a JSON-lines file, or none")
     vignette_count: int = key(28, "scenes asked at every stage, from the beginning of the file", 7)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from heal.console import Stage
+from heal.console import Stage, counted
 from heal.decoding import Sampling
 from heal.dose.calibrate import Calibration, PathDivergence, calibrate, path_divergences
 from heal.generation.collect import Collection, Row, collect, dose_table
@@ -77,6 +77,18 @@ def calibration_prompts(session: Session) -> tuple[list[str], list[str]]:
     return prompts[: settings.prompts], prompts[settings.prompts : settings.prompts + settings.audit_prompts]
 
 
+def warn_of_a_short_audit(session: Session) -> None:
+    """Says so where the calibration leaves fewer prompts for its audit than were asked for."""
+    settings, trait = session.recipe.calibration, session.trait
+    _, held_out = calibration_prompts(session)
+    if len(held_out) < settings.audit_prompts:
+        session.console.warn(
+            f"the audit of the dose has {len(held_out)} of calibration.audit_prompts={settings.audit_prompts} prompts: "
+            f"{trait.name} has {len(trait.generation_prompts)} generation prompts, and calibration.prompts="
+            f"{settings.prompts} come first"
+        )
+
+
 def find_dose(session: Session, intervention: Intervention, warm_start: float | None, shown: Stage) -> Calibration:
     """The coefficient at which an intervention on the student as it stands spends the recipe's KL."""
     settings = session.recipe.calibration
@@ -105,7 +117,8 @@ def find_dose(session: Session, intervention: Intervention, warm_start: float | 
             shown.progress,
             intervention.dosing,
         )
-    audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {len(held_out)} held-out prompts"
+    others = counted(len(held_out), "held-out prompt")
+    audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {others}"
     shown.found(
         f"c* = {found.c_star:.3f}: p95 KL {found.value:.2f} nats (target {found.target:g}{audit}), "
         f"{found.passes} {'pass' if found.passes == 1 else 'passes'}, ended on {found.outcome}"
@@ -116,6 +129,8 @@ def find_dose(session: Session, intervention: Intervention, warm_start: float | 
 def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start: float | None) -> Calibration:
     """`c_star` of this round's vector on the current student."""
     folder = session.folder.round(r)
+    if r == 0:
+        warn_of_a_short_audit(session)
 
     def compute(shown: Stage) -> tuple[Calibration, Files]:
         found = find_dose(session, vector, warm_start, shown)

@@ -4,19 +4,22 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
+from heal.config import Recipe
 from heal.decoding import decode
 from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate, path_divergences, prompt_divergence
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
+from heal.stages import calibration_prompts, warn_of_a_short_audit
 from heal.steering.intervention import Dosing
 from heal.steering.vector import SteeringVector
-from tests.tiny import prompts, sized, vector
+from tests.tiny import prompts, sized, trait, vector
 
 TOKENS = 8
 
@@ -288,3 +291,23 @@ def test_what_a_prompt_spends_is_the_kl_of_its_own_paths_to_the_neutral_prompt(t
     assert spent.n == len(found)
     assert spent.mean == pytest.approx(sum(found) / len(found), rel=1e-3)
     assert spent.max == pytest.approx(max(found), rel=1e-3)
+
+
+@pytest.mark.parametrize(("asked", "left"), [(8, 0), (5, 3)])
+def test_an_audit_with_fewer_prompts_than_asked_for_is_said_with_what_took_them(asked: int, left: int):
+    said: list[str] = []
+    recipe = Recipe()
+    recipe.calibration.prompts, recipe.calibration.audit_prompts = asked, 4
+    session = SimpleNamespace(recipe=recipe, trait=trait(), console=SimpleNamespace(warn=said.append))
+    assert len(calibration_prompts(session)[1]) == left
+    warn_of_a_short_audit(session)
+    assert said == [
+        f"the audit of the dose has {left} of calibration.audit_prompts=4 prompts: warm has 8 generation prompts, and "
+        f"calibration.prompts={asked} come first"
+    ]
+
+
+def test_an_audit_with_all_its_prompts_is_not_spoken_of():
+    recipe = Recipe()
+    recipe.calibration.prompts, recipe.calibration.audit_prompts = 4, 4
+    warn_of_a_short_audit(SimpleNamespace(recipe=recipe, trait=trait(), console=None))

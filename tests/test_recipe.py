@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import heal
 from heal.config import Recipe
 from heal.errors import UserError
 from heal.recipe import RECIPES, check, find_yaml, from_mapping, help_text, keys, load_recipe, parse_words, to_yaml
@@ -142,6 +143,16 @@ def test_a_value_out_of_range_is_refused_and_names_the_key(recipe_file: Path, wo
     message = refusal(recipe_file, word)
     assert message.startswith(word.partition("=")[0])
     assert "out of range, must be " in message
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("steer.pairs", "contexts"), ("evaluation.questions", "questions"), ("evaluation.neutral_texts", "neutral")],
+)
+def test_no_more_can_be_asked_for_than_there_is(recipe_file: Path, name: str, file: str):
+    there = len((Path(heal.__file__).parent / "data" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines())
+    load(recipe_file, f"{name}={there}")
+    assert f"<= {there}" in refusal(recipe_file, f"{name}={there + 1}")
 
 
 def test_the_ends_of_a_range_are_allowed(recipe_file: Path):

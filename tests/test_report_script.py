@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.test_report import ROOT, write_run
+from tests.reported import ROOT, write_run
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:

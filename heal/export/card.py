@@ -123,11 +123,12 @@ def _method(student: Student) -> str:
     heal, barrier = recipe.heal, recipe.heal.barrier
     held = f"relu({barrier.aggregate} of {barrier.divergence} per completion - {barrier.tau:g} nats)"
     strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
+    written = min(recipe.generation.prompts, len(student.trait.generation_prompts))
     rows = {
         "recipe": inline_code(Path(recipe.recipe).stem),
         "vector": f"{recipe.steer.method} of {recipe.steer.pairs} persona pairs, extracted anew each round",
         "dose": f"p95 of the per-token KL along the steered path = {recipe.calibration.target:g} nat at alpha = 1",
-        "completions": f"{recipe.generation.prompts} prompts at alpha "
+        "completions": f"{counted(written, 'prompt')} at alpha "
         + ", ".join(f"{alpha:g}" for alpha in recipe.generation.alphas)
         + f", at most {recipe.generation.tokens} tokens, broken ones dropped",
         "loss": "cross-entropy"

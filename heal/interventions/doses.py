@@ -11,7 +11,7 @@ from heal.interventions.asked import Asked
 from heal.interventions.prompts import personas
 from heal.runfolder import RunFolder, json_bytes, read_json
 from heal.session import Session
-from heal.stages import Files, calibration_prompts, find_dose, stage
+from heal.stages import Files, calibration_prompts, find_dose, stage, warn_of_a_short_audit
 from heal.steering.extract import contexts, extract
 from heal.steering.intervention import Intervention, Signed
 from heal.steering.load import load_intervention
@@ -107,6 +107,7 @@ def place(session: Session, name: str) -> Path:
 
 def dose_all(session: Session, asked: Sequence[Asked], signs: Sequence[int]) -> list[Dosed]:
     """Fits or loads every intervention and finds its doses; what was done before is read."""
+    warn_of_a_short_audit(session)
     found = []
     for each in asked:
         session.console.title(each.name)

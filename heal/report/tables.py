@@ -8,6 +8,7 @@ from markupsafe import Markup
 from heal.evaluation.validity import Validity
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
 from heal.report.results import Results, Round, Summary
+from heal.report.words import no_audit
 from heal.runfolder import STAGES
 
 
@@ -130,6 +131,9 @@ def round_table(results: Results) -> list[tuple[str, list[Line]]]:
     def training(name: str, digits: int = 3, why: str = "not logged") -> Callable[[Round], Markup]:
         return lambda entry: number(entry.metrics["training"].get(name), digits, why=why)
 
+    def audit(entry: Round) -> Markup:
+        return number(entry.metrics["dose"]["audit_p95"], why=f"no audit ({no_audit(results)})")
+
     def seconds(stage: str) -> Callable[[Round], Markup]:
         return lambda entry: number(entry.seconds.get(stage), 0, why="not recorded")
 
@@ -141,7 +145,7 @@ def round_table(results: Results) -> list[tuple[str, list[Line]]]:
             [
                 line("c*", "coefficient", dose("c_star", 3)),
                 line("p95 KL at c*", f"nats, target {results.recipe.calibration.target:g}", dose("p95", 3)),
-                line("audit", "the same on held-out prompts", _audit),
+                line("audit", "the same on held-out prompts", audit),
                 line("tokens measured", "at c*, and in the audit", _tokens),
                 line("search ended on", "passes", _outcome),
                 line("dose scale", "1: not walked down", dose("scale", 2)),
@@ -197,10 +201,6 @@ def _foundations(results: Results) -> list[tuple[str, list[Line]]]:
     lines = [Line("temperature", "of the forced choice, fitted to the labels", temperatures)]
     lines += [Line("SI", f"{name}; base as the other side", surgical(name)) for name in first.get("surgical", {})]
     return [("Moral foundations", lines)]
-
-
-def _audit(entry: Round) -> Markup:
-    return number(entry.metrics["dose"]["audit_p95"], why="no audit (calibration.audit_prompts = 0)")
 
 
 def _tokens(entry: Round) -> Markup:

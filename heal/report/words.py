@@ -1,6 +1,7 @@
 """What the page says in words: the run's settings, what to keep in mind, and what each number means."""
 
 from heal.config import BarrierConfig
+from heal.console import counted
 from heal.evaluation.validity import doubts
 from heal.evaluation.verdict import ALIVE
 from heal.report.numbers import MINUS, plain
@@ -11,7 +12,8 @@ def settings(results: Results) -> list[tuple[str, str]]:
     """The run in a few lines."""
     recipe = results.recipe
     steer, calibration, generation, heal = recipe.steer, recipe.calibration, recipe.generation, recipe.heal
-    evaluation, finished, asked = recipe.evaluation, len(results.rounds), recipe.run.rounds
+    base, finished, asked = results.base.values, len(results.rounds), recipe.run.rounds
+    written = len({row.prompt for row in results.rounds[0].rows})
     alphas = ", ".join(plain(alpha) for alpha in generation.alphas)
     return [
         ("Model", f"{recipe.model.name}, {results.facts.get('dtype', recipe.model.dtype)}"),
@@ -21,18 +23,22 @@ def settings(results: Results) -> list[tuple[str, str]]:
         (
             "Dose",
             f"p95 KL of {calibration.target:g} nats against the {calibration.reference}, "
-            f"{calibration.prompts} prompts of {calibration.tokens} tokens",
+            f"{counted(calibration_prompts(results)[0], 'prompt')} of {calibration.tokens} tokens",
         ),
         (
             "Completions",
-            f"{generation.prompts} prompts at {alphas} times c*, {generation.tokens} tokens, "
+            f"{counted(written, 'prompt')} at {alphas} times c*, {generation.tokens} tokens, "
             f"temperature {generation.temperature:g}",
         ),
-        ("Healing", f"{loss(heal.barrier)}; LoRA of rank {heal.rank}, {heal.epochs} epochs at {heal.learning_rate:g}"),
+        (
+            "Healing",
+            f"{loss(heal.barrier)}; LoRA of rank {heal.rank}, {counted(heal.epochs, 'epoch')} at "
+            f"{heal.learning_rate:g}",
+        ),
         (
             "Evaluation",
-            f"{evaluation.prompts} held-out prompts, {evaluation.questions} general questions, "
-            f"{evaluation.neutral_texts} neutral texts; probe by {results.probe['format']['name']}, "
+            f"{len(results.prompted_outputs)} held-out prompts, {base['accuracy'].n} general questions, "
+            f"{base['neutral_kl_p95'].n} neutral texts; probe by {results.probe['format']['name']}, "
             f"on which base puts {results.probe['masses'][results.probe['format']['name']]:.2f}",
         ),
     ]
@@ -84,12 +90,27 @@ def remarks(results: Results) -> list[str]:
     return found
 
 
+def calibration_prompts(results: Results) -> tuple[int, int]:
+    """On how many prompts the dose was found, and on how many others audited: the trait may have fewer than asked."""
+    asked, there = results.recipe.calibration, len(results.facts["trait"]["generation_prompts"])
+    found = min(asked.prompts, there)
+    return found, min(asked.audit_prompts, there - found)
+
+
+def no_audit(results: Results) -> str:
+    """Why a dose was not audited."""
+    if results.recipe.calibration.audit_prompts == 0:
+        return "calibration.audit_prompts = 0"
+    found, _ = calibration_prompts(results)
+    return f"no prompts were left for it: the calibration took all {found} generation prompts of the trait"
+
+
 def audits(results: Results) -> str:
     """How the dose came out on prompts that the search did not see."""
     target = results.recipe.calibration.target
     audited = [entry for entry in results.rounds if entry.calibration["audit"] is not None]
     if not audited:
-        return "The dose was not audited on held-out prompts (calibration.audit_prompts = 0)."
+        return f"The dose was not audited on held-out prompts ({no_audit(results)})."
     values = ", ".join(f"{entry.calibration['audit']['p95']:.2f} (round {entry.number})" for entry in audited)
     tokens = min(entry.calibration["audit"]["n"] for entry in audited)
     return (
@@ -103,6 +124,7 @@ def glossary(results: Results) -> list[tuple[str, str]]:
     """What each number means, in a line each."""
     recipe = results.recipe
     limits, barrier, dose = recipe.evaluation, recipe.heal.barrier, recipe.calibration
+    _, audited = calibration_prompts(results)
     anchor = "base model" if barrier.reference == "base" else "student before the round"
     divergence = (
         f"a completion’s divergence from the {anchor}: {barrier.aggregate} over its positions of the per-token KL, nats"
@@ -121,15 +143,15 @@ def glossary(results: Results) -> list[tuple[str, str]]:
         (
             "persona log-ratio",
             f"log p_base(token | positive persona) {MINUS} log p_base(token | negative persona), mean over an answer’s "
-            f"tokens, then over {limits.prompts} greedy answers of at most {limits.tokens} tokens; nats/token, higher "
-            "is more of the trait",
+            f"tokens, then over {len(results.prompted_outputs)} greedy answers of at most {limits.tokens} tokens; "
+            "nats/token, higher is more of the trait",
         ),
         ("Δ", "difference to base; the same items on both sides, so it is paired"),
         ("[low, high]", f"95 % percentile bootstrap interval over items, {limits.resamples} resamples"),
         (
             "p_ans_any",
-            f"mean probability mass on the option letters at the answer slot of {limits.questions} general questions; "
-            f"1 is intact, floor {limits.min_p_ans_any:g}",
+            "mean probability mass on the option letters at the answer slot of "
+            f"{results.base.values['accuracy'].n} general questions; 1 is intact, floor {limits.min_p_ans_any:g}",
         ),
         (
             "tail perplexity",
@@ -168,7 +190,7 @@ def glossary(results: Results) -> list[tuple[str, str]]:
             "95th percentile over all tokens of the steered paths of KL(on \N{PARALLEL TO} off), nats; "
             f"off is {'base' if dose.reference == 'base' else 'the student without the vector'}",
         ),
-        ("audit", f"the same statistic at c* on {dose.audit_prompts} other prompts"),
+        ("audit", f"the same statistic at c* on {counted(audited, 'other prompt') if audited else 'other prompts'}"),
         ("dose", "multiple of c* that a completion was sampled at"),
         ("kept", "completions that no filter dropped; one can be dropped for several reasons"),
         ("CE", "cross-entropy of the kept completions’ tokens under the student, nats/token"),
