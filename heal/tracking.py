@@ -17,6 +17,7 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 _PROBE_SECONDS = 3.0
 _INIT_SECONDS = 15.0
 _ARTIFACT_NAME = 128  # characters that W&B takes
+_EARLIER = {"api.forge.coreweave.com": "api.wandb.ai"}  # W&B's cloud: keys under its earlier name still count
 
 
 class Tracker:
@@ -146,26 +147,55 @@ class Tracker:
 
 
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
-    """What W&B will run in; `WANDB_MODE` counts when the recipe leaves it open."""
+    """What W&B will run in; `WANDB_MODE` counts when the recipe leaves it open.
+
+    Raises:
+        UserError: the environment holds a server or a key that W&B does not take.
+    """
     if mode != "auto":
         return mode
     asked = os.environ.get("WANDB_MODE", "")
     if asked in ("disabled", "offline"):
         return "disabled" if asked == "disabled" else "offline"
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return "online" if _has_key(url) and _reachable(url) else "offline"
+    settings = _settings()
+    return "online" if _has_key(settings) and _reachable(settings.base_url) else "offline"
 
 
-def _has_key(url: str) -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+def _settings() -> Any:
+    """W&B's settings with the server and the key that its settings files and the environment name."""
+    import wandb
+
+    settings = wandb.Settings(silent=True)
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    settings.settings_system = str(folder / "settings")
+    settings.update_from_system_settings()
+    given = {name: os.environ[name] for name in ("WANDB_BASE_URL", "WANDB_API_KEY") if os.environ.get(name)}
+    try:
+        settings.update_from_env_vars(given)
+    except (wandb.errors.Error, ValueError) as error:  # which may quote the key
+        raise UserError(
+            f"W&B does not take {' and '.join(given)} as the environment has it; correct that, or set "
+            "tracking.mode=disabled"
+        ) from error
+    return settings
+
+
+def _has_key(settings: Any) -> bool:
+    """Whether W&B finds a key without asking: a given one, or that of its server and port in the netrc file."""
+    if settings.api_key:
         return True
-    for path in (os.environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc"):
-        if path and Path(path).is_file():
-            try:
-                return netrc.netrc(str(path)).authenticators(urlparse(url).hostname or "") is not None
-            except netrc.NetrcParseError:
-                return False
-    return False
+    named = os.environ.get("NETRC")
+    places = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    path = next(filter(Path.is_file, places), None)
+    if path is None:
+        return False
+    try:
+        known = netrc.netrc(str(path))
+    except (netrc.NetrcParseError, OSError):
+        return False
+    server = urlparse(settings.base_url).netloc
+    entries = (known.authenticators(name) for name in (server, _EARLIER.get(server, server)))
+    return any(entry and entry[2] for entry in entries)
 
 
 def _reachable(url: str) -> bool:

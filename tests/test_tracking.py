@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
+from heal import tracking
+from heal.errors import UserError
 from heal.runfolder import Events, read_jsonl
 from heal.tracking import Mode, Tracker, resolve_mode
 
@@ -317,7 +320,8 @@ def test_with_a_key_and_a_server_it_is_online(refusing: str, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("content", "mode"),
     [
-        ("machine 127.0.0.1 login user password " + "0" * 40, "online"),
+        ("machine SERVER login user password " + "0" * 40, "online"),
+        ("machine 127.0.0.1 login user password " + "0" * 40, "offline"),
         ("machine elsewhere.example login user password " + "0" * 40, "offline"),
         ("machine", "offline"),
         ("", "offline"),
@@ -327,9 +331,37 @@ def test_with_a_key_and_a_server_it_is_online(refusing: str, monkeypatch: pytest
 def test_a_key_may_be_in_a_netrc_file(
     refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, mode: str, where: str
 ):
-    (tmp_path / ".netrc").write_text(content + "\n")
+    (tmp_path / ".netrc").write_text(content.replace("SERVER", refusing.removeprefix("http://")) + "\n")
     monkeypatch.setenv(where, str(tmp_path / ".netrc" if where == "NETRC" else tmp_path))
     assert resolve_mode("auto") == mode
+
+
+def test_the_server_may_be_the_one_that_wandb_login_wrote_down(
+    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("WANDB_BASE_URL")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "settings").write_text(f"[default]\nbase_url = {refusing}\n")
+    (tmp_path / "netrc").write_text(f"machine {refusing.removeprefix('http://')} login user password {'0' * 40}\n")
+    assert resolve_mode("auto") == "online"
+
+
+def test_a_key_of_the_cloud_under_its_earlier_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr(tracking, "_reachable", lambda url: not asked.append(url))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
+    assert resolve_mode("auto") == "online"
+    assert asked == [wandb.Settings().base_url]
+
+
+def test_a_server_that_is_no_address_is_said_and_the_key_is_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
+    monkeypatch.setenv("WANDB_API_KEY", "7" * 40)
+    with pytest.raises(UserError, match=r"WANDB_BASE_URL.*tracking\.mode=disabled") as caught:
+        resolve_mode("auto")
+    assert "77" not in str(caught.value)
 
 
 # In a process of its own: W&B keeps the first server and key that it saw.
