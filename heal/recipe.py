@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from heal.config import Recipe
 from heal.errors import UserError, nearest
 
+_NOT_IN_A_PROJECT = "/\\#?%:"  # characters that W&B refuses there
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -228,6 +229,11 @@ def check(recipe: Recipe) -> None:
         raise UserError("heal.init=pissa: PiSSA changes the base's weights, so gates (0,0) would not be the base")
     if not recipe.generation.alphas:
         raise UserError("generation.alphas=[]: at least one dose is needed")
+    if forbidden := [letter for letter in _NOT_IN_A_PROJECT if letter in recipe.tracking.project]:
+        raise UserError(
+            f"tracking.project={recipe.tracking.project}: W&B takes no {' '.join(forbidden)} in a project's name; a "
+            "team goes into tracking.entity"
+        )
     planned = recipe.generation.prompts * len(recipe.generation.alphas)
     if planned < recipe.filter.min_train:
         raise UserError(

@@ -66,7 +66,7 @@ class Tracker:
         """A W&B run; offline when the server refuses the key or does not answer in time.
 
         Raises:
-            UserError: it does, and the user insisted on online.
+            UserError: it does, and the user insisted on online; or it does not start offline either.
         """
         os.environ["WANDB_SILENT"] = "true"
         import wandb
@@ -84,13 +84,17 @@ class Tracker:
             return wandb.init(mode=self.mode, settings=settings, **arguments)
         except wandb.errors.Error as error:
             if insisted:
-                reason = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
-                    f"tracking.mode=online: W&B does not start ({reason}); log in with `wandb login`, or leave it "
-                    "to tracking.mode=auto"
+                    f"tracking.mode=online: W&B does not start ({_reason(error)}); log in with `wandb login`, or leave "
+                    "it to tracking.mode=auto"
                 ) from error
         self.mode = "offline"
-        return wandb.init(mode=self.mode, settings=settings, **arguments)
+        try:
+            return wandb.init(mode=self.mode, settings=settings, **arguments)
+        except wandb.errors.Error as error:
+            raise UserError(
+                f"W&B does not start even offline ({_reason(error)}); tracking.mode=disabled leaves it out"
+            ) from error
 
     def event(self, kind: str, content: dict[str, Any]) -> None:
         """Something worth a line in events.jsonl alone."""
@@ -144,6 +148,10 @@ class Tracker:
             self._run.summary.update(summary)
             self._run.finish()
             self._run = None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:

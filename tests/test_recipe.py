@@ -223,6 +223,13 @@ def test_fewer_completions_than_the_round_needs_are_refused_before_it_starts(rec
     load(recipe_file, "generation.prompts=3", "generation.alphas=[1]", "filter.min_train=3")
 
 
+@pytest.mark.parametrize("name", ["team/heal", "a:b", "50%", "x#1", "why?", "a\\b"])
+def test_a_project_that_wandb_would_refuse_is_refused_before_anything_is_loaded(recipe_file: Path, name: str):
+    message = refusal(recipe_file, f"tracking.project={name}")
+    assert message.startswith(f"tracking.project={name}: ")
+    assert "tracking.entity" in message
+
+
 def test_no_dose_at_all_is_refused(recipe_file: Path):
     assert "generation.alphas" in refusal(recipe_file, "generation.alphas=[]")
 

@@ -421,6 +421,11 @@ def test_online_that_is_not_possible_says_in_one_line_what_to_do(
     assert "tracking.mode=auto" in line
 
 
+def test_what_does_not_start_offline_either_is_said_in_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match=r"even offline \(.*128 characters.*\); tracking\.mode=disabled"):
+        Tracker(Events(tmp_path / "events.jsonl"), tmp_path, "offline", "p" * 129, None, "a-run", CONFIG)
+
+
 def test_on_a_terminal_without_a_key_nothing_is_asked(tmp_path: Path):
     master, terminal = pty.openpty()
     with in_own_process(tmp_path, "auto", stdin=terminal, stdout=terminal, stderr=terminal) as process:
