@@ -40,9 +40,13 @@ def command(words: Sequence[str], help: Callable[[], str], work: Callable[[], No
 
 
 def guarded(work: Callable[[], None], hint: str = "") -> None:
-    """Runs `work`; a user's mistake is one line and exit 2, a failed round or file one line, then `hint`, and exit 1.
+    """Runs `work`; a user's mistake is one line and exit 2, a failed round or file one line and exit 1.
 
     Where nobody reads the output any more (`| head`), nothing is said and the exit is 1.
+
+    Args:
+        work: what is run.
+        hint: said after a failure that the same command may come through, and after a stop.
     """
     signal.signal(signal.SIGTERM, _stop)
     # Threads that spin long at every barrier slow a run down tenfold as soon as anything else wants a core.
@@ -53,7 +57,7 @@ def guarded(work: Callable[[], None], hint: str = "") -> None:
     except UserError as error:
         fail(str(error), 2)
     except RoundError as error:
-        fail(f"{error} {hint}".strip(), 1)
+        fail(f"{error} {hint if error.again else ''}".strip(), 1)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _unread():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more

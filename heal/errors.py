@@ -11,7 +11,14 @@ class RoundError(Exception):
     """A round that cannot go on (starved of completions, not finite): shown as one line, exit 1.
 
     Everything that was finished before it stays on disk.
+
+    Attributes:
+        again: whether the same command may come further; False where it would end in the same way.
     """
+
+    def __init__(self, text: str, again: bool = True):
+        super().__init__(text)
+        self.again = again
 
 
 def nearest(name: str, valid: list[str]) -> str:

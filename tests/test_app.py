@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from heal.app import files_read, guarded, opened, usable_cores
-from heal.errors import UserError
+from heal.errors import RoundError, UserError
 from heal.recipe import keys, load_recipe
 from heal.runfolder import RunFolder
 from heal.trait import load_trait
@@ -140,6 +140,19 @@ def test_a_tilde_in_the_name_of_a_run_is_the_home_folder(script: str, tmp_path: 
     done = run([sys.executable, f"scripts/{script}.py", "run=~/none"], HOME=str(tmp_path))
     assert done.returncode == 2
     assert f"{tmp_path / 'none'}: not a run folder" in done.stderr
+
+
+@pytest.mark.parametrize(("again", "said"), [(True, "heal: starved. Again.\n"), (False, "heal: starved.\n")])
+def test_the_same_command_is_advised_only_where_it_helps(
+    again: bool, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work() -> None:
+        raise RoundError("starved.", again)
+
+    monkeypatch.setattr("heal.app.signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit, match="1"):
+        guarded(work, "Again.")
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("options", [[], ["--config_file", "accelerate_config.yaml"]])

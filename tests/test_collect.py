@@ -175,6 +175,19 @@ def test_the_error_counts_every_reason_the_most_frequent_first():
         gathered(make, max_probes=0, min_train=1)
 
 
+def test_a_starved_round_sends_to_a_run_of_its_own_since_the_same_command_would_starve_again():
+    with pytest.raises(RoundError, match=r"in a run of its own \(run\.name=\.\.\.\)\.$") as caught:
+        gathered(surviving(lambda cell: False), max_probes=0, min_train=1)
+    assert not caught.value.again
+
+
+@pytest.mark.parametrize(("probes", "said"), [(0, False), (6, True)])
+def test_the_error_names_the_dose_s_scale_only_where_it_was_walked_down(probes: int, said: bool):
+    with pytest.raises(RoundError) as caught:
+        gathered(surviving(lambda cell: False), max_probes=probes, min_train=1)
+    assert (f"the dose already scaled to {LOWEST}" in str(caught.value)) == said
+
+
 def test_just_enough_lets_the_round_go_on():
     half = surviving(lambda cell: cell.index % 2 == 0)
     assert len(gathered(half, max_probes=0, keep_floor=0.5, min_train=15).kept) == 15

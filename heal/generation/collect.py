@@ -151,10 +151,12 @@ def _check(collection: Collection, keep_floor: float, min_train: int) -> None:
         return
     drops = Counter(reason for row in collection.rows for reason in row.dropped)
     starved = ", ".join(f"{reason} {count}" for reason, count in drops.most_common())
+    scaled = "" if collection.scale == 1 else f", the dose already scaled to {collection.scale:.2f}"
     raise RoundError(
-        f"only {kept} of {made} completions survived the filter (needed: {min_train}, and a share of {keep_floor:g}), "
-        f"the dose already scaled to {collection.scale:.2f}; dropped for: {starved}. "
-        "Lower calibration.target or generation.alphas, raise generation.prompts, or loosen the filter that starved it."
+        f"only {kept} of {made} completions survived the filter (needed: {min_train}, and a share of {keep_floor:g})"
+        f"{scaled}; dropped for: {starved}. Lower calibration.target or generation.alphas, raise generation.prompts, "
+        "or loosen the filter that starved it, in a run of its own (run.name=...).",
+        again=False,
     )
 
 

@@ -148,7 +148,9 @@ class HealTrainer(SFTTrainer):
         if not torch.isfinite(loss):
             raise RoundError(
                 f"the loss is not finite at step {self.state.global_step + 1} (CE {ce.item():g}, "
-                f"barrier {wall.item():g}); the rounds before this one are kept. Lower heal.learning_rate."
+                f"barrier {wall.item():g}); the rounds before this one are kept. Lower heal.learning_rate, in a run of "
+                "its own (run.name=...).",
+                again=False,
             )
         if training:
             self._take_gradient_norms(ce, wall, tally)
