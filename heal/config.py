@@ -132,7 +132,7 @@ class HealConfig:
     init: Literal["default", "gaussian", "pissa"] = key("default", "LoRA initialisation; pissa is refused")
     epochs: int = key(3, "passes over the kept completions", 1)
     learning_rate: float = key(1e-4, "AdamW learning rate", 0)
-    betas: tuple[float, float] = key((0.9, 0.95), "AdamW betas", 0, 1)
+    betas: tuple[float, float] = key((0.9, 0.95), "AdamW betas", 0, 0.999999)
     weight_decay: float = key(0.0, "AdamW weight decay", 0)
     warmup: float = key(0.1, "share of the steps that warm up, then cosine", 0, 1)
     clip: float = key(1.0, "gradient norm limit", 0)

@@ -1,6 +1,7 @@
 """Reads a recipe: dataclass defaults, then its YAML, then `key=value` words; errors name the nearest key."""
 
 import dataclasses
+import math
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -106,7 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in `path`; UserError when it is not one."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not valid YAML: {reason}") from error
     if content is None:
@@ -162,7 +163,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
         as_it_stands = not text or (name in texts and text not in ("null", "~") and text[0] not in "'\"")
         try:
             settings[name] = text if as_it_stands else yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"'{word}': the value is not valid YAML") from error
     return settings
 
@@ -183,6 +184,8 @@ def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
     known = {item.name: item for item in keys()}
     if name not in known:
         raise UserError(f"unknown key '{name}' {source}{nearest(name, list(known))}")
+    if value == "???":
+        raise UserError(f"{name}=??? {source}: stands for a value that is missing; give one, or leave the key out")
     item = known[name]
     text_wanted = _takes_text(item)
     if isinstance(value, str) and not text_wanted and _as_number(value) is not None:
@@ -191,16 +194,26 @@ def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
         value = str(value)
     try:
         OmegaConf.update(config, name, value)
-        typed = OmegaConf.select(config, name)
+        numbers = _numbers(OmegaConf.select(config, name))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         raise UserError(f"{name}={value} {source}: expected {item.type_name}, default {item.default}") from error
-    for number in typed if isinstance(typed, Sequence) else [typed]:
-        if not isinstance(number, int | float) or isinstance(number, bool):
-            continue
-        low, high = item.minimum, item.maximum
-        if number != number or (low is not None and number < low) or (high is not None and number > high):
+    low, high = item.minimum, item.maximum
+    for number in numbers:
+        if not math.isfinite(number):
+            raise UserError(f"{name}={value} {source}: out of range, must be a finite number")
+        if (low is not None and number < low) or (high is not None and number > high):
             bounds = [f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None]
-            raise UserError(f"{name}={value} {source}: out of range, must be {' and '.join(bounds) or 'a number'}")
+            raise UserError(f"{name}={value} {source}: out of range, must be {' and '.join(bounds)}")
+
+
+def _numbers(typed: Any) -> list[float]:
+    """The numbers in a key's value, which may be one, a list of them, or none; TypeError for another kind of list."""
+    if isinstance(typed, Sequence) and not isinstance(typed, str):
+        numbers = list(typed)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("a list of something else than numbers")
+        return numbers
+    return [typed] if isinstance(typed, int | float) and not isinstance(typed, bool) else []
 
 
 def _takes_text(item: Key) -> bool:
@@ -227,6 +240,15 @@ def check(recipe: Recipe) -> None:
         raise UserError("heal.use_dora=true: DoRA rescales W itself, so rounds cannot be folded by concatenation")
     if recipe.heal.init == "pissa":
         raise UserError("heal.init=pissa: PiSSA changes the base's weights, so gates (0,0) would not be the base")
+    calibration = recipe.calibration
+    if calibration.tolerance >= calibration.target:
+        raise UserError(
+            f"calibration.target={calibration.target:g}: within calibration.tolerance={calibration.tolerance:g} nats "
+            "of it next to no dose is on target; set calibration.tolerance smaller"
+        )
+    doses = [f"{dose:g}" for dose in recipe.evaluation.doses]
+    if twice := [dose for dose in doses if doses.count(dose) > 1]:
+        raise UserError(f"evaluation.doses: {twice[0]} is there twice; a dose is measured once")
     if not recipe.generation.alphas:
         raise UserError("generation.alphas=[]: at least one dose is needed")
     if forbidden := [letter for letter in _NOT_IN_A_PROJECT if letter in recipe.tracking.project]:

@@ -1,6 +1,5 @@
 """The recipe: what is accepted, what is refused, and how the refusal helps."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,6 +110,11 @@ def test_a_recipe_path_that_is_not_there_is_named():
         "heal.band=[a,b]",
         "generation.alphas=1",
         "generation.alphas=[null]",
+        "generation.alphas=[[1]]",
+        "generation.alphas=[{a: 1}]",
+        "generation.alphas=['???']",
+        "evaluation.doses=[[1]]",
+        "run.seed=2024-01-01",
         "model.system=${nothing.here}",
     ],
 )
@@ -136,6 +140,11 @@ def test_a_value_of_a_wrong_type_is_refused_and_names_the_key(recipe_file: Path,
         "heal.betas=[0.9,.nan]",
         "generation.alphas=[1e-9]",
         "generation.alphas=[0.5,-1]",
+        "generation.alphas=[.inf]",
+        "evaluation.doses=[1,inf]",
+        "calibration.target=inf",
+        "heal.learning_rate=.inf",
+        "heal.betas=[0.9,1]",
         "generation.top_p=0",
     ],
 )
@@ -234,6 +243,34 @@ def test_no_dose_at_all_is_refused(recipe_file: Path):
     assert "generation.alphas" in refusal(recipe_file, "generation.alphas=[]")
 
 
+def test_a_dose_given_twice_is_refused_and_completions_may_be_drawn_twice_at_one(recipe_file: Path):
+    assert "evaluation.doses: 1 is there twice" in refusal(recipe_file, "evaluation.doses=[1,0.5,1.0]")
+    assert load(recipe_file, "generation.alphas=[1,1]").generation.alphas == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "words", [["calibration.target=0.05"], ["calibration.target=0.5", "calibration.tolerance=0.6"]]
+)
+def test_a_tolerance_that_reaches_down_to_no_dose_at_all_is_refused(recipe_file: Path, words: list[str]):
+    message = refusal(recipe_file, *words)
+    assert message.startswith("calibration.target=")
+    assert message.endswith("set calibration.tolerance smaller")
+    load(recipe_file, *words, "calibration.tolerance=0.01")
+
+
+@pytest.mark.parametrize("name", ["run.name", "run.seed", "model.revision", "generation.alphas"])
+def test_what_stands_for_a_missing_value_is_no_value(recipe_file: Path, name: str):
+    assert refusal(recipe_file, f"{name}=???").startswith(f"{name}=??? on the command line: ")
+
+
+@pytest.mark.parametrize("date", ["2024-13-45", "2024-02-30"])
+def test_a_date_that_does_not_exist_is_one_line(recipe_file: Path, tmp_path: Path, date: str):
+    assert "not valid YAML" in refusal(recipe_file, f"run.seed={date}")
+    path = tmp_path / "dated.yaml"
+    path.write_text(f"run: {{seed: {date}}}\n")
+    assert refusal(path).startswith(f"{path}: not valid YAML: ")
+
+
 def test_every_refusal_is_one_line(recipe_file: Path):
     for word in ("heal.rank=x", "heal.rnak=1", "run.rounds=0", "heal.use_dora=true", "heal.band=[1]"):
         assert "\n" not in refusal(recipe_file, word)
@@ -262,9 +299,8 @@ def test_a_recipe_written_and_read_again_is_the_same(recipe_file: Path):
         "model.revision=1e5",
         "model.system=a: 'b' # c",
         "heal.barrier.divergence=none",
-        "filter.max_tail_perplexity=inf",
+        "filter.max_tail_perplexity=1e9",
     )
-    assert math.isinf(recipe.filter.max_tail_perplexity)
     assert from_mapping(yaml.safe_load(to_yaml(recipe)), "recipe.yaml") == recipe
 
 
