@@ -114,7 +114,8 @@ class HealTrainer(SFTTrainer):
         if not all(bool(weight.isfinite().all()) for weight in self._accumulator.trainable().values()):
             raise RoundError(
                 f"the weights are not finite after the last step, {self.state.global_step}; the rounds before this "
-                "one are kept. Lower heal.learning_rate."
+                "one are kept. Lower heal.learning_rate, in a run of its own (run.name=...).",
+                again=False,
             )
         return output
 
