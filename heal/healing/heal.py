@@ -175,7 +175,8 @@ def memory_told(config: HealConfig) -> Iterator[None]:
             raise
         raise RoundError(
             f"out of memory while healing with batches of {config.batch_size} ({str(error).splitlines()[0]}); lower "
-            "heal.batch_size and raise heal.accumulation by as much, or set heal.gradient_checkpointing=true"
+            "heal.batch_size and raise heal.accumulation by as much, or set heal.gradient_checkpointing=true, in a run "
+            "of its own (run.name=...)."
         ) from error
 
 
