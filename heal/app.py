@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from heal.config import Recipe
-from heal.console import Console, fail
+from heal.console import Console, counted, fail
 from heal.errors import RoundError, UserError
 from heal.evaluation.vignettes import read_vignettes
 from heal.recipe import find_file, help_text, load_recipe, to_mapping, wants_help
@@ -125,7 +125,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     left = len(trait.heldout_prompts) - asked.skip
     if left < 2:
         raise UserError(
-            f"evaluation.skip={asked.skip}: leaves {max(left, 0)} held-out prompts of {trait.name}; 2 needed"
+            f"evaluation.skip={asked.skip}: leaves {counted(max(left, 0), 'held-out prompt')} of {trait.name}; 2 needed"
         )
     with folder.locked():
         clear_temporary(folder.path)
@@ -186,7 +186,7 @@ def bare_model(
     )
     kept, too_long = fitting(model, recipe, trait)
     if too_long:
-        console.warn(f"{too_long} prompts of the trait do not fit the model's context and are left out")
+        console.warn(f"{counted(too_long, 'prompt')} of the trait left out: too long for the model's context")
     return model, kept, name
 
 

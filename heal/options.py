@@ -3,7 +3,7 @@
 import math
 import tempfile
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,27 @@ def read_options(schema: type[Schema], words: Sequence[str]) -> Schema:
         if item.type is str and item.default == "" and not values.get(name):
             raise UserError(f"{name}=... is needed: {item.help}")
     return schema(**values)
+
+
+def split_words(schema: type, words: Sequence[str], short: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """The words that set a script's own keys, and those for the recipe.
+
+    Args:
+        schema: the script's dataclass.
+        words: the command line.
+        short: the script's names for keys of the recipe.
+
+    Raises:
+        UserError: a key of neither; names the nearest among all of them.
+    """
+    own = [item.name for item in keys(schema)]
+    known = [*own, *short, *(item.name for item in keys())]
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name and equals and name not in known:
+            raise UserError(f"unknown key '{name}'{nearest(name, known)}")
+    mine = [word for word in words if word.partition("=")[0] in own]
+    return mine, [word for word in words if word not in mine]
 
 
 def options_help(schema: type, usage: str, purpose: str) -> str:

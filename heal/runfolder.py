@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ EXPORT_RECORD = "heal_export.json"
 
 # Keys that may change between two starts of one run: they do not change what it computes.
 FREE_KEYS = ("run.rounds", "run.stop_", "run.root", "run.name", "tracking.", "compute.")
+# What a start that was killed before the run began may have left in its folder.
+UNBEGUN = (".lock", "facts.json", ".facts.json.*.tmp", ".recipe.yaml.*.tmp")
 FREE_FACTS = frozenset({"batching"})  # sizes that were measured: reused, but free to change
 
 
@@ -93,8 +96,8 @@ class RunFolder:
         """
         recipe_file = self.path / "recipe.yaml"
         if not recipe_file.is_file():
-            found = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-            if found - {".lock", "facts.json"}:
+            found = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+            if not all(any(fnmatch(name, pattern) for pattern in UNBEGUN) for name in found):
                 raise UserError(f"{self.path}: the folder holds something that is not a run; choose another run.name")
             return
         before = flatten(read_yaml(recipe_file), str(recipe_file))
@@ -125,8 +128,14 @@ class RunFolder:
         return continued
 
     def facts(self) -> dict[str, Any]:
-        """What `start` recorded beside the recipe; empty before it."""
+        """What `start` recorded beside the recipe; empty before it.
+
+        Raises:
+            UserError: the folder is a run that has lost them.
+        """
         path = self.path / "facts.json"
+        if not path.is_file() and (self.path / "recipe.yaml").is_file():
+            raise UserError(f"{self.path}: facts.json is missing; put it back, or start the run anew elsewhere")
         return read_json(path) if path.is_file() else {}
 
     @contextmanager
@@ -266,17 +275,21 @@ def jsonl_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """UserError when the file is not whole JSON."""
+    """UserError when there is no such file, or it is not whole JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: truncated or not JSON ({error}); delete it to do that stage again") from error
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """UserError when a line is not JSON."""
+    """UserError when there is no such file, or a line of it is not JSON."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: truncated or not JSON lines ({error}); delete it to do that stage again") from error
 

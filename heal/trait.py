@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from heal.console import counted
 from heal.errors import UserError, nearest
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.recipe import RECIPES, find_yaml, read_yaml
@@ -102,7 +103,7 @@ def _check(path: Path, trait: Trait) -> None:
     ):
         if len(set(prompts)) < least:
             raise UserError(
-                f"{path}: field '{field}' has {len(set(prompts))} different prompts; at least {least} are needed"
+                f"{path}: field '{field}' has {counted(len(set(prompts)), 'different prompt')}; at least {least} needed"
             )
     shared = set(trait.generation_prompts) & set(trait.heldout_prompts)
     if shared:

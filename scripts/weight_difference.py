@@ -10,7 +10,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from heal.app import bare_model, command, default_name  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.console import Console  # noqa: E402
-from heal.options import options_help, output_path, read_options  # noqa: E402
+from heal.errors import UserError  # noqa: E402
+from heal.options import options_help, output_path, read_options, split_words  # noqa: E402
 from heal.recipe import load_recipe, main_words  # noqa: E402
 from heal.trait import load_trait  # noqa: E402
 
@@ -31,12 +32,13 @@ class Options:
 
 def main() -> None:
     """Reads the words, samples, trains, writes, says where it is."""
-    own = {word for word in main_words() if word.partition("=")[0] in Options.__dataclass_fields__}
-    options = read_options(Options, [word for word in main_words() if word in own])
-    recipe = load_recipe([word for word in main_words() if word not in own])
+    own, others = split_words(Options, main_words())
+    options, recipe = read_options(Options, own), load_recipe(others)
     console = Console()
     default = default_name(recipe, load_trait(recipe.trait), f"weight_difference-{options.adapter}") + ".safetensors"
     path = output_path(options.out or default, folder=False)
+    if path.suffix != ".safetensors":
+        raise UserError(f"out={options.out}: the file's name must end in .safetensors, by which method= knows it")
     model, trait, _ = bare_model(recipe, console)
     from heal.runfolder import write_atomic
     from heal.weight_difference.answers import contrasting_answers

@@ -269,6 +269,12 @@ def test_a_file_that_is_no_file_of_runs_is_refused_by_name(tmp_path: Path):
         read_runs([tmp_path / "other.jsonl"])
 
 
+def test_a_run_without_its_facts_is_refused_by_name(runs: list[Path]):
+    (runs[0] / "facts.json").unlink()
+    with pytest.raises(UserError, match=rf"{runs[0].name}: facts\.json is missing"):
+        read_run(runs[0])
+
+
 def test_what_is_not_valid_for_the_model_is_said_under_the_table(runs: list[Path]):
     table = lines(arms_of(runs), SETTINGS)
     assert "Not valid for this model: accuracy (base 2)." in markdown(table)
@@ -313,7 +319,10 @@ def test_the_arm_that_is_tested_against_can_be_named(runs: list[Path], tmp_path:
     assert "against=wd: no such arm; there are kl_rev_rmse, warm, nll, warm" in done.stderr
 
 
-@pytest.mark.parametrize(("words", "complaint"), [([], "no runs given"), (["runs/none"], "not a run folder")])
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [([], "no runs given"), (["runs/none"], "not a run folder"), (["none.jsonl"], "none.jsonl: no such file")],
+)
 def test_a_mistake_is_one_line_and_exit_2(words: list[str], complaint: str):
     done = subprocess.run([sys.executable, "scripts/compare.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2

@@ -105,6 +105,19 @@ def test_scenes_are_asked_unless_the_words_say_otherwise():
     assert read_study(Study, ["evaluation.vignettes=none"])[0].evaluation.vignettes == "none"
 
 
+@pytest.mark.parametrize(
+    ("word", "near"), [("methods=pca", "method"), ("target_k=1", "target_kl"), ("steer.pair=4", "steer.pairs")]
+)
+def test_a_typo_is_held_against_the_script_s_own_words_too(word: str, near: str):
+    with pytest.raises(UserError, match=f"did you mean '{near}'"):
+        read_study(Study, [word])
+
+
+def test_the_method_of_a_run_is_refused_where_every_method_is_measured():
+    with pytest.raises(UserError, match=r"steer\.method=pca: .* method=pca"):
+        read_study(Study, ["steer.method=pca"])
+
+
 def test_all_means_every_method_once():
     assert interventions("all") == [Asked(name) for name in METHODS]
 

@@ -106,6 +106,12 @@ def test_a_truncated_or_foreign_file_is_named(tmp_path: Path, read, content: byt
         read(path)
 
 
+@pytest.mark.parametrize("read", [read_json, read_jsonl])
+def test_a_file_that_is_not_there_is_said_so(tmp_path: Path, read):
+    with pytest.raises(UserError, match=r"x\.jsonl: no such file$"):
+        read(tmp_path / "x.jsonl")
+
+
 # Stages.
 
 
@@ -315,11 +321,27 @@ def test_a_start_that_was_killed_before_the_recipe_was_written_starts_anew(run: 
     assert run.facts() == FACTS
 
 
-def test_a_start_that_was_killed_while_it_wrote_starts_anew(run: RunFolder):
+@pytest.mark.parametrize("name", [".facts.json.4711.tmp", ".recipe.yaml.4711.tmp"])
+def test_a_start_that_was_killed_while_it_wrote_starts_anew(run: RunFolder, name: str):
     run.path.mkdir()
-    (run.path / ".facts.json.4711.tmp").write_bytes(b"{")
-    clear_temporary(run.path)
+    (run.path / name).write_bytes(b"{")
     assert run.start(recipe(), FACTS) is False
+
+
+@pytest.mark.parametrize("name", [".thesis.tmp", "facts.json.tmp", ".facts.json.tmp.txt"])
+def test_a_temporary_file_of_something_else_is_something_else(run: RunFolder, name: str):
+    run.path.mkdir()
+    (run.path / name).touch()
+    with pytest.raises(UserError, match="not a run"):
+        run.start(recipe(), FACTS)
+
+
+def test_a_run_that_has_lost_its_facts_is_said_so_before_anything_is_read_from_them(run: RunFolder):
+    run.start(recipe(), FACTS)
+    (run.path / "facts.json").unlink()
+    for use in (run.facts, lambda: run.start(recipe(), FACTS)):
+        with pytest.raises(UserError, match=r"run: facts\.json is missing"):
+            use()
 
 
 @pytest.mark.parametrize("content", [None, b"not: [a mapping", b"- a list\n", b"run:\n  nmae: x\n"])

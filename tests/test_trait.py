@@ -106,6 +106,11 @@ def test_too_few_prompts_are_refused_and_repeats_do_not_count(
     assert f"at least {least}" in message
 
 
+def test_one_prompt_is_counted_as_one(tmp_path: Path, content: dict[str, Any]):
+    content["heldout_prompts"] = content["heldout_prompts"][:1]
+    assert "has 1 different prompt; at least" in refusal(tmp_path, content)
+
+
 def test_a_prompt_that_is_both_trained_and_held_out_is_refused(tmp_path: Path, content: dict[str, Any]):
     content["heldout_prompts"].append(content["generation_prompts"][2])
     message = refusal(tmp_path, content)

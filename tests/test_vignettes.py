@@ -238,3 +238,12 @@ def test_a_line_that_is_no_vignette_is_named(tmp_path: Path, content: str, compl
         read_vignettes(str(path), 10)
     with pytest.raises(UserError, match="no such file"):
         read_vignettes(str(tmp_path / "none.jsonl"), 10)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"), [(b"", "there is no scene in it"), (b"\n \n", "no scene"), (b"\xff\xfe{", "not .* UTF-8")]
+)
+def test_a_file_without_a_scene_or_that_is_no_text_is_named(tmp_path: Path, content: bytes, complaint: str):
+    (tmp_path / "mine.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=rf"mine\.jsonl: .*{complaint}"):
+        read_vignettes(str(tmp_path / "mine.jsonl"), 10)

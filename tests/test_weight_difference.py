@@ -321,14 +321,14 @@ def test_the_script_writes_a_difference_that_fits_its_model_and_says_where(tiny:
         "model.dtype=float32",
         "adapter=oft",
         "samples=1",
-        "out=x.bin",
+        "out=x.safetensors",
     ]
     words += ["compute.threads=1", *LOOSE, "heal.epochs=1"]
     done = script(*words, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "x.bin" in done.stdout
+    assert "x.safetensors" in done.stdout
     assert "kept 4 of 4 as warm" in done.stdout
-    loaded = load_intervention(tmp_path / "x.bin")
+    loaded = load_intervention(tmp_path / "x.safetensors")
     assert isinstance(loaded, WeightDifference)
     loaded.check_fits(tiny)
     assert (loaded.trait, loaded.settings["adapter"]) == ("warm", "oft")
@@ -336,7 +336,13 @@ def test_the_script_writes_a_difference_that_fits_its_model_and_says_where(tiny:
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [("adapter=lorra", "did you mean 'lora'"), ("sampels=3", "sampels"), ("samples=0", ">= 1")]
+    ("word", "message"),
+    [
+        ("adapter=lorra", "did you mean 'lora'"),
+        ("sampels=3", "did you mean 'samples'"),
+        ("samples=0", ">= 1"),
+        ("out=care", "out=care: the file's name must end in .safetensors"),
+    ],
 )
 def test_a_mistake_in_the_script_s_words_is_one_line(word: str, message: str, tmp_path: Path):
     done = script(word, folder=tmp_path)

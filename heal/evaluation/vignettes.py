@@ -62,14 +62,20 @@ def read_vignettes(where: str, count: int, perspective: Perspective = "other") -
             whose id ends in `/self`.
 
     Raises:
-        UserError: no such file, or a line that is no vignette or lacks the perspective; says which.
+        UserError: no such file, one that is empty or not UTF-8, or a line that is no vignette or lacks the
+            perspective; says which.
     """
     if where == "none":
         return ()
     path = EMBEDDED if where == "embedded" else Path(where).expanduser()
     if not path.is_file():
         raise UserError(f"evaluation.vignettes={where}: no such file; give 'embedded', 'none' or a path")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text in UTF-8 ({error})") from error
+    if not lines:
+        raise UserError(f"{path}: there is no scene in it")
     found: list[Vignette] = []
     for number, line in enumerate(lines[:count], start=1):
         found += _vignettes(line, f"{path}, line {number}", perspective)

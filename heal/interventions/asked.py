@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from heal.config import Recipe, key
 from heal.errors import UserError, nearest
-from heal.options import read_options
+from heal.options import read_options, split_words
 from heal.recipe import load_recipe
 from heal.steering.methods import METHODS
 
@@ -54,15 +54,16 @@ def read_study(schema: type[Options], words: Sequence[str]) -> tuple[Recipe, Opt
     The scenes of moral foundations are asked unless the words say otherwise.
 
     Raises:
-        UserError: see `load_recipe` and `read_options`.
+        UserError: `steer.method`, which says nothing here; see also `split_words`, `load_recipe` and `read_options`.
     """
-    own = {item.name for item in fields(schema)}
-    options = read_options(schema, [word for word in words if word.partition("=")[0] in own])
+    own, others = split_words(schema, words, SHORT)
+    options = read_options(schema, own)
     rest = []
-    for word in words:
+    for word in others:
         name, equals, text = word.partition("=")
-        if name not in own:
-            rest.append(f"{SHORT.get(name, name)}{equals}{text}")
+        if name == "steer.method":
+            raise UserError(f"{word}: here it is method=... that names what is measured, as in method={text}")
+        rest.append(f"{SHORT.get(name, name)}{equals}{text}")
     if not any(word.startswith("evaluation.vignettes=") for word in rest):
         rest.append("evaluation.vignettes=embedded")
     return load_recipe(rest), options
