@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from heal.steering.method import NoDirection
+from heal.steering.method import NoDirection, State
 from tests.planted import PAIRS, WIDTH, components, cosine, draw, fitted, on_plants, planted_pairs, positions, shifted
 
 # Plain directions
@@ -114,6 +115,45 @@ def test_the_second_axis_of_angular_is_the_first_component_of_the_unit_differenc
     state = fitted("angular", difference_PD, torch.zeros(PAIRS, WIDTH))
     assert cosine(state["v"], shared_D) > 0.99
     assert abs(cosine(state["b2"], varies_D)) > 0.99
+
+
+def apart(along_b2: float, **settings) -> tuple[State, Tensor]:
+    """angular fitted to the plants with their mean put at `along_b2` on its second axis, and that mean."""
+    _, positive_PD, negative_PD = planted_pairs()
+    b2_D = on_plants("angular")["b2"]
+    mean_D = (positive_PD.mean(0) + negative_PD.mean(0)) / 2
+    moved_D = (along_b2 - mean_D @ b2_D) * b2_D
+    return fitted("angular", positive_PD + moved_D, negative_PD + moved_D, **settings), mean_D + moved_D
+
+
+@pytest.mark.parametrize("along_b2", [20.0, -20.0, -0.5])
+def test_the_second_axis_of_angular_points_to_where_the_activations_are(along_b2: float):
+    state, mean_D = apart(along_b2)
+    assert float(mean_D @ state["b2"]) == pytest.approx(abs(along_b2), rel=1e-3)
+
+
+def test_blocks_whose_activations_mirror_each_other_in_the_second_axis_have_one_natural_angle():
+    angles = []
+    for along_b2 in (20.0, -20.0):
+        state, mean_D = apart(along_b2)
+        angles.append(math.atan2(float(mean_D @ state["b2"]), float(mean_D @ state["v"])))
+        torch.testing.assert_close(shifted("angular", state, mean_D[None, None], angles[-1])[0, 0], mean_D)
+    assert angles[0] == pytest.approx(angles[1], rel=1e-4)
+    assert 0 < angles[0] < math.pi
+
+
+def test_a_centred_plane_does_not_depend_on_where_the_activations_lie():
+    here, there = (apart(along_b2, centre=True)[0] for along_b2 in (200.0, -200.0))
+    for name in ("v", "b2"):
+        torch.testing.assert_close(here[name], there[name], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("c", [0.0, 0.8, math.pi])
+def test_a_negative_angle_is_the_same_angle_of_the_opposite_trait(c: float):
+    _, positive_PD, negative_PD = planted_pairs()
+    state, swapped = fitted("angular", positive_PD, negative_PD), fitted("angular", negative_PD, positive_PD)
+    expected = shifted("angular", swapped, positions(), c)
+    torch.testing.assert_close(shifted("angular", state, positions(), -c), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pairs_on_one_line_make_no_plane():
