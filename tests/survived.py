@@ -13,7 +13,7 @@ def trajectory(
     ended: bool = False,
     kl: Sequence[float] | None = None,
 ) -> Trajectory:
-    """A rollout of `length` tokens that dies after `death` of them, or is censored at its end."""
+    """A rollout of `length` tokens that dies after `death` of them, or is censored at the last that can be probed."""
     nats = tuple(0.1 for _ in range(length)) if kl is None else tuple(kl)
     count = len(nats)
     return Trajectory(
@@ -27,5 +27,5 @@ def trajectory(
         forks=() if death is None else (death,),
         masses=() if death is None else (0.1,),
         death=death,
-        censored_at=count if death is None else None,
+        censored_at=count - ended if death is None else None,
     )

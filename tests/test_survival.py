@@ -214,10 +214,16 @@ def test_a_model_that_always_answers_is_censored_at_the_budget(tiny_folder: Path
         assert each.masses == pytest.approx((1.0,) * FORKS)
 
 
-def test_a_rollout_that_ended_is_censored_at_its_length_and_not_probed_behind_it(tiny_folder: Path):
+def test_a_rollout_that_ended_is_censored_before_its_end_of_turn_and_not_probed_behind_it(tiny_folder: Path):
     end = min(tiny.load(tiny_folder).end_ids)
     for each in rolled(fixed_head(tiny_folder, end)):
-        assert (each.ids, each.ended, each.death, each.censored_at, each.forks) == ((end,), True, None, 1, ())
+        assert (each.ids, each.ended, each.death, each.censored_at, each.forks) == ((end,), True, None, 0, ())
+
+
+def test_a_rollout_whose_end_of_turn_is_the_token_of_a_fork_is_not_at_risk_there(tiny_folder: Path):
+    end = min(tiny.load(tiny_folder).end_ids)
+    (ended,) = rolled(fixed_head(tiny_folder, end), {1.0: 0.0}, tiny.prompts(tiny.load(tiny_folder), 1), forks=TOKENS)
+    assert survival([ended, trajectory(death=1)]).survival[-1] == 0
 
 
 def test_a_model_that_never_answers_is_dead_at_the_first_fork(tiny_folder: Path):
@@ -244,9 +250,9 @@ def test_a_trajectory_survives_json(tiny: LanguageModel):
 
 
 def test_survival_is_that_worked_out_by_hand():
-    """Five rollouts: deaths at 4 and 8, one ended at 6, two censored at 12: 4/5, then 4/5 * 2/3."""
+    """Five rollouts: deaths at 4 and 8, one ended after 6, two censored at 12: 4/5, then 4/5 * 2/3."""
     curve = survival(
-        [trajectory(death=4), trajectory(death=8), trajectory(length=6, ended=True), trajectory(), trajectory()]
+        [trajectory(death=4), trajectory(death=8), trajectory(length=7, ended=True), trajectory(), trajectory()]
     )
     assert curve.times == (0, 4, 6, 8, 12)
     assert curve.survival == pytest.approx((1, 0.8, 0.8, 0.8 * 2 / 3, 0.8 * 2 / 3))
@@ -282,7 +288,7 @@ def test_a_death_before_the_first_token_is_one_at_0():
 
 
 def test_one_that_is_censored_counts_as_at_risk_at_its_last_token():
-    assert survival([trajectory(length=4, ended=True), trajectory(death=4)]).survival[-1] == 0.5
+    assert survival([trajectory(length=4), trajectory(death=4)]).survival[-1] == 0.5
 
 
 def test_a_curve_says_what_is_alive_after_a_time():

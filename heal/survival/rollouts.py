@@ -43,7 +43,8 @@ class Trajectory:
         forks: token counts after which it was interrupted.
         masses: probability mass on the probe's answers at each fork.
         death: tokens after which it is dead; None: never.
-        censored_at: tokens after which nothing more is known of it, it being alive; None where it died.
+        censored_at: tokens after which nothing more is known of it, it being alive: those before its end of turn,
+            which are all that can be probed, or all; None where it died.
     """
 
     alpha: float
@@ -163,7 +164,7 @@ def roll_out(
             trajectories.append(
                 Trajectory(
                     alpha, coefficient, prompt, path.ids, kl[prompt], path.ended, path.finite, reached, kept,
-                    death, len(path.ids) if death is None else None,
+                    death, len(path.ids) - path.ended if death is None else None,
                 )
             )  # fmt: skip
         progress(len(paths) * count + 2 * len(trajectories), 3 * len(paths) * count)
