@@ -1,5 +1,6 @@
 """Survival of dosed interventions as stages of a study: rollouts on disk, read back by the same command."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,9 +33,10 @@ def survive(
 ) -> list[Trajectory]:
     """Rollouts of one intervention on held-out prompts, at every multiple of its dose."""
     asked = shuffled(list(session.trait.heldout_prompts), "heldout")[:prompts]
-    folder, file = place(session, dosed.name), f"survival{mark(dosed.sign)}.jsonl"
-    shown_alphas = ",".join(f"{alpha:g}" for alpha in alphas)
-    name = f"survival{mark(dosed.sign)} prompts={len(asked)} tokens={tokens} forks={forks} alphas={shown_alphas}"
+    folder, listed = place(session, dosed.name), ",".join(f"{alpha:g}" for alpha in alphas)
+    name = f"rollouts{mark(dosed.sign)} prompts={len(asked)} tokens={tokens} forks={forks}"
+    # Each setting has a file of its own. A list of multiples may be too long for a file's name.
+    file = f"{name.replace(' ', '_')}_alphas={hashlib.sha256(listed.encode()).hexdigest()[:8]}.jsonl"
 
     def compute(shown: Stage) -> tuple[list[Trajectory], Files]:
         with session.accumulator.base():
@@ -55,7 +57,7 @@ def survive(
     def read() -> list[Trajectory]:
         return [Trajectory.from_json(content) for content in read_jsonl(folder / file)]
 
-    return stage(session, folder, name, read, compute)
+    return stage(session, folder, f"{name} alphas={listed}", read, compute)
 
 
 def results(dosed: Dosed, trajectories: Sequence[Trajectory], doubt: str) -> dict[str, bytes]:
