@@ -23,6 +23,7 @@ from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
 from heal.survival import study as survival
+from heal.survival.table import markdown, rows
 from tests import tiny
 from tests.finished import write_run
 from tests.running import words
@@ -263,6 +264,17 @@ def test_rollouts_of_other_settings_leave_those_that_are_there_alone(tiny_folder
         assert [survival.survive(session, dosed, *each) for each in settings] == found
         assert len({tuple(rollouts) for rollouts in found}) == len(settings)
         assert len(list(session.folder.path.glob("interventions/mean_diff/rollouts+*.jsonl"))) == len(settings)
+
+
+def test_survival_shows_the_signed_coefficient_that_was_applied(tiny_folder: Path, tmp_path: Path):
+    recipe, _ = read_study(Study, words(tiny_folder, tmp_path, *SMALL, "calibration.audit_prompts=0"))
+    with opened(recipe, KIND, ["spherical"]) as session:
+        (dosed,) = dose_all(session, interventions("spherical"), (-1,))
+        survival.prepare(session)
+        rollouts = survival.survive(session, dosed, 1, 4, 1, (0.0, 0.5, 1e6))
+        assert dosed.c_star < 0
+        assert [each.coefficient for each in rollouts] == [0.0, pytest.approx(0.5 * dosed.c_star), -1.0]
+        assert "| 1e+06 | -1 |" in markdown(rows(rollouts, 1.0), 1.0)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1,0,1", (0.0, 1.0)), ("0.5", (0.5,))])

@@ -161,6 +161,11 @@ def test_tokens_that_do_not_fit_the_context_are_refused(tiny: LanguageModel):
         rolled(tiny, tokens=1024)
 
 
+def test_multiples_of_a_dose_end_at_the_largest_coefficient():
+    assert coefficients_at(0.6, (0, 1, 2), largest=1.0) == {0: 0, 1: 0.6, 2: 1.0}
+    assert coefficients_at(0.6, (0, 1, 2)) == {0: 0, 1: 0.6, 2: 1.2}
+
+
 # A rollout and its neighbours.
 
 

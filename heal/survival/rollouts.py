@@ -75,9 +75,11 @@ class Trajectory:
         return Trajectory(**(content | lists))
 
 
-def coefficients_at(c_star: float, alphas: Iterable[float] = ALPHAS) -> dict[float, float]:
-    """The coefficient of each multiple of the calibrated one."""
-    return {alpha: alpha * c_star for alpha in alphas}
+def coefficients_at(
+    c_star: float, alphas: Iterable[float] = ALPHAS, largest: float | None = None
+) -> dict[float, float]:
+    """The coefficient of each multiple of the calibrated one; beyond the `largest` that means anything, that one."""
+    return {alpha: min(alpha * c_star, math.inf if largest is None else largest) for alpha in alphas}
 
 
 def by_alpha(trajectories: Iterable[Trajectory]) -> dict[float, list[Trajectory]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from heal.console import Stage
@@ -31,7 +32,7 @@ def prepare(session: Session) -> str:
 def survive(
     session: Session, dosed: Dosed, prompts: int, tokens: int, forks: int, alphas: Sequence[float]
 ) -> list[Trajectory]:
-    """Rollouts of one intervention on held-out prompts, at every multiple of its dose."""
+    """Rollouts of one intervention on held-out prompts, at every multiple of its dose, with signed coefficients."""
     asked = shuffled(list(session.trait.heldout_prompts), "heldout")[:prompts]
     folder, listed = place(session, dosed.name), ",".join(f"{alpha:g}" for alpha in alphas)
     name = f"rollouts{mark(dosed.sign)} prompts={len(asked)} tokens={tokens} forks={forks}"
@@ -43,13 +44,14 @@ def survive(
             found = roll_out(
                 session.model,
                 dosed.intervention,
-                coefficients_at(dosed.coefficient(), alphas),
+                coefficients_at(dosed.coefficient(), alphas, dosed.intervention.dosing.largest),
                 [session.model.chat.ids(session.recipe.model.system, text) for text in asked],
                 tokens,
                 forks,
                 session.probe.format,
                 progress=shown.progress,
             )
+        found = [replace(each, coefficient=dosed.sign * each.coefficient if each.alpha else 0.0) for each in found]
         dead = ", ".join(f"{row.alpha:g}: {row.deaths} of {row.n}" for row in rows(found, dosed.calibration.target))
         shown.found(f"dead by multiple of the dose {dead}")
         return found, {file: jsonl_bytes([each.to_json() for each in found])}

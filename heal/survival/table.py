@@ -31,7 +31,7 @@ class Row:
 
     Attributes:
         alpha: multiple of the dose.
-        coefficient: the coefficient.
+        coefficient: the coefficient that was applied, signed and within the method's bound.
         n: rollouts.
         kl_p50, kl_p95: of `KL(on || off)` over the tokens of all rollouts, nats; NaN where none said a token.
         under_target: share of these tokens whose KL is at most the target.
@@ -106,11 +106,12 @@ def markdown(found: Sequence[Row], target: float) -> str:
 def caption(target: float) -> str:
     """What the columns are."""
     return (
-        "alpha: multiple of the calibrated coefficient, 0 without the intervention; n: rollouts; KL: KL(on || off) in "
-        "nats over the tokens of all rollouts, those after a death included; under target: share of these tokens at "
-        f"most {target:g} nats, 0.95 where the dose is exact; censored: not dead, of which so many ended by "
-        "themselves; half-life: tokens until half are dead; alive at the end: Kaplan-Meier after the last token that a "
-        "rollout reached, with its 95 % log-log band, which does not exist where all or none are alive."
+        "alpha: multiple of the calibrated coefficient, 0 without the intervention; c: the coefficient that was "
+        "applied, negative towards the negative persona and never beyond a method's largest one; n: rollouts; KL: "
+        "KL(on || off) in nats over the tokens of all rollouts, those after a death included; under target: share of "
+        f"these tokens at most {target:g} nats, 0.95 where the dose is exact; censored: not dead, of which so many "
+        "ended by themselves; half-life: tokens until half are dead; alive at the end: Kaplan-Meier after the last "
+        "token that a rollout reached, with its 95 % log-log band, which does not exist where all or none are alive."
     )
 
 
