@@ -23,7 +23,7 @@ class Search:
     """How a search ended.
 
     Attributes:
-        c: the best coefficient that was evaluated (nearest to the target in log).
+        c: the best coefficient that was evaluated (nearest to the target in log, up to the first crossing).
         value: the statistic there.
         outcome: `tolerance` (within tolerance of the target), `bracket` (the bracket is narrower than
             1 %: the statistic jumps over the target there), `passes` (gave up), or `unreachable`
@@ -58,12 +58,13 @@ def find_coefficient(
     goes further, in leaps where the curve is still so steep that it says how far the target is, so no
     vector is too small or too large. Inside the bracket the candidates gather where its chord meets the
     target, or spread evenly when the pass before did not halve it. A value that is not finite counts as
-    above the target; where noise makes the statistic cross the target more than once, the first crossing
-    is the one that counts.
+    above the target; where noise, or a model that loops, makes the statistic cross the target more than once,
+    the first crossing that was seen is the one that counts: a point beyond its upper end is neither a hit nor
+    the result, however near to the target it is.
 
     A shift that does something even at coefficient 0 has a statistic there, `zero`. Where that is above the target
     already, the statistic may still dip under it and rise again: the search goes up and takes that crossing. Where
-    the statistic falls as the coefficient grows, the crossing from above is the one that counts.
+    the statistic falls as the coefficient grows, the first crossing from above is the one that counts, in the same way.
 
     Args:
         statistic: coefficients -> values; each call is expensive.
@@ -83,10 +84,13 @@ def find_coefficient(
     points: list[tuple[float, float]] = []  # (log c, signed distance in log from the target), by log c
     limit = math.inf if largest is None else largest
     top = math.log(limit)
-    passes = 0
+    passes, crossing = 0, math.inf  # the coefficient at the upper end of the first crossing, once one was seen
+
+    def counted() -> list[tuple[float, float]]:
+        return [(c, value) for c, value in evaluated if c <= crossing]
 
     def end(outcome: Outcome) -> Search:
-        c, value = min(evaluated, key=lambda pair: abs(_log(pair[1]) - math.log(target)))
+        c, value = min(counted(), key=lambda pair: abs(_log(pair[1]) - math.log(target)))
         return Search(c, value, outcome, tuple(evaluated), passes)
 
     def gap(value: float) -> float:
@@ -104,10 +108,12 @@ def find_coefficient(
         values = statistic(coefficients)
         evaluated += zip(coefficients, values, strict=True)
         points = sorted(points + [(x, gap(value)) for x, value in zip(asked, values, strict=True)])
-        if any(abs(value - target) <= tolerance for value in values):
-            return end("tolerance")
         gaps = [at_zero, *(g for _, g in points)]
         above = next((index for index, (one, other) in enumerate(pairwise(gaps)) if one < 0 <= other), None)
+        if above is not None:
+            crossing = min(math.exp(points[above][0]), limit)
+        if any(abs(value - target) <= tolerance for _, value in counted()):
+            return end("tolerance")
         if above is None and points[-1][0] > top - _AT:
             return end("unreachable")
         if above is None or above == 0:
