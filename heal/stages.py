@@ -4,11 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from heal.console import Stage, counted
+from heal.console import Console, Stage, counted
 from heal.decoding import Sampling
 from heal.dose.calibrate import Calibration, PathDivergence, calibrate, path_divergences
 from heal.generation.collect import Collection, Row, collect, dose_table
@@ -19,7 +20,7 @@ from heal.randomness import shuffled
 from heal.runfolder import json_bytes, jsonl_bytes, read_json, read_jsonl
 from heal.session import Session, lora_seed
 from heal.steering.extract import contexts, extract
-from heal.steering.intervention import Intervention
+from heal.steering.intervention import Dosing, Intervention
 from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
 
@@ -90,9 +91,13 @@ def warn_of_a_short_audit(session: Session) -> None:
 
 
 def find_dose(session: Session, intervention: Intervention, warm_start: float | None, shown: Stage) -> Calibration:
-    """The coefficient at which an intervention on the student as it stands spends the recipe's KL."""
+    """The coefficient at which an intervention on the student as it stands spends the recipe's KL.
+
+    Against the base the student's own drift counts, which is there at coefficient 0 already.
+    """
     settings = session.recipe.calibration
     asked, held_out = calibration_prompts(session)
+    vanishes = intervention.dosing.vanishes and settings.reference == "student"
 
     def measure(texts: Sequence[str], coefficients: Sequence[float]) -> list[PathDivergence]:
         return path_divergences(
@@ -115,7 +120,7 @@ def find_dose(session: Session, intervention: Intervention, warm_start: float | 
             settings.max_passes,
             settings.reference,
             shown.progress,
-            intervention.dosing,
+            replace(intervention.dosing, vanishes=vanishes),
         )
     others = counted(len(held_out), "held-out prompt")
     audit = "" if found.audit is None else f", audit {found.audit.p95:.2f} on {others}"
@@ -147,14 +152,25 @@ def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start:
         lambda: Calibration.from_json(read_json(folder / "calibration.json")),
         compute,
     )
-    if not found.on_target:
-        session.console.warn(f"the dose is not on target: {found.miss}")
+    warn_of_dose(session.console, f"the dose of {vector.method}", vector.dosing, found)
     if vector.dosing.falling:
         session.console.warn(
             f"{vector.method}: its coefficient is a direction and not a size, so a dose below 1 (generation.alphas, "
             "the walk-down) shifts more and not less"
         )
     return found
+
+
+def warn_of_dose(console: Console, label: str, dosing: Dosing, found: Calibration) -> None:
+    """Says where a dose is not on target, and where it is none: c* = 0 of what does nothing there."""
+    if not found.on_target:
+        console.warn(f"{label} is not on target: {found.miss}")
+    if found.c_star == 0 and dosing.vanishes:
+        console.warn(
+            f"{label}: c* = 0, so nothing is steered: the student by itself is {found.value:.2f} nats from base (p95 KL, "
+            f"target {found.target:g}); raise calibration.target, or set calibration.reference=student, which counts "
+            "only what steering adds"
+        )
 
 
 def generate_and_filter(session: Session, r: int, vector: SteeringVector, c_star: float) -> Collection:

@@ -4,21 +4,30 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy
 import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
+from heal import stages
 from heal.config import Recipe
+from heal.console import Console
 from heal.decoding import decode
 from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate, path_divergences, prompt_divergence
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
+from heal.recipe import load_recipe
+from heal.runfolder import Events, RunFolder
+from heal.session import Session
 from heal.stages import calibration_prompts, warn_of_a_short_audit
 from heal.steering.intervention import Dosing
 from heal.steering.vector import SteeringVector
+from heal.tracking import Tracker
+from tests.students import student
 from tests.tiny import prompts, sized, trait, vector
 
 TOKENS = 8
@@ -262,6 +271,53 @@ def test_progress_counts_the_pass_at_zero():
     assert told[0] == (1, 8)
     assert told[-1] == (8, 8)
     assert told == sorted(told)
+
+
+# Against the base
+
+
+def drifted(c: float) -> float:
+    """The statistic against the base, of a student that is 2 nats away from it by itself."""
+    return 2 + c * c
+
+
+def test_a_drift_beyond_the_target_is_unreachable_and_the_least_is_at_zero():
+    def measure(coefficients: Sequence[float]) -> list[PathDivergence]:
+        return [PathDivergence(c, c, drifted(c), c, c, 1) for c in coefficients]
+
+    found = calibrate(measure, None, 1.0, 0.05, 3.0, 3, 6, "base", dosing=ALWAYS)
+    assert (found.c_star, found.value, found.outcome) == (0.0, 2.0, "unreachable")
+
+
+@pytest.fixture
+def session(tiny_folder: Path, tmp_path: Path) -> Session:
+    """The first round of a run on a tiny model, as far as calibration needs it."""
+    few = ("calibration.candidates=3", "calibration.max_passes=6", "calibration.tolerance=0.05")
+    recipe = load_recipe(["recipe=smoke", "calibration.audit_prompts=0", *few])
+    tracker = Tracker(Events(tmp_path / "events.jsonl"), tmp_path, "disabled", "heal", None, "tiny", {})
+    return Session(recipe, trait(), RunFolder(tmp_path), *student(tiny_folder), Console(), tracker)
+
+
+@pytest.mark.parametrize(("reference", "expected"), [("base", (0.0, "unreachable")), ("student", (1.0, "tolerance"))])
+def test_a_dose_against_the_base_is_measured_at_zero_too_and_says_when_it_is_none(
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    reference: Literal["base", "student"],
+    expected: tuple[float, str],
+):
+    def measure(language_model, intervention, coefficients, *rest) -> list[PathDivergence]:
+        curve = drifted if reference == "base" else lambda c: c * c
+        return [PathDivergence(c, c, curve(c), c, c, 1) for c in coefficients]
+
+    monkeypatch.setattr(stages, "path_divergences", measure)
+    session.recipe.calibration.reference = reference
+    found = stages.calibrate_dose(session, 0, vector(session.model), None)
+    assert (pytest.approx(found.c_star, abs=0.05), found.outcome) == expected
+    assert (found.history[0].c == 0) == (reference == "base")
+    said = capsys.readouterr().out
+    assert ("the dose of mean_diff: c* = 0, so nothing is steered" in said) == (reference == "base")
+    assert ("calibration.reference=student" in said) == (reference == "base")
 
 
 # Prompts

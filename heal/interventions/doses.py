@@ -11,7 +11,7 @@ from heal.interventions.asked import Asked
 from heal.interventions.prompts import personas
 from heal.runfolder import RunFolder, json_bytes, read_json
 from heal.session import Session
-from heal.stages import Files, calibration_prompts, find_dose, stage, warn_of_a_short_audit
+from heal.stages import Files, calibration_prompts, find_dose, stage, warn_of_a_short_audit, warn_of_dose
 from heal.steering.extract import contexts, extract
 from heal.steering.intervention import Intervention, Signed
 from heal.steering.load import load_intervention
@@ -116,8 +116,7 @@ def dose_all(session: Session, asked: Sequence[Asked], signs: Sequence[int]) -> 
         for sign in signs:
             dosed = _dose(session, each.name, intervention, sign, start)
             start = start or dosed.calibration.c_star
-            if not dosed.calibration.on_target:
-                session.console.warn(f"{dosed.label} is not on target: {dosed.calibration.miss}")
+            warn_of_dose(session.console, dosed.label, intervention.dosing, dosed.calibration)
             found.append(dosed)
     return found
 
