@@ -167,9 +167,9 @@ def warn_of_dose(console: Console, label: str, dosing: Dosing, found: Calibratio
         console.warn(f"{label} is not on target: {found.miss}")
     if found.c_star == 0 and dosing.vanishes:
         console.warn(
-            f"{label}: c* = 0, so nothing is steered: the student by itself is {found.value:.2f} nats from base (p95 KL, "
-            f"target {found.target:g}); raise calibration.target, or set calibration.reference=student, which counts "
-            "only what steering adds"
+            f"{label}: c* = 0, so nothing is steered: the student by itself is {found.value:.2f} nats from base (p95 "
+            f"KL, target {found.target:g}); raise calibration.target, or set calibration.reference=student, which "
+            "counts only what steering adds"
         )
 
 
