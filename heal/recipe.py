@@ -199,7 +199,7 @@ def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
         raise UserError(f"{name}={value} {source}: expected {item.type_name}, default {item.default}") from error
     low, high = item.minimum, item.maximum
     for number in numbers:
-        if not math.isfinite(number):
+        if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{name}={value} {source}: out of range, must be a finite number")
         if (low is not None and number < low) or (high is not None and number > high):
             bounds = [f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None]

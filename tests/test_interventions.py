@@ -148,6 +148,26 @@ def test_what_names_no_intervention_is_refused(text: str, message: str):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["mean_diff", "prompt", "engineered prompt", "engineered_prompt"])
+def test_a_file_or_run_called_as_a_method_or_a_prompt_is_refused(tmp_path: Path, name: str):
+    file, folder = tmp_path / f"{name}.safetensors", tmp_path / name
+    file.touch()
+    folder.mkdir()
+    (folder / "recipe.yaml").touch()
+    for path in (file, folder):
+        with pytest.raises(UserError, match=f"'{name}' is what a method or a prompt is called; rename it"):
+            interventions(f"spherical,{path}")
+
+
+def test_two_files_that_would_share_a_folder_are_two_of_one_name(tmp_path: Path):
+    paths = [tmp_path / f"{name}.safetensors" for name in ("my vector", "my_vector")]
+    for path in paths:
+        path.touch()
+    assert [each.name for each in interventions(str(paths[0]))] == ["my vector"]
+    with pytest.raises(UserError, match="two interventions are called 'my_vector'"):
+        interventions(",".join(map(str, paths)))
+
+
 def test_the_engineered_prompt_holds_the_persona_of_its_sign():
     trait = tiny.trait()
     texts = personas(trait)

@@ -135,7 +135,7 @@ def _method(student: Student) -> str:
         if barrier.divergence == "none"
         else f"cross-entropy + {strength} x {held}, reference: {barrier.reference}",
         "weights": f"LoRA r {heal.rank}, alpha {heal.alpha} a round, all linear layers between depths "
-        f"{heal.band[0]:g} and {heal.band[1]:g}; {heal.epochs} epochs, AdamW {heal.learning_rate:g}, "
+        f"{heal.band[0]:g} and {heal.band[1]:g}; {counted(heal.epochs, 'epoch')}, AdamW {heal.learning_rate:g}, "
         f"weight decay {heal.weight_decay:g}",
         "seed": str(recipe.run.seed),
     }

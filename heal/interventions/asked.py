@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 from heal.config import Recipe, key
 from heal.errors import UserError, nearest
+from heal.interventions.prompts import NAMES
 from heal.options import read_options, split_words
 from heal.recipe import load_recipe
 from heal.steering.methods import METHODS
@@ -73,7 +74,8 @@ def interventions(text: str) -> list[Asked]:
     """The interventions that `method=text` names, in that order.
 
     Raises:
-        UserError: no such method, file or folder, or two of one name.
+        UserError: no such method, file or folder, a file or folder that is called as a method or a prompt is, or two
+            of one name.
     """
     if text == "all":
         return [Asked(name) for name in METHODS]
@@ -94,10 +96,19 @@ def interventions(text: str) -> list[Asked]:
             )
     if not found:
         raise UserError("method=: names no intervention")
-    names = [each.name for each in found]
+    taken = {folder_name(name) for name in (*METHODS, *NAMES)}
+    for each in found:
+        if each.path is not None and folder_name(each.name) in taken:
+            raise UserError(f"method={each.path}: '{each.name}' is what a method or a prompt is called; rename it")
+    names = [folder_name(each.name) for each in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"method: two interventions are called '{twice[0]}'; rename a file or leave one out")
     return found
+
+
+def folder_name(name: str) -> str:
+    """What the folder of an intervention or a prompt is called."""
+    return name.replace(" ", "_")
 
 
 def signs(text: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from heal.console import Stage
 from heal.dose.calibrate import Calibration, PathDivergence, prompt_divergence
 from heal.errors import UserError
-from heal.interventions.asked import Asked
+from heal.interventions.asked import Asked, folder_name
 from heal.interventions.prompts import personas
 from heal.runfolder import RunFolder, json_bytes, read_json
 from heal.session import Session
@@ -102,7 +102,7 @@ def mark(sign: int) -> str:
 
 def place(session: Session, name: str) -> Path:
     """The folder of an intervention's stages."""
-    return session.folder.path / "interventions" / name.replace(" ", "_")
+    return session.folder.path / "interventions" / folder_name(name)
 
 
 def dose_all(session: Session, asked: Sequence[Asked], signs: Sequence[int]) -> list[Dosed]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from heal.console import Stage
 from heal.evaluation.validity import MIN_MASS
+from heal.interventions.asked import folder_name
 from heal.interventions.doses import Dosed, mark, place
 from heal.measuring import choose_format
 from heal.randomness import shuffled
@@ -73,4 +74,4 @@ def results(dosed: Dosed, trajectories: Sequence[Trajectory], doubt: str) -> dic
 
 def output(session: Session, dosed: Dosed) -> Path:
     """The folder of an intervention's survival files."""
-    return session.folder.path / "survival" / f"{dosed.name.replace(' ', '_')}{mark(dosed.sign)}"
+    return session.folder.path / "survival" / f"{folder_name(dosed.name)}{mark(dosed.sign)}"
