@@ -153,11 +153,7 @@ def calibrate_dose(session: Session, r: int, vector: SteeringVector, warm_start:
         compute,
     )
     warn_of_dose(session.console, f"the dose of {vector.method}", vector.dosing, found)
-    if vector.dosing.falling:
-        session.console.warn(
-            f"{vector.method}: its coefficient is a direction and not a size, so a dose below 1 (generation.alphas, "
-            "the walk-down) shifts more and not less"
-        )
+    warn_of_multiples(session.console, vector.method, vector.dosing)
     return found
 
 
@@ -167,9 +163,21 @@ def warn_of_dose(console: Console, label: str, dosing: Dosing, found: Calibratio
         console.warn(f"{label} is not on target: {found.miss}")
     if found.c_star == 0 and dosing.vanishes:
         console.warn(
-            f"{label}: c* = 0, so nothing is steered: the student by itself is {found.value:.2f} nats from base (p95 "
-            f"KL, target {found.target:g}); raise calibration.target, or set calibration.reference=student, which "
-            "counts only what steering adds"
+            f"{label}: c* = 0, so nothing is steered: the student by itself is {found.value:.2f} nats from base "
+            f"(p95 KL, target {found.target:g}); raise calibration.target, or set calibration.reference=student, "
+            "which counts only what steering adds"
+        )
+
+
+def warn_of_multiples(console: Console, label: str, dosing: Dosing) -> None:
+    """Says where a dose below 1 does not shift less: where the shift falls, and where coefficient 0 does something."""
+    below = "a dose below 1 (generation.alphas, the walk-down, alphas of survival)"
+    if dosing.falling:
+        console.warn(f"{label}: its coefficient is a direction and not a size, so {below} shifts more and not less")
+    elif not dosing.vanishes:
+        console.warn(
+            f"{label}: it replaces a component of the activations at any coefficient, 0 included, so {below} takes "
+            "nothing of that back; only alpha 0 of survival leaves it off"
         )
 
 

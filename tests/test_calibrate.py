@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -25,6 +25,7 @@ from heal.runfolder import Events, RunFolder
 from heal.session import Session
 from heal.stages import calibration_prompts, warn_of_a_short_audit
 from heal.steering.intervention import Dosing
+from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from heal.tracking import Tracker
 from tests.students import student
@@ -318,6 +319,21 @@ def test_a_dose_against_the_base_is_measured_at_zero_too_and_says_when_it_is_non
     said = capsys.readouterr().out
     assert ("the dose of mean_diff: c* = 0, so nothing is steered" in said) == (reference == "base")
     assert ("calibration.reference=student" in said) == (reference == "base")
+
+
+# Multiples of a dose
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_where_a_dose_below_1_does_not_shift_less_a_warning_says_so(
+    tiny: LanguageModel, capsys: pytest.CaptureFixture[str], name: str
+):
+    expected = {"angular": "shifts more and not less"}
+    expected |= dict.fromkeys(("directional_ablation", "sspace_ablate"), "takes nothing of that back")
+    stages.warn_of_multiples(Console(), name, replace(vector(tiny), method=name).dosing)
+    said = capsys.readouterr().out
+    assert expected.get(name, "") in said
+    assert bool(said) == (name in expected)
 
 
 # Prompts

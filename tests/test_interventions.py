@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from heal.app import opened
+from heal.console import Console
+from heal.dose.calibrate import Calibration
 from heal.errors import UserError
 from heal.evaluation.results import StageResult
 from heal.interventions import dose_table, show
@@ -19,6 +22,8 @@ from heal.interventions.doses import Dosed, Prompted, dose_all, prompted
 from heal.interventions.measure import Measured, measure_all
 from heal.interventions.prompts import NAMES, personas
 from heal.measuring import Baseline
+from heal.runfolder import RunFolder
+from heal.steering.intervention import Signed
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
@@ -295,6 +300,18 @@ def test_survival_shows_the_signed_coefficient_that_was_applied(tiny_folder: Pat
         assert dosed.c_star < 0
         assert [each.coefficient for each in rollouts] == [0.0, pytest.approx(0.5 * dosed.c_star), -1.0]
         assert "| 1e+06 | -1 |" in markdown(rows(rollouts, 1.0), 1.0)
+
+
+@pytest.mark.parametrize(("name", "warned"), [("directional_ablation", True), ("mean_diff", False)])
+def test_survival_of_an_ablation_says_that_its_multiples_take_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, warned: bool
+):
+    monkeypatch.setattr(survival, "stage", lambda *settings: [])
+    session = SimpleNamespace(console=Console(), trait=tiny.trait(), folder=RunFolder(tmp_path))
+    calibration = Calibration(1.0, 1.0, 1.0, 0.05, "tolerance", 1, (), None, "student")
+    vector = Signed(SteeringVector({}, name, "a model", "warm"), 1)
+    survival.survive(session, Dosed(name, 1, vector, calibration, 0.0), 1, 4, 1, (0.5,))
+    assert (f"{name} +: it replaces a component" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1,0,1", (0.0, 1.0)), ("0.5", (0.5,))])

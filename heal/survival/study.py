@@ -13,7 +13,7 @@ from heal.measuring import choose_format
 from heal.randomness import shuffled
 from heal.runfolder import jsonl_bytes, read_jsonl
 from heal.session import Session
-from heal.stages import Files, stage
+from heal.stages import Files, stage, warn_of_multiples
 from heal.survival.figures import draw
 from heal.survival.rollouts import Trajectory, coefficients_at, roll_out
 from heal.survival.table import csv_text, markdown, rows
@@ -34,6 +34,7 @@ def survive(
     session: Session, dosed: Dosed, prompts: int, tokens: int, forks: int, alphas: Sequence[float]
 ) -> list[Trajectory]:
     """Rollouts of one intervention on held-out prompts, at every multiple of its dose, with signed coefficients."""
+    warn_of_multiples(session.console, dosed.label, dosed.intervention.dosing)
     asked = shuffled(list(session.trait.heldout_prompts), "heldout")[:prompts]
     folder, listed = place(session, dosed.name), ",".join(f"{alpha:g}" for alpha in alphas)
     name = f"rollouts{mark(dosed.sign)} prompts={len(asked)} tokens={tokens} forks={forks}"
