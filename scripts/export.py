@@ -22,7 +22,8 @@ PURPOSE = (
     "compares its logits."
 )
 OF_A_RUN = ("round", "rank")  # keys that say nothing of a vector
-OF_A_VECTOR = ("c", "model")  # and of a run
+LOADING = ("pad_token", "chat_template", "revision")  # keys of the recipe's model section
+OF_A_VECTOR = ("c", "model", *LOADING)  # and of a run
 HINTS = {"rank": " (its adapter has rank 1)", "c": " (gate=... scales a run)"}
 
 
@@ -43,6 +44,13 @@ class Options:
         "true", "of a vector: true is exact; false is rank 1 without a bias, nearly, for engines that take none"
     )
     model: str | None = key(None, "of a vector: its model, if not under the name that the vector has for it")
+    pad_token: str | None = key(
+        None,
+        "of a vector: pad token, for a tokenizer that has none; this and the next two, if not as in the recipe of the "
+        "run or study whose folder holds the vector",
+    )
+    chat_template: str | None = key(None, "of a vector: path of a Jinja chat template, for a tokenizer that has none")
+    revision: str | None = key(None, "of a vector: hub revision (branch, tag or commit) of its model")
     out: str | None = key(
         None,
         "folder to write; none: FOLDER/export/adapter or model, of a vector NAME-adapter beside it, with what differs "
@@ -121,9 +129,8 @@ def export_steering_vector(options: Options, file: Path) -> None:
     console = Console()
     console.say("loading the libraries ...")
     quiet_libraries()
-    from heal.config import ModelConfig
     from heal.export.folder import check_place
-    from heal.export.vector import check_additive, dose, export_vector
+    from heal.export.vector import check_additive, dose, export_vector, model_section
     from heal.models.load import load_language_model
     from heal.models.precision import resolve_dtype
     from heal.steering.vector import SteeringVector
@@ -131,11 +138,13 @@ def export_steering_vector(options: Options, file: Path) -> None:
     check_place(path)
     vector = SteeringVector.load(file)
     check_additive(vector)
-    c, config = dose(vector, options.c), ModelConfig(name=options.model or vector.model)
+    c = dose(vector, options.c)
+    given = {"name": options.model} | {name: getattr(options, name) for name in LOADING}
+    config = replace(model_section(file, vector), **{name: value for name, value in given.items() if value})
     vector = replace(vector, model=config.name)
     with console.stage("model") as shown:
         device = resolve_device(options.device)
-        dtype, why = resolve_dtype("auto", device)
+        dtype, why = resolve_dtype(config.dtype, device)
         model = load_language_model(config, dtype, device)
         shown.found(f"{config.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
     with console.stage("export") as shown:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,12 +22,15 @@ from heal.export.constant_gate import best_coordinate, constant_gate, judged, le
 from heal.export.factors import ExportError
 from heal.export.folder import read_record
 from heal.export.residual import straight_writer
-from heal.export.vector import VectorExport, export_vector
+from heal.export.vector import VectorExport, export_vector, model_section
 from heal.export.verify import difference, model_logits
 from heal.models.language_model import LanguageModel
+from heal.recipe import load_recipe
+from heal.runfolder import RunFolder
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from tests import tiny as tiny_models
+from tests.finished import edit_json
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOSE = 1e-4  # logits
@@ -265,6 +269,56 @@ def test_the_script_exports_a_vector_beside_it_and_says_what_came_out(tiny: Lang
     assert distance(tiny_models.vector(tiny), tiny, -2.0, in_peft(tiny, path)) <= CLOSE
 
 
+def without_pad_token(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model whose tokenizer names no pad token."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "base"))
+    edit_json(folder / "tokenizer_config.json", pad_token=None)
+    return folder
+
+
+def saved(path: Path, model: str) -> Path:
+    """A vector of a model of that name with the width of the tiny one, at c = 0.5."""
+    vector = SteeringVector(tiny_models.states({1: torch.ones(tiny_models.HIDDEN)}), "mean_diff", model, "warm", 0.5)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(vector.to_bytes())
+    return path
+
+
+def run_of(path: Path, *settings: str) -> RunFolder:
+    """A run that has only begun."""
+    run = RunFolder(path)
+    run.start(load_recipe(["recipe=smoke", *settings]), {})
+    return run
+
+
+def test_a_vector_in_a_run_s_folder_is_exported_with_the_run_s_model_section(tiny_folder: Path, tmp_path: Path) -> None:
+    base = without_pad_token(tiny_folder, tmp_path)
+    run = run_of(tmp_path / "run", f"model.name={base}", "model.pad_token=<|pad|>", "model.revision=v1")
+    done = script(f"vector={saved(run.round(0) / 'vector.safetensors', str(base))}", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((run.round(0) / "vector-adapter" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (str(base), "v1")
+
+
+def test_what_a_model_needs_can_be_given_for_a_vector_outside_of_a_run(tiny_folder: Path, tmp_path: Path) -> None:
+    base = without_pad_token(tiny_folder, tmp_path)
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for message in messages %}[{{ message['content'] }}]{% endfor %}")
+    given = ("pad_token=<|pad|>", f"chat_template={template}", "revision=v2", "device=cpu")
+    done = script(f"vector={saved(tmp_path / 'vector.safetensors', str(base))}", *given)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "vector-adapter" / "adapter_config.json").read_text())["revision"] == "v2"
+
+
+def test_the_recipe_around_a_vector_of_another_model_is_left_alone(tmp_path: Path) -> None:
+    settings = ("model.name=a/model", "model.revision=v1", "model.attention=eager", "model.load_4bit=true")
+    run = run_of(tmp_path / "run", *settings)
+    files = {name: saved(run.path / "kept" / f"{name[-1]}.safetensors", name) for name in ("a/model", "a/nother")}
+    found = {name: model_section(file, SteeringVector.load(file)) for name, file in files.items()}
+    assert found["a/model"] == ModelConfig(name="a/model", revision="v1", attention="eager")
+    assert found["a/nother"] == ModelConfig(name="a/nother")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -275,6 +329,7 @@ def test_the_script_exports_a_vector_beside_it_and_says_what_came_out(tiny: Lang
         (["vector={file}", "gate=0.5"], "use c=..."),
         (["vector={file}", "format=model"], "use format=adapter"),
         (["run=x", "bias=false"], "bias=false: says nothing of a run"),
+        (["run=x", "revision=v1"], "revision=v1: says nothing of a run"),
     ],
 )
 def test_words_that_do_not_go_together_are_one_line(file: Path, words: list[str], message: str) -> None:

@@ -10,7 +10,7 @@ Shape suffixes: N positions, I inputs, D hidden size, V vocabulary, T positions 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from heal.export.vector_card import Divergence, VectorFacts, vector_card
 from heal.export.verify import ADAPTER_RELATIVE, allowed, check_factors, difference, model_logits, room
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
+from heal.recipe import from_mapping, read_yaml
 from heal.scoring import completion_states, token_divergences
 from heal.steering.extract import contexts
 from heal.steering.methods import METHODS, mean_diff
@@ -121,6 +122,22 @@ def export_vector(
         about = {"method": vector.method, "trait": vector.trait, "bias": bias}
         write_record(folder, format="adapter", source="vector", **about, **facts.to_json())
     return VectorExport(path, facts, size(path))
+
+
+def model_section(file: Path, vector: SteeringVector) -> ModelConfig:
+    """How the model of a saved vector is loaded: as the run or study does whose folder holds the file, else by name.
+
+    In any case in full precision, on which the shift does not depend.
+
+    Raises:
+        UserError: the recipe of that folder is damaged.
+    """
+    for folder in file.resolve().parents:
+        recipe = folder / "recipe.yaml"
+        if recipe.is_file() and (folder / "facts.json").is_file():
+            found = from_mapping({"model": read_yaml(recipe).get("model", {})}, str(recipe)).model
+            return replace(found, load_4bit=False) if found.name == vector.model else ModelConfig(name=vector.model)
+    return ModelConfig(name=vector.model)
 
 
 def check_additive(vector: SteeringVector) -> None:
