@@ -29,7 +29,7 @@ def few() -> list[Trajectory]:
     for alpha in ALPHAS:
         found += [
             trajectory(alpha, 0, kl=wave(12, alpha)),
-            trajectory(alpha, 1, kl=wave(8, alpha), ended=True),
+            trajectory(alpha, 1, kl=wave(9, alpha), ended=True),
             trajectory(alpha, 2, kl=wave(12, alpha), death=8 if alpha > 1 else None),
         ]
     return found
