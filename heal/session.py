@@ -48,7 +48,7 @@ class Session:
     probe: Probe = field(init=False)
 
     def student(self, rounds: list[int]) -> Student:
-        """The student as it stands now, after `rounds`: those of this start, of which the folder may hold more."""
+        """The student as it stands now, with `rounds` folded into it; the folder may hold more."""
         return Student(self.recipe, self.trait, self.folder, self.model, self.accumulator, rounds)
 
 
