@@ -67,7 +67,8 @@ class RunFolder:
     def rounds(self) -> list[int]:
         """The rounds whose every stage is done, from 0 up to the first that is not."""
         done: list[int] = []
-        while all(self.finished(self.round(len(done)), stage) for stage in self.stages()):
+        stages = self.stages()
+        while all(self.finished(self.round(len(done)), stage) for stage in stages):
             done.append(len(done))
         return done
 
