@@ -93,7 +93,8 @@ def check(options: Options) -> None:
 
 def export_run(options: Options, folder: RunFolder) -> None:
     """Loads the student, exports it, says what came out."""
-    folder.recipe()  # a folder that is no run is said at once
+    folder.recipe()  # a folder that is no run is said at once, and so is a round that is none
+    chosen = chosen_round(folder, options.round)
     path = Path(options.out).expanduser() if options.out else default_path(folder, options)
     console = Console()
     console.say("loading the libraries ...")
@@ -105,7 +106,7 @@ def export_run(options: Options, folder: RunFolder) -> None:
 
     check_place(path)
     with console.stage("student") as shown:
-        student = load_student(folder, resolve_device(options.device), chosen_round(folder, options.round))
+        student = load_student(folder, resolve_device(options.device), chosen)
         rank, last = student.accumulator.history_rank, student.rounds[-1]
         shown.found(f"{student.recipe.model.name} after round {last + 1} (rounds/{last:02d}), rank {rank}")
     with console.stage("export") as shown:
