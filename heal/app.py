@@ -1,87 +1,31 @@
 """From a command line to a finished run: the recipe, the model, the loop, the report, the export."""
 
-import os
 import re
-import select
-import signal
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from heal.config import Recipe
-from heal.console import Console, counted, fail
-from heal.errors import RoundError, UserError
+from heal.console import Console, counted
+from heal.environment import quiet_libraries, refuse_several_processes, usable_cores
+from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
-from heal.recipe import find_file, help_text, load_recipe, to_mapping, wants_help
-from heal.runfolder import Events, RunFolder, clear_temporary, sha256
+from heal.guard import CONTINUES, command
+from heal.recipe import find_file, help_text, load_recipe, to_mapping
+from heal.run.folder import Events, RunFolder, clear_temporary, sha256
 from heal.trait import Trait, load_trait
 
 if TYPE_CHECKING:
     from heal.models.language_model import LanguageModel
     from heal.session import Session
 
-CONTINUES = "What was finished is kept; the same command continues."
-_STOPPED = 130
-
 
 def main(words: Sequence[str]) -> None:
     """The command line of heal/train.py; exits 0 done, 1 failed, 2 a mistake in the words, 130 stopped."""
     command(words, help_text, lambda: train(words), CONTINUES)
-
-
-def command(words: Sequence[str], help: Callable[[], str], work: Callable[[], None], hint: str = "") -> None:
-    """Prints `help()` where the words ask for it, and runs `work` otherwise; see `guarded`."""
-    guarded((lambda: print(help())) if wants_help(words) else work, hint)
-
-
-def guarded(work: Callable[[], None], hint: str = "") -> None:
-    """Runs `work`; a user's mistake is one line and exit 2, a failed round or file one line and exit 1.
-
-    Where nobody reads the output any more (`| head`), nothing is said and the exit is 1.
-
-    Args:
-        work: what is run.
-        hint: said after a failure that the same command may come through, and after a stop.
-    """
-    signal.signal(signal.SIGTERM, _stop)
-    # Threads that spin long at every barrier slow a run down tenfold as soon as anything else wants a core.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    try:
-        work()
-        print(end="", flush=True)
-    except UserError as error:
-        fail(str(error), 2)
-    except RoundError as error:
-        fail(f"{error} {hint if error.again else ''}".strip(), 1)
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and _unread():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-            raise SystemExit(1) from None
-        fail(f"{_reason(error)}. {hint}".strip(), 1)
-    except KeyboardInterrupt:
-        fail(f"stopped. {hint}".strip(), _STOPPED)
-
-
-def _unread() -> bool:
-    """Whether nobody reads standard output any more."""
-    poll = select.poll()
-    poll.register(sys.stdout, 0)
-    return bool(poll.poll(0))
-
-
-def _reason(error: OSError) -> str:
-    """The file, where the system names one, and what is wrong with it, on one line."""
-    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
-    return reason if error.filename is None else f"{error.filename}: {reason}"
-
-
-def _stop(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def train(words: Sequence[str]) -> None:
@@ -225,43 +169,3 @@ def default_name(recipe: Recipe, trait: Trait, kind: str = "") -> str:
     model = Path(recipe.model.name).name
     name = f"{kind or Path(recipe.recipe).stem}-{trait.name}-{model}-s{recipe.run.seed}"
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
-
-
-def refuse_several_processes() -> None:
-    """UserError when the launcher started more than one process, which heal does not shard over yet.
-
-    Read before anything waits for the other processes; only the first of them speaks.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched == 1:
-        return
-    if os.environ.get("RANK", "0") != "0":
-        raise SystemExit(2)
-    raise UserError(f"{launched} processes were launched; heal runs in one: accelerate launch --num_processes 1")
-
-
-def usable_cores() -> int:
-    """Physical cores that this process may run on (a launcher that sets OMP_NUM_THREADS=1 means one of several
-    processes, which heal is not)."""
-    import psutil
-
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
-
-
-def quiet_libraries(downloads: bool = False) -> None:
-    """Keeps other libraries' progress bars and notices off the console; our own say what matters.
-
-    Args:
-        downloads: leave on the bars, because a model may have to be downloaded.
-    """
-    if not downloads:
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

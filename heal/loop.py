@@ -10,7 +10,8 @@ from heal.evaluation.choice import why_stop
 from heal.evaluation.results import StageResult, output_rows
 from heal.measuring import Baseline, baseline, measure_doses, measure_stage, round_metrics
 from heal.outcome import show_round, track_round
-from heal.runfolder import STAGES, json_bytes, jsonl_bytes, read_json
+from heal.records import json_bytes, jsonl_bytes, read_json
+from heal.run.folder import STAGES
 from heal.session import Session
 from heal.stages import (
     calibrate_dose,

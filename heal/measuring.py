@@ -22,7 +22,7 @@ from heal.evaluation.verdict import LIMITED, Floors, coh_cost, coherence, verdic
 from heal.evaluation.vignettes import FOUNDATIONS, Vignette, soft_labels
 from heal.generation.collect import Collection, dose_table
 from heal.randomness import derive_seed, shuffled
-from heal.runfolder import json_bytes, jsonl_bytes, read_json
+from heal.records import json_bytes, jsonl_bytes, read_json
 from heal.session import Session
 from heal.stages import Files, stage, training_summary
 from heal.steering.intervention import Intervention

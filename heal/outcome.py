@@ -5,7 +5,7 @@ from typing import Any
 from heal.console import counted
 from heal.evaluation.choice import best_round
 from heal.evaluation.verdict import Verdict
-from heal.runfolder import read_jsonl
+from heal.records import read_jsonl
 from heal.session import Session
 
 

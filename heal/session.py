@@ -15,7 +15,7 @@ from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.randomness import derive_seed
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 from heal.tracking import Tracker
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait
 

@@ -17,7 +17,7 @@ from heal.generation.filters import FilterLimits
 from heal.generation.make import maker
 from heal.healing.heal import heal
 from heal.randomness import shuffled
-from heal.runfolder import json_bytes, jsonl_bytes, read_json, read_jsonl
+from heal.records import json_bytes, jsonl_bytes, read_json, read_jsonl
 from heal.session import Session, lora_seed
 from heal.steering.extract import contexts, extract
 from heal.steering.intervention import Dosing, Intervention

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from urllib.parse import urlparse
 
 from heal.errors import UserError
-from heal.runfolder import Events
+from heal.run.folder import Events
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 

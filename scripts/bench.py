@@ -7,8 +7,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import command, quiet_libraries, usable_cores  # noqa: E402
 from heal.config import key  # noqa: E402
+from heal.environment import quiet_libraries, usable_cores  # noqa: E402
+from heal.guard import command  # noqa: E402
 from heal.options import options_help, read_options  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
 
@@ -36,7 +37,7 @@ def main() -> None:
     named = [word for word in words if word in STAGES]
     options = read_options(Options, [word for word in words if word not in (*STAGES, "--json")])
     quiet_libraries()
-    from heal.bench.run import bench, print_rows
+    from heal.studies.bench.run import bench, print_rows
 
     rows = bench(
         named or list(STAGES),

@@ -5,10 +5,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import CONTINUES, command, opened  # noqa: E402
-from heal.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs  # noqa: E402
+from heal.app import opened  # noqa: E402
+from heal.guard import CONTINUES, command  # noqa: E402
 from heal.options import options_help  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
+from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs  # noqa: E402
 
 USAGE = "python scripts/calibrate.py [model=...] [trait=...] [method=a,b] [signs=both] [target_kl=1.0] [key=value ...]"
 PURPOSE = f"""Finds the coefficient at which each intervention spends the same KL on base, towards either persona, with
@@ -24,9 +25,9 @@ def main() -> None:
     recipe, options = read_study(Study, main_words())
     asked = interventions(options.method)
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
-        from heal.interventions.dose_table import figure, history_csv, markdown
-        from heal.interventions.doses import dose_all, prompted
-        from heal.runfolder import write_files
+        from heal.run.folder import write_files
+        from heal.studies.interventions.dose_table import figure, history_csv, markdown
+        from heal.studies.interventions.doses import dose_all, prompted
 
         dosed = dose_all(session, asked, signs(options.signs))
         prompts = prompted(session, signs(options.signs))

@@ -12,12 +12,13 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from rich.text import Text  # noqa: E402
 
-from heal.app import command, quiet_libraries  # noqa: E402
 from heal.config import key  # noqa: E402
+from heal.environment import quiet_libraries  # noqa: E402
 from heal.errors import UserError  # noqa: E402
+from heal.guard import command  # noqa: E402
 from heal.options import options_help, read_options, resolve_device  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
-from heal.runfolder import RunFolder  # noqa: E402
+from heal.run.folder import RunFolder  # noqa: E402
 
 USAGE = 'python scripts/chat.py run=FOLDER [prompt="..."] [key=value ...]'
 PURPOSE = """Answers as base, steered and healed side by side. "steered" is what a round distilled: the student

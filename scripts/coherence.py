@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import bare_model, command  # noqa: E402
+from heal.app import bare_model  # noqa: E402
 from heal.console import Console  # noqa: E402
+from heal.guard import command  # noqa: E402
 from heal.options import output_path  # noqa: E402
 from heal.recipe import load_recipe, main_words  # noqa: E402
 
@@ -30,11 +31,11 @@ def main() -> None:
     from heal.evaluation.evaluate import evaluate
     from heal.evaluation.neutral import NeutralTexts
     from heal.evaluation.probe import choose_probe
-    from heal.evaluation.sensitivity import damages, findings, plant, table
     from heal.evaluation.subject import Subject
     from heal.evaluation.verdict import Floors
     from heal.measuring import held_out_prompts
-    from heal.runfolder import write_files
+    from heal.run.folder import write_files
+    from heal.studies.planted_damage.sensitivity import damages, findings, plant, table
 
     prompts = held_out_prompts(trait, settings)
     texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)

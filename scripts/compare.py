@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import command  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.errors import UserError  # noqa: E402
+from heal.guard import command  # noqa: E402
 from heal.options import options_help, output_path, read_options  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
 
@@ -37,10 +37,10 @@ def main() -> None:
     if not folders:
         raise UserError("no runs given; name their folders, as in runs/kl_rev_rmse-love-embedded-s0")
     out = output_path(options.out, folder=True)
-    from heal.comparison.arms import Settings, group, lines, untrained
-    from heal.comparison.runs import read_runs, records
-    from heal.comparison.show import figure, markdown, page, rounds_csv
-    from heal.runfolder import write_files
+    from heal.run.folder import write_files
+    from heal.studies.comparison.arms import Settings, group, lines, untrained
+    from heal.studies.comparison.runs import read_runs, records
+    from heal.studies.comparison.show import figure, markdown, page, rounds_csv
 
     runs = read_runs(folders)
     trained = group(runs, options.by.split(","))

@@ -7,14 +7,16 @@ from typing import Literal
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import command, quiet_libraries  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.console import Console  # noqa: E402
+from heal.environment import quiet_libraries  # noqa: E402
 from heal.errors import UserError  # noqa: E402
 from heal.evaluation.choice import best_round  # noqa: E402
+from heal.guard import command  # noqa: E402
 from heal.options import options_help, read_options, resolve_device  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
-from heal.runfolder import RunFolder, read_json  # noqa: E402
+from heal.records import read_json  # noqa: E402
+from heal.run.folder import RunFolder  # noqa: E402
 
 USAGE = "python scripts/export.py run=FOLDER | vector=FILE [key=value ...]"
 PURPOSE = (

@@ -5,10 +5,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import CONTINUES, command, opened  # noqa: E402
-from heal.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs  # noqa: E402
+from heal.app import opened  # noqa: E402
+from heal.guard import CONTINUES, command  # noqa: E402
 from heal.options import options_help  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
+from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs  # noqa: E402
 
 USAGE = "python scripts/interventions.py [model=...] [trait=...] [method=a,b] [signs=both] [key=value ...]"
 PURPOSE = f"""Calibrates every intervention at equal KL (as scripts/calibrate.py, from whose doses it goes on), then
@@ -25,11 +26,12 @@ def main() -> None:
     asked = interventions(options.method)
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
         from heal.evaluation.validity import doubts, from_json
-        from heal.interventions.compare import pairs, setting_of
-        from heal.interventions.doses import dose_all, prompted
-        from heal.interventions.measure import measure_all
-        from heal.interventions.show import figure, markdown, table_csv
-        from heal.runfolder import read_json, write_files
+        from heal.records import read_json
+        from heal.run.folder import write_files
+        from heal.studies.interventions.compare import pairs, setting_of
+        from heal.studies.interventions.doses import dose_all, prompted
+        from heal.studies.interventions.measure import measure_all
+        from heal.studies.interventions.show import figure, markdown, table_csv
 
         chosen = signs(options.signs)
         against, measured = measure_all(session, dose_all(session, asked, chosen), prompted(session, chosen))

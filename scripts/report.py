@@ -6,11 +6,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import command  # noqa: E402
 from heal.config import key  # noqa: E402
+from heal.guard import command  # noqa: E402
 from heal.options import options_help, read_options  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
-from heal.runfolder import RunFolder  # noqa: E402
+from heal.run.folder import RunFolder  # noqa: E402
 
 USAGE = "python scripts/report.py run=FOLDER"
 PURPOSE = """Writes FOLDER/report/index.html and its figures from the rounds that are finished, and prints the page's

@@ -6,11 +6,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import CONTINUES, command, opened  # noqa: E402
+from heal.app import opened  # noqa: E402
 from heal.config import key  # noqa: E402
-from heal.interventions.asked import KIND, SHORT_HELP, Study, interventions, multiples, read_study, signs  # noqa: E402
+from heal.guard import CONTINUES, command  # noqa: E402
 from heal.options import options_help  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
+from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, multiples, read_study, signs  # noqa: E402
 
 USAGE = "python scripts/survival.py [model=...] [trait=...] [method=a,b] [tokens=128] [key=value ...]"
 PURPOSE = f"""Calibrates every intervention at equal KL (as scripts/calibrate.py, from whose doses it goes on), then
@@ -36,9 +37,9 @@ def main() -> None:
     asked = interventions(options.method)
     alphas = multiples(options.alphas)
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
-        from heal.interventions.doses import dose_all
-        from heal.runfolder import write_files
-        from heal.survival.study import output, prepare, results, survive
+        from heal.run.folder import write_files
+        from heal.studies.interventions.doses import dose_all
+        from heal.studies.survival.study import output, prepare, results, survive
 
         dosed = dose_all(session, asked, signs(options.signs))
         session.console.title("base")

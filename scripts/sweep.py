@@ -5,11 +5,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import CONTINUES, command, usable_cores  # noqa: E402
 from heal.console import counted  # noqa: E402
+from heal.environment import usable_cores  # noqa: E402
 from heal.errors import RoundError, UserError  # noqa: E402
+from heal.guard import CONTINUES, command  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
-from heal.sweep import cells, run_cells  # noqa: E402
+from heal.studies.sweep import cells, run_cells  # noqa: E402
 
 HELP = """usage: python scripts/sweep.py key=a,b,c ... [jobs=1]
 

@@ -7,10 +7,11 @@ from typing import Literal
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from heal.app import bare_model, command, default_name  # noqa: E402
+from heal.app import bare_model, default_name  # noqa: E402
 from heal.config import key  # noqa: E402
 from heal.console import Console  # noqa: E402
 from heal.errors import UserError  # noqa: E402
+from heal.guard import command  # noqa: E402
 from heal.options import options_help, output_path, read_options, split_words  # noqa: E402
 from heal.recipe import load_recipe, main_words  # noqa: E402
 from heal.trait import load_trait  # noqa: E402
@@ -40,9 +41,9 @@ def main() -> None:
     if path.suffix != ".safetensors":
         raise UserError(f"out={options.out}: the file's name must end in .safetensors, by which method= knows it")
     model, trait, _ = bare_model(recipe, console)
-    from heal.runfolder import write_atomic
-    from heal.weight_difference.answers import contrasting_answers
-    from heal.weight_difference.train import train_contrast
+    from heal.run.folder import write_atomic
+    from heal.studies.weight_difference.answers import contrasting_answers
+    from heal.studies.weight_difference.train import train_contrast
 
     with console.stage("answers") as shown:
         contrast = contrasting_answers(model, trait, recipe, options.samples, shown.progress)

@@ -12,7 +12,8 @@ from heal.evaluation.probe import FORMATS, Probe
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import load_recipe
-from heal.runfolder import RunFolder, json_bytes
+from heal.records import json_bytes
+from heal.run.folder import RunFolder
 from heal.session import Student, build_accumulator, load_student, lora_seed
 from heal.trait import Trait
 from tests import tiny

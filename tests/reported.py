@@ -19,9 +19,10 @@ from heal.evaluation.results import Answer, Signal, StageResult, output_rows, su
 from heal.evaluation.validity import TRAIT, valid_names, validity
 from heal.evaluation.verdict import Floors, coh_cost, coherence, verdict
 from heal.generation.collect import Row, dose_table
+from heal.records import json_bytes, jsonl_bytes, read_json
 from heal.report.page import render
 from heal.report.results import read_results
-from heal.runfolder import MANIFEST, RunFolder, json_bytes, jsonl_bytes, read_json
+from heal.run.folder import MANIFEST, RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("trajectory", "signals", "calibration", "training")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from heal.survival.rollouts import Trajectory
+from heal.studies.survival.rollouts import Trajectory
 
 
 def trajectory(

@@ -9,11 +9,11 @@ from torch import Tensor
 from heal.errors import UserError
 from heal.export.factors import history_factors
 from heal.models.language_model import LanguageModel
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 from heal.session import Student
 from heal.steering.load import load_intervention
 from heal.steering.weights import WeightDifference
-from heal.weight_difference.gate import adapter_gate, gate_of
+from heal.studies.weight_difference.gate import adapter_gate, gate_of
 from tests import finished
 from tests import tiny as tiny_models
 from tests.tiny import load, prompts, trait

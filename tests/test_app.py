@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from heal.app import files_read, guarded, opened, usable_cores
+from heal.app import files_read, opened
+from heal.environment import usable_cores
 from heal.errors import RoundError, UserError
+from heal.guard import guarded
 from heal.recipe import keys, load_recipe
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 from heal.trait import load_trait
 from tests.running import words
 
@@ -149,7 +151,7 @@ def test_the_same_command_is_advised_only_where_it_helps(
     def work() -> None:
         raise RoundError("starved.", again)
 
-    monkeypatch.setattr("heal.app.signal.signal", lambda *_: None)
+    monkeypatch.setattr("heal.guard.signal.signal", lambda *_: None)
     with pytest.raises(SystemExit, match="1"):
         guarded(work, "Again.")
     assert capsys.readouterr().err == said
@@ -172,5 +174,7 @@ def test_several_processes_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_launcher_that_leaves_one_thread_does_not_slow_the_run() -> None:
-    done = run([sys.executable, "-c", "from heal.app import usable_cores; print(usable_cores())"], OMP_NUM_THREADS="1")
+    done = run(
+        [sys.executable, "-c", "from heal.environment import usable_cores; print(usable_cores())"], OMP_NUM_THREADS="1"
+    )
     assert int(done.stdout) == usable_cores() <= (os.cpu_count() or 1)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from heal.bench.measure import peak_bytes
 from heal.divergence import row_blocks
 from heal.healing import barrier
 from heal.healing.barrier import RMSE_EPS, Aggregate, Divergence, aggregate, lambda_for_round, position_losses
 from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
+from heal.studies.bench.measure import peak_bytes
 from tests.tiny import load
 
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)

@@ -10,11 +10,11 @@ import torch
 import yaml
 from transformers import Gemma3TextConfig, Qwen3Config
 
-from heal.bench import setting as settings
-from heal.bench import whole
-from heal.bench.measure import Row
-from heal.bench.run import STAGES, bench
 from heal.models.language_model import LanguageModel
+from heal.studies.bench import setting as settings
+from heal.studies.bench import whole
+from heal.studies.bench.measure import Row
+from heal.studies.bench.run import STAGES, bench
 from tests.tiny import CPU, HIDDEN
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,7 +21,7 @@ from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate,
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.recipe import load_recipe
-from heal.runfolder import Events, RunFolder
+from heal.run.folder import Events, RunFolder
 from heal.session import Session
 from heal.stages import calibration_prompts, warn_of_a_short_audit
 from heal.steering.intervention import Dosing

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from heal.decoding import decode
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 from heal.session import load_student
 from heal.steering.vector import SteeringVector
 from tests import finished, tiny

@@ -13,13 +13,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from heal.comparison.arms import Arm, Settings, group, lines, untrained
-from heal.comparison.runs import Run, read_run, read_runs, records
-from heal.comparison.show import HEADER, _untrained, cells, figure, markdown, page, rounds_csv
 from heal.errors import UserError
 from heal.evaluation.results import Answer, Signal, StageResult
 from heal.recipe import load_recipe
-from heal.runfolder import STAGES, RunFolder, json_bytes
+from heal.records import json_bytes
+from heal.run.folder import STAGES, RunFolder
+from heal.studies.comparison.arms import Arm, Settings, group, lines, untrained
+from heal.studies.comparison.runs import Run, read_run, read_runs, records
+from heal.studies.comparison.show import HEADER, _untrained, cells, figure, markdown, page, rounds_csv
 from tests.tiny import trait
 
 ROOT = Path(__file__).resolve().parent.parent

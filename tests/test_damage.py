@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from heal.accumulator import linear_names
 from heal.errors import UserError
-from heal.evaluation.damage import (
+from heal.evaluation.results import Answer
+from heal.models.language_model import LanguageModel
+from heal.studies.planted_damage.damage import (
     KINDS,
     LANGUAGES,
     Kind,
@@ -24,8 +26,6 @@ from heal.evaluation.damage import (
     word_salad,
     wrong_language,
 )
-from heal.evaluation.results import Answer
-from heal.models.language_model import LanguageModel
 from tests.students import learn, logits, student
 from tests.tiny import ARCHITECTURES, load, load_architecture
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from heal.runfolder import Events, read_jsonl
+from heal.records import read_jsonl
+from heal.run.folder import Events
 
 
 def test_events_are_lines_of_json_with_time_and_kind(tmp_path: Path):

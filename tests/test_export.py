@@ -27,7 +27,7 @@ from heal.export.merged import export_merged
 from heal.export.verify import model_logits, probes, student_logits
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 from heal.session import Student
 from tests import finished
 from tests import tiny as tiny_models

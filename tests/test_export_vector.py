@@ -26,7 +26,7 @@ from heal.export.vector import VectorExport, export_vector, model_section
 from heal.export.verify import difference, model_logits
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from tests import tiny as tiny_models

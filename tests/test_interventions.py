@@ -15,20 +15,20 @@ from heal.console import Console
 from heal.dose.calibrate import Calibration
 from heal.errors import UserError
 from heal.evaluation.results import StageResult
-from heal.interventions import dose_table, show
-from heal.interventions.asked import KIND, Asked, Study, interventions, multiples, read_study, signs
-from heal.interventions.compare import Setting, pairs, setting_of
-from heal.interventions.doses import Dosed, Prompted, dose_all, prompted
-from heal.interventions.measure import Measured, measure_all
-from heal.interventions.prompts import NAMES, personas
 from heal.measuring import Baseline
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 from heal.steering.intervention import Signed
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
-from heal.survival import study as survival
-from heal.survival.table import markdown, rows
+from heal.studies.interventions import dose_table, show
+from heal.studies.interventions.asked import KIND, Asked, Study, interventions, multiples, read_study, signs
+from heal.studies.interventions.compare import Setting, pairs, setting_of
+from heal.studies.interventions.doses import Dosed, Prompted, dose_all, prompted
+from heal.studies.interventions.measure import Measured, measure_all
+from heal.studies.interventions.prompts import NAMES, personas
+from heal.studies.survival import study as survival
+from heal.studies.survival.table import markdown, rows
 from tests import tiny
 from tests.finished import write_run
 from tests.running import words

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from heal.models.load import load_language_model
-from heal.runfolder import MANIFEST, STAGES, RunFolder, read_json, sha256
+from heal.records import read_json
+from heal.run.folder import MANIFEST, STAGES, RunFolder, sha256
 from heal.session import load_student
 from tests import running, tiny
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from tests.running import finish, words

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import heal
-from heal.evaluation.damage import LANGUAGES
 from heal.generation.filters import REFUSALS, matches, repetition
 from heal.recipe import RECIPES
+from heal.studies.planted_damage.damage import LANGUAGES
 from heal.trait import Trait, load_trait
 
 DATA = Path(heal.__file__).parent / "data"

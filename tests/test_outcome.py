@@ -9,7 +9,7 @@ import pytest
 from heal.console import Console
 from heal.export.folder import read_record
 from heal.outcome import deliver, round_values, show_round
-from heal.runfolder import Events, RunFolder
+from heal.run.folder import Events, RunFolder
 from heal.session import Session
 from heal.tracking import Tracker
 from tests import finished

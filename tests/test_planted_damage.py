@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from heal.config import EvaluationConfig, FilterConfig, ModelConfig
-from heal.evaluation.damage import Kind, damaged, noisy_weights
 from heal.evaluation.readouts import free_answers
 from heal.evaluation.subject import Answer, Subject
 from heal.evaluation.verdict import Floors
 from heal.models.load import load_language_model
+from heal.studies.planted_damage.damage import Kind, damaged, noisy_weights
 from heal.trait import load_trait
 
 FLOORS = Floors.of(EvaluationConfig())

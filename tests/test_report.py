@@ -14,11 +14,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from heal.errors import UserError
+from heal.records import json_bytes, jsonl_bytes
 from heal.report.build import build_report
 from heal.report.figures import draw
 from heal.report.labels import Label, place_labels
 from heal.report.results import read_results
-from heal.runfolder import STAGES, RunFolder, json_bytes, jsonl_bytes
+from heal.run.folder import STAGES, RunFolder
 from tests.reported import FIGURES, HOSTILE, PROMPTS, SCRIPT, Page, completions, rewrite, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from heal.evaluation.validity import TRAIT
+from heal.records import json_bytes, read_json
 from heal.report.build import build_report
 from heal.report.completions import DROPPED, KEPT, samples
 from heal.report.results import read_results
 from heal.report.tables import KNOWN
 from heal.report.words import audits, glossary, remarks, settings
-from heal.runfolder import RunFolder, json_bytes, read_json
+from heal.run.folder import RunFolder
 from tests.reported import (
     HOSTILE,
     PROMPTS,

@@ -11,17 +11,8 @@ import pytest
 from heal.config import Recipe
 from heal.errors import UserError
 from heal.recipe import load_recipe
-from heal.runfolder import (
-    MANIFEST,
-    STAGES,
-    RunFolder,
-    clear_temporary,
-    json_bytes,
-    jsonl_bytes,
-    read_json,
-    read_jsonl,
-    write_atomic,
-)
+from heal.records import json_bytes, jsonl_bytes, read_json, read_jsonl
+from heal.run.folder import MANIFEST, STAGES, RunFolder, clear_temporary, write_atomic
 
 FACTS = {"dtype": "float32", "trait": {"name": "warm"}}
 
@@ -357,7 +348,7 @@ _HOLD = """
 import sys
 from pathlib import Path
 from heal.errors import UserError
-from heal.runfolder import RunFolder
+from heal.run.folder import RunFolder
 try:
     with RunFolder(Path(sys.argv[1])).locked():
         print("held", flush=True)

@@ -12,13 +12,23 @@ import pytest
 import torch
 
 from heal.config import EvaluationConfig
-from heal.evaluation.damage import KINDS
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.results import Signal, StageResult
-from heal.evaluation.sensitivity import COUNTED, NOISE, SIZES, WEIGHTS, Finding, damages, findings, plant, table
 from heal.evaluation.subject import Subject
 from heal.evaluation.verdict import LIMITED, Floors
+from heal.studies.planted_damage.damage import KINDS
+from heal.studies.planted_damage.sensitivity import (
+    COUNTED,
+    NOISE,
+    SIZES,
+    WEIGHTS,
+    Finding,
+    damages,
+    findings,
+    plant,
+    table,
+)
 from tests.tiny import load, trait
 
 FLOORS = Floors.of(EvaluationConfig())

@@ -16,8 +16,8 @@ from heal.evaluation.probe import FORMATS, interruption
 from heal.evaluation.verdict import ALIVE
 from heal.models.language_model import LanguageModel
 from heal.steering.intervention import Dosing
-from heal.survival.curves import survival
-from heal.survival.rollouts import (
+from heal.studies.survival.curves import survival
+from heal.studies.survival.rollouts import (
     Trajectory,
     by_alpha,
     coefficients_at,
@@ -26,7 +26,7 @@ from heal.survival.rollouts import (
     roll_out,
     slot_masses,
 )
-from heal.survival.table import csv_text, markdown, rows
+from heal.studies.survival.table import csv_text, markdown, rows
 from tests import tiny
 from tests.survived import trajectory
 

@@ -10,10 +10,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from heal.report import drawing
-from heal.survival import figures
-from heal.survival.curves import survival
-from heal.survival.figures import ALIVE_COLOUR, DEAD_COLOUR, apart, beginning, draw
-from heal.survival.rollouts import Trajectory, by_alpha
+from heal.studies.survival import figures
+from heal.studies.survival.curves import survival
+from heal.studies.survival.figures import ALIVE_COLOUR, DEAD_COLOUR, apart, beginning, draw
+from heal.studies.survival.rollouts import Trajectory, by_alpha
 from tests.survived import trajectory
 
 ALPHAS = (0.0, 0.5, 1.0, 4.0)

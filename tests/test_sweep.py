@@ -9,8 +9,9 @@ import pytest
 
 from heal.errors import UserError
 from heal.recipe import load_recipe
-from heal.runfolder import EXPORT_RECORD, STAGES, RunFolder, json_bytes, write_atomic
-from heal.sweep import Cell, cells, run_cells, split_values
+from heal.records import json_bytes
+from heal.run.folder import EXPORT_RECORD, STAGES, RunFolder, write_atomic
+from heal.studies.sweep import Cell, cells, run_cells, split_values
 from heal.trait import load_trait
 from tests.finished import metrics
 from tests.running import words
@@ -149,7 +150,7 @@ def test_a_run_that_its_own_rule_stopped_is_finished(tmp_path: Path, rounds: int
 )
 def test_a_failed_run_says_what_ended_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, said: str):
     (tmp_path / "train.py").write_text(f"import os, sys\nprint('  generate 3/30', flush=True)\n{end}\n")
-    monkeypatch.setattr("heal.sweep.TRAIN", tmp_path / "train.py")
+    monkeypatch.setattr("heal.studies.sweep.TRAIN", tmp_path / "train.py")
     cell, lines = only("recipe=nll", f"run.root={tmp_path}", "rounds=1"), []
     assert run_cells([cell], 1, 1, lines.append) == [cell]
     assert lines == [

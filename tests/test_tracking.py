@@ -21,7 +21,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from heal import tracking
 from heal.errors import UserError
-from heal.runfolder import Events, read_jsonl
+from heal.records import read_jsonl
+from heal.run.folder import Events
 from heal.tracking import Mode, Tracker, resolve_mode
 
 CONFIG = {"recipe": "smoke", "heal": {"rank": 4, "barrier": {"tau": 0.5}}}

@@ -13,7 +13,6 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from heal.accumulator import CURRENT, HISTORY, Accumulator
-from heal.bench.measure import peak_bytes
 from heal.errors import RoundError
 from heal.generation.collect import Row
 from heal.healing import heal as healing
@@ -23,6 +22,7 @@ from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
 from heal.healing.trainer import HealTrainer
 from heal.randomness import derive_seed
 from heal.scoring import completion_states
+from heal.studies.bench.measure import peak_bytes
 from tests.students import ALPHA, LAYERS, RANK, completions, learn, logits, student, weights
 from tests.tiny import ARCHITECTURES, CPU, load_architecture
 from tests.training import (

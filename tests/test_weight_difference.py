@@ -22,10 +22,10 @@ from heal.randomness import generator
 from heal.recipe import load_recipe
 from heal.steering.load import load_intervention
 from heal.steering.weights import WeightDifference, linear_at
-from heal.weight_difference.adapters import adapted, difference
-from heal.weight_difference.answers import Contrast, contrasting_answers
-from heal.weight_difference.kinds import KINDS, adapter_config
-from heal.weight_difference.train import train_contrast
+from heal.studies.weight_difference.adapters import adapted, difference
+from heal.studies.weight_difference.answers import Contrast, contrasting_answers
+from heal.studies.weight_difference.kinds import KINDS, adapter_config
+from heal.studies.weight_difference.train import train_contrast
 from tests import tiny as tiny_models
 from tests.students import completions, student
 from tests.tiny import load, load_architecture, prompts, trait

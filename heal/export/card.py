@@ -10,7 +10,7 @@ from heal.config import ModelConfig
 from heal.console import counted
 from heal.errors import UserError
 from heal.models.embedded import NAME as EMBEDDED_NAME
-from heal.runfolder import read_json
+from heal.records import read_json
 from heal.session import Student
 
 EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 
 from heal.errors import UserError
 from heal.export.factors import ExportError
-from heal.runfolder import EXPORT_RECORD, json_bytes
+from heal.records import json_bytes
+from heal.run.folder import EXPORT_RECORD
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from heal.evaluation.stats import Estimate
 from heal.evaluation.validity import Validity
 from heal.evaluation.validity import from_json as validity_from_json
 from heal.generation.collect import Row
-from heal.runfolder import RunFolder, read_json, read_jsonl
+from heal.records import read_json, read_jsonl
+from heal.run.folder import RunFolder
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ from heal.evaluation.validity import Validity
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
 from heal.report.results import Results, Round, Summary
 from heal.report.words import no_audit
-from heal.runfolder import STAGES
+from heal.run.folder import STAGES
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""The process that heal runs in: how many there are, which cores it may use, what other libraries say."""
+
+import os
+import warnings
+
+from heal.errors import UserError
+
+
+def refuse_several_processes() -> None:
+    """UserError when the launcher started more than one process, which heal does not shard over yet.
+
+    Read before anything waits for the other processes; only the first of them speaks.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched == 1:
+        return
+    if os.environ.get("RANK", "0") != "0":
+        raise SystemExit(2)
+    raise UserError(f"{launched} processes were launched; heal runs in one: accelerate launch --num_processes 1")
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may run on (a launcher that sets OMP_NUM_THREADS=1 means one of several
+    processes, which heal is not)."""
+    import psutil
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def quiet_libraries(downloads: bool = False) -> None:
+    """Keeps other libraries' progress bars and notices off the console; our own say what matters.
+
+    Args:
+        downloads: leave on the bars, because a model may have to be downloaded.
+    """
+    if not downloads:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

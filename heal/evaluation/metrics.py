@@ -1,0 +1,167 @@
+"""What a round comes to, as metrics.json has it: plain numbers, typed."""
+
+from dataclasses import dataclass, field
+
+from heal.dose.root import Outcome
+from heal.evaluation.stats import Estimate
+from heal.evaluation.surgical import SurgicalInformedness
+
+
+@dataclass(frozen=True)
+class SignalFigures(Estimate):
+    """A signal at a stage: its value and interval, and its paired difference to base."""
+
+    delta: Estimate
+    role: str
+    unit: str
+
+
+# Every signal of a stage by name.
+Summary = dict[str, SignalFigures]
+
+
+@dataclass(frozen=True)
+class DoseFigures:
+    """How strongly the round was steered.
+
+    Attributes:
+        c_star: coefficient at dose 1.
+        p95: of the per-token KL there, nats.
+        outcome: how the search ended.
+        audit_p95: the same on held-out prompts; None where it was not audited.
+        scale: what the doses were walked down to; 1: as asked.
+    """
+
+    c_star: float
+    p95: float
+    outcome: Outcome
+    audit_p95: float | None
+    scale: float
+
+
+@dataclass(frozen=True)
+class DoseLine:
+    """The completions sampled at one dose: `alpha` times c_star."""
+
+    alpha: float
+    count: int
+    tail_perplexity: float
+    kept_share: float
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GenerationFigures:
+    """What was sampled and what the filter kept; `ended_share` is a fraction of the kept completions."""
+
+    made: int
+    kept: int
+    kept_share: float
+    ended_share: float
+    doses: tuple[DoseLine, ...] = ()
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingFigures:
+    """Means over the last epoch's optimiser steps, and the last validation (None: nothing was held out)."""
+
+    loss: float
+    ce: float
+    D_mean: float
+    D_max: float
+    barrier_on: float
+    validation_ce: float | None = None
+    validation_D: float | None = None
+
+
+@dataclass(frozen=True)
+class Coherence:
+    """The signal with the least margin: 1 as at base, 0 at its limit, below it broken (-1 where base stands on it)."""
+
+    worst: str
+    margin: float
+
+
+@dataclass(frozen=True)
+class CoherenceCost:
+    """coh_cost: `|d p_ans_any| / |d trait|`, with both signed differences to base."""
+
+    d_p_ans_any: float
+    d_trait: float
+
+    @property
+    def ratio(self) -> float:
+        return abs(self.d_p_ans_any) / abs(self.d_trait)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The first check that failed, or `holds`.
+
+    Attributes:
+        label: `not finite`, `incoherent`, `not valid`, `no trait shift`, `off-target` or `holds`.
+        reason: one line with the numbers it rests on.
+    """
+
+    label: str
+    reason: str
+
+    @property
+    def holds(self) -> bool:
+        return self.label == "holds"
+
+
+@dataclass(frozen=True)
+class SurgicalFigures(SurgicalInformedness):
+    """One variant of surgical informedness in percent; `other_side` says what stands for -C."""
+
+    other_side: str
+
+
+@dataclass(frozen=True)
+class FoundationFigures:
+    """What the scenes say beyond their signals."""
+
+    temperature: float
+    surgical: dict[str, SurgicalFigures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RoundMetrics:
+    """Everything that a finished round says.
+
+    Attributes:
+        round: its number, from 1.
+        dose, generation, training: what was done.
+        cosine_to_first: of the round's vector with that of round 1.
+        steered, healed: the signals of the two stages; steered is None where it was not measured.
+        coherence: the worst valid signal of the healed student.
+        valid: names of the signals that are valid for the model.
+        foundations: None where no scenes were asked.
+        verdict: on the healed student.
+    """
+
+    round: int
+    dose: DoseFigures
+    generation: GenerationFigures
+    training: TrainingFigures
+    cosine_to_first: float
+    steered: Summary | None
+    healed: Summary
+    coherence: Coherence
+    valid: tuple[str, ...]
+    foundations: FoundationFigures | None
+    verdict: Verdict
+
+    @property
+    def trait(self) -> SignalFigures:
+        """The persona log-ratio of the healed student."""
+        return self.healed["persona_log_ratio"]
+
+    @property
+    def coh_cost(self) -> CoherenceCost | None:
+        """What the trait's shift cost in answer mass; None where the trait's interval includes zero."""
+        if not self.trait.delta.excludes_zero or "p_ans_any" not in self.healed:
+            return None
+        return CoherenceCost(self.healed["p_ans_any"].delta.value, self.trait.delta.value)

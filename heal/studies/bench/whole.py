@@ -1,0 +1,189 @@
+"""A whole round, stage by stage, against the plain serial way of doing the same work (heal/studies/bench/serial.py)."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from heal.config import HealConfig
+from heal.decoding import Completion, Sampling, decode
+from heal.dose.calibrate import Calibration, calibrate, path_divergences
+from heal.evaluation.readouts import free_answers, persona
+from heal.evaluation.readouts import questions as questions_readout
+from heal.evaluation.readouts.questions import PREFILL, QUESTIONS, question_text
+from heal.evaluation.subject import Subject
+from heal.generation.make import tail_perplexities
+from heal.healing.heal import heal
+from heal.records import read_jsonl
+from heal.steering.extract import contexts, extract
+from heal.steering.vector import SteeringVector
+from heal.studies.bench import serial
+from heal.studies.bench.measure import Row
+from heal.studies.bench.setting import Setting
+
+PAIRS = 64
+CALIBRATED, CALIBRATION_TOKENS, EVALUATIONS = 4, 20, 16
+COMPLETIONS, TOKENS, SAMPLING = 24, 48, Sampling(1.0, 0.95, 64)
+HEALED, EPOCHS = 16, 2
+ANSWERED, ANSWER_TOKENS, ASKED = 8, 32, 16
+
+
+def round_stage(setting: Setting, rate: float) -> Iterator[Row]:
+    """Each stage of a round both ways, once, in turn; the row `round` is their sum.
+
+    Both ways go on from the same vector, dose and completions: each stage does the same work.
+    """
+    both = _Both(setting)
+    rows = []
+    for stage in (both.extract, both.calibrate, both.generate, both.filter, both.heal, both.evaluate):
+        ours, plainly, note = stage()
+        begin = time.perf_counter()
+        ours()
+        middle = time.perf_counter()
+        plainly()
+        seconds, baseline = middle - begin, time.perf_counter() - middle
+        rows.append(Row(f"round_{stage.__name__}", seconds, baseline, seconds / baseline, note=note))
+        yield rows[-1]
+    seconds, baseline = sum(row.seconds for row in rows), sum(row.baseline_seconds or 0.0 for row in rows)
+    note = "all of them; baseline: one prompt, one completion, one dose at a time"
+    yield Row("round", seconds, baseline, seconds / baseline, note=note)
+
+
+class _Both:
+    """The stages of one round, each as (heal's way, the plain way, what is done)."""
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+        self.recipe, self.trait = setting.recipe, setting.trait
+        self.model, self.accumulator = setting.student(0)
+        self.plain_model, self.plain = setting.student(0)
+        self.band = self.model.band(self.recipe.steer.band)
+        self.prompts = setting.prompts(COMPLETIONS)
+        self.vector: SteeringVector = setting.vector
+        self.dose: Calibration | None = None
+        self.said: list[Completion] = []
+
+    def extract(self) -> tuple[Callable, Callable, str]:
+        texts = contexts(PAIRS)
+
+        def ours() -> None:
+            with self.accumulator.student():
+                self.vector = extract(self.model, self.trait, texts, "mean_diff", self.band)
+
+        return ours, lambda: serial.extract(self.plain_model, self.trait, texts, self.band), f"{PAIRS} pairs"
+
+    def calibrate(self) -> tuple[Callable, Callable, str]:
+        settings, prompts = self.recipe.calibration, self.prompts[:CALIBRATED]
+        target, tolerance = settings.target, settings.tolerance
+
+        def ours() -> None:
+            with self.accumulator.student():
+                self.dose = calibrate(
+                    lambda cs: path_divergences(self.model, self.vector, cs, prompts, CALIBRATION_TOKENS),
+                    None,
+                    target,
+                    tolerance,
+                    None,
+                    settings.candidates,
+                    settings.max_passes,
+                    "student",
+                )
+
+        def plainly() -> None:
+            serial.calibrate(
+                self.plain_model, self.vector, prompts, CALIBRATION_TOKENS, target, tolerance, 1.0, EVALUATIONS
+            )
+
+        return ours, plainly, f"{CALIBRATED} prompts of {CALIBRATION_TOKENS} tokens"
+
+    def generate(self) -> tuple[Callable, Callable, str]:
+        assert self.dose is not None
+        alphas = self.recipe.generation.alphas
+        doses = [self.dose.c_star * alphas[index % len(alphas)] for index in range(COMPLETIONS)]
+        seeds = [("bench", index) for index in range(COMPLETIONS)]
+
+        def ours() -> None:
+            with self.accumulator.student():
+                self.said = decode(self.model, self.prompts, TOKENS, self.vector, doses, SAMPLING, seeds)
+
+        def plainly() -> None:
+            sampling = (SAMPLING.temperature, SAMPLING.top_p, SAMPLING.top_k)
+            serial.generate(self.plain_model, self.vector, self.prompts, doses, TOKENS, *sampling, 0)
+
+        return ours, plainly, f"{COMPLETIONS} steered completions of {TOKENS} tokens"
+
+    def filter(self) -> tuple[Callable, Callable, str]:
+        said = [each.ids for each in self.said]
+
+        def ours() -> None:
+            with self.accumulator.base():
+                tail_perplexities(self.model, self.prompts, said)
+
+        def plainly() -> None:
+            with self.plain.base():
+                serial.tail_perplexities(self.plain_model, self.prompts, said)
+
+        return ours, plainly, "perplexity of each completion under base"
+
+    def heal(self) -> tuple[Callable, Callable, str]:
+        pairs = [(prompt, each.ids) for prompt, each in zip(self.prompts, self.said, strict=True)][:HEALED]
+        kept = [
+            replace(self.setting.rows[index], prompt_ids=tuple(prompt), ids=ids, ended=False)
+            for index, (prompt, ids) in enumerate(pairs)
+        ]
+        config: HealConfig = replace(self.recipe.heal, validation=0.0, epochs=EPOCHS)
+        barrier = config.barrier
+
+        def ours() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                heal(self.model, self.accumulator, kept, config, 0, 0, 2**30, Path(folder), lambda entry: None)
+
+        def plainly() -> None:
+            rate, betas = config.learning_rate, config.betas
+            serial.heal(
+                self.plain_model,
+                self.plain,
+                pairs,
+                EPOCHS,
+                rate,
+                betas,
+                config.batch_size,
+                barrier.strength,
+                barrier.tau,
+            )
+
+        return ours, plainly, f"{HEALED} completions, {EPOCHS} epochs, reverse-KL rmse barrier"
+
+    def evaluate(self) -> tuple[Callable, Callable, str]:
+        texts, system = list(self.trait.heldout_prompts[:ANSWERED]), self.recipe.model.system
+        asked = [self.model.chat.ids(system, text) for text in texts]
+        questions = [
+            self.model.chat.ids(system, question_text(question["question"], question["options"]), PREFILL)
+            for question in read_jsonl(QUESTIONS)[:ASKED]
+        ]
+        subject = Subject(
+            stage="healed",
+            language_model=self.model,
+            trait=self.trait,
+            gates=self.accumulator.student,
+            base=self.accumulator.base,
+            system=system,
+            neutral=system,
+            max_repetition=self.recipe.filter.max_repetition,
+            questions=ASKED,
+        )
+
+        def plainly() -> None:
+            said = serial.answer(self.plain_model, asked, ANSWER_TOKENS)
+            serial.letter_masses(self.plain_model, questions)
+            with self.plain.base():
+                serial.tail_perplexities(self.plain_model, asked, said)
+                serial.persona_log_ratios(self.plain_model, self.trait, texts, said)
+
+        def ours() -> None:
+            said = subject.answer(texts, ANSWER_TOKENS)
+            for readout in (questions_readout, free_answers, persona):  # those that the plain way measures too
+                readout.measure(subject, said)
+
+        return ours, plainly, f"{ANSWERED} answers of {ANSWER_TOKENS} tokens, {ASKED} questions"

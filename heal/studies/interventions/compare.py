@@ -1,0 +1,178 @@
+"""Interventions side by side at one dose: what each moved on target, off target and in coherence.
+
+Surgical informedness and gated selectivity take both signs; an intervention of which one sign was measured is held
+against base on the other side, and its row says so. METRICS: surgical informedness.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from heal.evaluation.results import StageResult, StageSummary, summarise
+from heal.evaluation.stats import Estimate
+from heal.evaluation.surgical import DeltaLogit, SurgicalInformedness, delta_logit, gated_selectivity
+from heal.evaluation.validity import TRAIT
+from heal.evaluation.verdict import Coherence, Floors, coherence
+from heal.evaluation.vignettes import FOUNDATIONS, Vignette
+from heal.measuring import surgical_sides
+from heal.randomness import derive_seed
+from heal.session import Session
+from heal.studies.interventions.measure import Measured
+from heal.trait import Trait
+
+
+@dataclass(frozen=True)
+class Line:
+    """One intervention, turned one way, at its dose.
+
+    Attributes:
+        name, sign: of the intervention.
+        c_star: signed raw coefficient; None for a prompt.
+        spent: p95 KL on the calibration prompts, nats.
+        on_target: whether that is the target; None for a prompt.
+        shift: the persona log-ratio over base, nats per token.
+        target: the meant foundation's `clr` over base, nats; None without scenes or a meant foundation.
+        off_target: mean over the other foundations of the size of their shifts, nats.
+        logits: change of the logit of wrongness by foundation.
+        coherence: worst valid signal and its margin.
+        mass, tail: p_ans_any and tail perplexity.
+        drift: p95 KL to base on neutral text, nats.
+        seconds: fitting, calibration and measuring.
+    """
+
+    name: str
+    sign: int
+    c_star: float | None
+    spent: float
+    on_target: bool | None
+    shift: Estimate
+    target: Estimate | None
+    off_target: float
+    logits: Mapping[str, DeltaLogit]
+    coherence: Coherence
+    mass: Estimate
+    tail: Estimate
+    drift: Estimate
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What both signs of an intervention say together.
+
+    Attributes:
+        name: of the intervention.
+        lines: one a sign.
+        surgical: surgical informedness by variant.
+        selectivity: gated selectivity, nats; NaN without scenes or a meant foundation.
+        other_side: what stood in for a sign that was not measured; empty where both were.
+    """
+
+    name: str
+    lines: tuple[Line, ...]
+    surgical: Mapping[str, SurgicalInformedness] = field(default_factory=dict)
+    selectivity: float = math.nan
+    other_side: str = ""
+
+    @property
+    def shift(self) -> float:
+        """By which the table is sorted: the trait's shift in the direction that each sign means, averaged."""
+        return sum(line.sign * line.shift.value for line in self.lines) / len(self.lines)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all lines are made with: the limits, what is valid, the scenes and the intervals."""
+
+    trait: Trait
+    floors: Floors
+    valid: Collection[str]
+    scenes: tuple[Vignette, ...]
+    resamples: int
+    seed: int
+
+    @property
+    def meant(self) -> str:
+        """The foundation that the trait means, where scenes were asked about it; else empty."""
+        return self.trait.foundation if self.scenes else ""
+
+
+def setting_of(session: Session, valid: Collection[str]) -> Setting:
+    """The study's, with what is valid on its base."""
+    settings = session.recipe.evaluation
+    return Setting(
+        session.trait,
+        Floors.of(settings),
+        valid,
+        session.vignettes,
+        settings.resamples,
+        derive_seed(session.recipe.run.seed, "bootstrap"),
+    )
+
+
+def pairs(measured: Sequence[Measured], base: StageResult, setting: Setting) -> list[Pair]:
+    """One entry an intervention, the largest shift of the trait first."""
+    by_name: dict[str, dict[int, Measured]] = {}
+    for each in measured:
+        by_name.setdefault(each.arm.name, {})[each.arm.sign] = each
+    found = [_pair(name, sides, base, setting) for name, sides in by_name.items()]
+    return sorted(found, key=lambda pair: -pair.shift)
+
+
+def _pair(name: str, sides: Mapping[int, Measured], base: StageResult, setting: Setting) -> Pair:
+    lines = tuple(_line(side, base, setting) for _, side in sorted(sides.items(), reverse=True))
+    if not setting.meant:
+        return Pair(name, lines)
+    up, down = (sides[sign].result if sign in sides else base for sign in (1, -1))
+    trait = setting.trait
+    surgical = surgical_sides(trait, setting.scenes, base, up, down)
+    selectivity = gated_selectivity(
+        _ratios(up),
+        _ratios(down),
+        trait.foundation,
+        trait.intent,
+        up.mean("vignette_mass"),
+        down.mean("vignette_mass"),
+        base.mean("vignette_mass"),
+    )
+    return Pair(name, lines, surgical, selectivity, "" if len(sides) == 2 else "base")
+
+
+def _ratios(result: StageResult) -> dict[str, tuple[float, ...]]:
+    return {name: result.signal(f"clr_{name}").values for name in FOUNDATIONS}
+
+
+def _line(side: Measured, base: StageResult, setting: Setting) -> Line:
+    arm, summary = side.arm, summarise(side.result, base, setting.resamples, setting.seed)
+    others = [f"clr_{each}" for each in FOUNDATIONS if setting.meant and each != setting.meant]
+    sizes = [abs(summary.deltas[each].value) for each in others]
+    return Line(
+        arm.name,
+        arm.sign,
+        arm.c_star,
+        arm.spent,
+        arm.on_target,
+        summary.deltas[TRAIT],
+        summary.deltas[f"clr_{setting.meant}"] if setting.meant else None,
+        sum(sizes) / len(sizes) if sizes else math.nan,
+        _logits(summary, base, setting),
+        coherence(summary.values, summary.deltas, setting.floors, setting.valid),
+        summary.values["p_ans_any"],
+        summary.values["tail_perplexity"],
+        summary.values["neutral_kl_p95"],
+        arm.seconds + side.seconds,
+    )
+
+
+def _logits(summary: StageSummary, base: StageResult, setting: Setting) -> dict[str, DeltaLogit]:
+    """Change of the logit of wrongness over the scenes of each foundation."""
+    if not setting.scenes:
+        return {}
+    now = next(signal for signal in summary.signals if signal.name == "wrongness").values
+    before = base.signal("wrongness").values
+    found = {}
+    for name in FOUNDATIONS:
+        rows = [index for index, scene in enumerate(setting.scenes) if scene.foundation == name]
+        if rows:
+            found[name] = delta_logit([now[row] for row in rows], [before[row] for row in rows])
+    return found

@@ -1,0 +1,44 @@
+"""What every intervention does at its dose, on the same items: measured on base, one stage an intervention and sign."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from heal.evaluation.results import StageResult
+from heal.measuring import Baseline, baseline, measure_stage
+from heal.session import Session
+from heal.studies.interventions.doses import Dosed, Prompted, mark, place
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One intervention, turned one way, and what was measured under it.
+
+    Attributes:
+        arm: the intervention at its dose, or a prompt.
+        result: the signals, item by item.
+        seconds: that measuring took.
+    """
+
+    arm: Dosed | Prompted
+    result: StageResult
+    seconds: float
+
+
+def measure_all(
+    session: Session, dosed: Sequence[Dosed], prompts: Sequence[Prompted]
+) -> tuple[Baseline, list[Measured]]:
+    """Base with what is valid on it, then every arm; what was measured before is read."""
+    session.console.title("base")
+    against = baseline(session)
+    found = []
+    asked: list[Dosed | Prompted] = [*dosed, *prompts]
+    for arm in asked:
+        session.console.title(arm.label)
+        folder, step = place(session, arm.name), f"measured{mark(arm.sign)}"
+        off = session.accumulator.base
+        if isinstance(arm, Dosed):
+            result = measure_stage(session, folder, step, off, vector=arm.intervention, c=arm.coefficient())
+        else:
+            result = measure_stage(session, folder, step, off, system=arm.system)
+        found.append(Measured(arm, result, session.folder.seconds(folder)[step]))
+    return against, found

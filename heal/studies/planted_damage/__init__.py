@@ -1,0 +1,1 @@
+"""Planted damage: which coherence signal notices what, and from which size on."""

@@ -1,0 +1,167 @@
+"""Contrastive weight steering (arXiv 2511.05408): train towards a persona and towards its opposite, and subtract."""
+
+import copy
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from peft import PeftModel
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTTrainer
+
+from heal.config import HealConfig, Recipe
+from heal.errors import RoundError
+from heal.generation.collect import Row
+from heal.healing.barrier import position_losses
+from heal.healing.heal import SEEDS, checkpoint_blocks, left_as_it_was, memory_told, training_arguments
+from heal.healing.references import batch_states
+from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
+from heal.models.language_model import LanguageModel
+from heal.progress import Progress, silent
+from heal.randomness import derive_seed
+from heal.steering.weights import WeightDifference
+from heal.studies.weight_difference.adapters import Layers, adapted, difference
+from heal.studies.weight_difference.answers import STAGE, Contrast
+from heal.studies.weight_difference.kinds import AdapterKind, adapter_config
+from heal.trait import Trait
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A difference, and how the two trainings that it is between ended.
+
+    Attributes:
+        difference: positive minus negative.
+        contrast: what was trained on.
+        loss_positive, loss_negative: mean cross-entropy of the completion tokens over the last epoch, nats.
+    """
+
+    difference: WeightDifference
+    contrast: Contrast
+    loss_positive: float
+    loss_negative: float
+
+
+def train_contrast(
+    language_model: LanguageModel,
+    trait: Trait,
+    recipe: Recipe,
+    contrast: Contrast,
+    kind: AdapterKind = "lora",
+    progress: Progress = silent,
+) -> Trained:
+    """One adapter trained on each side of a contrast, from the same initialisation, and `theta_+ - theta_-`.
+
+    `heal.` keys say how: rank, alpha and init of the adapters, band, epochs, learning rate and the rest of AdamW,
+    batches. There is no barrier and nothing is held out.
+
+    Args:
+        language_model: the base, without adapters; it comes back bit for bit.
+        trait: whose personas are contrasted.
+        recipe: its run.seed and heal section count.
+        contrast: what `contrasting_answers` kept.
+        kind: of the adapters.
+        progress: told (steps done, steps).
+
+    Raises:
+        RoundError: the loss is not finite, or memory ran out.
+        UserError: quantised weights, or an architecture without Linears for this kind.
+    """
+    config, seed = recipe.heal, recipe.run.seed
+    peft_config = adapter_config(language_model, kind, config, language_model.band(config.band))
+    trained: list[tuple[Layers, float]] = []
+    for part, rows in enumerate((contrast.positive, contrast.negative)):
+
+        def told(done: int, total: int, part: int = part) -> None:
+            progress(part * total + done, 2 * total)
+
+        with adapted(language_model, copy.deepcopy(peft_config), derive_seed(seed, STAGE, "adapter")) as found:
+            loss = _fit(language_model, found.peft_model, rows, config, seed, told)
+        trained.append((found.layers, loss))
+    (positive, loss_positive), (negative, loss_negative) = trained
+    updates = difference(positive, negative)
+    if not all(factor.isfinite().all() for update in updates.values() for factor in update.factors):
+        raise RoundError("the difference of the trained weights is not finite. Lower heal.learning_rate.")
+    settings = {
+        "adapter": kind,
+        "completions": len(contrast.positive),
+        "seed": seed,
+        "band": list(config.band),
+        "epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+    }
+    made = WeightDifference(updates, "weight_difference", language_model.name, trait.name, settings=settings)
+    return Trained(made, contrast, loss_positive, loss_negative)
+
+
+class _Trainer(SFTTrainer):
+    """Cross-entropy of the completion tokens, a mean over those of an optimiser step, in the given order."""
+
+    def __init__(self, *args, language_model: LanguageModel, order: StepOrder, progress: Progress, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self._language_model = language_model
+        self._order = order
+        self._progress = progress
+        self.losses: list[tuple[float, int]] = []  # sum over a batch's completion tokens, and how many those are
+
+    def _get_train_sampler(self, *args, **kwargs) -> StepOrder:
+        return self._order
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """Counts the optimiser step's tokens, which its loss is a mean over."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, sum(len(batch["labels"]) for batch in batches)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self._language_model.model.eval()  # no dropout of the base's own
+        h_ND = batch_states(self._language_model, inputs)
+        nll_N, _ = position_losses(self._language_model, h_ND, inputs["labels"], None, "none")
+        loss = nll_N.sum() / (len(nll_N) if num_items_in_batch is None else num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise RoundError(f"the loss is not finite at step {self.state.global_step + 1}. Lower heal.learning_rate.")
+        self.losses.append((float(nll_N.detach().double().sum()), len(nll_N)))
+        return (loss, None) if return_outputs else loss
+
+    def log(self, logs, *args, **kwargs) -> None:
+        self._progress(self.state.global_step, self.state.max_steps)
+
+
+def _fit(
+    language_model: LanguageModel,
+    peft_model: PeftModel,
+    rows: Sequence[Row],
+    config: HealConfig,
+    seed: int,
+    progress: Progress,
+) -> float:
+    """Trains the adapter inside `peft_model`; the mean loss of the last epoch, nats a completion token."""
+    made = training_rows(language_model, rows)
+    size = config.batch_size * config.accumulation
+    train = [made[row] for step in steps_of(made, range(len(made)), size, seed, STAGE, "steps") for row in step]
+    steps = math.ceil(len(train) / size) * config.epochs
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch, left_as_it_was(peft_model), memory_told(config):
+        if config.gradient_checkpointing:
+            checkpoint_blocks(language_model)
+        trainer = _Trainer(
+            model=peft_model,
+            language_model=language_model,
+            order=StepOrder(len(train), size, seed, STAGE, "epoch"),
+            progress=progress,
+            args=training_arguments(
+                config, steps, derive_seed(seed, STAGE, "train") % SEEDS, scratch, False, language_model.device
+            ),
+            data_collator=Collator(language_model),
+            train_dataset=Dataset.from_list(train),
+            processing_class=copy.copy(language_model.chat.tokenizer),
+        )
+        progress(0, steps)
+        trainer.train()
+        trainer.accelerator.free_memory()
+    last = trainer.losses[-(len(trainer.losses) // config.epochs) :]
+    return sum(total for total, _ in last) / sum(count for _, count in last)
