@@ -13,25 +13,13 @@ from heal.console import Console, counted
 from heal.environment import quiet_libraries, refuse_several_processes, usable_cores
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
-from heal.guard import CONTINUES, command
-from heal.recipe import find_file, help_text, load_recipe, to_mapping
+from heal.recipe import find_file, to_mapping
 from heal.run.folder import Events, RunFolder, clear_temporary, sha256
 from heal.trait import Trait, load_trait
 
 if TYPE_CHECKING:
     from heal.models.language_model import LanguageModel
     from heal.session import Session
-
-
-def main(words: Sequence[str]) -> None:
-    """The command line of heal/train.py; exits 0 done, 1 failed, 2 a mistake in the words, 130 stopped."""
-    command(words, help_text, lambda: train(words), CONTINUES)
-
-
-def train(words: Sequence[str]) -> None:
-    """Runs or continues the run that `words` describe."""
-    with opened(load_recipe(words)) as session:
-        run(session)
 
 
 @contextmanager

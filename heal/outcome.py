@@ -124,9 +124,9 @@ def deliver(session: Session, metrics: list[dict[str, Any]], new: int, seconds: 
     best = best_round(metrics)
     if best is not None and best != len(metrics) - 1:
         shift = interval(metrics[best]["healed"]["persona_log_ratio"]["delta"], sign=True)
-        export = f"python scripts/export.py run={folder.path} round={rounds[best] if more else 'best'}"
+        export = f"heal export run={folder.path} round={rounds[best] + 1 if more else 'best'}"
         console.say(f"best       round {best + 1}: {shift} over base and coherent; {export}")
     console.say(f"report     {page}")
     console.say(f"adapter    {exported.path}")
-    console.say(f"try it     python scripts/chat.py run={folder.path}" + (f" round={rounds[-1]}" if more else ""))
+    console.say(f"try it     heal chat run={folder.path}" + (f" round={rounds[-1] + 1}" if more else ""))
     console.say(f"took       {seconds:.0f} s for {counted(new, 'round')} in this start")

@@ -45,7 +45,7 @@ def _child(line: list[str], log: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from heal.app import main
+    from heal.commands.train import main
 
     main(line)
     sys.stdout.flush()

@@ -205,7 +205,7 @@ def _dose(session: Session, name: str, intervention: Intervention, sign: int, st
     def compute(shown: Stage) -> tuple[Calibration, Files]:
         found = find_dose(session, signed, start, shown)
         files = {file: json_bytes(found.to_json())}
-        if isinstance(intervention, SteeringVector):  # as scripts/export.py takes it
+        if isinstance(intervention, SteeringVector):  # as heal export takes it
             files[f"vector{mark(sign)}.safetensors"] = intervention.with_c_star(sign * found.c_star).to_bytes()
         return found, files
 
