@@ -90,10 +90,11 @@ def load(folder: RunFolder, options: Options, last: int | None = None) -> tuple[
         room = model.context - len(ids)
         if room < 1:
             return f"(the prompt is {len(ids)} tokens long; the model's context is {model.context})"
-        steering = (vector, [coefficient]) if stage == "steered" else (None, None)
+        shift, doses = (vector, [coefficient]) if stage == "steered" else (None, None)
         seeds = [("chat", options.seed, prompt)] if options.temperature else None
+        tokens = min(options.tokens, room)
         with stages[stage]():
-            completion = decode(model, [ids], min(options.tokens, room), *steering, sampling=sampling, seeds=seeds)[0]
+            completion = decode(model, [ids], tokens, shift, doses, sampling=sampling, seeds=seeds)[0]
         text = model.chat.decode(list(completion.ids)) + ("" if completion.ended else " ...")
         return text if completion.finite else f"{text} (stopped: the logits are not finite)"
 
