@@ -11,7 +11,7 @@ import torch
 from heal.models.load import load_language_model
 from heal.records import read_json
 from heal.run.files import sha256
-from heal.run.folder import RunFolder
+from heal.run.folder import STEPS, RunFolder
 from heal.run.manifest import MANIFEST
 from heal.run.student import load_student
 from tests import running, tiny
