@@ -21,6 +21,7 @@ from heal.evaluation.validity import MIN_MASS, TRAIT, doubts, from_json, valid_n
 from heal.evaluation.verdict import LIMITED, Floors, coh_cost, coherence, verdict
 from heal.evaluation.vignettes import FOUNDATIONS, Vignette, soft_labels
 from heal.generation.collect import Collection, dose_table
+from heal.healing.log import StepLog
 from heal.randomness import derive_seed, shuffled
 from heal.records import json_bytes, jsonl_bytes, read_json
 from heal.session import Session
@@ -177,7 +178,7 @@ def round_metrics(
     r: int,
     dose: Calibration,
     found: Collection,
-    log: Sequence[dict[str, float]],
+    log: Sequence[StepLog],
     cosine: float,
     steered: StageResult | None,
     healed: StageResult,

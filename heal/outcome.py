@@ -5,6 +5,7 @@ from typing import Any
 from heal.console import counted
 from heal.evaluation.choice import best_round
 from heal.evaluation.verdict import Verdict
+from heal.healing.log import read_log
 from heal.records import read_jsonl
 from heal.session import Session
 
@@ -68,18 +69,18 @@ def track_round(session: Session, metrics: dict[str, Any], new: bool) -> None:
     r = metrics["round"]
     folder = session.folder.round(r)
     if not new:
-        for entry in read_jsonl(folder / "training.jsonl"):
-            session.tracker.training(r, session.recipe.heal.epochs, entry, new=False)
-    session.tracker.round(r, round_values(metrics), new)
+        for step in read_log(folder / "training.jsonl"):
+            session.tracker.step_log(r + 1, session.recipe.heal.epochs, step, new=False)
+    session.tracker.round(r + 1, round_values(metrics), new)
     names = ("prompt", "alpha", "text", "ended", "tail_perplexity", "repetition")
     session.tracker.table(
-        f"completions/round_{r:02d}",
+        f"completions/round_{r + 1:02d}",
         [
             {"kept": not row["dropped"], "dropped": ", ".join(row["dropped"])} | {name: row[name] for name in names}
             for row in read_jsonl(folder / "completions.jsonl")
         ],
     )
-    session.tracker.table(f"outputs/round_{r:02d}", read_jsonl(folder / "outputs.jsonl"))
+    session.tracker.table(f"outputs/round_{r + 1:02d}", read_jsonl(folder / "outputs.jsonl"))
 
 
 def deliver(session: Session, metrics: list[dict[str, Any]], new: int, seconds: float) -> None:

@@ -16,7 +16,7 @@ from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.randomness import derive_seed
 from heal.run.folder import RunFolder
-from heal.tracking import Tracker
+from heal.tracking.tracker import Tracker
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait
 
 
@@ -90,7 +90,7 @@ def build_accumulator(model: LanguageModel, recipe: Recipe) -> Accumulator:
         heal.rank,
         heal.alpha,
         model.band(heal.band),
-        gaussian=heal.init == "gaussian",
+        kind=heal.init,
         merge=recipe.compute.merge_history,
     )
 

@@ -16,6 +16,7 @@ from heal.generation.collect import Collection, Row, collect, dose_table
 from heal.generation.filters import FilterLimits
 from heal.generation.make import maker
 from heal.healing.heal import heal
+from heal.healing.log import StepLog, log_bytes, read_log
 from heal.randomness import shuffled
 from heal.records import json_bytes, jsonl_bytes, read_json, read_jsonl
 from heal.session import Session, lora_seed
@@ -239,27 +240,27 @@ def generate_and_filter(session: Session, r: int, vector: SteeringVector, c_star
     return found
 
 
-def heal_student(session: Session, r: int, rows: Sequence[Row]) -> list[dict[str, float]]:
+def heal_student(session: Session, r: int, completions: Sequence[Row]) -> list[StepLog]:
     """Trains this round's `current`; the log of its steps."""
     recipe, folder = session.recipe, session.folder.round(r)
-    log: list[dict[str, float]] = []
+    log: list[StepLog] = []
 
-    def on_log(entry: dict[str, float]) -> None:
-        log.append(entry)
-        session.tracker.training(r, recipe.heal.epochs, entry)
+    def on_log(step: StepLog) -> None:
+        log.append(step)
+        session.tracker.step_log(r + 1, recipe.heal.epochs, step)
 
-    def compute(shown: Stage) -> tuple[list[dict[str, float]], Files]:
+    def compute(shown: Stage) -> tuple[list[StepLog], Files]:
         heal(
             session.model,
             session.accumulator,
-            rows,
+            completions,
             recipe.heal,
-            r,
-            recipe.run.seed,
-            recipe.compute.reference_memory * 2**20,
-            folder,
-            on_log,
-            shown.progress,
+            round_index=r,
+            seed=recipe.run.seed,
+            reference_bytes=recipe.compute.reference_memory * 2**20,
+            scratch=folder,
+            on_log=on_log,
+            progress=shown.progress,
         )
         last = training_summary(log)
         shown.found(
@@ -267,26 +268,26 @@ def heal_student(session: Session, r: int, rows: Sequence[Row]) -> list[dict[str
             f"(last epoch of {recipe.heal.epochs})"
         )
         adapter = {f"adapter/{name}": content for name, content in session.accumulator.save_current().items()}
-        deterministic = [{name: v for name, v in entry.items() if "per_second" not in name} for entry in log]
-        return log, adapter | {"training.jsonl": jsonl_bytes(deterministic)}
+        return log, adapter | {"training.jsonl": log_bytes(log)}
 
-    def read() -> list[dict[str, float]]:
+    def read() -> list[StepLog]:
         session.accumulator.load_current(folder / "adapter")
-        return read_jsonl(folder / "training.jsonl")
+        return read_log(folder / "training.jsonl")
 
     return stage(session, folder, "heal", read, compute)
 
 
-def training_summary(log: Sequence[dict[str, float]]) -> dict[str, float]:
+def training_summary(log: Sequence[StepLog]) -> dict[str, float]:
     """Means over the last epoch's steps, and the last validation loss and divergence if there were any."""
-    steps = [entry for entry in log if "train/loss" in entry]
-    last = [entry for entry in steps if entry["epoch"] > steps[-1]["epoch"] - 1]
-    names = ("loss", "ce", "D_mean", "barrier_on")
-    summary = {name: sum(entry[f"train/{name}"] for entry in last) / len(last) for name in names}
-    summary["D_max"] = max(entry["train/D_max"] for entry in last)
-    for entry in log:
-        if "eval/loss" in entry:
-            summary |= {"validation_ce": entry["eval/ce"], "validation_D": entry["eval/D_mean"]}
+    steps = [step for step in log if step.phase == "train" and "loss" in step.values]
+    last = [step for step in steps if step.epoch > steps[-1].epoch - 1]
+    summary = {
+        name: sum(step.values[name] for step in last) / len(last) for name in ("loss", "ce", "D_mean", "barrier_on")
+    }
+    summary["D_max"] = max(step.values["D_max"] for step in last)
+    for step in log:
+        if step.phase == "eval":
+            summary |= {"validation_ce": step.values["ce"], "validation_D": step.values["D_mean"]}
     return summary
 
 
