@@ -4,6 +4,7 @@ from heal.config import BarrierConfig
 from heal.console import counted
 from heal.evaluation.validity import doubts
 from heal.evaluation.verdict import ALIVE
+from heal.healing.divergences import divergence_named
 from heal.report.numbers import MINUS, plain
 from heal.report.results import CHANCE, Results
 
@@ -46,12 +47,13 @@ def settings(results: Results) -> list[tuple[str, str]]:
 
 def loss(barrier: BarrierConfig) -> str:
     """The loss as a formula."""
-    if barrier.divergence == "none":
+    divergence = divergence_named(barrier.divergence)
+    if not divergence.needs_reference:
         return "CE alone"
     strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
-    other = "base" if barrier.reference == "base" else "the student before the round"
-    pair = f"student \N{PARALLEL TO} {other}" if barrier.divergence == "kl_rev" else f"{other} \N{PARALLEL TO} student"
-    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of KL({pair})"
+    reference = "base" if barrier.reference == "base" else "the student before the round"
+    d = divergence.label.format(reference=reference)
+    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of {d}"
     return formula + (f" + {barrier.operator_norm:g} squared operator norm" if barrier.operator_norm else "")
 
 

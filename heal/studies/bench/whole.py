@@ -132,7 +132,17 @@ class _Both:
 
         def ours() -> None:
             with tempfile.TemporaryDirectory() as folder:
-                heal(self.model, self.accumulator, kept, config, 0, 0, 2**30, Path(folder), lambda entry: None)
+                heal(
+                    self.model,
+                    self.accumulator,
+                    kept,
+                    config,
+                    round_index=0,
+                    seed=0,
+                    reference_bytes=2**30,
+                    scratch=Path(folder),
+                    on_log=lambda log: None,
+                )
 
         def plainly() -> None:
             rate, betas = config.learning_rate, config.betas
