@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from heal.evaluation.choice import why_stop
+from heal.evaluation.metrics import RoundMetrics
 from heal.evaluation.results import StageResult, output_rows
 from heal.measuring import Baseline, baseline, measure_doses, measure_stage, round_metrics
 from heal.outcome import show_round, track_round
-from heal.records import json_bytes, jsonl_bytes, read_json
+from heal.records import as_record, json_bytes, jsonl_bytes, read_json
 from heal.run.folder import STAGES
 from heal.session import Session
 from heal.stages import (
@@ -43,7 +44,11 @@ def run_loop(session: Session) -> list[dict[str, Any]]:
         show_round(session, metrics[-1])
         track_round(session, metrics[-1], new=not done_before)
         run = session.recipe.run
-        if reason := why_stop(metrics, run.stop_on_plateau, run.stop_when_incoherent):
+        if reason := why_stop(
+            [as_record(RoundMetrics, entry, "metrics.json") for entry in metrics],
+            run.stop_on_plateau,
+            run.stop_when_incoherent,
+        ):
             session.console.say(f"stopping   {reason}")
             break
     return metrics

@@ -11,18 +11,18 @@ from heal.console import Stage
 from heal.dose.calibrate import Calibration
 from heal.errors import UserError
 from heal.evaluation.evaluate import evaluate
+from heal.evaluation.metrics import CoherenceCost, Summary
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
-from heal.evaluation.readouts.moral_foundations import temperature_of
-from heal.evaluation.results import StageResult, StageSummary, output_rows, summarise
-from heal.evaluation.subject import Gates, Subject
-from heal.evaluation.surgical import SurgicalInformedness, surgical_variants
-from heal.evaluation.validity import MIN_MASS, TRAIT, doubts, from_json, valid_names, validity
-from heal.evaluation.verdict import LIMITED, Floors, coh_cost, coherence, verdict
-from heal.evaluation.vignettes import FOUNDATIONS, Vignette, soft_labels
+from heal.evaluation.results import StageResult, headline, output_rows, summarise
+from heal.evaluation.scenes import foundation_figures, target_of
+from heal.evaluation.signal import MASS, MIN_MASS, TRAIT, limited, limits_of
+from heal.evaluation.subject import Gates, Setup, Subject
+from heal.evaluation.validity import Validity, doubts, valid_names, validity
+from heal.evaluation.verdict import coherence, verdict
 from heal.generation.collect import Collection, dose_table
 from heal.randomness import derive_seed, shuffled
-from heal.records import json_bytes, jsonl_bytes, read_json
+from heal.records import as_record, json_bytes, jsonl_bytes, read_json, read_record, record_bytes
 from heal.session import Session
 from heal.stages import Files, stage, training_summary
 from heal.steering.intervention import Intervention
@@ -53,9 +53,9 @@ def choose_format(session: Session) -> None:
         probe = choose_probe(session.model, session.neutral_texts.rows(), session.accumulator.base)
         tried = ", ".join(f"{name} {mass:.2f}" for name, mass in probe.masses.items())
         shown.found(f"{probe.format.name}; base's mass on the answers: {tried}")
-        return probe, {"probe.json": json_bytes(probe.to_json())}
+        return probe, {"probe.json": record_bytes(probe)}
 
-    probe = stage(session, folder, "probe", lambda: Probe.from_json(read_json(folder / "probe.json")), compute)
+    probe = stage(session, folder, "probe", lambda: read_record(Probe, folder / "probe.json"), compute)
     if probe.mass < MIN_MASS:
         session.console.warn(
             f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
@@ -79,38 +79,30 @@ def measure_stage(
     recipe = session.recipe
 
     def compute(shown: Stage) -> tuple[StageResult, Files]:
-        subject = Subject(
-            stage=name,
+        setup = Setup(
             language_model=session.model,
             trait=session.trait,
-            gates=gates,
             base=session.accumulator.base,
-            system=recipe.model.system if system is None else system,
-            neutral=recipe.model.system,
+            system=recipe.model.system,
+            prompts=held_out_prompts(session.trait, recipe.evaluation),
+            tokens=recipe.evaluation.tokens,
             max_repetition=recipe.filter.max_repetition,
             questions=recipe.evaluation.questions,
             probe=session.probe.format,
             neutral_texts=session.neutral_texts,
             vignettes=session.vignettes,
             thinking=recipe.evaluation.thinking,
-            intervention=vector,
-            coefficient=c,
         )
-        result = evaluate(
-            subject, held_out_prompts(session.trait, recipe.evaluation), recipe.evaluation.tokens, shown.progress
-        )
-        shown.found(", ".join(f"{signal} {result.mean(signal):.3f}" for signal in SHOWN))
-        return result, {f"{name}.json": json_bytes(result.to_json())} | extra(result)
+        result = evaluate(Subject(setup, name, gates, system, vector, c), shown.progress)
+        shown.found(headline(result))
+        return result, {f"{name}.json": record_bytes(result)} | extra(result)
 
     return stage(
-        session, folder, stage_name or name, lambda: StageResult.from_json(read_json(folder / f"{name}.json")), compute
+        session, folder, stage_name or name, lambda: read_record(StageResult, folder / f"{name}.json"), compute
     )
 
 
-SHOWN = ("persona_log_ratio", "repetition_share", "alive_share", "p_ans_any")  # on the console, of every stage
-
-
-def summarise_stage(session: Session, result: StageResult, base: StageResult) -> StageSummary:
+def summarise_stage(session: Session, result: StageResult, base: StageResult) -> Summary:
     """Intervals of a stage's signals; every table of a run uses the same resampling."""
     return summarise(result, base, session.recipe.evaluation.resamples, _bootstrap_seed(session))
 
@@ -126,31 +118,25 @@ def baseline(session: Session) -> Baseline:
     def files(opposite: StageResult) -> Files:
         stages = (base, prompted, opposite)
         summaries = {result.stage: summarise_stage(session, result, base) for result in stages}
-        found = validity(
-            summaries["base"].values,
-            prompted.signal(TRAIT).values,
-            opposite.signal(TRAIT).values,
-            Floors.of(settings),
-            settings.resamples,
-            _bootstrap_seed(session),
-        )
-        content = {name: summary.to_json() for name, summary in summaries.items()}
-        content["validity"] = {name: asdict(entry) for name, entry in found.items()}
+        judged = validity(summaries["base"], summarise_stage(session, prompted, opposite), limits_of(settings))
+        content = {name: _plain(summary) for name, summary in summaries.items()}
+        content["validity"] = {name: asdict(judgement) for name, judgement in judged.items()}
         return {
             "metrics.json": json_bytes(content),
             "outputs.jsonl": jsonl_bytes([row for result in stages for row in output_rows(result)]),
         }
 
     measure_stage(session, folder, "opposite", off, system=session.trait.negative, extra=files)
-    found = from_json(read_json(folder / "metrics.json")["validity"])
-    session.tracker.event("validity", {"probe": session.probe.to_json(), "not_valid": doubts(found)})
-    for text in doubts(found):
+    path = folder / "metrics.json"
+    judged = as_record(dict[str, Validity], read_json(path)["validity"], path)
+    session.tracker.event("validity", {"probe": asdict(session.probe), "not_valid": doubts(judged)})
+    for text in doubts(judged):
         session.console.warn(f"not valid for this model, so no verdict rests on it: {text}")
-    valid = frozenset(valid_names(found))
-    if not valid & LIMITED.keys():
+    valid = valid_names(judged)
+    if not valid & limited().keys():
         raise UserError(
             "base itself is past every limit of coherence, so no round could be judged; raise the limits "
-            "(evaluation.min_p_ans_any and those after it) or take another model"
+            f"({', '.join(f'evaluation.{limit.key}' for limit in limited().values())}) or take another model"
         )
     return Baseline(base, valid)
 
@@ -163,7 +149,7 @@ def measure_doses(session: Session, vector: SteeringVector, c_star: float, again
     def files(result: StageResult) -> Files:
         last = len(measured) + 1 == len(doses)
         stages = measured | {result.stage: result}
-        summaries = {name: summarise_stage(session, each, against.base).to_json() for name, each in stages.items()}
+        summaries = {name: _plain(summarise_stage(session, each, against.base)) for name, each in stages.items()}
         return {"metrics.json": json_bytes(summaries)} if last else {}
 
     for alpha in doses:
@@ -185,7 +171,7 @@ def round_metrics(
 ) -> dict[str, Any]:
     """Everything a round says, as metrics.json has it."""
     after = summarise_stage(session, healed, against.base)
-    floors = Floors.of(session.recipe.evaluation)
+    limits = limits_of(session.recipe.evaluation)
     return {
         "round": r,
         "dose": {
@@ -205,55 +191,31 @@ def round_metrics(
         },
         "training": training_summary(log),
         "cosine_to_first": cosine,
-        "steered": None if steered is None else summarise_stage(session, steered, against.base).to_json(),
-        "healed": after.to_json(),
-        "coherence": coherence(after.values, after.deltas, floors, against.valid).to_json(),
+        "steered": None if steered is None else _plain(summarise_stage(session, steered, against.base)),
+        "healed": _plain(after),
+        "coherence": asdict(coherence(after, limits, against.valid)),
         "valid": sorted(against.valid),
-        "coh_cost": coh_cost(after.deltas["p_ans_any"], after.deltas["persona_log_ratio"]),
+        "coh_cost": _coh_cost(after),
         "foundations": _foundations(session, healed, against.base),
-        "verdict": verdict(after.values, after.deltas, floors, against.valid, **_target(session)).to_json(),
+        "verdict": asdict(verdict(after, limits, against.valid, target_of(session.trait, session.vignettes))),
     }
 
 
-def _target(session: Session) -> dict[str, Any]:
-    """The foundation that the trait means, which way, and the others, where trait and recipe have such a thing."""
-    meant = session.trait.foundation
-    if not meant or not session.vignettes:
-        return {}
-    off_target = [f"clr_{name}" for name in FOUNDATIONS if name != meant]
-    return {"target": f"clr_{meant}", "intent": session.trait.intent, "off_target": off_target}
+def _plain(summary: Summary) -> dict[str, Any]:
+    return {name: asdict(figures) for name, figures in summary.items()}
+
+
+def _coh_cost(healed: Summary) -> dict[str, float] | None:
+    if not healed[TRAIT].delta.excludes_zero or MASS not in healed:
+        return None
+    cost = CoherenceCost(healed[MASS].delta.value, healed[TRAIT].delta.value)
+    return {"ratio": cost.ratio, "d_coherence": cost.d_p_ans_any, "d_trait": cost.d_trait}
 
 
 def _foundations(session: Session, healed: StageResult, base: StageResult) -> dict[str, Any] | None:
-    """What the scenes say beyond their signals: temperature, surgical informedness. None without scenes."""
-    if not session.vignettes:
-        return None
-    clr = {name: healed.signal(f"clr_{name}").values for name in FOUNDATIONS}
-    found: dict[str, Any] = {"temperature": temperature_of(clr, soft_labels(session.vignettes))}
-    return found | ({"surgical": _surgical(session, healed, base)} if session.trait.foundation else {})
-
-
-def _surgical(session: Session, healed: StageResult, base: StageResult) -> dict[str, Any]:
-    """Surgical informedness by variant; a student has no -C, so base is its other side."""
-    found = surgical_sides(session.trait, session.vignettes, base, healed, base)
-    return {name: asdict(entry) | {"other_side": "base"} for name, entry in found.items()}
-
-
-def surgical_sides(
-    trait: Trait, scenes: Sequence[Vignette], base: StageResult, up: StageResult, down: StageResult
-) -> dict[str, SurgicalInformedness]:
-    """Surgical informedness by variant of what base, +C and -C said about the scenes, for the trait's foundation."""
-    shares = soft_labels(scenes)[:, list(FOUNDATIONS).index(trait.foundation)]
-    return surgical_variants(
-        base.signal("wrongness").values,
-        up.signal("wrongness").values,
-        down.signal("wrongness").values,
-        trait.intent,
-        up.mean("wrongness_mass"),
-        down.mean("wrongness_mass"),
-        [scene.foundation == trait.foundation for scene in scenes],
-        shares.tolist() if all(scene.labels for scene in scenes) else None,
-    )
+    """What the scenes say beyond their signals. None without scenes."""
+    figures = foundation_figures(session.trait, session.vignettes, healed, base)
+    return None if figures is None else asdict(figures)
 
 
 def _bootstrap_seed(session: Session) -> int:

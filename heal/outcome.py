@@ -4,8 +4,8 @@ from typing import Any
 
 from heal.console import counted
 from heal.evaluation.choice import best_round
-from heal.evaluation.verdict import Verdict
-from heal.records import read_jsonl
+from heal.evaluation.metrics import RoundMetrics, Verdict
+from heal.records import as_record, read_jsonl
 from heal.session import Session
 
 
@@ -121,7 +121,7 @@ def deliver(session: Session, metrics: list[dict[str, Any]], new: int, seconds: 
             f"verdict, best round and adapter are of the first {len(rounds)}"
         )
     console.say(f"verdict    {final.label}: {final.reason}")
-    best = best_round(metrics)
+    best = best_round([as_record(RoundMetrics, entry, "metrics.json") for entry in metrics])
     if best is not None and best != len(metrics) - 1:
         shift = interval(metrics[best]["healed"]["persona_log_ratio"]["delta"], sign=True)
         export = f"python scripts/export.py run={folder.path} round={rounds[best] if more else 'best'}"

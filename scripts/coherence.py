@@ -4,6 +4,7 @@ import csv
 import io
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -31,8 +32,8 @@ def main() -> None:
     from heal.evaluation.evaluate import evaluate
     from heal.evaluation.neutral import NeutralTexts
     from heal.evaluation.probe import choose_probe
-    from heal.evaluation.subject import Subject
-    from heal.evaluation.verdict import Floors
+    from heal.evaluation.signal import limits_of
+    from heal.evaluation.subject import Setup, Subject
     from heal.measuring import held_out_prompts
     from heal.run.folder import write_files
     from heal.studies.planted_damage.sensitivity import damages, findings, plant, table
@@ -41,27 +42,27 @@ def main() -> None:
     texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)
     with console.stage("base") as shown:
         probe = choose_probe(model, texts.rows(), nullcontext)
-        subject = Subject(
-            stage="base",
+        setup = Setup(
             language_model=model,
             trait=trait,
-            gates=nullcontext,
             base=nullcontext,
             system=recipe.model.system,
-            neutral=recipe.model.system,
+            prompts=prompts,
+            tokens=settings.tokens,
             max_repetition=recipe.filter.max_repetition,
             questions=settings.questions,
             probe=probe.format,
             neutral_texts=texts,
         )
-        base = evaluate(subject, prompts, settings.tokens, shown.progress)
+        subject = Subject(setup, "base", nullcontext)
+        base = evaluate(subject, shown.progress)
         shown.found(f"{len(prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
-    found, planned = [], damages()
-    floors, seed = Floors.of(settings), recipe.run.seed
-    found += findings("none", 0.0, base, base, floors, settings.resamples, seed)
+    planned, seed = damages(), recipe.run.seed
+    judge = partial(findings, base=base, limits=limits_of(settings), resamples=settings.resamples, seed=seed)
+    found = judge("none", 0.0, base)
     with console.stage("damage") as shown:
-        for done, (kind, size, result) in enumerate(plant(subject, base, prompts, settings.tokens, seed), start=1):
-            found += findings(kind, size, result, base, floors, settings.resamples, seed)
+        for done, (kind, size, result) in enumerate(plant(subject, base, seed), start=1):
+            found += judge(kind, size, result)
             shown.progress(done, len(planned))
         shown.found(f"{len(planned)} kinds and sizes")
     text = io.StringIO()

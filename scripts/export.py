@@ -12,10 +12,11 @@ from heal.console import Console  # noqa: E402
 from heal.environment import quiet_libraries  # noqa: E402
 from heal.errors import UserError  # noqa: E402
 from heal.evaluation.choice import best_round  # noqa: E402
+from heal.evaluation.metrics import RoundMetrics  # noqa: E402
 from heal.guard import command  # noqa: E402
 from heal.options import options_help, read_options, resolve_device  # noqa: E402
 from heal.recipe import main_words  # noqa: E402
-from heal.records import read_json  # noqa: E402
+from heal.records import read_record  # noqa: E402
 from heal.run.folder import RunFolder  # noqa: E402
 
 USAGE = "python scripts/export.py run=FOLDER | vector=FILE [key=value ...]"
@@ -174,7 +175,7 @@ def chosen_round(folder: RunFolder, text: str | None) -> int | None:
     if text != "best":
         raise UserError(f"round={text}: expected a number from 0, or best")
     rounds = folder.rounds()
-    best = best_round([read_json(folder.round(index) / "metrics.json") for index in rounds])
+    best = best_round([read_record(RoundMetrics, folder.round(index) / "metrics.json") for index in rounds])
     if best is None:
         raise UserError(f"round=best: no round of {folder.path} is coherent with a valid trait shift above zero")
     return rounds[best]

@@ -25,8 +25,8 @@ def main() -> None:
     recipe, options = read_study(Study, main_words())
     asked = interventions(options.method)
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
-        from heal.evaluation.validity import doubts, from_json
-        from heal.records import read_json
+        from heal.evaluation.validity import Validity, doubts
+        from heal.records import as_record, read_json
         from heal.run.folder import write_files
         from heal.studies.interventions.compare import pairs, setting_of
         from heal.studies.interventions.doses import dose_all, prompted
@@ -37,7 +37,8 @@ def main() -> None:
         against, measured = measure_all(session, dose_all(session, asked, chosen), prompted(session, chosen))
         setting = setting_of(session, against.valid)
         found = pairs(measured, against.base, setting)
-        doubted = doubts(from_json(read_json(session.folder.baseline / "metrics.json")["validity"]))
+        path = session.folder.baseline / "metrics.json"
+        doubted = doubts(as_record(dict[str, Validity], read_json(path)["validity"], path))
         text = markdown(found, setting, len(against.base.answers), doubted)
         files = {
             "interventions.md": text.encode(),

@@ -14,8 +14,9 @@ from heal.app import default_name, files_read
 from heal.console import counted
 from heal.errors import UserError
 from heal.evaluation.choice import why_stop
+from heal.evaluation.metrics import RoundMetrics
 from heal.recipe import load_recipe
-from heal.records import read_json
+from heal.records import read_record
 from heal.run.folder import RunFolder
 from heal.trait import load_trait
 
@@ -65,7 +66,7 @@ class Cell:
         exported = run.exported()
         if not (run.report / "index.html").is_file() or exported != run.rounds()[: len(exported)]:
             return False
-        metrics = [read_json(run.round(index) / "metrics.json") for index in exported]
+        metrics = [read_record(RoundMetrics, run.round(index) / "metrics.json") for index in exported]
         stopped = why_stop(metrics, recipe.run.stop_on_plateau, recipe.run.stop_when_incoherent)
         return len(metrics) >= self.rounds or stopped is not None
 

@@ -10,7 +10,7 @@ from heal.studies.interventions.doses import Dosed, Prompted, mark, place
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredArm:
     """One intervention, turned one way, and what was measured under it.
 
     Attributes:
@@ -26,13 +26,13 @@ class Measured:
 
 def measure_all(
     session: Session, dosed: Sequence[Dosed], prompts: Sequence[Prompted]
-) -> tuple[Baseline, list[Measured]]:
+) -> tuple[Baseline, list[MeasuredArm]]:
     """Base with what is valid on it, then every arm; what was measured before is read."""
     session.console.title("base")
     against = baseline(session)
-    found = []
-    asked: list[Dosed | Prompted] = [*dosed, *prompts]
-    for arm in asked:
+    measured = []
+    arms: list[Dosed | Prompted] = [*dosed, *prompts]
+    for arm in arms:
         session.console.title(arm.label)
         folder, step = place(session, arm.name), f"measured{mark(arm.sign)}"
         off = session.accumulator.base
@@ -40,5 +40,5 @@ def measure_all(
             result = measure_stage(session, folder, step, off, vector=arm.intervention, c=arm.coefficient())
         else:
             result = measure_stage(session, folder, step, off, system=arm.system)
-        found.append(Measured(arm, result, session.folder.seconds(folder)[step]))
-    return against, found
+        measured.append(MeasuredArm(arm, result, session.folder.seconds(folder)[step]))
+    return against, measured

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from heal.console import Stage
-from heal.evaluation.validity import MIN_MASS
+from heal.evaluation.signal import MIN_MASS
 from heal.measuring import choose_format
 from heal.randomness import shuffled
 from heal.records import jsonl_bytes, read_jsonl
