@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from heal.adapter_kinds import ADAPTER_KINDS
 from heal.evaluation.signal import limited
+from heal.healing.aggregates import AGGREGATES
 
 Section = TypeVar("Section")
-
-from heal.adapter_kinds import ADAPTER_KINDS
-from heal.healing.aggregates import AGGREGATES
 
 AS_DEFAULT = object()  # a key whose default is also what runs did before the key existed
 
