@@ -1,7 +1,7 @@
 """What the report is made from: a run's finished rounds, read from its folder alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from heal.config import Recipe
@@ -120,7 +120,7 @@ def read_results(folder: RunFolder) -> Results:
         return Results(
             recipe,
             (folder.path / "recipe.yaml").read_text(encoding="utf-8"),
-            folder.facts(),
+            asdict(folder.started()),
             Summary.from_json(baseline["base"]),
             Summary.from_json(baseline["prompted"]),
             Summary.from_json(baseline["opposite"]),
@@ -155,7 +155,7 @@ def _read_round(folder: RunFolder, index: int) -> Round:
             None if metrics["steered"] is None else Summary.from_json(metrics["steered"]),
             Summary.from_json(metrics["healed"]),
             calibration,
-            tuple(Row.from_json(row) for row in completions),
+            tuple(as_record(Row, row, path) for row in completions),
             training,
             _by_stage(outputs),
             folder.seconds(path),

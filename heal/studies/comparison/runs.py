@@ -109,7 +109,7 @@ def read_run(path: Path) -> Run:
     if not numbers:
         raise UserError(f"{path}: no round is finished yet, so there is nothing to compare")
     del keys["run.root"]  # where it lies is nobody's business
-    keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.facts()["trait"]["name"]
+    keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.started().trait.name
     try:
         base = _stage(folder.baseline / "base.json")
         stages = {BASE: base, "prompted": _stage(folder.baseline / "prompted.json")}
