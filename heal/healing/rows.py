@@ -175,5 +175,5 @@ class Collator:
         return batch
 
     def of_dataset(self, items: Sequence[dict[str, Any]]) -> Batch:
-        """The same for items of a `dataset`."""
-        return self([TrainingRow(**item) for item in items])
+        """The same for items of a `dataset`, to which trl adds columns of its own."""
+        return self([TrainingRow(item["input_ids"], item["start"], item["key"]) for item in items])
