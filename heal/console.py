@@ -1,4 +1,4 @@
-"""What a person sees: each stage, how far it is, how long it will take, what came out."""
+"""What is shown while heal works: each step, its progress, the time left, and its result."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ _PLAIN_EVERY = 10.0  # seconds between progress lines when the output is not a t
 
 
 class Stage:
-    """One running stage: report progress by calling `progress`, and the finding by `found`."""
+    """One running step: `progress` reports how far it is, `found` what came out."""
 
     def __init__(self, show) -> None:
         self._show = show
@@ -24,7 +24,7 @@ class Stage:
         self._show(done, total)
 
     def found(self, text: str) -> None:
-        """The one line that is left when the stage is over."""
+        """Sets the one line that remains when the step is over."""
         self.finding = text
 
 
@@ -51,7 +51,7 @@ class Console:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """Shows a stage while it runs, then one line with its finding and its seconds."""
+        """Shows a step while it runs, then one line with its result and its duration."""
         start = time.perf_counter()
         if self.is_terminal:
             columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -76,14 +76,14 @@ class Console:
 
 
 class _PlainProgress:
-    """Prints how far a stage is, at most every few seconds."""
+    """Prints the progress of a step, at most once every few seconds."""
 
     def __init__(self, name: str, start: float) -> None:
         self._name, self._start, self._last = name, start, start
 
     def __call__(self, done: int, total: int) -> None:
         now = time.perf_counter()
-        if done == 0:  # the countable part of the work begins
+        if done == 0:  # the part of the work that is counted begins
             self._start = now
             return
         if now - self._last < _PLAIN_EVERY or done >= total:
