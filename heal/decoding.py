@@ -136,9 +136,8 @@ class _Batch:
         self.active = list(range(len(prompts)))  # row of the batch that each line of the tensors holds
         self.said: list[list[int]] = [[] for _ in prompts]
         self.state = ["running"] * len(prompts)
-        self.repeats = [
-            [0] * LONGEST_PERIOD for _ in prompts
-        ]  # by period: how many tokens in succession equal the one a period before
+        # By row and period: how many tokens in succession equal the one a period before.
+        self.repeats = [[0] * LONGEST_PERIOD for _ in prompts]
         self.states: list[list[Tensor]] | None = [[] for _ in prompts] if keep_states else None
         self.cache = DynamicCache(config=language_model.model.config.get_text_config())
         device = language_model.device

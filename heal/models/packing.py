@@ -107,7 +107,8 @@ def pack(rows: Rows, trees: Sequence[Sequence[int]], pad_id: int, dtype: torch.d
     plain = all(len(tree) == 1 for tree in trees)
     ids_BN = torch.full((len(built), width), pad_id)
     position_BN = torch.zeros_like(ids_BN)
-    visible_BNN = torch.eye(width, dtype=torch.bool).repeat(len(built), 1, 1)  # padding attends to itself
+    # Padding attends to itself: a softmax over nothing would be NaN.
+    visible_BNN = torch.eye(width, dtype=torch.bool).repeat(len(built), 1, 1)
     for b, tree in enumerate(built):
         count = len(tree.ids)
         ids_BN[b, :count] = torch.tensor(tree.ids)
