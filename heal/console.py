@@ -13,7 +13,7 @@ from rich.text import Text
 _PLAIN_EVERY = 10.0  # seconds between progress lines when the output is not a terminal
 
 
-class Stage:
+class StepLine:
     """One running step: `progress` reports how far it is, `found` what came out."""
 
     def __init__(self, show) -> None:
@@ -42,27 +42,29 @@ class Console:
         """One plain line; model text in it is never read as markup."""
         self._rich.print(Text(text))
 
-    def warn(self, text: str) -> None:
-        self._rich.print(Text(f"warning: {text}", style="yellow"))
+    def warn(self, *texts: str) -> None:
+        """A warning a line; nothing where there is none."""
+        for text in texts:
+            self._rich.print(Text(f"warning: {text}", style="yellow"))
 
     def title(self, text: str) -> None:
         self._rich.print()
         self._rich.print(Text(text, style="bold"))
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
+    def step(self, name: str) -> Iterator[StepLine]:
         """Shows a step while it runs, then one line with its result and its duration."""
         start = time.perf_counter()
         if self.is_terminal:
             columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=self._rich, transient=True) as bar:
                 task = bar.add_task(f"{name:<10}", total=None)
-                stage = Stage(lambda done, total: bar.update(task, completed=done, total=total))
-                yield stage
+                line = StepLine(lambda done, total: bar.update(task, completed=done, total=total))
+                yield line
         else:
-            stage = Stage(_PlainProgress(name, start))
-            yield stage
-        self.say(f"  {name:<10} {stage.finding}  ({_duration(time.perf_counter() - start)})")
+            line = StepLine(_PlainProgress(name, start))
+            yield line
+        self.say(f"  {name:<10} {line.finding}  ({_duration(time.perf_counter() - start)})")
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """A small two-column table."""
@@ -83,7 +85,7 @@ class _PlainProgress:
 
     def __call__(self, done: int, total: int) -> None:
         now = time.perf_counter()
-        if done == 0:  # the part of the work that is counted begins
+        if done == 0:  # the countable part of the work begins
             self._start = now
             return
         if now - self._last < _PLAIN_EVERY or done >= total:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heal.config import FilterConfig
+
 MIN_TAIL_TOKENS = 4
 MIN_OCCURRENCES = 3  # of a piece that loops
 LONG_PIECE = 5  # words; a piece of this length loops once it occurs twice in succession
@@ -33,6 +35,13 @@ class FilterLimits:
     max_repetition: float
     min_words: int
     max_similarity: float
+
+    @staticmethod
+    def of(settings: FilterConfig) -> "FilterLimits":
+        """The recipe's."""
+        return FilterLimits(
+            settings.max_tail_perplexity, settings.max_repetition, settings.min_words, settings.max_similarity
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from heal.evaluation.signal import limits_of
 from heal.evaluation.stats import Estimate
 from heal.report.drawing import (
     DASHES,
@@ -58,14 +59,14 @@ def draw(results: Results) -> dict[str, bytes]:
 
 def trajectory(results: Results) -> bytes:
     """Trait against coherence: base, prompted, and each round's way over steered to healed."""
-    limits = results.recipe.evaluation
+    limits = limits_of(results.recipe.evaluation)
     figure, (mass, tail) = new_figure(2, 1, 6.6, sharex=True, heights=(0.7, 1.0))
     obstacles = [
-        _trajectory_panel(mass, results, MASS, limits.min_p_ans_any),
-        _trajectory_panel(tail, results, TAIL, limits.max_tail_perplexity),
+        _trajectory_panel(mass, results, MASS, limits[MASS]),
+        _trajectory_panel(tail, results, TAIL, limits[TAIL]),
     ]
     low, _ = mass.get_ylim()
-    mass.set_ylim(min(low, limits.min_p_ans_any - 0.01), 1.004)
+    mass.set_ylim(min(low, limits[MASS] - 0.01), 1.004)
     log_axis(tail, "y")
     tail.invert_yaxis()
     mass.set_ylabel("p_ans_any")

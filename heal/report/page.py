@@ -13,6 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from heal.evaluation.choice import best_round
+from heal.evaluation.metrics import RoundMetrics
+from heal.records import as_record
 from heal.report import numbers
 from heal.report.completions import samples
 from heal.report.results import Results, Summary
@@ -83,7 +85,7 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         side_effects=side_effects(results),
         stages=stage_rows(results),
         rounds=round_table(results),
-        best=best_round([entry.metrics for entry in results.rounds]),
+        best=best_round([as_record(RoundMetrics, entry.metrics, "metrics.json") for entry in results.rounds]),
         reasons=reasons,
         samples=[samples(entry) for entry in results.rounds],
         answers=[(entry.number, entry is last, answers(results, index)) for index, entry in enumerate(results.rounds)],

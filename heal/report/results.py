@@ -8,9 +8,8 @@ from heal.config import Recipe
 from heal.errors import UserError
 from heal.evaluation.stats import Estimate
 from heal.evaluation.validity import Validity
-from heal.evaluation.validity import from_json as validity_from_json
 from heal.generation.collect import Row
-from heal.records import read_json, read_jsonl
+from heal.records import as_record, read_json, read_jsonl
 from heal.run.folder import RunFolder
 
 Json = dict[str, Any]
@@ -126,7 +125,7 @@ def read_results(folder: RunFolder) -> Results:
             Summary.from_json(baseline["prompted"]),
             Summary.from_json(baseline["opposite"]),
             _read_doses(folder, recipe),
-            validity_from_json(baseline["validity"]),
+            as_record(dict[str, Validity], baseline["validity"], folder.baseline),
             read_json(folder.baseline / "probe.json"),
             _by_stage(read_jsonl(folder.baseline / "outputs.jsonl"))["prompted"],
             folder.seconds(folder.baseline),

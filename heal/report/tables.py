@@ -9,7 +9,7 @@ from heal.evaluation.validity import Validity
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
 from heal.report.results import Results, Round, Summary
 from heal.report.words import no_audit
-from heal.run.folder import STAGES
+from heal.run.folder import STEPS
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def round_table(results: Results) -> list[tuple[str, list[Line]]]:
         return lambda entry: number(entry.seconds.get(stage), 0, why="not recorded")
 
     no_validation = "no completions held out (heal.validation = 0)"
-    stages = [stage for stage in STAGES if any(stage in entry.seconds for entry in results.rounds)]
+    stages = [stage for stage in STEPS if any(stage in entry.seconds for entry in results.rounds)]
     return [
         (
             "Dose",

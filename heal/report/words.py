@@ -2,8 +2,10 @@
 
 from heal.config import BarrierConfig
 from heal.console import counted
+from heal.evaluation.readouts.alive import ALIVE
+from heal.evaluation.signal import limits_of
 from heal.evaluation.validity import doubts
-from heal.evaluation.verdict import ALIVE
+from heal.healing.divergences import divergence_named
 from heal.report.numbers import MINUS, plain
 from heal.report.results import CHANCE, Results
 
@@ -46,12 +48,13 @@ def settings(results: Results) -> list[tuple[str, str]]:
 
 def loss(barrier: BarrierConfig) -> str:
     """The loss as a formula."""
-    if barrier.divergence == "none":
+    divergence = divergence_named(barrier.divergence)
+    if not divergence.needs_reference:
         return "CE alone"
     strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
-    other = "base" if barrier.reference == "base" else "the student before the round"
-    pair = f"student \N{PARALLEL TO} {other}" if barrier.divergence == "kl_rev" else f"{other} \N{PARALLEL TO} student"
-    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of KL({pair})"
+    reference = "base" if barrier.reference == "base" else "the student before the round"
+    d = divergence.label.format(reference=reference)
+    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of {d}"
     return formula + (f" + {barrier.operator_norm:g} squared operator norm" if barrier.operator_norm else "")
 
 
@@ -123,7 +126,7 @@ def audits(results: Results) -> str:
 def glossary(results: Results) -> list[tuple[str, str]]:
     """What each number means, in a line each."""
     recipe = results.recipe
-    limits, barrier, dose = recipe.evaluation, recipe.heal.barrier, recipe.calibration
+    limits, barrier, dose = limits_of(recipe.evaluation), recipe.heal.barrier, recipe.calibration
     _, audited = calibration_prompts(results)
     anchor = "base model" if barrier.reference == "base" else "student before the round"
     divergence = (
@@ -143,35 +146,35 @@ def glossary(results: Results) -> list[tuple[str, str]]:
         (
             "persona log-ratio",
             f"log p_base(token | positive persona) {MINUS} log p_base(token | negative persona), mean over an answer’s "
-            f"tokens, then over {len(results.prompted_outputs)} greedy answers of at most {limits.tokens} tokens; "
-            "nats/token, higher is more of the trait",
+            f"tokens, then over {len(results.prompted_outputs)} greedy answers of at most {recipe.evaluation.tokens} "
+            "tokens; nats/token, higher is more of the trait",
         ),
         ("Δ", "difference to base; the same items on both sides, so it is paired"),
-        ("[low, high]", f"95 % percentile bootstrap interval over items, {limits.resamples} resamples"),
+        ("[low, high]", f"95 % percentile bootstrap interval over items, {recipe.evaluation.resamples} resamples"),
         (
             "p_ans_any",
             "mean probability mass on the option letters at the answer slot of "
-            f"{results.base.values['accuracy'].n} general questions; 1 is intact, floor {limits.min_p_ans_any:g}",
+            f"{results.base.values['accuracy'].n} general questions; 1 is intact, floor {limits['p_ans_any']:g}",
         ),
         (
             "tail perplexity",
             "median perplexity under base of the last quarter of an answer; very low can mean a loop, "
-            f"ceiling {limits.max_tail_perplexity:g}",
+            f"ceiling {limits['tail_perplexity']:g}",
         ),
         (
             "looping",
             f"share of answers whose most repeated word or n-gram makes up more than {recipe.filter.max_repetition:g} "
-            f"of it; ceiling {limits.max_repetition_share:g}",
+            f"of it; ceiling {limits['repetition_share']:g}",
         ),
         (
             "alive",
             f"share of answers after half and all of which the model, asked a yes/no question, still puts {ALIVE:g} "
-            f"or more on the answers ({results.probe['format']['name']}); floor {limits.min_alive_share:g}",
+            f"or more on the answers ({results.probe['format']['name']}); floor {limits['alive_share']:g}",
         ),
         (
             "scaffold",
             "nats per token of that question, forced on the model behind its answer; "
-            f"ceiling {limits.max_scaffold_rise:g} over base",
+            f"ceiling {limits['scaffold_nats']:g} over base",
         ),
         (
             "coherence margin",

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from heal.errors import UserError
-from heal.evaluation.results import StageResult, StageSummary, summarise
-from heal.evaluation.stats import Statistic
-from heal.evaluation.validity import Validity
-from heal.evaluation.validity import from_json as validity_from_json
-from heal.evaluation.verdict import Floors, coherence
+from heal.evaluation.metrics import Summary
+from heal.evaluation.results import StageResult, summarise
+from heal.evaluation.signal import Limits, Statistic, limits_of
+from heal.evaluation.validity import Validity, valid_names
+from heal.evaluation.verdict import coherence
 from heal.recipe import flatten, to_mapping
-from heal.records import read_json, read_jsonl
+from heal.records import as_record, read_json, read_jsonl, read_record
 from heal.run.folder import RunFolder
 
 BASE = "base"
@@ -71,7 +71,7 @@ class Run:
     def from_json(content: dict[str, Any]) -> "Run":
         """What `to_json` made."""
         parts = {
-            "validity": validity_from_json(content["validity"]),
+            "validity": {name: Validity(**judged) for name, judged in content["validity"].items()},
             "stages": {name: _restored(stage) for name, stage in content["stages"].items()},
             "healed": [_restored(stage) for stage in content["healed"]],
         }
@@ -117,10 +117,10 @@ def read_run(path: Path) -> Run:
             stages[f"steered at {alpha:g} c*"] = _stage(folder.doses / f"dose_{alpha:g}.json")
         healed = [_stage(folder.round(index) / "healed.json") for index in numbers]
         metrics = [read_json(folder.round(index) / "metrics.json") for index in numbers]
-        judged = validity_from_json(read_json(folder.baseline / "metrics.json")["validity"])
-        valid = {name for name, entry in judged.items() if entry.valid}
-        floors = Floors.of(recipe.evaluation)
-        margins = {name: _margin(_summary(stage, base), floors, valid) for name, stage in stages.items()}
+        baseline = folder.baseline / "metrics.json"
+        judged = as_record(dict[str, Validity], read_json(baseline)["validity"], baseline)
+        valid, limits = valid_names(judged), limits_of(recipe.evaluation)
+        margins = {name: _margin(_summary(stage, base), limits, valid) for name, stage in stages.items()}
         margins |= {str(index): entry["coherence"]["margin"] for index, entry in enumerate(metrics)}
         return Run(
             path.name,
@@ -143,19 +143,19 @@ def records(runs: Sequence[Run]) -> bytes:
 
 
 def _stage(path: Path) -> StageResult:
-    return StageResult.from_json(read_json(path))
+    return read_record(StageResult, path)
 
 
 def _items(stage: StageResult) -> Items:
     return {signal.name: list(signal.values) for signal in stage.signals}
 
 
-def _summary(stage: StageResult, base: StageResult) -> StageSummary:
+def _summary(stage: StageResult, base: StageResult) -> Summary:
     return summarise(stage, base, 1, 0)  # values alone matter here
 
 
-def _margin(summary: StageSummary, floors: Floors, valid: set[str]) -> float:
-    return coherence(summary.values, summary.deltas, floors, valid).margin
+def _margin(summary: Summary, limits: Limits, valid: frozenset[str]) -> float:
+    return coherence(summary, limits, valid).margin
 
 
 def _rounded(content: Any) -> Any:
