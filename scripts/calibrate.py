@@ -25,7 +25,7 @@ def main() -> None:
     recipe, options = read_study(Study, main_words())
     asked = interventions(options.method)
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
-        from heal.run.folder import write_files
+        from heal.run.files import write_files
         from heal.studies.interventions.dose_table import figure, history_csv, markdown
         from heal.studies.interventions.doses import dose_all, prompted
 

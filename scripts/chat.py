@@ -62,7 +62,7 @@ def load(folder: RunFolder, options: Options) -> tuple[Callable[[str, str], str]
     """A function (stage, prompt) -> answer, and the heading of each stage."""
     quiet_libraries()
     from heal.decoding import Sampling, decode
-    from heal.session import load_student
+    from heal.run.student import load_student
     from heal.steering.vector import SteeringVector
 
     student = load_student(folder, resolve_device(options.device), options.round, fold_last=False)

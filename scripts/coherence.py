@@ -34,12 +34,12 @@ def main() -> None:
     from heal.evaluation.subject import Subject
     from heal.evaluation.verdict import Floors
     from heal.measuring import held_out_prompts
-    from heal.run.folder import write_files
+    from heal.run.files import write_files
     from heal.studies.planted_damage.sensitivity import damages, findings, plant, table
 
     prompts = held_out_prompts(trait, settings)
     texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)
-    with console.stage("base") as shown:
+    with console.step("base") as shown:
         probe = choose_probe(model, texts.rows(), nullcontext)
         subject = Subject(
             stage="base",
@@ -59,7 +59,7 @@ def main() -> None:
     found, planned = [], damages()
     floors, seed = Floors.of(settings), recipe.run.seed
     found += findings("none", 0.0, base, base, floors, settings.resamples, seed)
-    with console.stage("damage") as shown:
+    with console.step("damage") as shown:
         for done, (kind, size, result) in enumerate(plant(subject, base, prompts, settings.tokens, seed), start=1):
             found += findings(kind, size, result, base, floors, settings.resamples, seed)
             shown.progress(done, len(planned))

@@ -104,14 +104,14 @@ def export_run(options: Options, folder: RunFolder) -> None:
     from heal.export.adapter import export_adapter
     from heal.export.folder import check_place
     from heal.export.merged import export_merged
-    from heal.session import load_student
+    from heal.run.student import load_student
 
     check_place(path)
-    with console.stage("student") as shown:
+    with console.step("student") as shown:
         student = load_student(folder, resolve_device(options.device), chosen)
         rank, last = student.accumulator.history_rank, student.rounds[-1]
         shown.found(f"{student.recipe.model.name} after round {last + 1} (rounds/{last:02d}), rank {rank}")
-    with console.stage("export") as shown:
+    with console.step("export") as shown:
         if options.format == "adapter":
             export = export_adapter(student, path, options.gate, options.rank)
         else:
@@ -145,12 +145,12 @@ def export_steering_vector(options: Options, file: Path) -> None:
     given = {"name": options.model} | {name: getattr(options, name) for name in LOADING}
     config = replace(model_section(file, vector), **{name: value for name, value in given.items() if value})
     vector = replace(vector, model=config.name)
-    with console.stage("model") as shown:
+    with console.step("model") as shown:
         device = resolve_device(options.device)
         dtype, why = resolve_dtype(config.dtype, device)
         model = load_language_model(config, dtype, device)
         shown.found(f"{config.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
-    with console.stage("export") as shown:
+    with console.step("export") as shown:
         export = export_vector(vector, model, config, path, c, bias)
         shown.found(f"written and loaded again; logits within {export.facts.error:.1e} of the steered model's")
     for layer, gate in export.facts.gates.items():

@@ -27,7 +27,7 @@ def main() -> None:
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
         from heal.evaluation.validity import doubts, from_json
         from heal.records import read_json
-        from heal.run.folder import write_files
+        from heal.run.files import write_files
         from heal.studies.interventions.compare import pairs, setting_of
         from heal.studies.interventions.doses import dose_all, prompted
         from heal.studies.interventions.measure import measure_all

@@ -37,7 +37,7 @@ def main() -> None:
     asked = interventions(options.method)
     alphas = multiples(options.alphas)
     with opened(recipe, KIND, [each.name for each in asked if each.path is None]) as session:
-        from heal.run.folder import write_files
+        from heal.run.files import write_files
         from heal.studies.interventions.doses import dose_all
         from heal.studies.survival.study import output, prepare, results, survive
 

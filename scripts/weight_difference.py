@@ -41,17 +41,17 @@ def main() -> None:
     if path.suffix != ".safetensors":
         raise UserError(f"out={options.out}: the file's name must end in .safetensors, by which method= knows it")
     model, trait, _ = bare_model(recipe, console)
-    from heal.run.folder import write_atomic
+    from heal.run.files import write_atomic
     from heal.studies.weight_difference.answers import contrasting_answers
     from heal.studies.weight_difference.train import train_contrast
 
-    with console.stage("answers") as shown:
+    with console.step("answers") as shown:
         contrast = contrasting_answers(model, trait, recipe, options.samples, shown.progress)
         shown.found(
             f"kept {contrast.kept_positive} of {contrast.made} as {trait.name}, {contrast.kept_negative} of "
             f"{contrast.made} as its opposite; {len(contrast.positive)} of each trained on"
         )
-    with console.stage("train") as shown:
+    with console.step("train") as shown:
         trained = train_contrast(model, trait, recipe, contrast, options.adapter, shown.progress)
         shown.found(
             f"two {options.adapter} adapters, {recipe.heal.epochs} epochs; loss {trained.loss_positive:.3f} "

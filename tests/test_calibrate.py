@@ -22,7 +22,7 @@ from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.recipe import load_recipe
 from heal.run.folder import Events, RunFolder
-from heal.session import Session
+from heal.run.student import Session
 from heal.stages import calibration_prompts, warn_of_a_short_audit
 from heal.steering.intervention import Dosing
 from heal.steering.methods import METHODS

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from heal.decoding import decode
 from heal.run.folder import RunFolder
-from heal.session import load_student
+from heal.run.student import load_student
 from heal.steering.vector import SteeringVector
 from tests import finished, tiny
 

@@ -10,8 +10,10 @@ import torch
 
 from heal.models.load import load_language_model
 from heal.records import read_json
-from heal.run.folder import MANIFEST, STAGES, RunFolder, sha256
-from heal.session import load_student
+from heal.run.files import sha256
+from heal.run.folder import RunFolder
+from heal.run.manifest import MANIFEST
+from heal.run.student import load_student
 from tests import running, tiny
 
 BASELINE = ("probe", "base", "prompted", "opposite")
@@ -58,7 +60,7 @@ def test_a_run_leaves_every_file_that_the_specification_names(whole: RunFolder) 
 
 def test_the_baseline_is_measured_before_any_round_in_this_order(whole: RunFolder) -> None:
     assert list(read_json(whole.baseline / MANIFEST)) == list(BASELINE)
-    assert list(read_json(whole.round(0) / MANIFEST)) == list(STAGES)
+    assert list(read_json(whole.round(0) / MANIFEST)) == list(STEPS)
 
 
 def test_every_signal_is_judged_and_each_round_says_which_ones_count(whole: RunFolder) -> None:
@@ -112,11 +114,11 @@ def test_a_run_killed_in_every_stage_and_continued_ends_in_the_same_bytes(
 ) -> None:
     line, log = running.words(tiny_folder, tmp_path, "run.name=there"), tmp_path / "log.txt"
     folder, kills = run_folder(tmp_path), 0
-    for done in range(len(BASELINE) + 2 * len(STAGES)):
+    for done in range(len(BASELINE) + 2 * len(STEPS)):
         status = running.kill_when(line, log, lambda done=done: stages_done(folder) >= done)
         assert status in (-signal.SIGKILL, 0), log.read_text()
         kills += status == -signal.SIGKILL
-    assert kills >= len(BASELINE) + len(STAGES)
+    assert kills >= len(BASELINE) + len(STEPS)
     assert running.finish(line, log) == 0, log.read_text()
     assert results(folder) == results(whole)
 
@@ -140,7 +142,7 @@ def test_the_same_command_after_the_end_computes_nothing_again(whole: RunFolder,
     log = root / "again.txt"
     assert running.finish(running.words(tiny_folder, root, "run.name=there"), log) == 0
     printed = log.read_text()
-    assert not any(f"  {name} " in printed for name in STAGES)
+    assert not any(f"  {name} " in printed for name in STEPS)
     assert results(whole) == before
 
 

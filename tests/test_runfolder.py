@@ -12,7 +12,9 @@ from heal.config import Recipe
 from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.records import json_bytes, jsonl_bytes, read_json, read_jsonl
-from heal.run.folder import MANIFEST, STAGES, RunFolder, clear_temporary, write_atomic
+from heal.run.files import clear_temporary, write_atomic
+from heal.run.folder import RunFolder
+from heal.run.manifest import MANIFEST
 
 FACTS = {"dtype": "float32", "trait": {"name": "warm"}}
 
@@ -26,10 +28,10 @@ def recipe(*words: str) -> Recipe:
     return load_recipe(["recipe=smoke", "run.name=here", *words])
 
 
-def finish_round(run: RunFolder, index: int, upto: str = STAGES[-1]) -> Path:
+def finish_round(run: RunFolder, index: int, upto: str = STEPS[-1]) -> Path:
     """Finishes a round's stages up to `upto`, each with a file of its own."""
     folder = run.round(index)
-    for stage in STAGES[: STAGES.index(upto) + 1]:
+    for stage in STEPS[: STEPS.index(upto) + 1]:
         run.finish(folder, stage, {f"{stage}.json": json_bytes({"round": index})}, 1.0)
     return folder
 
@@ -217,12 +219,12 @@ def test_finished_rounds_are_those_up_to_the_first_gap(run: RunFolder):
 
 
 def test_the_steered_stage_is_one_of_a_round_unless_the_recipe_leaves_it_out(run: RunFolder):
-    assert run.stages() == STAGES
+    assert run.steps() == STEPS
     run.start(recipe("evaluation.steered=true"), FACTS)
-    assert run.stages() == STAGES
+    assert run.steps() == STEPS
     other = RunFolder(run.path.parent / "other")
     other.start(recipe("evaluation.steered=false"), FACTS)
-    assert other.stages() == tuple(stage for stage in STAGES if stage != "steered")
+    assert other.steps() == tuple(stage for stage in STEPS if stage != "steered")
 
 
 @pytest.mark.parametrize("steered", [True, False])
@@ -230,7 +232,7 @@ def test_a_round_without_the_steered_stage_is_finished_only_where_the_recipe_lea
     run: RunFolder, steered: bool
 ):
     run.start(recipe(f"evaluation.steered={str(steered).lower()}"), FACTS)
-    for stage in STAGES:
+    for stage in STEPS:
         if stage != "steered":
             run.finish(run.round(0), stage, {f"{stage}.json": b"{}"}, 1.0)
     assert run.rounds() == ([] if steered else [0])

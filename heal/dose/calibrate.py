@@ -1,12 +1,15 @@
-"""Iso-KL calibration: the coefficient whose steered paths spend a given KL budget (SPEC section 4)."""
+"""Iso-KL calibration: the coefficient whose steered paths spend a given KL budget (docs/method.md, Dose)."""
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from heal.config import CalibrationConfig
 from heal.decoding import Completion, decode
 from heal.dose.calibration import Calibration, PathDivergence
 from heal.dose.root import COLD, WARM, find_coefficient
@@ -20,6 +23,30 @@ Ids = Sequence[int]
 
 # Divergences at several coefficients, measured side by side.
 Measure = Callable[[Sequence[float]], Sequence[PathDivergence]]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a calibration looks for, and when it gives up.
+
+    Attributes:
+        target: p95 of the per-token KL, nats.
+        tolerance: accepted distance from it, nats.
+        candidates: coefficients measured in one pass.
+        max_passes: passes before giving up.
+        reference: what "off" is, `student` or `base`, for the record.
+    """
+
+    target: float = 1.0
+    tolerance: float = 0.05
+    candidates: int = 4
+    max_passes: int = 6
+    reference: Literal["student", "base"] = "student"
+
+    @staticmethod
+    def of(settings: CalibrationConfig) -> "Goal":
+        """The recipe's."""
+        return Goal(settings.target, settings.tolerance, settings.candidates, settings.max_passes, settings.reference)
 
 
 def path_divergences(
@@ -89,14 +116,11 @@ def _pooled(c: float, rows: range, paths: Sequence[Completion], kl: dict[int, Te
 def calibrate(
     measure: Measure,
     audit: Measure | None,
-    target: float,
-    tolerance: float,
-    start: float | None,
-    candidates: int,
-    max_passes: int,
-    reference: str,
-    progress: Progress = silent,
+    goal: Goal,
+    *,
+    start: float | None = None,
     dosing: Dosing = ADDITIVE,
+    progress: Progress = silent,
 ) -> Calibration:
     """Finds `c_star` with `p95(c_star) = target`, then audits it.
 
@@ -105,33 +129,46 @@ def calibrate(
     Args:
         measure: coefficients -> divergences on the calibration prompts.
         audit: the same on held-out prompts, or None.
-        target: nats.
-        tolerance: accepted distance, nats.
+        goal: what is looked for, and how long.
         start: warm start, the last round's `c_star`; None or 0: cold.
-        candidates: coefficients measured in one pass.
-        max_passes: passes before giving up.
-        reference: what "off" is, for the record.
-        progress: told (passes done, the most there can be).
         dosing: how the coefficient acts.
+        progress: told (passes done, the most there can be).
     """
     history: list[PathDivergence] = []
-    passes, most = 0, max_passes + (not dosing.vanishes) + (audit is not None)
+    passes, most = 0, goal.max_passes + (not dosing.vanishes) + (audit is not None)
 
     def statistic(coefficients: Sequence[float]) -> list[float]:
         nonlocal passes
-        found = measure(coefficients)
-        history.extend(found)
+        divergences = measure(coefficients)
+        history.extend(divergences)
         passes += 1
         progress(passes, most)
-        return [entry.p95 for entry in found]
+        return [divergence.p95 for divergence in divergences]
 
     first, ratio = (start, WARM) if start else (1.0, COLD)
     zero = None if dosing.vanishes else statistic([0.0])[0]
     search = find_coefficient(
-        statistic, target, tolerance, first, ratio, candidates, max_passes, dosing.largest, zero, dosing.falling
+        statistic,
+        goal.target,
+        goal.tolerance,
+        first,
+        ratio,
+        goal.candidates,
+        goal.max_passes,
+        largest=dosing.largest,
+        zero=zero,
+        falling=dosing.falling,
     )
     audited = audit([search.c])[0] if audit is not None else None
     progress(most, most)
     return Calibration(
-        search.c, search.value, target, tolerance, search.outcome, passes, tuple(history), audited, reference
+        search.c,
+        search.value,
+        goal.target,
+        goal.tolerance,
+        search.outcome,
+        passes,
+        tuple(history),
+        audited,
+        goal.reference,
     )

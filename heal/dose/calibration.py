@@ -1,7 +1,6 @@
 """What a calibration of a dose found: numbers alone, no model."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from heal.dose.root import Outcome
 
@@ -57,12 +56,3 @@ class Calibration:
             f"p95 KL {self.value:.2f} nats at c = {self.c_star:.3f} against {self.target:g} asked; the search ended "
             f"on '{self.outcome}'{reached}"
         )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(content: dict[str, Any]) -> "Calibration":
-        history = tuple(PathDivergence(**entry) for entry in content["history"])
-        audit = None if content["audit"] is None else PathDivergence(**content["audit"])
-        return Calibration(**(content | {"history": history, "audit": audit}))

@@ -47,6 +47,7 @@ def find_coefficient(
     ratio: float = COLD,
     candidates: int = 4,
     max_passes: int = 6,
+    *,
     largest: float | None = None,
     zero: float | None = None,
     falling: bool = False,

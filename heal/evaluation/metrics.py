@@ -1,10 +1,14 @@
 """What a round comes to, as metrics.json has it: plain numbers, typed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from heal.dose.root import Outcome
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import SurgicalInformedness
+from heal.records import read_record
+
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,15 @@ class RoundMetrics:
     valid: tuple[str, ...]
     foundations: FoundationFigures | None
     verdict: Verdict
+
+    @staticmethod
+    def load(folder: Path) -> "RoundMetrics":
+        """The metrics of the round whose folder that is; its name, not the file, says which round it is.
+
+        Raises:
+            UserError: no such file, or not one that heal writes.
+        """
+        return replace(read_record(RoundMetrics, folder / METRICS), round=int(folder.name) + 1)
 
     @property
     def trait(self) -> SignalFigures:

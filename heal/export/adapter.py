@@ -12,7 +12,7 @@ from heal.export.factors import history_factors, truncate
 from heal.export.folder import Export, check_place, replaced, size, write_record
 from heal.export.verify import verify_adapter
 from heal.models.embedded import embedded_folder
-from heal.session import Student
+from heal.run.student import Student
 
 
 def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | None = None) -> Export:

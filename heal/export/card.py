@@ -11,7 +11,7 @@ from heal.console import counted
 from heal.errors import UserError
 from heal.models.embedded import NAME as EMBEDDED_NAME
 from heal.records import read_json
-from heal.session import Student
+from heal.run.student import Student
 
 EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"
 

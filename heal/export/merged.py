@@ -10,7 +10,7 @@ from heal.export.factors import ExportError, Factors, history_factors
 from heal.export.folder import Export, check_place, replaced, size, write_record
 from heal.export.verify import fingerprints, load_again, verify_merged
 from heal.models.language_model import LanguageModel
-from heal.session import Student
+from heal.run.student import Student
 
 
 def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:

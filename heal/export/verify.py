@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from heal.export.factors import ExportError, Factors
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
-from heal.session import Student
+from heal.run.student import Student
 
 # What rounding may do. SmolLM2-135M in float32 (30 blocks, logits up to 38): 7e-5 for any reordering of sums, in
 # adapters and merged weights alike; random weights amplify it ten times more.

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heal.config import FilterConfig
+
 MIN_TAIL_TOKENS = 4
 MIN_OCCURRENCES = 3  # of a loop's piece
 LONG_PIECE = 5  # words; a piece so long is a loop when it stands twice in a row
@@ -33,6 +35,13 @@ class FilterLimits:
     max_repetition: float
     min_words: int
     max_similarity: float
+
+    @staticmethod
+    def of(settings: FilterConfig) -> "FilterLimits":
+        """The recipe's."""
+        return FilterLimits(
+            settings.max_tail_perplexity, settings.max_repetition, settings.min_words, settings.max_similarity
+        )
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from heal.evaluation.metrics import RoundMetrics, Summary
 from heal.evaluation.validity import Validity
 from heal.generation.collect import Row
 from heal.records import as_record, read_json, read_jsonl, read_record, read_records
-from heal.run.folder import RunFolder
-from heal.run.metrics import read_baseline, read_round
-from heal.trait import Trait
+from heal.run.folder import Facts, RunFolder
+from heal.run.metrics import read_baseline
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class StepLog:
-    """An optimiser step, or a validation: `loss`, `ce`, `D_mean` and `barrier_on` by name."""
+    """The numbers of one optimiser step (`train`), or of one validation (`eval`), by name."""
 
     epoch: float
-    validation: bool
+    phase: str
     values: dict[str, float]
 
 
@@ -54,14 +53,6 @@ class ProbeRecord:
     @property
     def mass(self) -> float:
         return self.masses[self.format.name]
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the recipe leaves open."""
-
-    trait: Trait
-    dtype: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +143,7 @@ def read_results(folder: RunFolder) -> Results:
     return Results(
         recipe=recipe,
         recipe_text=(folder.path / "recipe.yaml").read_text(encoding="utf-8"),
-        facts=as_record(Facts, folder.facts(), folder.path / "facts.json"),
+        facts=folder.started(),
         base=baseline.base,
         prompted=baseline.prompted,
         opposite=baseline.opposite,
@@ -177,7 +168,7 @@ def _read_doses(folder: RunFolder, recipe: Recipe) -> dict[float, Summary]:
 def _read_round(folder: RunFolder, index: int) -> Round:
     path = folder.round(index)
     return Round(
-        metrics=read_round(folder, index),
+        metrics=RoundMetrics.load(path),
         calibration=read_record(Calibration, path / "calibration.json"),
         completions=tuple(read_records(Row, path / "completions.jsonl")),
         training=_read_training(path / "training.jsonl"),
@@ -189,10 +180,9 @@ def _read_round(folder: RunFolder, index: int) -> Round:
 def _read_training(path: Path) -> tuple[StepLog, ...]:
     logs = []
     for row in as_record(list[dict[str, float]], read_jsonl(path), path):
-        for mode in ("train", "eval"):
-            if f"{mode}/ce" in row:
-                values = {name.partition("/")[2]: value for name, value in row.items() if name.startswith(mode)}
-                logs.append(StepLog(row["epoch"], mode == "eval", values))
+        phase = "eval" if any(name.startswith("eval/") for name in row) else "train"
+        values = {name.partition("/")[2]: value for name, value in row.items() if "/" in name}
+        logs.append(StepLog(row["epoch"], phase, values))
     return tuple(logs)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from heal.errors import UserError
+from heal.evaluation.metrics import RoundMetrics
 from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.stats import Statistic
 from heal.evaluation.validity import Validity, valid_names
@@ -15,7 +16,7 @@ from heal.evaluation.verdict import Floors, coherence
 from heal.recipe import flatten, to_mapping
 from heal.records import read_record, read_records
 from heal.run.folder import RunFolder
-from heal.run.metrics import read_baseline, read_rounds
+from heal.run.metrics import read_baseline
 
 BASE = "base"
 _DIGITS = 6  # significant ones of a recorded item
@@ -46,7 +47,7 @@ class Run:
     signals: dict[str, Statistic]
     stages: dict[str, Items]
     healed: list[Items]
-    margins: dict[str, float]
+    margins: dict[str, float | None]
     verdicts: list[str]
     validity: dict[str, Validity]
 
@@ -64,8 +65,9 @@ class Run:
         return [math.nan if value is None else value for value in self._items(where)[signal]]
 
     def margin(self, where: int | str) -> float:
-        """The coherence margin there."""
-        return self.margins[str(where)]
+        """The coherence margin there; NaN where its signal could not be scored."""
+        margin = self.margins[str(where)]
+        return math.nan if margin is None else margin
 
     def to_json(self) -> dict[str, Any]:
         """A record of one line; items rounded to _DIGITS digits, NaN as null."""
@@ -101,14 +103,17 @@ def read_run(path: Path) -> Run:
     if not indices:
         raise UserError(f"{path}: no round is finished yet, so there is nothing to compare")
     del keys["run.root"]  # where it lies is nobody's business
-    keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.facts()["trait"]["name"]
+    keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.started().trait.name
     base = _stage(folder.baseline / "base.json")
     stages = {BASE: base, "prompted": _stage(folder.baseline / "prompted.json")}
     for alpha in recipe.evaluation.doses:
-        stages[f"steered at {alpha:g} c*"] = _stage(folder.doses / f"dose_{alpha:g}.json")
-    metrics, validity = read_rounds(folder, indices), read_baseline(folder).validity
+        path_at = folder.doses / f"dose_{alpha:g}.json"
+        if path_at.is_file():
+            stages[f"steered at {alpha:g} c*"] = _stage(path_at)
+    metrics = [RoundMetrics.load(folder.round(index)) for index in indices]
+    validity = read_baseline(folder).validity
     floors, valid = Floors.of(recipe.evaluation), valid_names(validity)
-    margins = {name: _margin(stage, base, floors, valid) for name, stage in stages.items()}
+    margins: dict[str, float | None] = {name: _margin(stage, base, floors, valid) for name, stage in stages.items()}
     margins |= {str(index): finished.coherence.margin for index, finished in enumerate(metrics)}
     return Run(
         name=path.name,

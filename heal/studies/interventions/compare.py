@@ -14,9 +14,9 @@ from heal.evaluation.surgical import DeltaLogit, SurgicalInformedness, delta_log
 from heal.evaluation.validity import TRAIT
 from heal.evaluation.verdict import Coherence, Floors, coherence
 from heal.evaluation.vignettes import FOUNDATIONS, Vignette
-from heal.measuring import surgical_sides
 from heal.randomness import derive_seed
-from heal.session import Session
+from heal.run.session import Session
+from heal.steps.judge import surgical_sides
 from heal.studies.interventions.measure import Measured
 from heal.trait import Trait
 
@@ -125,7 +125,7 @@ def _pair(name: str, sides: Mapping[int, Measured], base: StageResult, setting: 
         return Pair(name, lines)
     up, down = (sides[sign].result if sign in sides else base for sign in (1, -1))
     trait = setting.trait
-    surgical = surgical_sides(trait, setting.scenes, base, up, down)
+    surgical = surgical_sides(trait, setting.scenes, base=base, up=up, down=down)
     selectivity = gated_selectivity(
         _ratios(up),
         _ratios(down),

@@ -109,9 +109,9 @@ def _under(
         cells,
         prompts,
         completions,
-        nullcontext,
-        FilterLimits(limits.max_tail_perplexity, limits.max_repetition, limits.min_words, limits.max_similarity),
-        narration,
+        base=nullcontext,
+        limits=FilterLimits.of(limits),
+        narration=narration,
     )
 
 

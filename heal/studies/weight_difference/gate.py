@@ -14,9 +14,8 @@ from heal.errors import UserError
 from heal.export.factors import Factors
 from heal.records import read_json
 from heal.run.folder import RunFolder
-from heal.session import rounds_up_to
+from heal.run.student import rounds_up_to
 from heal.steering.weights import Update, WeightDifference
-from heal.trait import Trait
 
 _BEFORE = "base_model.model."  # what peft puts before a module's name
 
@@ -43,8 +42,7 @@ def adapter_gate(folder: RunFolder, last_round: int | None = None) -> WeightDiff
         for name in adapters[0]
     }
     rank = next(iter(layers.values()))[0].shape[0]
-    trait = Trait.from_json(folder.facts()["trait"])
-    return gate_of(Factors(layers, rank), folder.recipe().model.name, trait.name, rounds)
+    return gate_of(Factors(layers, rank), folder.recipe().model.name, folder.started().trait.name, rounds)
 
 
 def gate_of(factors: Factors, model: str, trait: str, rounds: list[int]) -> WeightDifference:
