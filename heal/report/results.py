@@ -1,6 +1,5 @@
 """What the report is made from: a run's finished rounds, read from its folder alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -20,31 +20,40 @@ from heal.studies.comparison.runs import BASE
 _STAGE_MARKS = {"base": "s", "prompted": "D"}
 _FILLS, _CROSSES = ("full", "none", "left", "bottom"), ("x", "+", "1", "2")
 
-HEADER = (
-    "arm",
-    "seeds",
-    "rounds",
-    "trait",
-    "over base",
-    "p_ans_any",
-    "tail perplexity",
-    "margin",
-    "coh_cost",
-    "saturated after",
-    "coherent until",
-    "holds",
-    "p trait",
-    "p tail",
-)
+def header() -> list[str]:
+    """The titles of the table's columns."""
+    values = [_word(signal) for signal in shown()]
+    return [
+        "arm",
+        "seeds",
+        "rounds",
+        values[0],
+        "over base",
+        *values[1:],
+        "margin",
+        "coh_cost",
+        "saturated after",
+        "coherent until",
+        "holds",
+        *(f"p {_word(signal)}" for signal in tested()),
+    ]
 
-CAPTION = (
-    "After the last round; mean over seeds, 95 % intervals over seeds and prompts. trait: persona log-ratio, nats per "
-    "token; over base: its paired difference; tail perplexity: median over answers; margin: of the worst valid "
-    "coherence signal, 1 as at base and 0 at its limit; coh_cost: |d p_ans_any| over |d trait|, blank where the "
-    "trait's interval includes 0; saturated after: rounds until 0.9 of the largest shift; coherent until: rounds "
-    "before the first past a limit of coherence; p: against the first trained arm, paired by prompt, Holm-adjusted, "
-    "blank where prompts or rounds differ; n: held-out prompts. Base, prompted and raw steering are not trained."
-)
+
+def caption() -> str:
+    """What stands under the table."""
+    notes = "; ".join(f"{_word(signal)}: {signal.note}" for signal in shown())
+    return (
+        "After the last round; mean over seeds, 95 % intervals over seeds and prompts. "
+        f"{notes}; over base: the trait's paired difference; margin: of the worst valid coherence signal, 1 as at base "
+        "and 0 at its limit; coh_cost: |d p_ans_any| over |d trait|, blank where the trait's interval includes 0; "
+        "saturated after: rounds until 0.9 of the largest shift; coherent until: rounds before the first past a limit "
+        "of coherence; p: against the first trained arm, paired by prompt, Holm-adjusted, blank where prompts or rounds "
+        "differ; n: held-out prompts. Base, prompted and raw steering are not trained."
+    )
+
+
+def _word(signal: Signal) -> str:
+    return signal.title[:1].lower() + signal.title[1:]
 
 
 def validity_note(arms: Sequence[Arm]) -> str:
@@ -56,31 +65,31 @@ def validity_note(arms: Sequence[Arm]) -> str:
 
 
 def cells(line: Line) -> list[str]:
-    """One row of the table as text, in the order of HEADER."""
+    """One row of the table as text, in the order of `header`."""
+    values = [_interval(line.values[signal.name], signal.digits) for signal in shown()]
+    trait = line.values[TRAIT]
     return [
         line.arm.name,
         str(len(line.arm.runs)),
         str(line.arm.rounds) if line.arm.stage is None else "",
-        f"{_interval(line.trait)} (n = {line.trait.n})",
+        values[0] + ("" if trait is None else f" (n = {trait.n})"),
         _interval(line.shift, sign=True),
-        _interval(line.mass),
-        _interval(line.tail, 2),
+        *values[1:],
         f"{line.margin:.2f}",
-        "" if line.coh_cost is None else f"{line.coh_cost:.3f}",
+        "" if line.cost is None else f"{line.cost.ratio:.3f}",
         "" if line.saturation is None else f"{line.saturation:.1f}",
         "" if line.coherent is None else f"{line.coherent:.1f}",
         "" if line.holds is None else f"{line.holds} of {len(line.arm.runs)}",
-        _p_value(line.p_trait),
-        _p_value(line.p_tail),
+        *(_p_value(line.p[signal.name]) for signal in tested()),
     ]
 
 
 def markdown(lines: Sequence[Line]) -> str:
     """The table in Markdown, with its caption."""
-    rows = [HEADER, ["---"] * len(HEADER), *(cells(line) for line in lines)]
+    rows = [header(), ["---"] * len(header()), *(cells(line) for line in lines)]
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     note = validity_note([line.arm for line in lines])
-    return f"{table}\n\n{CAPTION}\n" + (f"\n{note}\n" if note else "")
+    return f"{table}\n\n{caption()}\n" + (f"\n{note}\n" if note else "")
 
 
 def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:
@@ -89,53 +98,14 @@ def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "seeds", "round", "signal", "value", "low", "high", "n"])
     for arm in arms:
-        for signal in arm.runs[0].signals:
+        for signal in arm.signals:
             for where in [arm.stage] if arm.stage else [BASE, *range(arm.rounds)]:
-                found = arm.estimate(signal, where, settings)
-                numbers = [f"{number:.6g}" for number in (found.value, found.low, found.high)]
+                estimate = arm.estimate(signal, where, settings)
+                assert estimate is not None  # `arm.signals` has what is there everywhere
+                numbers = [f"{number:.6g}" for number in (estimate.value, estimate.low, estimate.high)]
                 number = where + 1 if isinstance(where, int) else 0
-                writer.writerow([arm.name, len(arm.runs), number, signal, *numbers, found.n])
+                writer.writerow([arm.name, len(arm.runs), number, signal, *numbers, estimate.n])
     return text.getvalue()
-
-
-def figure(arms: Sequence[Arm], settings: Settings) -> bytes:
-    """Trait against coherence by round, one line an arm; trait and tail perplexity by round with a band over seeds.
-
-    Base, prompted and raw steering are marks of their own, one kind for each trait, model or measure among them.
-    """
-    drawn, (path, trait, tail) = new_figure(3, 1, 9.4, heights=(1.3, 1.0, 1.0))
-    handles = []
-    trained = [arm for arm in arms if arm.stage is None]
-    for arm, colour, marker in zip(trained, cycle(COLOURS), cycle(MARKERS)):
-        series = {
-            name: [arm.estimate(name, where, settings) for where in [BASE, *range(arm.rounds)]]
-            for name in (TRAIT, TAIL)
-        }
-        path.plot(
-            [entry.value for entry in series[TRAIT]],
-            [entry.value for entry in series[TAIL]],
-            color=colour,
-            linewidth=1.5,
-            marker=marker,
-            markersize=4,
-        )
-        last = series[TRAIT][-1].value, series[TAIL][-1].value
-        path.plot(*last, marker=marker, markersize=9, color=colour, linestyle="none")
-        _band(trait, series[TRAIT], colour, marker)
-        _band(tail, series[TAIL], colour, marker)
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=6, label=arm.name))
-    handles += _untrained(path, [arm for arm in arms if arm.stage is not None], settings)
-    for base in {round(arm.estimate(TRAIT, BASE, settings).value, 9) for arm in trained}:
-        trait.axhline(base, color=MUTED, linestyle=DASHES, linewidth=1)
-    for axis in (path, tail):
-        log_axis(axis, "y")
-        axis.invert_yaxis()
-        axis.set_ylabel("tail perplexity (log, inverted)")
-    path.set_xlabel("persona log-ratio, nats/token (the large mark is the last round)")
-    trait.set_ylabel("persona log-ratio")
-    tail.set_xlabel("round")
-    legend(drawn, handles, 3)
-    return png(drawn)
 
 
 def page(lines: Sequence[Line], image: bytes, title: str) -> str:
@@ -143,9 +113,9 @@ def page(lines: Sequence[Line], image: bytes, title: str) -> str:
     environment = Environment(autoescape=True)
     return environment.from_string(_PAGE).render(
         title=title,
-        header=HEADER,
+        header=header(),
         rows=[cells(line) for line in lines],
-        caption=CAPTION,
+        caption=caption(),
         note=validity_note([line.arm for line in lines]),
         image=base64.b64encode(image).decode(),
     )
@@ -194,9 +164,11 @@ def _p_value(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _interval(entry: Estimate, digits: int = 3, sign: bool = False) -> str:
+def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) -> str:
+    if estimate is None:
+        return ""
     plus = "+" if sign else ""
-    return f"{entry.value:{plus}.{digits}f} [{entry.low:{plus}.{digits}f}, {entry.high:{plus}.{digits}f}]"
+    return f"{estimate.value:{plus}.{digits}f} [{estimate.low:{plus}.{digits}f}, {estimate.high:{plus}.{digits}f}]"
 
 
 _PAGE = """<!doctype html>
