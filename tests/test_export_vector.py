@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from heal.run.folder import RunFolder
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from tests import tiny as tiny_models
+from tests.commanded import heal
 from tests.finished import edit_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,9 +246,7 @@ def test_the_read_out_that_is_nearer_to_1_on_held_out_texts_is_taken() -> None:
 
 
 def script(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "export.py"), *words], capture_output=True, text=True, check=False
-    )
+    return heal("export", *words)
 
 
 @pytest.fixture(scope="module")

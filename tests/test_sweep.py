@@ -1,8 +1,6 @@
 """A sweep: which runs it makes, and that it continues without repeating."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from heal.run.files import write_atomic
 from heal.run.folder import EXPORT_RECORD, RunFolder
 from heal.studies.sweep import Cell, cells, run_cells, split_values
 from heal.trait import load_trait
+from tests.commanded import heal
 from tests.finished import metrics
 from tests.running import words
 
@@ -167,10 +166,7 @@ def test_one_run_is_counted_as_one(tmp_path: Path):
 
 
 def sweep(line: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "scripts/sweep.py", *line], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
+    return heal("sweep", *line)
 
 
 def test_a_sweep_runs_its_cells_and_repeats_nothing(tiny_folder: Path, tmp_path: Path):

@@ -94,7 +94,7 @@ def examine(session: Session) -> Examination:
             f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
             "what is read at that slot is marked as not valid"
         )
-    return Examination(session.model, session.accumulator, session.trait, recipe, session.vignettes, probe, texts)
+    return Examination(session.model, session.accumulator.base, session.trait, recipe, session.vignettes, probe, texts)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.metrics import Summary
@@ -22,10 +21,17 @@ from heal.trait import Trait
 
 @dataclass(frozen=True)
 class Examination:
-    """What all stages of a run are asked: the same items, in the same format."""
+    """What all stages of a run are asked: the same items, in the same format.
+
+    Attributes:
+        base: context in which the model is the original.
+        vignettes: scenes whose violated foundation is asked for; empty: none.
+        probe: the format of yes/no questions.
+        neutral_texts: texts on which the drift from base is measured.
+    """
 
     language_model: LanguageModel
-    accumulator: Accumulator
+    base: Gates
     trait: Trait
     recipe: Recipe
     vignettes: tuple[Vignette, ...]
@@ -71,7 +77,7 @@ class Examination:
             language_model=self.language_model,
             trait=self.trait,
             gates=gates,
-            base=self.accumulator.base,
+            base=self.base,
             system=neutral if system is None else system,
             neutral=neutral,
             max_repetition=self.recipe.filter.max_repetition,

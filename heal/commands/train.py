@@ -1,4 +1,4 @@
-"""The loop from a command line: `heal train recipe=kl_rev_rmse`."""
+"""Trains a trait into a language model: steer, distil, heal, fold, round after round."""
 
 import time
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def main(words: Sequence[str]) -> None:
-    """The command line of heal/train.py; exits 0 done, 1 failed, 2 a mistake in the words, 130 stopped."""
-    command(words, help_text, lambda: train(words), CONTINUES)
+    """`heal train` and heal/train.py."""
+    command(words, help_text, train, CONTINUES)
 
 
 def train(words: Sequence[str]) -> None:
@@ -31,9 +31,9 @@ def run(session: "Session") -> None:
     start = time.perf_counter()
     try:
         before = session.folder.rounds()
-        metrics = run_loop(session)
-        new = sum(entry.round - 1 not in before for entry in metrics)
-        deliver(session, metrics, new, time.perf_counter() - start)
+        rounds = run_loop(session)
+        new = sum(metrics.round - 1 not in before for metrics in rounds)
+        deliver(session, rounds, new, time.perf_counter() - start)
     except BaseException:
         session.tracker.finish({"state": "stopped"})
         raise
