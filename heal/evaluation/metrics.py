@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from heal.dose.root import Outcome
+from heal.evaluation.signal import MASS, TRAIT
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import SurgicalInformedness
 from heal.records import read_record
@@ -170,11 +171,11 @@ class RoundMetrics:
     @property
     def trait(self) -> SignalFigures:
         """The persona log-ratio of the healed student."""
-        return self.healed["persona_log_ratio"]
+        return self.healed[TRAIT]
 
     @property
     def coh_cost(self) -> CoherenceCost | None:
         """What the trait's shift cost in answer mass; None where the trait's interval includes zero."""
-        if not self.trait.delta.excludes_zero or "p_ans_any" not in self.healed:
+        if not self.trait.delta.excludes_zero or MASS not in self.healed:
             return None
-        return CoherenceCost(self.healed["p_ans_any"].delta.value, self.trait.delta.value)
+        return CoherenceCost(self.healed[MASS].delta.value, self.trait.delta.value)
