@@ -8,11 +8,10 @@ import yaml
 
 from heal.config import ModelConfig
 from heal.console import counted
-from heal.evaluation.metrics import RoundMetrics, Summary
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
 from heal.models.embedded import NAME as EMBEDDED_NAME
-from heal.run.metrics import BaselineMetrics, read_baseline
 from heal.run.student import Student
 
 EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"
@@ -35,7 +34,7 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
         UserError: the metrics of the baseline or of a round are missing, or not what heal writes.
     """
     rounds = [RoundMetrics.load(student.folder.round(index)) for index in student.rounds]
-    baseline = read_baseline(student.folder)
+    baseline = BaselineMetrics.load(student.folder.baseline)
     parts = [
         _front_matter(student, base_name(student.recipe.model), rank),
         f"# {escaped(student.trait.name)}: {escaped(base_name(student.recipe.model))}",
@@ -174,9 +173,9 @@ def _scores(baseline: BaselineMetrics, rounds: Sequence[RoundMetrics]) -> str:
     lines = [
         "## Trait and coherence by round",
         "",
-        "Trait: persona log-ratio of greedy answers to held-out prompts, nats per token. Coherence margin: how far the "
-        "worst valid signal is from its limit (1 as at base, 0 at the limit, below it broken). 95 % bootstrap intervals "
-        f"over items ({last.trait.n} prompts).",
+        "Trait: persona log-ratio of greedy answers to held-out prompts, nats per token. Coherence margin: how far "
+        "the worst valid signal is from its limit (1 as at base, 0 at the limit, below it broken). 95 % bootstrap "
+        f"intervals over items ({last.trait.n} prompts).",
         "",
         _row(header),
         _row(["---"] * len(header)),
@@ -226,7 +225,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) -> str:
-    """`0.210 [0.140, 0.290]`, without a minus before a zero; a dash for what was not measured or could not be scored."""
+    """`0.210 [0.140, 0.290]`, a zero without its minus; a dash for what was not measured or could not be scored."""
     if estimate is None or estimate.n == 0:
         return "\N{EN DASH}"
     form = f"{'+' if sign else ''}z.{digits}f"

@@ -6,13 +6,14 @@ grey printing and colour blindness; no text of the user or the model is drawn.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from heal.dose.calibration import PathDivergence
-from heal.evaluation.signal import Signal
+from heal.evaluation.signal import Signal, described
 from heal.evaluation.stats import Estimate
 from heal.report.drawing import (
     DASHES,
@@ -29,22 +30,24 @@ from heal.report.drawing import (
     round_colours,
 )
 from heal.report.results import Results, Round, StepLog
-from heal.report.signals import described, limit_at_base
+from heal.report.signals import limit_at_base
 from heal.report.trajectory import trajectory
 
 COLUMNS = 3  # of the small panels, one a signal
 
 
 def draw(results: Results) -> dict[str, bytes]:
-    """Every figure by name; the side effects only where some were measured."""
-    beside = [signal for signal in described(results.base) if signal.is_side_effect]
-    return {
+    """Every figure by name; the side effects where some were measured that are valid."""
+    measured = described(results.base)
+    figures = {
         "trajectory": trajectory(results),
-        "signals": signals(results, [signal for signal in described(results.base) if not signal.is_side_effect]),
-        "side-effects": signals(results, beside),
+        "signals": signals(results, [signal for signal in measured if not signal.is_side_effect]),
         "calibration": calibration(results),
         "training": training(results),
     }
+    if effects := [signal for signal in measured if signal.is_side_effect and signal.name in results.valid]:
+        figures["side-effects"] = signals(results, effects)
+    return figures
 
 
 def signals(results: Results, shown: Sequence[Signal]) -> bytes:
@@ -59,9 +62,11 @@ def signals(results: Results, shown: Sequence[Signal]) -> bytes:
         Line2D([], [], color=INK, marker="o", markersize=5, label="healed (base at the left)"),
         *([mark("o", INK, "steered at c*", hollow=True)] if results.last.steered else []),
         Line2D([], [], color=PROMPTED, linewidth=1.2, label="prompted, with interval"),
-        Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="limit of coherence"),
-        Line2D([], [], color=MUTED, linestyle=":", linewidth=1, label="chance"),
     ]
+    if any(signal.limit is not None for signal in shown):
+        handles.append(Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="limit of coherence"))
+    if any(signal.chance is not None for signal in shown):
+        handles.append(Line2D([], [], color=MUTED, linestyle=":", linewidth=1, label="chance"))
     legend(figure, handles, 3)
     return png(figure)
 
@@ -149,7 +154,7 @@ def calibration(results: Results) -> bytes:
     return png(figure)
 
 
-def _draw_search(axis: Axes, finished: Round, colour: object) -> None:
+def _draw_search(axis: Axes, finished: Round, colour: Any) -> None:
     """One round's evaluations, its c* and its audit."""
     dose = finished.calibration
     points = sorted((point for point in dose.history if point.c > 0), key=lambda point: point.c)
@@ -161,15 +166,13 @@ def _draw_search(axis: Axes, finished: Round, colour: object) -> None:
     _draw_quantile(axis, [(dose.c_star, dose.value)], color=colour, linestyle="none", zorder=4, **star)
     audit: list[PathDivergence] = [] if dose.audit is None else [dose.audit]
     diamond = {"marker": "D", "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.4}
-    _draw_quantile(
-        axis, [(dose.c_star, p.p95) for p in audit], color=colour, linestyle="none", zorder=4, **diamond
-    )
+    _draw_quantile(axis, [(dose.c_star, p.p95) for p in audit], color=colour, linestyle="none", zorder=4, **diamond)
 
 
-def _draw_quantile(axis: Axes, points: Sequence[tuple[float, float]], **style: object) -> None:
+def _draw_quantile(axis: Axes, points: Sequence[tuple[float, float]], **style: Any) -> None:
     """The points whose KL has a place on a logarithmic axis."""
     shown = [(c, kl) for c, kl in points if 0 < kl < math.inf]
-    axis.plot([c for c, _ in shown], [kl for _, kl in shown], **({"markersize": 5} | style))  # type: ignore[arg-type]
+    axis.plot([c for c, _ in shown], [kl for _, kl in shown], **({"markersize": 5} | style))
 
 
 def training(results: Results) -> bytes:
@@ -205,13 +208,19 @@ def training(results: Results) -> bytes:
     return png(figure)
 
 
-def _draw_training(axes: dict[str, Axes], finished: Round, epochs: int, colour: object) -> None:
+def _draw_training(axes: dict[str, Axes], finished: Round, epochs: int, colour: Any) -> None:
     """One round's steps, the mean of each epoch, and the validations; an axis a quantity."""
     start = finished.number - 1  # on an axis that counts rounds, round 1 takes up 0 to 1
     steps = [log for log in finished.training if log.phase == "train" and "ce" in log.values]
     validations = [log for log in finished.training if log.phase == "eval"]
     x = [start + log.epoch / epochs for log in steps]
-    diamond = {"marker": "D", "markersize": 6, "markerfacecolor": "white", "markeredgewidth": 1.3, "linestyle": "none"}
+    diamond: dict[str, Any] = {
+        "marker": "D",
+        "markersize": 6,
+        "markerfacecolor": "white",
+        "markeredgewidth": 1.3,
+        "linestyle": "none",
+    }
     for name, axis in axes.items():
         axis.plot(x, _column(steps, name), color=colour, linewidth=0.9, alpha=0.4)
         axis.plot(*_epoch_means(start, steps, name, epochs), color=colour, linewidth=2.2)
@@ -224,9 +233,7 @@ def _column(logs: Sequence[StepLog], name: str) -> list[float]:
     return [log.values.get(name, math.nan) for log in logs]
 
 
-def _epoch_means(
-    start: int, steps: Sequence[StepLog], name: str, epochs: int
-) -> tuple[list[float], list[float]]:
+def _epoch_means(start: int, steps: Sequence[StepLog], name: str, epochs: int) -> tuple[list[float], list[float]]:
     """The mean over each epoch's steps, one level line an epoch."""
     x: list[float] = []
     y: list[float] = []

@@ -13,11 +13,10 @@ from markupsafe import Markup
 
 from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import RoundMetrics, Summary
-from heal.evaluation.signal import TRAIT, Signal, signals
+from heal.evaluation.signal import TRAIT, described, signals
 from heal.report import numbers
 from heal.report.completions import samples
 from heal.report.results import Answer, Results, Round
-from heal.report.signals import described, headline_signals
 from heal.report.tables import columns, round_table, side_effects
 from heal.report.words import audits, glossary, remarks, settings
 
@@ -40,7 +39,7 @@ FIGURES = {
     ),
     "side-effects": (
         "Everything else that was measured, by round, steered and healed, with base and prompted for comparison.",
-        "What else moved, by round, drawn as above.",
+        "What else moved, by round, drawn as above; signals that are not valid for this model are left out.",
     ),
     "calibration": (
         "Per-token KL against the steering coefficient, with the target and c*, for each round.",
@@ -75,7 +74,7 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"dash": numbers.dash, "duration": numbers.duration, "in_a_sentence": in_a_sentence}
+    environment.globals |= {"dash": numbers.dash, "duration": numbers.duration, "notes": notes}
     environment.filters |= {"number": numbers.number, "percent": numbers.percent}
     style, script = (own_text(name) for name in ("style.css", "page.js"))
     reasons = {reason for finished in results.rounds for row in finished.completions for reason in row.dropped}
@@ -100,11 +99,18 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         best=best_round([finished.metrics for finished in results.rounds]),
         reasons=sorted(reasons),
         samples=[samples(finished) for finished in results.rounds],
-        answers=[(finished.number, finished is results.last, answers(results, finished)) for finished in results.rounds],
-        answer_signals=answer_signals(results),
-        figures={name: (data_uri(figures[name]), *words) for name, words in FIGURES.items() if name in figures},
+        answers=[
+            (finished.number, finished is results.last, answers(results, finished)) for finished in results.rounds
+        ],
+        figures=_figures(figures),
     )
     return html.encode("utf-8", "replace")  # a lone surrogate in model text has no UTF-8
+
+
+def _figures(figures: dict[str, bytes]) -> dict[str, tuple[int, str, str, str]]:
+    """Each figure's number, PNG, alternative text and caption, in the order of the page."""
+    shown = [name for name in FIGURES if name in figures]
+    return {name: (number, data_uri(figures[name]), *FIGURES[name]) for number, name in enumerate(shown, start=1)}
 
 
 def own_text(name: str) -> Markup:
@@ -135,7 +141,8 @@ def headline(results: Results) -> Markup:
     verdict, least, trait = last.metrics.verdict, last.metrics.coherence, last.metrics.trait
     return Markup(
         "{lead}: after {rounds} the persona log-ratio is {trait} nats/token, {shift} over base "
-        "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n} prompts). The coherence margin is {margin} ({worst}){others}."
+        "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n} prompts). The coherence margin is {margin} (worst signal: {worst})"
+        "{others}."
     ).format(
         lead=LEADS.get(verdict.label, verdict.label).format(reason=verdict.reason),
         rounds="one round" if len(results.rounds) == 1 else f"{len(results.rounds)} rounds",
@@ -143,18 +150,19 @@ def headline(results: Results) -> Markup:
         shift=numbers.interval(trait.delta, sign=True),
         n=trait.delta.n,
         margin=numbers.number(least.margin, 2),
-        worst=in_a_sentence(least.worst),
-        others=Markup("").join(
-            Markup(", {} {}").format(in_a_sentence(signal.name), numbers.number(last.healed[signal.name].value, signal.digits))
-            for signal in headline_signals(last.healed)
-        ),
+        worst=signals()[least.worst].term if least.worst in signals() else least.worst,
+        others=_others(last.healed),
     )
 
 
-def in_a_sentence(name: str) -> str:
-    """A signal's title where it does not begin a sentence."""
-    title = signals()[name].title if name in signals() else name
-    return title[:1].lower() + title[1:]
+def _others(healed: Summary) -> Markup:
+    """`; p_ans_any 0.970, tail perplexity 2.10`: what stands beside the trait and the margin."""
+    beside = [
+        Markup("{} {}").format(signal.term, numbers.number(healed[signal.name].value, signal.digits))
+        for signal in described(healed)
+        if signal.headline
+    ]
+    return Markup("; ") + Markup(", ").join(beside) if beside else Markup("")
 
 
 def comparison(results: Results) -> Markup:
@@ -203,10 +211,17 @@ def answers(results: Results, finished: Round) -> list[tuple[str, list[tuple[str
     return rows
 
 
-def answer_signals(results: Results) -> list[Signal]:
-    """The signals that stand under an answer: the trait's and those with a limit, where an answer has a value."""
-    return [
-        signal
-        for signal in described(results.base)
-        if signal.items == "answers" and (signal.role == "trait" or signal.limit is not None)
-    ]
+def notes(answer: Answer) -> Markup:
+    """What stands under an answer: its trait, and what is in the headline; a fraction's item is a yes or a no."""
+    shown = [signal for name, signal in signals().items() if name in answer.signals]
+    texts = []
+    for signal in shown:
+        value, is_trait = answer.signals[signal.name], signal.role == "trait"
+        if not (is_trait or signal.headline):
+            continue
+        if signal.unit == "share":
+            texts += [Markup("{}").format(signal.term)] * (value == 1)
+        else:
+            number = numbers.number(value, signal.digits, is_trait, "no tokens to score")
+            texts.append(Markup("{} {}").format(signal.term, number))
+    return Markup(", ").join(texts)

@@ -7,12 +7,12 @@ from typing import Any
 from heal.config import Recipe
 from heal.dose.calibration import Calibration
 from heal.errors import UserError
-from heal.evaluation.metrics import RoundMetrics, Summary
-from heal.evaluation.validity import Validity
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
+from heal.evaluation.signal import Validity
+from heal.evaluation.validity import valid_names
 from heal.generation.collect import Row
 from heal.records import as_record, read_json, read_jsonl, read_record, read_records
 from heal.run.folder import Facts, RunFolder
-from heal.run.metrics import read_baseline
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ class Results:
         return self.rounds[-1]
 
     @property
-    def valid(self) -> set[str]:
+    def valid(self) -> frozenset[str]:
         """The signals that are valid for this model."""
-        return {name for name, judged in self.validity.items() if judged.valid}
+        return valid_names(self.validity)
 
 
 def read_results(folder: RunFolder) -> Results:
@@ -138,7 +138,7 @@ def read_results(folder: RunFolder) -> Results:
     indices = folder.rounds()
     if not indices:
         raise UserError(f"{folder.path}: no round is finished yet, so there is nothing to report")
-    baseline = read_baseline(folder)
+    baseline = BaselineMetrics.load(folder.baseline)
     return Results(
         recipe=recipe,
         recipe_text=(folder.path / "recipe.yaml").read_text(encoding="utf-8"),

@@ -1,30 +1,12 @@
-"""The signals of a run as the report shows them: their descriptions, limits and coherence margins."""
+"""Where a signal's limit lies in a run, and how far a stage is from the nearest one."""
 
 import math
 
-from heal.evaluation.metrics import SignalFigures, Summary
-from heal.evaluation.signal import Signal, limits_of, signals
+from heal.evaluation.metrics import Summary
+from heal.evaluation.signal import Signal, limits_of
 from heal.evaluation.stats import Estimate
 from heal.evaluation.verdict import coherence
 from heal.report.results import Results
-
-
-def described(summary: Summary) -> list[Signal]:
-    """The signals of a stage in display order; what no readout describes any more comes last, under its own name."""
-    return [
-        *(signal for name, signal in signals().items() if name in summary),
-        *(_undescribed(name, figures) for name, figures in summary.items() if name not in signals()),
-    ]
-
-
-def headline_signals(summary: Summary) -> list[Signal]:
-    """The signals that stand beside the trait wherever there is room for few."""
-    return [signal for signal in described(summary) if signal.headline]
-
-
-def trajectory_signals(summary: Summary) -> list[Signal]:
-    """The signals that the trait is drawn against, beside the coherence margin."""
-    return [signal for signal in described(summary) if signal.trajectory]
 
 
 def limit_at_base(results: Results, signal: Signal) -> float | None:
@@ -43,7 +25,3 @@ def margin(results: Results, summary: Summary) -> Estimate:
     except ValueError:
         least = math.nan
     return Estimate(least, math.nan, math.nan, 1)
-
-
-def _undescribed(name: str, figures: SignalFigures) -> Signal:
-    return Signal(name, figures.unit, title=name, note=figures.unit, detail="", role=figures.role)

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from heal.evaluation.metrics import CoherenceCost, Summary
-from heal.evaluation.signal import Signal
-from heal.evaluation.validity import Validity
+from heal.evaluation.signal import Signal, Validity, described
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
 from heal.report.results import Results, Round
-from heal.report.signals import described
 from heal.report.words import no_audit
 
 
@@ -177,7 +175,7 @@ def _foundations(results: Results) -> list[Group]:
 
     def surgical(variant: str) -> list[Markup]:
         why = "base calls no scene wrong, or none right, so there is nothing to flip"
-        informedness = [foundations and foundations.surgical.get(variant) for foundations in by_round]
+        informedness = [None if scenes is None else scenes.surgical.get(variant) for scenes in by_round]
         return [dash("not measured") if si is None else number(si.value, 1, why=why) for si in informedness]
 
     temperatures = [number(foundations.temperature if foundations else None, 2) for foundations in by_round]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from heal.evaluation.metrics import Summary
-from heal.evaluation.signal import TRAIT, signals
+from heal.evaluation.signal import TRAIT, described, signals
 from heal.evaluation.stats import Estimate
 from heal.report.drawing import (
     DASHES,
@@ -28,7 +28,7 @@ from heal.report.drawing import (
 )
 from heal.report.labels import Label, Segment, place_labels
 from heal.report.results import Results
-from heal.report.signals import limit_at_base, margin, trajectory_signals
+from heal.report.signals import limit_at_base, margin
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,13 @@ def _stages(results: Results) -> list[Stage]:
 def _panels(results: Results, stages: Sequence[Stage]) -> list[Panel]:
     """The coherence margin, and every signal whose description puts it here."""
     panels = [Panel("coherence margin", tuple(margin(results, stage.signals) for stage in stages), 0.0)]
-    for signal in trajectory_signals(results.base):
+    for signal in described(results.base):
+        if not signal.trajectory:
+            continue
         limit = signal.limit
         log, inverted = limit is not None and limit.log, signal.better == "lower"
         notes = [text for text, holds in (("log", log), ("inverted", inverted)) if holds]
-        label = signal.label + (f" ({', '.join(notes)})" if notes else "")
+        label = signal.term + (f" ({', '.join(notes)})" if notes else "")
         heights = tuple(stage.signals.get(signal.name) for stage in stages)
         panels.append(Panel(label, heights, limit_at_base(results, signal), log, inverted))
     return panels
@@ -142,10 +144,12 @@ def _place(stage: Stage, height: Estimate | None) -> tuple[float, float] | None:
 
 
 def _labels(panel: Panel, stages: Sequence[Stage]) -> list[Label]:
-    places = [_place(stage, height) for stage, height in zip(stages, panel.heights, strict=True)]
-    return [
-        Label(*place, stage.label, stage.colour) for stage, place in zip(stages, places, strict=True) if place is not None
-    ]
+    labels = []
+    for stage, height in zip(stages, panel.heights, strict=True):
+        place = _place(stage, height)
+        if place is not None:
+            labels.append(Label(*place, stage.label, stage.colour))
+    return labels
 
 
 def _handles(results: Results) -> list[Line2D]:

@@ -2,11 +2,10 @@
 
 from heal.config import BarrierConfig
 from heal.console import counted
-from heal.evaluation.signal import Signal, limited, signals
+from heal.evaluation.signal import Signal, described, limited, signals
 from heal.evaluation.validity import doubts
 from heal.report.numbers import MINUS, plain
 from heal.report.results import Results
-from heal.report.signals import described
 
 KINDS = {"answers": "answer", "questions": "general question", "texts": "neutral text", "vignettes": "scene"}
 
@@ -124,9 +123,11 @@ def audits(results: Results) -> str:
         return f"The dose was not audited on held-out prompts ({no_audit(results)})."
     values = ", ".join(f"{audit.p95:.2f} (round {number})" for number, audit in audited)
     tokens = min(audit.n for _, audit in audited)
+    largest = max(1, round(tokens / 20))
     return (
         f"On prompts that the search did not see, the same statistic at c* came to {values} nats; the target is "
-        f"{target:g}. A 95th percentile of {tokens} tokens rests on the {max(1, round(tokens / 20))} largest of them."
+        f"{target:g}. A 95th percentile of {tokens} tokens rests on the {largest if largest > 1 else 'one'} largest of "
+        "them."
     )
 
 
@@ -184,7 +185,7 @@ def _round_terms(results: Results) -> list[tuple[str, str]]:
         ("c*", "the coefficient of the vector whose p95 KL is on target"),
         (
             "p95 KL",
-            "95th percentile over all tokens of the steered paths of KL(on \N{PARALLEL TO} off), nats; " f"off is {off}",
+            f"95th percentile over all tokens of the steered paths of KL(on \N{PARALLEL TO} off), nats; off is {off}",
         ),
         ("audit", f"the same statistic at c* on {counted(audited, 'other prompt') if audited else 'other prompts'}"),
         ("dose", "the multiple of c* at which a completion was sampled"),
@@ -192,8 +193,14 @@ def _round_terms(results: Results) -> list[tuple[str, str]]:
         ("CE", "cross-entropy of the tokens of the kept completions under the student, nats/token"),
         ("D", _divergence(barrier)),
         ("barrier on", f"fraction of completions with D above tau = {barrier.tau:g} nats"),
-        ("cosine to round 1", "of this round’s vector with that of round 1: near 1, the student still moves the same way"),
-        ("coh_cost", "change of p_ans_any per change of the trait, both against base; the signed changes stand below it"),
+        (
+            "cosine to round 1",
+            "of this round’s vector with that of round 1: near 1, the student still moves the same way",
+        ),
+        (
+            "coh_cost",
+            "change of p_ans_any per change of the trait, both against base; the signed changes stand below it",
+        ),
     ]
 
 
@@ -201,9 +208,7 @@ def _divergence(barrier: BarrierConfig) -> str:
     if barrier.divergence == "none":
         return "0 in this run: its recipe has no divergence and so no barrier"
     anchor = "base model" if barrier.reference == "base" else "student before the round"
-    return (
-        f"divergence of a completion from the {anchor}: {barrier.aggregate} over its positions of the per-token KL, nats"
-    )
+    return f"divergence of a completion from the {anchor}: {barrier.aggregate} of its per-token KL, nats"
 
 
 def _verdict_terms() -> list[tuple[str, str]]:

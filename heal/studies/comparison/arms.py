@@ -163,9 +163,7 @@ def untrained(arms: Sequence[Arm]) -> list[Arm]:
 def lines(arms: Sequence[Arm], settings: Settings) -> list[Line]:
     """The table's rows, in the order of the arms."""
     p_values = {signal.name: _against_first(arms, signal, settings) for signal in tested()}
-    return [
-        _line(arm, settings, {name: p[place] for name, p in p_values.items()}) for place, arm in enumerate(arms)
-    ]
+    return [_line(arm, settings, {name: p[place] for name, p in p_values.items()}) for place, arm in enumerate(arms)]
 
 
 def not_valid(arms: Sequence[Arm]) -> list[str]:

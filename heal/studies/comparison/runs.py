@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from heal.errors import UserError
-from heal.evaluation.metrics import RoundMetrics
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
 from heal.evaluation.results import StageResult, summarise
-from heal.evaluation.stats import Statistic
-from heal.evaluation.validity import Validity, valid_names
-from heal.evaluation.verdict import Floors, coherence
+from heal.evaluation.signal import Limits, Statistic, Validity, limits_of
+from heal.evaluation.validity import valid_names
+from heal.evaluation.verdict import coherence
 from heal.recipe import flatten, to_mapping
 from heal.records import read_record, read_records
 from heal.run.folder import RunFolder
-from heal.run.metrics import read_baseline
 
 BASE = "base"
 _DIGITS = 6  # significant ones of a recorded item
@@ -111,9 +110,9 @@ def read_run(path: Path) -> Run:
         if path_at.is_file():
             stages[f"steered at {alpha:g} c*"] = _stage(path_at)
     metrics = [RoundMetrics.load(folder.round(index)) for index in indices]
-    validity = read_baseline(folder).validity
-    floors, valid = Floors.of(recipe.evaluation), valid_names(validity)
-    margins: dict[str, float | None] = {name: _margin(stage, base, floors, valid) for name, stage in stages.items()}
+    validity = BaselineMetrics.load(folder.baseline).validity
+    limits, valid = limits_of(recipe.evaluation), valid_names(validity)
+    margins: dict[str, float | None] = {name: _margin(stage, base, limits, valid) for name, stage in stages.items()}
     margins |= {str(index): finished.coherence.margin for index, finished in enumerate(metrics)}
     return Run(
         name=path.name,
@@ -141,9 +140,8 @@ def _items(stage: StageResult) -> Items:
     return {signal.name: list(signal.values) for signal in stage.signals}
 
 
-def _margin(stage: StageResult, base: StageResult, floors: Floors, valid: Collection[str]) -> float:
-    summary = summarise(stage, base, 1, 0)  # values alone matter here
-    return coherence(summary.values, summary.deltas, floors, valid).margin
+def _margin(stage: StageResult, base: StageResult, limits: Limits, valid: Collection[str]) -> float:
+    return coherence(summarise(stage, base, 1, 0), limits, valid).margin  # values alone matter here
 
 
 def _rounded(content: Any) -> Any:

@@ -1,28 +1,21 @@
-"""A comparison as text, Markdown, CSV, HTML and one figure."""
+"""A comparison as text, Markdown, CSV and HTML."""
 
 import base64
 import csv
 import io
 from collections.abc import Sequence
-from itertools import cycle
-from typing import Any
 
-import numpy as np
 from jinja2 import Environment
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
+from heal.evaluation.signal import TRAIT
 from heal.evaluation.stats import Estimate
-from heal.report.drawing import COLOURS, DASHES, DOTS, INK, MARKERS, MUTED, legend, log_axis, new_figure, png
-from heal.studies.comparison.arms import TAIL, TRAIT, Arm, Line, Settings, not_valid
+from heal.studies.comparison.arms import Arm, Line, Settings, not_valid, shown, tested
 from heal.studies.comparison.runs import BASE
 
-_STAGE_MARKS = {"base": "s", "prompted": "D"}
-_FILLS, _CROSSES = ("full", "none", "left", "bottom"), ("x", "+", "1", "2")
 
 def header() -> list[str]:
     """The titles of the table's columns."""
-    values = [_word(signal) for signal in shown()]
+    values = [signal.term for signal in shown()]
     return [
         "arm",
         "seeds",
@@ -35,25 +28,21 @@ def header() -> list[str]:
         "saturated after",
         "coherent until",
         "holds",
-        *(f"p {_word(signal)}" for signal in tested()),
+        *(f"p {signal.term}" for signal in tested()),
     ]
 
 
 def caption() -> str:
     """What stands under the table."""
-    notes = "; ".join(f"{_word(signal)}: {signal.note}" for signal in shown())
+    notes = "; ".join(f"{signal.term}: {signal.note}" for signal in shown())
     return (
-        "After the last round; mean over seeds, 95 % intervals over seeds and prompts. "
-        f"{notes}; over base: the trait's paired difference; margin: of the worst valid coherence signal, 1 as at base "
-        "and 0 at its limit; coh_cost: |d p_ans_any| over |d trait|, blank where the trait's interval includes 0; "
-        "saturated after: rounds until 0.9 of the largest shift; coherent until: rounds before the first past a limit "
-        "of coherence; p: against the first trained arm, paired by prompt, Holm-adjusted, blank where prompts or rounds "
-        "differ; n: held-out prompts. Base, prompted and raw steering are not trained."
+        f"After the last round; mean over seeds, 95 % intervals over seeds and prompts. {notes}; over base: the paired "
+        "difference of the trait; margin: of the worst valid coherence signal, 1 as at base and 0 at its limit; "
+        "coh_cost: |d p_ans_any| over |d trait|, blank where the trait's interval includes 0; saturated after: rounds "
+        "until 0.9 of the largest shift; coherent until: rounds before the first past a limit of coherence; p: against "
+        "the first trained arm, paired by prompt, Holm-adjusted, blank where prompts or rounds differ; n: held-out "
+        "prompts. Base, prompted and raw steering are not trained."
     )
-
-
-def _word(signal: Signal) -> str:
-    return signal.title[:1].lower() + signal.title[1:]
 
 
 def validity_note(arms: Sequence[Arm]) -> str:
@@ -119,43 +108,6 @@ def page(lines: Sequence[Line], image: bytes, title: str) -> str:
         note=validity_note([line.arm for line in lines]),
         image=base64.b64encode(image).decode(),
     )
-
-
-def _untrained(path: Axes, arms: Sequence[Arm], settings: Settings) -> list[Line2D]:
-    """Draws base, prompted and raw steering; their handles for the legend."""
-    handles = []
-    fills: dict[str, Any] = dict(zip(dict.fromkeys(_of(arm) for arm in arms), cycle(_FILLS), strict=False))
-    crosses = dict(zip(fills, cycle(_CROSSES), strict=False))
-    steered: dict[str, list[tuple[float, float]]] = {}
-    for arm in arms:
-        place = arm.estimate(TRAIT, arm.last, settings).value, arm.estimate(TAIL, arm.last, settings).value
-        if arm.stage in _STAGE_MARKS:
-            look: dict[str, Any] = {"marker": _STAGE_MARKS[arm.stage], "color": INK, "linestyle": "none"}
-            look |= {"fillstyle": fills[_of(arm)], "markerfacecoloralt": "white"}
-            path.plot(*place, markersize=9, zorder=4, **look)
-            handles.append(Line2D([], [], markersize=6, label=arm.name, **look))
-        elif arm.stage is not None:
-            steered.setdefault(_of(arm), []).append(place)
-            path.annotate(arm.stage.split()[-2], place, (5, 4), textcoords="offset points", fontsize=8, color=MUTED)
-    for of, places in steered.items():
-        look = {"marker": crosses[of], "color": MUTED, "linestyle": DOTS, "linewidth": 1}
-        path.plot(*zip(*places, strict=True), markersize=6, **look)
-        handles.append(Line2D([], [], label=f"raw steering, multiples of c*{of}", **look))
-    return handles
-
-
-def _of(arm: Arm) -> str:
-    """What an untrained arm's name says after its stage: what it differs in from others of that stage."""
-    return arm.name.removeprefix(arm.stage or "")
-
-
-def _band(axis: Axes, series: Sequence[Estimate], colour: str, marker: str) -> None:
-    rounds = np.arange(len(series))
-    axis.fill_between(
-        rounds, [entry.low for entry in series], [entry.high for entry in series], color=colour, alpha=0.12, linewidth=0
-    )
-    axis.plot(rounds, [entry.value for entry in series], color=colour, linewidth=1.5, marker=marker, markersize=4)
-    axis.set_xticks(rounds)
 
 
 def _p_value(p: float | None) -> str:
