@@ -73,7 +73,7 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
         stage = measured.stage("steered", student.previous, intervention=dosed.vector, coefficient=dosed.c_star)
         steered = run(stage, at)
 
-    healed = run(Heal(model, student, collection.kept, recipe, index, at, session.log_step(index)), at)
+    healed = run(Heal(model, student, collection.kept, recipe, index, at, session.log_of(index + 1)), at)
     student.load_current(at / ADAPTER)
     student.fold()
 

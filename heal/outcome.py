@@ -8,8 +8,10 @@ from heal.console import counted
 from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import RoundMetrics, Summary
 from heal.evaluation.stats import Estimate
+from heal.healing.log import read_log
 from heal.records import read_jsonl
 from heal.run.session import Session
+from heal.steps.heal import LOG
 
 TABLE = ("prompt", "alpha", "text", "ended", "tail_perplexity", "repetition")  # of a completion, for W&B
 
@@ -84,8 +86,8 @@ def track_round(session: Session, metrics: RoundMetrics, new: bool) -> None:
     """Curves and tables of a round; one that an earlier process finished is only shown to W&B again."""
     folder = session.folder.round(metrics.round - 1)
     if not new:
-        for entry in read_jsonl(folder / "training.jsonl"):
-            session.tracker.training(metrics.round - 1, session.recipe.heal.epochs, entry, new=False)
+        for log in read_log(folder / LOG):
+            session.tracker.step_log(metrics.round, session.recipe.heal.epochs, log, new=False)
     session.tracker.round(metrics.round, round_values(metrics), new)
     session.tracker.table(
         f"completions/round_{metrics.round:02d}",

@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from heal.config import key
@@ -40,24 +41,38 @@ def coherence(words: Sequence[str]) -> None:
     recipe = load_recipe(others)
     console, settings, seed = Console(), recipe.evaluation, recipe.run.seed
     model, trait, _ = open_model(recipe, console)
+    from heal.evaluation.evaluate import evaluate
     from heal.evaluation.neutral import NeutralTexts
     from heal.evaluation.probe import choose_probe
-    from heal.evaluation.verdict import Floors
+    from heal.evaluation.signal import limits_of
+    from heal.evaluation.subject import Setup, Subject
     from heal.run.files import write_files
-    from heal.steps.measure import Examination
+    from heal.steps.measure import held_out_prompts
     from heal.studies.planted_damage.sensitivity import damages, findings, plant, table
 
     texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)
     with console.step("base") as line:
         probe = choose_probe(model, texts.rows(), nullcontext)
-        measure = Examination(model, nullcontext, trait, recipe, (), probe, texts).stage("base", nullcontext)
-        subject, prompts, base = measure.subject, measure.prompts, measure.compute(line.progress)
-        line.found(f"{len(prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
-    planned, floors = damages(), Floors.of(settings)
-    noticed = findings("none", 0.0, base, base, floors, settings.resamples, seed)
+        setup = Setup(
+            language_model=model,
+            trait=trait,
+            base=nullcontext,
+            system=recipe.model.system,
+            prompts=held_out_prompts(trait, settings),
+            tokens=settings.tokens,
+            max_repetition=recipe.filter.max_repetition,
+            questions=settings.questions,
+            probe=probe.format,
+            neutral_texts=texts,
+        )
+        subject = Subject(setup, "base", nullcontext)
+        base = evaluate(subject, line.progress)
+        line.found(f"{len(setup.prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
+    judge = partial(findings, base=base, limits=limits_of(settings), resamples=settings.resamples, seed=seed)
+    planned, noticed = damages(), judge("none", 0.0, base)
     with console.step("damage") as line:
-        for done, (kind, size, result) in enumerate(plant(subject, base, prompts, settings.tokens, seed), start=1):
-            noticed += findings(kind, size, result, base, floors, settings.resamples, seed)
+        for done, (kind, size, result) in enumerate(plant(subject, base, seed), start=1):
+            noticed += judge(kind, size, result)
             line.progress(done, len(planned))
         line.found(f"{len(planned)} kinds and sizes")
     paths = write_files(out, {"coherence.md": table(noticed).encode(), "coherence.csv": rows_csv(noticed)})

@@ -10,9 +10,9 @@ from heal.console import Console
 from heal.environment import quiet_libraries
 from heal.errors import UserError
 from heal.evaluation.choice import best_round
+from heal.evaluation.metrics import RoundMetrics
 from heal.guard import command
 from heal.options import options_help, read_options, resolve_device, round_index
-from heal.records import read_json
 from heal.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def chosen_round(folder: RunFolder, text: str | None) -> int | None:
         return round_index(int(text), rounds)
     if text != "best":
         raise UserError(f"round={text}: expected a number from 1, or best")
-    best = best_round([read_json(folder.round(index) / "metrics.json") for index in rounds])
+    best = best_round([RoundMetrics.load(folder.round(index)) for index in rounds])
     if best is None:
         raise UserError(f"round=best: no round of {folder.path} is coherent with a valid trait shift above zero")
     return rounds[best]

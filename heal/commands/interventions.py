@@ -26,8 +26,7 @@ def compare(words: Sequence[str]) -> None:
     recipe, options = read_study(Study, words)
     chosen = interventions(options.method)
     with opened(recipe, KIND, [choice.name for choice in chosen if choice.path is None]) as session:
-        from heal.evaluation.validity import doubts, from_json
-        from heal.records import read_json
+        from heal.evaluation.validity import doubts
         from heal.run.files import write_files
         from heal.studies.interventions.compare import pairs, setting_of
         from heal.studies.interventions.doses import dose_all, prompted
@@ -38,8 +37,7 @@ def compare(words: Sequence[str]) -> None:
         against, measured = measure_all(session, dose_all(session, chosen, directions), prompted(session, directions))
         setting = setting_of(session, against.valid)
         compared = pairs(measured, against.base, setting)
-        doubted = doubts(from_json(read_json(session.folder.baseline / "metrics.json")["validity"]))
-        text = markdown(compared, setting, len(against.base.answers), doubted)
+        text = markdown(compared, setting, len(against.base.answers), doubts(against.validity))
         files = {
             "interventions.md": text.encode(),
             "interventions.csv": table_csv(compared).encode(),

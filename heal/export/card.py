@@ -12,6 +12,7 @@ from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
 from heal.models.embedded import NAME as EMBEDDED_NAME
+from heal.report.words import loss
 from heal.run.student import Student
 
 EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"
@@ -116,9 +117,7 @@ def _trait(student: Student) -> str:
 
 def _method(student: Student) -> str:
     recipe = student.recipe
-    heal, barrier = recipe.heal, recipe.heal.barrier
-    held = f"relu({barrier.aggregate} of {barrier.divergence} per completion - {barrier.tau:g} nats)"
-    strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
+    heal = recipe.heal
     written = min(recipe.generation.prompts, len(student.trait.generation_prompts))
     rows = {
         "recipe": inline_code(Path(recipe.recipe).stem),
@@ -127,9 +126,7 @@ def _method(student: Student) -> str:
         "completions": f"{counted(written, 'prompt')} at alpha "
         + ", ".join(f"{alpha:g}" for alpha in recipe.generation.alphas)
         + f", at most {recipe.generation.tokens} tokens, broken ones dropped",
-        "loss": "cross-entropy"
-        if barrier.divergence == "none"
-        else f"cross-entropy + {strength} x {held}, reference: {barrier.reference}",
+        "loss": loss(heal.barrier).replace("|", "\\|"),
         "weights": f"LoRA r {heal.rank}, alpha {heal.alpha} a round, all linear layers between depths "
         f"{heal.band[0]:g} and {heal.band[1]:g}; {counted(heal.epochs, 'epoch')}, AdamW {heal.learning_rate:g}, "
         f"weight decay {heal.weight_decay:g}",

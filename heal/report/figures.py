@@ -15,6 +15,8 @@ from matplotlib.lines import Line2D
 from heal.dose.calibration import PathDivergence
 from heal.evaluation.signal import Signal, described
 from heal.evaluation.stats import Estimate
+from heal.healing.divergences import divergence_named
+from heal.healing.log import StepLog
 from heal.report.drawing import (
     DASHES,
     INK,
@@ -29,7 +31,7 @@ from heal.report.drawing import (
     png,
     round_colours,
 )
-from heal.report.results import Results, Round, StepLog
+from heal.report.results import Results, Round
 from heal.report.signals import limit_at_base
 from heal.report.trajectory import trajectory
 
@@ -182,7 +184,7 @@ def training(results: Results) -> bytes:
     settings = results.recipe.heal
     for finished, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
         _draw_training(dict(zip(("ce", "D_mean", "barrier_on"), axes, strict=True)), finished, settings.epochs, colour)
-    if settings.barrier.divergence != "none":
+    if divergence_named(settings.barrier.divergence).needs_reference:
         divergence.axhline(settings.barrier.tau, color=MUTED, linestyle=DASHES, linewidth=1)
     loss.set_ylabel("CE, nats/token")
     divergence.set_ylabel("D, nats")

@@ -11,6 +11,7 @@ from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import Validity
 from heal.evaluation.validity import valid_names
 from heal.generation.collect import Row
+from heal.healing.log import StepLog, read_log
 from heal.records import as_record, read_json, read_jsonl, read_record, read_records
 from heal.run.folder import Facts, RunFolder
 
@@ -24,15 +25,6 @@ class Answer:
     text: str
     ended: bool
     signals: dict[str, float]
-
-
-@dataclass(frozen=True)
-class StepLog:
-    """The numbers of one optimiser step (`train`), or of one validation (`eval`), by name."""
-
-    epoch: float
-    phase: str
-    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -170,19 +162,10 @@ def _read_round(folder: RunFolder, index: int) -> Round:
         metrics=RoundMetrics.load(path),
         calibration=read_record(Calibration, path / "calibration.json"),
         completions=tuple(read_records(Row, path / "completions.jsonl")),
-        training=_read_training(path / "training.jsonl"),
+        training=tuple(read_log(path / "training.jsonl")),
         answers=_read_answers(path / "outputs.jsonl"),
         seconds=folder.seconds(path),
     )
-
-
-def _read_training(path: Path) -> tuple[StepLog, ...]:
-    logs = []
-    for row in as_record(list[dict[str, float]], read_jsonl(path), path):
-        phase = "eval" if any(name.startswith("eval/") for name in row) else "train"
-        values = {name.partition("/")[2]: value for name, value in row.items() if "/" in name}
-        logs.append(StepLog(row["epoch"], phase, values))
-    return tuple(logs)
 
 
 def _read_answers(path: Path) -> dict[str, list[Answer]]:

@@ -4,6 +4,7 @@ from heal.config import BarrierConfig
 from heal.console import counted
 from heal.evaluation.signal import Signal, described, limited, signals
 from heal.evaluation.validity import doubts
+from heal.healing.divergences import divergence_named
 from heal.report.numbers import MINUS, plain
 from heal.report.results import Results
 
@@ -55,12 +56,13 @@ def _items(results: Results) -> str:
 
 def loss(barrier: BarrierConfig) -> str:
     """The loss as a formula."""
-    if barrier.divergence == "none":
+    divergence = divergence_named(barrier.divergence)
+    if not divergence.needs_reference:
         return "CE alone"
     strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
-    other = "base" if barrier.reference == "base" else "the student before the round"
-    pair = f"student \N{PARALLEL TO} {other}" if barrier.divergence == "kl_rev" else f"{other} \N{PARALLEL TO} student"
-    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of KL({pair})"
+    reference = "base" if barrier.reference == "base" else "the student before the round"
+    d = divergence.label.format(reference=reference)
+    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of {d}"
     return formula + (f" + {barrier.operator_norm:g} squared operator norm" if barrier.operator_norm else "")
 
 
@@ -205,7 +207,7 @@ def _round_terms(results: Results) -> list[tuple[str, str]]:
 
 
 def _divergence(barrier: BarrierConfig) -> str:
-    if barrier.divergence == "none":
+    if not divergence_named(barrier.divergence).needs_reference:
         return "0 in this run: its recipe has no divergence and so no barrier"
     anchor = "base model" if barrier.reference == "base" else "student before the round"
     return f"divergence of a completion from the {anchor}: {barrier.aggregate} of its per-token KL, nats"

@@ -47,7 +47,8 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.run.session import Session
     from heal.run.student import build_accumulator
     from heal.steering.settings import check_settings
-    from heal.tracking import Tracker
+    from heal.tracking.events import EventLog
+    from heal.tracking.tracker import TrackedRun, start_trackers
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
     folder = RunFolder(Path(recipe.run.root).expanduser() / recipe.run.name)
@@ -66,16 +67,11 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)
         console.say(f"run        {folder.path}{' (continued)' if continued else ''}")
-        tracker = Tracker(
-            Events(folder.path / "events.jsonl"),
-            folder.path,
-            recipe.tracking.mode,
-            recipe.tracking.project,
-            recipe.tracking.entity,
-            recipe.run.name,
-            to_mapping(recipe),
+        tracker = start_trackers(
+            TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking),
+            EventLog(Events(folder.path / "events.jsonl")),
         )
-        console.say(f"tracking   events.jsonl; W&B {tracker.mode}")
+        console.say(f"tracking   {tracker.state}")
         session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker, vignettes)
         yield session
 

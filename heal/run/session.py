@@ -7,11 +7,12 @@ from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.console import Console
 from heal.evaluation.vignettes import Vignette
+from heal.healing.log import StepLog
 from heal.models.language_model import LanguageModel
 from heal.run.folder import RunFolder
 from heal.run.step import Runner
 from heal.run.student import Student
-from heal.tracking import Tracker
+from heal.tracking.tracker import Tracker
 from heal.trait import Trait
 
 
@@ -36,9 +37,9 @@ class Session:
     def run(self) -> Runner:
         return Runner(self.folder, self.console, self.tracker)
 
-    def log_step(self, round_index: int) -> Callable[[dict[str, float]], None]:
-        """Where the optimiser steps of a round are logged as they are made."""
-        return lambda entry: self.tracker.training(round_index, self.recipe.heal.epochs, entry)
+    def log_of(self, number: int) -> Callable[[StepLog], None]:
+        """Where the optimiser steps of a round (counted from 1) are logged as they are made."""
+        return lambda log: self.tracker.step_log(number, self.recipe.heal.epochs, log)
 
     def student(self, rounds: list[int]) -> Student:
         """The student as it stands now, with `rounds` folded into it; the folder may hold more."""

@@ -10,7 +10,7 @@ from heal.console import Console
 from heal.progress import Progress
 from heal.run.files import Files
 from heal.run.folder import RunFolder
-from heal.tracking import Tracker
+from heal.tracking.tracker import Tracker
 
 
 class Artifact(Protocol):

@@ -35,7 +35,7 @@ def build_accumulator(model: LanguageModel, recipe: Recipe) -> Accumulator:
         heal.rank,
         heal.alpha,
         model.band(heal.band),
-        gaussian=heal.init == "gaussian",
+        kind=heal.init,
         merge=recipe.compute.merge_history,
     )
 

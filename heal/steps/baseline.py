@@ -9,12 +9,13 @@ from pathlib import Path
 
 from heal.console import counted
 from heal.errors import UserError
-from heal.evaluation.metrics import Summary
+from heal.evaluation.metrics import BaselineMetrics, Summary
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.results import Rows, StageResult, output_rows
-from heal.evaluation.validity import MIN_MASS, TRAIT, Validity, doubts, valid_names, validity
-from heal.evaluation.verdict import Limits, limited
+from heal.evaluation.signal import MIN_MASS, Limits, Validity, limited, limits_of
+from heal.evaluation.subject import Setup
+from heal.evaluation.validity import doubts, valid_names, validity
 from heal.progress import Progress
 from heal.records import as_record, json_bytes, jsonl_bytes, read_json, read_jsonl, read_record, record_bytes
 from heal.run.files import Files
@@ -22,7 +23,7 @@ from heal.run.manifest import JUDGE
 from heal.run.session import Session
 from heal.run.step import Step
 from heal.steps.calibrate import Dosed
-from heal.steps.measure import Examination
+from heal.steps.measure import Examination, held_out_prompts
 
 PROBE, METRICS, OUTPUTS = "probe.json", "metrics.json", "outputs.jsonl"
 
@@ -34,12 +35,17 @@ class Baseline:
     Attributes:
         examination: what every stage is asked.
         base: base's signals, item by item.
-        valid: the signals that are valid for the model.
+        validity: what each signal is worth on this model.
     """
 
     examination: Examination
     base: StageResult
-    valid: frozenset[str]
+    validity: dict[str, Validity]
+
+    @property
+    def valid(self) -> frozenset[str]:
+        """The signals that are valid."""
+        return valid_names(self.validity)
 
     def summary(self, stage: StageResult) -> Summary:
         """Each signal's interval at a stage, and its paired difference to base."""
@@ -52,25 +58,24 @@ def measure_baseline(session: Session) -> Baseline:
     Raises:
         UserError: base itself is past every limit of coherence.
     """
-    examination = examine(session)
-    off, at, trait = session.accumulator.base, session.folder.baseline, session.trait
+    probe, examination = examine(session)
+    off, at, trait, recipe = session.accumulator.base, session.folder.baseline, session.trait, session.recipe.evaluation
     base = session.run(examination.stage("base", off), at)
-    prompted = session.run(examination.stage("prompted", off, system=trait.positive), at)
-    opposite = session.run(examination.stage("opposite", off, system=trait.negative), at)
-    judged = session.run(JudgeBaseline(examination, base, prompted, opposite), at)
+    prompted = session.run(examination.stage("prompted", off, persona=trait.positive), at)
+    opposite = session.run(examination.stage("opposite", off, persona=trait.negative), at)
+    judged = session.run(JudgeBaseline(examination, base, prompted, opposite, limits_of(recipe)), at)
 
     worth = judged.metrics.validity
     reasons = doubts(worth)
-    session.tracker.event("validity", {"probe": asdict(examination.probe), "not_valid": reasons})
+    session.tracker.event("validity", {"probe": asdict(probe), "not_valid": reasons})
     for reason in reasons:
         session.console.warn(f"not valid for this model, so no verdict rests on it: {reason}")
-    valid = frozenset(valid_names(worth))
-    if not valid & set(limited()):
+    if not valid_names(worth) & limited().keys():
         raise UserError(
             "base itself is past every limit of coherence, so no round could be judged; raise the limits "
-            "(evaluation.min_p_ans_any and those after it) or take another model"
+            f"({', '.join(f'evaluation.{limit.key}' for limit in limited().values())}) or take another model"
         )
-    return Baseline(examination, base, valid)
+    return Baseline(examination, base, worth)
 
 
 def measure_doses(session: Session, baseline: Baseline, dosed: Dosed) -> None:
@@ -84,8 +89,8 @@ def measure_doses(session: Session, baseline: Baseline, dosed: Dosed) -> None:
         session.run(JudgeDoses(baseline, tuple(stages)), at)
 
 
-def examine(session: Session) -> Examination:
-    """What all stages of a run are asked, with the format of yes/no questions chosen once for the model."""
+def examine(session: Session) -> tuple[Probe, Examination]:
+    """The format of yes/no questions, chosen once for the model, and what all stages of a run are asked in it."""
     recipe = session.recipe
     texts = NeutralTexts(session.model, recipe.model.system, recipe.evaluation.neutral_texts)
     probe = session.run(ChooseProbe(session, texts), session.folder.baseline).probe
@@ -94,7 +99,26 @@ def examine(session: Session) -> Examination:
             f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
             "what is read at that slot is marked as not valid"
         )
-    return Examination(session.model, session.accumulator.base, session.trait, recipe, session.vignettes, probe, texts)
+    return probe, Examination(setup_of(session, probe, texts), recipe.evaluation.resamples, recipe.run.seed)
+
+
+def setup_of(session: Session, probe: Probe, texts: NeutralTexts) -> Setup:
+    """The items of the recipe, in the probe's format."""
+    recipe = session.recipe
+    return Setup(
+        language_model=session.model,
+        trait=session.trait,
+        base=session.accumulator.base,
+        system=recipe.model.system,
+        prompts=held_out_prompts(session.trait, recipe.evaluation),
+        tokens=recipe.evaluation.tokens,
+        max_repetition=recipe.filter.max_repetition,
+        questions=recipe.evaluation.questions,
+        vignettes=session.vignettes,
+        thinking=recipe.evaluation.thinking,
+        probe=probe.format,
+        neutral_texts=texts,
+    )
 
 
 @dataclass(frozen=True)
@@ -132,16 +156,6 @@ class ChooseProbe(Step[Chosen]):
 
 
 @dataclass(frozen=True)
-class BaselineMetrics:
-    """The signals of the three stages that are measured once, and what each signal is worth on this model."""
-
-    base: Summary
-    prompted: Summary
-    opposite: Summary
-    validity: dict[str, Validity]
-
-
-@dataclass(frozen=True)
 class JudgedBaseline:
     """The baseline's metrics, and the answers of its stages, one a row."""
 
@@ -153,7 +167,7 @@ class JudgedBaseline:
 
     @staticmethod
     def load(folder: Path) -> "JudgedBaseline":
-        return JudgedBaseline(read_record(BaselineMetrics, folder / METRICS), read_jsonl(folder / OUTPUTS))
+        return JudgedBaseline(BaselineMetrics.load(folder), read_jsonl(folder / OUTPUTS))
 
 
 @dataclass(frozen=True)
@@ -164,20 +178,14 @@ class JudgeBaseline(Step[JudgedBaseline]):
     base: StageResult
     prompted: StageResult
     opposite: StageResult
+    limits: Limits
 
     name = JUDGE
 
     def compute(self, progress: Progress) -> JudgedBaseline:
-        stages, settings = (self.base, self.prompted, self.opposite), self.examination.recipe.evaluation
+        stages = (self.base, self.prompted, self.opposite)
         base, prompted, opposite = (self.examination.summary(stage, self.base) for stage in stages)
-        worth = validity(
-            base,
-            self.prompted.signal(TRAIT).values,
-            self.opposite.signal(TRAIT).values,
-            Limits.of(settings),
-            settings.resamples,
-            self.examination.seed,
-        )
+        worth = validity(base, self.examination.summary(self.prompted, self.opposite), self.limits)
         rows = [row for stage in stages for row in output_rows(stage)]
         return JudgedBaseline(BaselineMetrics(base, prompted, opposite, worth), rows)
 

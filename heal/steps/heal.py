@@ -9,9 +9,9 @@ from heal.config import Recipe
 from heal.evaluation.metrics import TrainingFigures
 from heal.generation.collect import Row
 from heal.healing.heal import heal
+from heal.healing.log import StepLog, log_bytes, read_log
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress
-from heal.records import jsonl_bytes, read_jsonl
 from heal.run.files import Files
 from heal.run.step import Step
 
@@ -23,31 +23,29 @@ class Healed:
     """The trained LoRA as the files of a PEFT adapter folder, and the log of its training."""
 
     adapter: Files
-    log: tuple[dict[str, float], ...]
+    log: tuple[StepLog, ...]
 
     def files(self) -> Files:
-        return {f"{ADAPTER}/{name}": content for name, content in self.adapter.items()} | {LOG: jsonl_bytes(self.log)}
+        return {f"{ADAPTER}/{name}": content for name, content in self.adapter.items()} | {LOG: log_bytes(self.log)}
 
     @staticmethod
     def load(folder: Path) -> "Healed":
+        """UserError where a file is not what `files` wrote."""
         adapter = {path.name: path.read_bytes() for path in sorted((folder / ADAPTER).iterdir())}
-        return Healed(adapter, tuple(read_jsonl(folder / LOG)))
+        return Healed(adapter, tuple(read_log(folder / LOG)))
 
     @property
     def figures(self) -> TrainingFigures:
         """Means over the last epoch's steps, and the last validation loss and divergence if there were any."""
-        steps = [entry for entry in self.log if "train/loss" in entry]
-        last = [entry for entry in steps if entry["epoch"] > steps[-1]["epoch"] - 1]
-        means = {
-            name: sum(entry[f"train/{name}"] for entry in last) / len(last)
-            for name in ("loss", "ce", "D_mean", "barrier_on")
-        }
-        validation = next((entry for entry in reversed(self.log) if "eval/loss" in entry), {})
+        steps = [log for log in self.log if log.phase == "train" and "loss" in log.values]
+        last = [log.values for log in steps if log.epoch > steps[-1].epoch - 1]
+        means = {name: sum(log[name] for log in last) / len(last) for name in ("loss", "ce", "D_mean", "barrier_on")}
+        validation = next((log.values for log in reversed(self.log) if log.phase == "eval"), {})
         return TrainingFigures(
             **means,
-            D_max=max(entry["train/D_max"] for entry in last),
-            validation_ce=validation.get("eval/ce"),
-            validation_D=validation.get("eval/D_mean"),
+            D_max=max(log["D_max"] for log in last),
+            validation_ce=validation.get("ce"),
+            validation_D=validation.get("D_mean"),
         )
 
 
@@ -67,29 +65,28 @@ class Heal(Step[Healed]):
     recipe: Recipe
     round_index: int
     scratch: Path
-    on_log: Callable[[dict[str, float]], None]
+    on_log: Callable[[StepLog], None]
 
     name = "heal"
 
     def compute(self, progress: Progress) -> Healed:
-        log: list[dict[str, float]] = []
+        log: list[StepLog] = []
 
-        def keep(entry: dict[str, float]) -> None:
-            # Times are left out: the same run leaves the same bytes.
-            log.append({name: value for name, value in entry.items() if "per_second" not in name})
-            self.on_log(entry)
+        def keep(step: StepLog) -> None:
+            log.append(step)
+            self.on_log(step)
 
         heal(
             self.language_model,
             self.accumulator,
             self.rows,
             self.recipe.heal,
-            self.round_index,
-            self.recipe.run.seed,
-            self.recipe.compute.reference_memory * 2**20,
-            self.scratch,
-            keep,
-            progress,
+            round_index=self.round_index,
+            seed=self.recipe.run.seed,
+            reference_bytes=self.recipe.compute.reference_memory * 2**20,
+            scratch=self.scratch,
+            on_log=keep,
+            progress=progress,
         )
         return Healed(self.accumulator.save_current(), tuple(log))
 

@@ -1,24 +1,15 @@
 """Judge: what a round comes to, from what its steps left; no model is run."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from heal.config import EvaluationConfig
-from heal.evaluation.metrics import (
-    METRICS,
-    DoseFigures,
-    FoundationFigures,
-    RoundMetrics,
-    SurgicalFigures,
-    TrainingFigures,
-)
-from heal.evaluation.readouts.moral_foundations import temperature_of
+from heal.evaluation.metrics import METRICS, DoseFigures, RoundMetrics, TrainingFigures
 from heal.evaluation.results import Rows, StageResult, output_rows
-from heal.evaluation.surgical import SurgicalInformedness, surgical_variants
-from heal.evaluation.verdict import Limits, coherence, verdict
-from heal.evaluation.vignettes import FOUNDATIONS, Vignette, soft_labels
+from heal.evaluation.scenes import foundation_figures, target_of
+from heal.evaluation.signal import limits_of
+from heal.evaluation.verdict import coherence, verdict
+from heal.evaluation.vignettes import Vignette
 from heal.generation.collect import Collection
 from heal.progress import Progress
 from heal.records import jsonl_bytes, read_jsonl, record_bytes
@@ -74,7 +65,7 @@ class Judge(Step[Judged]):
     name = JUDGE
 
     def compute(self, progress: Progress) -> Judged:
-        base, valid, limits = self.baseline.base, self.baseline.valid, Limits.of(self.settings)
+        base, valid, limits = self.baseline.base, self.baseline.valid, limits_of(self.settings)
         healed = self.baseline.summary(self.healed)
         calibration = self.dosed.calibration
         metrics = RoundMetrics(
@@ -93,8 +84,8 @@ class Judge(Step[Judged]):
             healed=healed,
             coherence=coherence(healed, limits, valid),
             valid=tuple(sorted(valid)),
-            foundations=self._foundations(),
-            verdict=verdict(healed, limits, valid, **self._target()),
+            foundations=foundation_figures(self.trait, self.scenes, self.healed, base),
+            verdict=verdict(healed, limits, valid, target_of(self.trait, self.scenes)),
         )
         stages = [stage for stage in (base, self.steered, self.healed) if stage is not None]
         return Judged(metrics, [row for stage in stages for row in output_rows(stage)])
@@ -104,43 +95,3 @@ class Judge(Step[Judged]):
 
     def finding(self, artifact: Judged) -> str:
         return f"{artifact.metrics.verdict.label}: {artifact.metrics.verdict.reason}"
-
-    def _target(self) -> dict[str, Any]:
-        """The foundation that the trait means, which way, and the others, where trait and recipe have such a thing."""
-        meant = self.trait.foundation
-        if not meant or not self.scenes:
-            return {}
-        off_target = [f"clr_{name}" for name in FOUNDATIONS if name != meant]
-        return {"target": f"clr_{meant}", "intent": self.trait.intent, "off_target": off_target}
-
-    def _foundations(self) -> FoundationFigures | None:
-        """Temperature and surgical informedness; None without scenes."""
-        if not self.scenes:
-            return None
-        clr = {name: self.healed.signal(f"clr_{name}").values for name in FOUNDATIONS}
-        temperature = temperature_of(clr, soft_labels(self.scenes))
-        if not self.trait.foundation:
-            return FoundationFigures(temperature)
-        # A student has no -C, so base is its other side.
-        sides = surgical_sides(
-            self.trait, self.scenes, base=self.baseline.base, up=self.healed, down=self.baseline.base
-        )
-        figures = {name: SurgicalFigures(**asdict(side), other_side="base") for name, side in sides.items()}
-        return FoundationFigures(temperature, figures)
-
-
-def surgical_sides(
-    trait: Trait, scenes: Sequence[Vignette], *, base: StageResult, up: StageResult, down: StageResult
-) -> dict[str, SurgicalInformedness]:
-    """Surgical informedness by variant of what base, +C and -C said about the scenes, for the trait's foundation."""
-    shares = soft_labels(scenes)[:, list(FOUNDATIONS).index(trait.foundation)]
-    return surgical_variants(
-        base.signal("wrongness").values,
-        up.signal("wrongness").values,
-        down.signal("wrongness").values,
-        trait.intent,
-        up.mean("wrongness_mass"),
-        down.mean("wrongness_mass"),
-        [scene.foundation == trait.foundation for scene in scenes],
-        shares.tolist() if all(scene.labels for scene in scenes) else None,
-    )

@@ -10,7 +10,7 @@ from heal.studies.interventions.doses import Dosed, Prompted, mark, place
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredArm:
     """One intervention, turned one way, and what was measured under it.
 
     Attributes:
@@ -26,21 +26,21 @@ class Measured:
 
 def measure_all(
     session: Session, dosed: Sequence[Dosed], prompts: Sequence[Prompted]
-) -> tuple[Baseline, list[Measured]]:
+) -> tuple[Baseline, list[MeasuredArm]]:
     """Base with what is valid on it, then every arm; what was measured before is read."""
     session.console.title("base")
     against = measure_baseline(session)
     examined = against.examination
-    found = []
-    asked: list[Dosed | Prompted] = [*dosed, *prompts]
-    for arm in asked:
+    measured = []
+    arms: list[Dosed | Prompted] = [*dosed, *prompts]
+    for arm in arms:
         session.console.title(arm.label)
         folder, step = place(session, arm.name), f"measured{mark(arm.sign)}"
         off = session.accumulator.base
         if isinstance(arm, Dosed):
             stage = examined.stage(step, off, intervention=arm.intervention, coefficient=arm.coefficient())
         else:
-            stage = examined.stage(step, off, system=arm.system)
+            stage = examined.stage(step, off, persona=arm.system)
         result = session.run(stage, folder)
-        found.append(Measured(arm, result, session.folder.seconds(folder)[step]))
-    return against, found
+        measured.append(MeasuredArm(arm, result, session.folder.seconds(folder)[step]))
+    return against, measured

@@ -17,7 +17,7 @@ import torch
 from heal.decoding import Completion, decode
 from heal.errors import UserError
 from heal.evaluation.probe import ProbeFormat, interruption
-from heal.evaluation.verdict import ALIVE
+from heal.evaluation.readouts.alive import ALIVE
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.scoring import completion_states, final_states, token_divergences

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from heal.dose.find import odd_multiples
 from heal.evaluation.probe import Probe
-from heal.evaluation.validity import MIN_MASS
+from heal.evaluation.signal import MIN_MASS
 from heal.progress import Progress
 from heal.randomness import shuffled
 from heal.records import read_records, records_bytes
@@ -34,7 +34,7 @@ class Setting:
 
 def prepare(session: Session) -> tuple[Probe, str]:
     """The probe's format, chosen on base, and what its deaths are worth, in words (empty: they can be believed)."""
-    probe = examine(session).probe
+    probe, _ = examine(session)
     if probe.mass >= MIN_MASS:
         return probe, ""
     return probe, (
