@@ -9,7 +9,7 @@ from pathlib import Path
 
 from heal.console import counted
 from heal.errors import UserError
-from heal.evaluation.metrics import Summary
+from heal.evaluation.metrics import BaselineMetrics, Summary
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.results import Rows, StageResult, output_rows
@@ -154,16 +154,6 @@ class ChooseProbe(Step[Chosen]):
 
 
 @dataclass(frozen=True)
-class BaselineMetrics:
-    """The signals of the three stages that are measured once, and what each signal is worth on this model."""
-
-    base: Summary
-    prompted: Summary
-    opposite: Summary
-    validity: dict[str, Validity]
-
-
-@dataclass(frozen=True)
 class JudgedBaseline:
     """The baseline's metrics, and the answers of its stages, one a row."""
 
@@ -175,7 +165,7 @@ class JudgedBaseline:
 
     @staticmethod
     def load(folder: Path) -> "JudgedBaseline":
-        return JudgedBaseline(read_record(BaselineMetrics, folder / METRICS), read_jsonl(folder / OUTPUTS))
+        return JudgedBaseline(BaselineMetrics.load(folder), read_jsonl(folder / OUTPUTS))
 
 
 @dataclass(frozen=True)
