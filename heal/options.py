@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from heal.errors import UserError, nearest
-from heal.recipe import Key, keys
+from heal.recipe import Key, key_lines, keys
 
 Schema = TypeVar("Schema")
 
@@ -17,8 +17,8 @@ def read_options(schema: type[Schema], words: Sequence[str]) -> Schema:
     """An instance of `schema` from `key=value` words; a text is taken as it stands, whatever is in it.
 
     Args:
-        schema: a dataclass of `key` fields: str, int, float, Literal of texts, or one of them | None. A
-            `str` whose default is empty must be given.
+        schema: a dataclass of `key` fields: str (of choices or free), int, float, Literal of texts, or one of them
+            | None. A `str` whose default is empty must be given.
         words: the command line.
 
     Raises:
@@ -64,8 +64,7 @@ def options_help(schema: type, usage: str, purpose: str) -> str:
     """`--help` of a command, from its dataclass."""
     lines = [f"usage: {usage}", "", purpose, "", "keys (type, default, meaning):"]
     for item in keys(schema):
-        default = "" if item.default in ("", None) else item.default
-        lines.append(f"  {item.name}={default}  ({item.type_name})\n      {item.help}")
+        lines += key_lines(item, "" if item.default in ("", None) else str(item.default))
     return "\n".join(lines)
 
 
@@ -119,8 +118,7 @@ def resolve_device(name: str):
     import torch
 
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -137,9 +135,9 @@ def _convert(item: Key, text: str) -> Any:
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     if optional and kind is not str and text.lower() in ("", "null", "none"):
         return None
-    if typing.get_origin(kind) is typing.Literal:
-        if text not in typing.get_args(kind):
-            raise UserError(f"{item.name}={text}: not one of its values{nearest(text, list(typing.get_args(kind)))}")
+    if item.names:
+        if text not in item.names:
+            raise UserError(f"{item.name}={text}: not one of its values{nearest(text, list(item.names))}")
         return text
     if kind is str:
         return text

@@ -27,7 +27,7 @@ LOOSE = (
 )
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "transformers", "peft", "trl", "datasets", "heal.loop", "heal.app"])
+_context.set_forkserver_preload(["torch", "transformers", "peft", "trl", "datasets", "heal.loop", "heal.run.open"])
 
 
 def words(folder: Path, root: Path, *more: str) -> list[str]:

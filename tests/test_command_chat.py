@@ -9,7 +9,7 @@ from rich.console import Console
 from heal.commands import chat
 from heal.decoding import decode
 from heal.run.folder import RunFolder
-from heal.session import load_student
+from heal.run.student import load_student
 from heal.steering.vector import SteeringVector
 from tests import finished, tiny
 from tests.commanded import heal, refused

@@ -15,7 +15,7 @@ from heal.errors import UserError
 from heal.evaluation.results import Answer, Signal, StageResult
 from heal.recipe import load_recipe
 from heal.records import json_bytes
-from heal.run.folder import STAGES, RunFolder
+from heal.run.folder import STEPS, RunFolder
 from heal.studies.comparison.arms import Arm, Settings, group, lines, untrained
 from heal.studies.comparison.runs import Run, read_run, read_runs, records
 from heal.studies.comparison.show import HEADER, _untrained, cells, figure, markdown, page, rounds_csv
@@ -71,9 +71,9 @@ def write_run(
                 }
             ),
         }
-        for name in STAGES[:-1]:
+        for name in STEPS[:-1]:
             folder.finish(folder.round(index), name, {}, 0.0)
-        folder.finish(folder.round(index), STAGES[-1], files, 0.0)
+        folder.finish(folder.round(index), STEPS[-1], files, 0.0)
     return folder.path
 
 

@@ -27,7 +27,7 @@ from heal.export.verify import model_logits, probes, student_logits
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.run.folder import RunFolder
-from heal.session import Student
+from heal.run.student import Student
 from tests import finished
 from tests import tiny as tiny_models
 from tests.commanded import heal

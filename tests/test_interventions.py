@@ -9,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from heal.measuring import Baseline
 
-from heal.app import opened
 from heal.console import Console
 from heal.dose.calibrate import Calibration
 from heal.errors import UserError
 from heal.evaluation.results import StageResult
-from heal.measuring import Baseline
 from heal.run.folder import RunFolder
+from heal.run.open import opened
 from heal.steering.intervention import Signed
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector

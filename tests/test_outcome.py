@@ -10,7 +10,7 @@ from heal.console import Console
 from heal.export.folder import read_record
 from heal.outcome import deliver, round_values, show_round
 from heal.run.folder import Events, RunFolder
-from heal.session import Session
+from heal.run.student import Session
 from heal.tracking import Tracker
 from tests import finished
 from tests.finished import metrics as finished_metrics

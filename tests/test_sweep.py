@@ -8,7 +8,8 @@ import pytest
 from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.records import json_bytes
-from heal.run.folder import EXPORT_RECORD, STAGES, RunFolder, write_atomic
+from heal.run.files import write_atomic
+from heal.run.folder import EXPORT_RECORD, RunFolder
 from heal.studies.sweep import Cell, cells, run_cells, split_values
 from heal.trait import load_trait
 from tests.commanded import heal
@@ -83,7 +84,7 @@ def finish(cell: Cell, rounds: int = 1, exported: int = 1, grows: bool = True) -
     run, recipe = RunFolder(cell.folder), load_recipe(cell.words)
     run.start(recipe, {"dtype": "float32", "trait": load_trait(recipe.trait).to_json()})
     for index in range(rounds):
-        for stage in STAGES:
+        for stage in STEPS:
             content = metrics(index if grows else 0)
             run.finish(run.round(index), stage, {"metrics.json": json_bytes(content)}, 0.0)
     write_atomic(run.report / "index.html", b"")

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from heal.app import opened
 from heal.guard import CONTINUES, command
 from heal.options import options_help
+from heal.run.open import opened
 from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs
 
 USAGE = "heal calibrate [model=...] [trait=...] [method=a,b] [signs=both] [target_kl=1.0] [key=value ...]"
@@ -26,7 +26,7 @@ def calibrate(words: Sequence[str]) -> None:
     recipe, options = read_study(Study, words)
     chosen = interventions(options.method)
     with opened(recipe, KIND, [choice.name for choice in chosen if choice.path is None]) as session:
-        from heal.run.folder import write_files
+        from heal.run.files import write_files
         from heal.studies.interventions.dose_table import figure, history_csv, markdown
         from heal.studies.interventions.doses import dose_all, prompted
 

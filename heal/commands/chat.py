@@ -67,7 +67,7 @@ def load(folder: RunFolder, options: Options, last: int | None = None) -> tuple[
     """A function (stage, prompt) -> answer, and the heading of each stage; `last`: the round's index."""
     quiet_libraries()
     from heal.decoding import Sampling, decode
-    from heal.session import load_student
+    from heal.run.student import load_student
     from heal.steering.vector import SteeringVector
 
     student = load_student(folder, resolve_device(options.device), last, fold_last=False)

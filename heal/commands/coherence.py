@@ -5,14 +5,15 @@ import io
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from heal.app import bare_model
 from heal.config import key
 from heal.console import Console
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe
+from heal.run.open import open_model
 
 if TYPE_CHECKING:
     from heal.studies.planted_damage.sensitivity import Finding
@@ -39,42 +40,41 @@ def coherence(words: Sequence[str]) -> None:
     out = output_path(read_options(Options, own).out, folder=True)
     recipe = load_recipe(others)
     console, settings, seed = Console(), recipe.evaluation, recipe.run.seed
-    model, trait, _ = bare_model(recipe, console)
+    model, trait, _ = open_model(recipe, console)
     from heal.evaluation.evaluate import evaluate
     from heal.evaluation.neutral import NeutralTexts
     from heal.evaluation.probe import choose_probe
-    from heal.evaluation.subject import Subject
-    from heal.evaluation.verdict import Floors
-    from heal.measuring import held_out_prompts
-    from heal.run.folder import write_files
+    from heal.evaluation.signal import limits_of
+    from heal.evaluation.subject import Setup, Subject
+    from heal.run.files import write_files
+    from heal.steps.measure import held_out_prompts
     from heal.studies.planted_damage.sensitivity import damages, findings, plant, table
 
-    prompts = held_out_prompts(trait, settings)
     texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)
-    with console.stage("base") as shown:
+    with console.step("base") as line:
         probe = choose_probe(model, texts.rows(), nullcontext)
-        subject = Subject(
-            stage="base",
+        setup = Setup(
             language_model=model,
             trait=trait,
-            gates=nullcontext,
             base=nullcontext,
             system=recipe.model.system,
-            neutral=recipe.model.system,
+            prompts=held_out_prompts(trait, settings),
+            tokens=settings.tokens,
             max_repetition=recipe.filter.max_repetition,
             questions=settings.questions,
             probe=probe.format,
             neutral_texts=texts,
         )
-        base = evaluate(subject, prompts, settings.tokens, shown.progress)
-        shown.found(f"{len(prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
-    planned, floors = damages(), Floors.of(settings)
-    noticed = findings("none", 0.0, base, base, floors, settings.resamples, seed)
-    with console.stage("damage") as shown:
-        for done, (kind, size, result) in enumerate(plant(subject, base, prompts, settings.tokens, seed), start=1):
-            noticed += findings(kind, size, result, base, floors, settings.resamples, seed)
-            shown.progress(done, len(planned))
-        shown.found(f"{len(planned)} kinds and sizes")
+        subject = Subject(setup, "base", nullcontext)
+        base = evaluate(subject, line.progress)
+        line.found(f"{len(setup.prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
+    judge = partial(findings, base=base, limits=limits_of(settings), resamples=settings.resamples, seed=seed)
+    planned, noticed = damages(), judge("none", 0.0, base)
+    with console.step("damage") as line:
+        for done, (kind, size, result) in enumerate(plant(subject, base, seed), start=1):
+            noticed += judge(kind, size, result)
+            line.progress(done, len(planned))
+        line.found(f"{len(planned)} kinds and sizes")
     paths = write_files(out, {"coherence.md": table(noticed).encode(), "coherence.csv": rows_csv(noticed)})
     print(table(noticed))
     print("* noticed: the interval of the difference lies on the bad side of 0; bold: past the recipe's limit")

@@ -10,16 +10,16 @@ from heal.console import Console
 from heal.environment import quiet_libraries
 from heal.errors import UserError
 from heal.evaluation.choice import best_round
+from heal.evaluation.metrics import RoundMetrics
 from heal.guard import command
 from heal.options import options_help, read_options, resolve_device, round_index
-from heal.records import read_json
 from heal.run.folder import RunFolder
 
 if TYPE_CHECKING:
     from heal.export.folder import Export
     from heal.export.vector import VectorExport
     from heal.models.language_model import LanguageModel
-    from heal.session import Student
+    from heal.run.student import Student
     from heal.steering.vector import SteeringVector
 
 USAGE = "heal export run=FOLDER | vector=FILE [key=value ...]"
@@ -107,13 +107,13 @@ def export_run(options: Options, folder: RunFolder) -> None:
     path = Path(options.out).expanduser() if options.out else run_path(folder, options)
     console = Console()
     load_libraries(console, path)
-    from heal.session import load_student
+    from heal.run.student import load_student
 
-    with console.stage("student") as shown:
+    with console.step("student") as shown:
         student = load_student(folder, resolve_device(options.device), last_round)
         rank, last = student.accumulator.history_rank, student.rounds[-1]
         shown.found(f"{student.recipe.model.name} after round {last + 1}, rank {rank}")
-    with console.stage("export") as shown:
+    with console.step("export") as shown:
         written = write_student(student, path, options)
         shown.found(f"written and loaded again; logits within {written.error:.1e} of the student's")
     kind = f"adapter of rank {written.rank}" if written.rank else "merged model"
@@ -147,7 +147,7 @@ def export_steering_vector(options: Options, file: Path) -> None:
     config = model_of(options, file, vector)
     vector = replace(vector, model=config.name)
     model = load_model(console, config, options.device)
-    with console.stage("export") as shown:
+    with console.step("export") as shown:
         written = export_vector(vector, model, config, path, c, options.bias == "true")
         shown.found(f"written and loaded again; logits within {written.facts.error:.1e} of the steered model's")
     say_approximation(console, written)
@@ -169,7 +169,7 @@ def load_model(console: Console, config: ModelConfig, device_name: str) -> "Lang
     from heal.models.load import load_language_model
     from heal.models.precision import resolve_dtype
 
-    with console.stage("model") as shown:
+    with console.step("model") as shown:
         device = resolve_device(device_name)
         dtype, why = resolve_dtype(config.dtype, device)
         model = load_language_model(config, dtype, device)
@@ -207,7 +207,7 @@ def chosen_round(folder: RunFolder, text: str | None) -> int | None:
         return round_index(int(text), rounds)
     if text != "best":
         raise UserError(f"round={text}: expected a number from 1, or best")
-    best = best_round([read_json(folder.round(index) / "metrics.json") for index in rounds])
+    best = best_round([RoundMetrics.load(folder.round(index)) for index in rounds])
     if best is None:
         raise UserError(f"round=best: no round of {folder.path} is coherent with a valid trait shift above zero")
     return rounds[best]

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from heal.app import opened
 from heal.guard import CONTINUES, command
 from heal.options import options_help
+from heal.run.open import opened
 from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs
 
 USAGE = "heal interventions [model=...] [trait=...] [method=a,b] [signs=both] [key=value ...]"
@@ -26,9 +26,8 @@ def compare(words: Sequence[str]) -> None:
     recipe, options = read_study(Study, words)
     chosen = interventions(options.method)
     with opened(recipe, KIND, [choice.name for choice in chosen if choice.path is None]) as session:
-        from heal.evaluation.validity import doubts, from_json
-        from heal.records import read_json
-        from heal.run.folder import write_files
+        from heal.evaluation.validity import doubts
+        from heal.run.files import write_files
         from heal.studies.interventions.compare import pairs, setting_of
         from heal.studies.interventions.doses import dose_all, prompted
         from heal.studies.interventions.measure import measure_all
@@ -38,8 +37,7 @@ def compare(words: Sequence[str]) -> None:
         against, measured = measure_all(session, dose_all(session, chosen, directions), prompted(session, directions))
         setting = setting_of(session, against.valid)
         compared = pairs(measured, against.base, setting)
-        doubted = doubts(from_json(read_json(session.folder.baseline / "metrics.json")["validity"]))
-        text = markdown(compared, setting, len(against.base.answers), doubted)
+        text = markdown(compared, setting, len(against.base.answers), doubts(against.validity))
         files = {
             "interventions.md": text.encode(),
             "interventions.csv": table_csv(compared).encode(),

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heal.app import opened
 from heal.config import key
 from heal.guard import CONTINUES, command
 from heal.options import options_help
+from heal.run.open import opened
 from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, multiples, read_study, signs
 
 USAGE = "heal survival [model=...] [trait=...] [method=a,b] [tokens=128] [key=value ...]"
@@ -38,17 +38,18 @@ def survival(words: Sequence[str]) -> None:
     chosen = interventions(options.method)
     alphas = multiples(options.alphas)
     with opened(recipe, KIND, [choice.name for choice in chosen if choice.path is None]) as session:
-        from heal.run.folder import write_files
+        from heal.run.files import write_files
         from heal.studies.interventions.doses import dose_all
-        from heal.studies.survival.study import output, prepare, results, survive
+        from heal.studies.survival.study import Setting, output, prepare, results, survive
 
         dosed = dose_all(session, chosen, signs(options.signs))
         session.console.title("base")
-        doubt = prepare(session)
+        probe, doubt = prepare(session)
+        setting = Setting(options.prompts, options.tokens, options.forks, alphas)
         written: list[str] = []
         for intervention in dosed:
             session.console.title(intervention.label)
-            rollouts = survive(session, intervention, options.prompts, options.tokens, options.forks, alphas)
+            rollouts = survive(session, intervention, probe, setting)
             files = results(intervention, rollouts, doubt)
             written.append(write_files(output(session, intervention), files))
             print(files["survival.md"].decode())

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from heal.app import bare_model, default_name
 from heal.config import Recipe, key
 from heal.console import Console
 from heal.errors import UserError
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe
+from heal.run.open import default_name, open_model
 from heal.trait import load_trait
 
 USAGE = "heal weight-difference [trait=...] [model.name=...] [adapter=KIND] [out=FILE] [key=value ...]"
@@ -40,18 +40,18 @@ def weight_difference(words: Sequence[str]) -> None:
     options, recipe = read_options(Options, own), load_recipe(others)
     path = difference_path(options, recipe)
     console = Console()
-    model, trait, _ = bare_model(recipe, console)
-    from heal.run.folder import write_atomic
+    model, trait, _ = open_model(recipe, console)
+    from heal.run.files import write_atomic
     from heal.studies.weight_difference.answers import contrasting_answers
     from heal.studies.weight_difference.train import train_contrast
 
-    with console.stage("answers") as shown:
+    with console.step("answers") as shown:
         contrast = contrasting_answers(model, trait, recipe, options.samples, shown.progress)
         shown.found(
             f"kept {contrast.kept_positive} of {contrast.made} as {trait.name}, {contrast.kept_negative} of "
             f"{contrast.made} as its opposite; {len(contrast.positive)} of each trained on"
         )
-    with console.stage("train") as shown:
+    with console.step("train") as shown:
         trained = train_contrast(model, trait, recipe, contrast, options.adapter, shown.progress)
         shown.found(
             f"two {options.adapter} adapters, {recipe.heal.epochs} epochs; loss {trained.loss_positive:.3f} "
