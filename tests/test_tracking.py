@@ -454,9 +454,9 @@ def test_a_key_may_be_in_a_netrc_file(refusing: str, tmp_path: Path, monkeypatch
         ("", "offline"),
     ]:
         for where in ["HOME", "NETRC"]:
-            with case(content, mode, where):
+            with case(content, mode, where), monkeypatch.context() as patch:
                 (tmp_path / ".netrc").write_text(content.replace("SERVER", refusing.removeprefix("http://")) + "\n")
-                monkeypatch.setenv(where, str(tmp_path / ".netrc" if where == "NETRC" else tmp_path))
+                patch.setenv(where, str(tmp_path / ".netrc" if where == "NETRC" else tmp_path))
                 assert resolve_mode("auto") == mode
 
 
