@@ -1,12 +1,15 @@
 """The recipe: every key, its type, default and meaning. One place; `--help` is printed from here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from heal.adapter_kinds import ADAPTER_KINDS
+from heal.evaluation.signal import limited
 from heal.healing.aggregates import AGGREGATES
+
+Section = TypeVar("Section")
 
 AS_DEFAULT = object()  # a key whose default is also what runs did before the key existed
 
@@ -36,6 +39,15 @@ def key(
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def with_limits(section: type[Section]) -> type[Section]:
+    """`section` with one more key for each limit of coherence, as the readouts describe them."""
+    keys = [
+        (limit.key, float, key(limit.default, limit.help, limit.minimum, limit.maximum)) for limit in limited().values()
+    ]
+    of_section = {"__module__": section.__module__, "__doc__": section.__doc__}
+    return make_dataclass(section.__name__, keys, bases=(section,), namespace=of_section)
 
 
 @dataclass
@@ -154,6 +166,7 @@ class HealConfig:
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
 
 
+@with_limits
 @dataclass
 class EvaluationConfig:
     prompts: int = key(12, "held-out prompts answered greedily", 2)
@@ -170,11 +183,6 @@ class EvaluationConfig:
     )
     thinking: int = key(0, "tokens the model may think before it answers about a scene; 0: none", 0)
     resamples: int = key(2000, "bootstrap resamples", 100)
-    min_p_ans_any: float = key(0.85, "coherence floor: mean mass on valid answers", 0, 1)
-    max_repetition_share: float = key(0.25, "coherence floor: share of looping answers", 0, 1)
-    max_tail_perplexity: float = key(10.0, "coherence floor: median tail perplexity under base", 1)
-    min_alive_share: float = key(0.75, "coherence floor: share of answers after which a probe is answered", 0, 1)
-    max_scaffold_rise: float = key(1.0, "coherence floor: nats per token of the forced probe text over base", 0)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The `key=value` words of a script, read by a dataclass of `heal.config.key` fields; errors name the nearest."""
+"""The `key=value` words of a command, read by a dataclass of `heal.config.key` fields; errors name the nearest."""
 
 import math
 import tempfile
@@ -40,12 +40,12 @@ def read_options(schema: type[Schema], words: Sequence[str]) -> Schema:
 
 
 def split_words(schema: type, words: Sequence[str], short: Iterable[str] = ()) -> tuple[list[str], list[str]]:
-    """The words that set a script's own keys, and those for the recipe.
+    """The words that set a command's own keys, and those for the recipe.
 
     Args:
-        schema: the script's dataclass.
+        schema: the command's dataclass.
         words: the command line.
-        short: the script's names for keys of the recipe.
+        short: the command's names for keys of the recipe.
 
     Raises:
         UserError: a key of neither; names the nearest among all of them.
@@ -61,11 +61,29 @@ def split_words(schema: type, words: Sequence[str], short: Iterable[str] = ()) -
 
 
 def options_help(schema: type, usage: str, purpose: str) -> str:
-    """`--help` of a script, from its dataclass."""
+    """`--help` of a command, from its dataclass."""
     lines = [f"usage: {usage}", "", purpose, "", "keys (type, default, meaning):"]
     for item in keys(schema):
         lines += key_lines(item, "" if item.default in ("", None) else str(item.default))
     return "\n".join(lines)
+
+
+def round_index(number: int, finished: Sequence[int]) -> int:
+    """The index, as in rounds/NN, of the round that `round=number` names: people count rounds from 1.
+
+    Args:
+        number: as it was typed.
+        finished: the indices of the run's finished rounds, from 0 without a gap.
+
+    Raises:
+        UserError: it is below 1, or that round is not finished.
+    """
+    if number < 1:
+        raise UserError(f"round={number}: rounds are counted from 1; the first is round=1")
+    if number > len(finished):
+        there = f"the last finished round is round={len(finished)}" if finished else "no round is finished yet"
+        raise UserError(f"round={number}: {there}")
+    return finished[number - 1]
 
 
 def output_path(text: str, folder: bool) -> Path:

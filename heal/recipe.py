@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -19,7 +18,15 @@ from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError, nearest
 
 _NOT_IN_A_PROJECT = "/\\#?%:"  # characters that W&B refuses there
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def _recipes_folder(package: Path) -> Path:
+    """The shipped recipes: in an installed package inside it, in a clone beside it."""
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+RECIPES = _recipes_folder(Path(__file__).resolve().parent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +115,8 @@ def key_lines(item: Key, default: str) -> list[str]:
 def help_text() -> str:
     """`--help`, from the dataclasses."""
     lines = [
-        "usage: accelerate launch heal/train.py [recipe=NAME|PATH] [trait=NAME|PATH] [key=value ...]",
+        "usage: heal train [recipe=NAME|PATH] [trait=NAME|PATH] [key=value ...]",
+        "       accelerate launch heal/train.py ... (the same, from a clone)",
         "",
         "Trains a trait into a language model: steer, distil, heal, fold, round after round.",
         "The same command again continues an unfinished run.",
@@ -352,13 +360,3 @@ def from_mapping(values: dict[str, Any], where: str) -> Recipe:
     recipe = OmegaConf.to_object(config)
     assert isinstance(recipe, Recipe)
     return recipe
-
-
-def wants_help(words: Sequence[str]) -> bool:
-    """Whether the command line asks for help."""
-    return any(word in ("-h", "--help", "help") for word in words)
-
-
-def main_words() -> list[str]:
-    """The words of this process's command line."""
-    return sys.argv[1:]

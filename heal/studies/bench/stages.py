@@ -24,7 +24,7 @@ from trl import SFTTrainer
 from heal.accumulator import Accumulator
 from heal.config import HealConfig
 from heal.decoding import decode
-from heal.dose.calibrate import calibrate, path_divergences
+from heal.dose.calibrate import Goal, calibrate, path_divergences
 from heal.generation.collect import Row as Completion
 from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
@@ -184,12 +184,8 @@ def calibrate_stage(setting: Setting, rate: float) -> Iterator[Row]:
             found = calibrate(
                 lambda cs: path_divergences(model, setting.vector, cs, prompts, settings.tokens),
                 None,
-                settings.target,
-                settings.tolerance,
-                start,
-                settings.candidates,
-                settings.max_passes,
-                "student",
+                replace(Goal.of(settings), reference="student"),
+                start=start,
             )
         return found, time.perf_counter() - begin
 

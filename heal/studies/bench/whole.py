@@ -8,11 +8,11 @@ from pathlib import Path
 
 from heal.config import HealConfig
 from heal.decoding import Completion, Sampling, decode
-from heal.dose.calibrate import Calibration, calibrate, path_divergences
+from heal.dose.calibrate import Calibration, Goal, calibrate, path_divergences
 from heal.evaluation.readouts import free_answers, persona
 from heal.evaluation.readouts import questions as questions_readout
 from heal.evaluation.readouts.questions import PREFILL, QUESTIONS, question_text
-from heal.evaluation.subject import Subject
+from heal.evaluation.subject import Setup, Subject
 from heal.generation.make import tail_perplexities
 from heal.healing.heal import heal
 from heal.records import read_jsonl
@@ -82,12 +82,7 @@ class _Both:
                 self.dose = calibrate(
                     lambda cs: path_divergences(self.model, self.vector, cs, prompts, CALIBRATION_TOKENS),
                     None,
-                    target,
-                    tolerance,
-                    None,
-                    settings.candidates,
-                    settings.max_passes,
-                    "student",
+                    replace(Goal.of(settings), reference="student"),
                 )
 
         def plainly() -> None:
@@ -172,17 +167,17 @@ class _Both:
             self.model.chat.ids(system, question_text(question["question"], question["options"]), PREFILL)
             for question in read_jsonl(QUESTIONS)[:ASKED]
         ]
-        subject = Subject(
-            stage="healed",
+        setup = Setup(
             language_model=self.model,
             trait=self.trait,
-            gates=self.accumulator.student,
             base=self.accumulator.base,
             system=system,
-            neutral=system,
+            prompts=texts,
+            tokens=ANSWER_TOKENS,
             max_repetition=self.recipe.filter.max_repetition,
             questions=ASKED,
         )
+        subject = Subject(setup, "healed", self.accumulator.student)
 
         def plainly() -> None:
             said = serial.answer(self.plain_model, asked, ANSWER_TOKENS)
@@ -192,7 +187,7 @@ class _Both:
                 serial.persona_log_ratios(self.plain_model, self.trait, texts, said)
 
         def ours() -> None:
-            said = subject.answer(texts, ANSWER_TOKENS)
+            said = subject.answer()
             for readout in (questions_readout, free_answers, persona):  # those that the plain way measures too
                 readout.measure(subject, said)
 
