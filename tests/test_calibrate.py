@@ -22,12 +22,12 @@ from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate,
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.recipe import load_recipe
-from heal.run.folder import Events, RunFolder
+from heal.run.folder import RunFolder
 from heal.run.student import Session
 from heal.steering.intervention import Dosing
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
-from heal.tracking import Tracker
+from heal.tracking.tracker import Tracker
 from tests.students import student
 from tests.tiny import prompts, sized, trait, vector
 
@@ -295,8 +295,7 @@ def session(tiny_folder: Path, tmp_path: Path) -> Session:
     """The first round of a run on a tiny model, as far as calibration needs it."""
     few = ("calibration.candidates=3", "calibration.max_passes=6", "calibration.tolerance=0.05")
     recipe = load_recipe(["recipe=smoke", "calibration.audit_prompts=0", *few])
-    tracker = Tracker(Events(tmp_path / "events.jsonl"), tmp_path, "disabled", "heal", None, "tiny", {})
-    return Session(recipe, trait(), RunFolder(tmp_path), *student(tiny_folder), Console(), tracker)
+    return Session(recipe, trait(), RunFolder(tmp_path), *student(tiny_folder), Console(), Tracker())
 
 
 @pytest.mark.parametrize(("reference", "expected"), [("base", (0.0, "unreachable")), ("student", (1.0, "tolerance"))])
