@@ -14,7 +14,7 @@ from heal.models.load import load_language_model
 from heal.recipe import load_recipe
 from heal.records import json_bytes
 from heal.run.folder import RunFolder
-from heal.session import Student, build_accumulator, load_student, lora_seed
+from heal.run.student import Student, build_accumulator, load_student, lora_seed
 from heal.trait import Trait
 from tests import tiny
 
@@ -117,7 +117,7 @@ def _write_round(
     files = {f"adapter/{name}": content for name, content in accumulator.save_current().items()}
     content = metrics(index, recipe.evaluation.steered)
     files |= {"metrics.json": json_bytes(content), "vector.safetensors": vector.to_bytes()}
-    *earlier, last = folder.stages()
+    *earlier, last = folder.steps()
     for stage in earlier:
         folder.finish(folder.round(index), stage, {}, 0.0)
     folder.finish(folder.round(index), last, files, 0.0)

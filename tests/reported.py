@@ -22,7 +22,8 @@ from heal.generation.collect import Row, dose_table
 from heal.records import json_bytes, jsonl_bytes, read_json
 from heal.report.page import render
 from heal.report.results import read_results
-from heal.run.folder import MANIFEST, RunFolder
+from heal.run.folder import RunFolder
+from heal.run.manifest import MANIFEST
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("trajectory", "signals", "calibration", "training")

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy
 import pytest
 import torch
+from heal.stages import calibration_prompts, warn_of_a_short_audit
 from torch.nn.functional import kl_div, log_softmax
 
 from heal import stages
@@ -22,8 +23,7 @@ from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.recipe import load_recipe
 from heal.run.folder import Events, RunFolder
-from heal.session import Session
-from heal.stages import calibration_prompts, warn_of_a_short_audit
+from heal.run.student import Session
 from heal.steering.intervention import Dosing
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector

@@ -10,7 +10,7 @@ from heal.console import Console
 from heal.export.folder import read_record
 from heal.outcome import deliver, round_values, show_round
 from heal.run.folder import Events, RunFolder
-from heal.session import Session
+from heal.run.student import Session
 from heal.tracking import Tracker
 from tests import finished
 from tests.finished import metrics as finished_metrics
@@ -94,7 +94,7 @@ def test_a_start_of_fewer_rounds_than_the_folder_holds_delivers_those_and_says_s
     assert read_record(run.adapter)["rounds"] == run.exported() == [0]
     assert "made in 1 round of" in (run.adapter / "README.md").read_text()
     assert "the folder holds 2, all in the report; verdict, best round and adapter are of the first 1" in printed
-    assert f"scripts/chat.py run={run.path} round=0" in printed
+    assert f"heal chat run={run.path} round=1" in printed
 
 
 def test_a_start_of_all_rounds_delivers_them_all_and_counts_those_that_it_made(

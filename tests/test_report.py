@@ -19,7 +19,7 @@ from heal.report.build import build_report
 from heal.report.figures import draw
 from heal.report.labels import Label, place_labels
 from heal.report.results import read_results
-from heal.run.folder import STAGES, RunFolder
+from heal.run.folder import RunFolder
 from tests.reported import FIGURES, HOSTILE, PROMPTS, SCRIPT, Page, completions, rewrite, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -97,7 +97,7 @@ def unsteered(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 def test_a_round_without_the_steered_stage_is_finished_where_the_recipe_says_so(unsteered: RunFolder) -> None:
     assert unsteered.rounds() == [0, 1]
-    assert unsteered.stages() == tuple(stage for stage in STAGES if stage != "steered")
+    assert unsteered.steps() == tuple(stage for stage in STEPS if stage != "steered")
 
 
 def test_its_page_has_no_steered_answers_and_no_steered_row(unsteered: RunFolder, html: str) -> None:

@@ -2,11 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from heal.evaluation.metrics import SignalFigures, Summary
 from heal.evaluation.signal import Measured, signals
 from heal.evaluation.stats import estimate, paired_difference, point
+from heal.records import read_record, record_bytes
+from heal.run.files import Files
+
+Rows = list[dict[str, Any]]  # of a table for people, whose columns are those of the signals that there are
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,14 @@ class StageResult:
     stage: str
     answers: tuple[Answer, ...]
     signals: tuple[Measured, ...]
+
+    def files(self) -> Files:
+        return {f"{self.stage}.json": record_bytes(self)}
+
+    @staticmethod
+    def load(folder: Path, stage: str) -> "StageResult":
+        """What `files` wrote; UserError where the file is none."""
+        return read_record(StageResult, folder / f"{stage}.json")
 
     def signal(self, name: str) -> Measured:
         """KeyError where the stage has no such signal."""
@@ -74,7 +87,7 @@ def _figures(signal: Measured, base: Measured, resamples: int, seed: int) -> Sig
     return SignalFigures(value.value, value.low, value.high, value.n, delta, signal.role, signal.unit)
 
 
-def output_rows(result: StageResult) -> list[dict[str, Any]]:
+def output_rows(result: StageResult) -> Rows:
     """One row an answer for `outputs.jsonl`, with the signals that have one value an answer."""
     per_answer = [signal for signal in result.signals if signal.items == "answers"]
     return [

@@ -10,17 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from heal.app import default_name, files_read
 from heal.console import counted
 from heal.errors import UserError
 from heal.evaluation.choice import why_stop
 from heal.evaluation.metrics import RoundMetrics
 from heal.recipe import load_recipe
-from heal.records import read_record
 from heal.run.folder import RunFolder
+from heal.run.open import default_name, facts_of
 from heal.trait import load_trait
 
-TRAIN = Path(__file__).resolve().parent / "train.py"
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 _SHORT = {"seed": "run.seed", "rounds": "run.rounds"}
 _IN_NAME = ("recipe", "trait", "run.seed", "model.name")  # what a run's default name already says
 _POLL_SECONDS = 2.0
@@ -62,11 +61,11 @@ class Cell:
         run, recipe = RunFolder(self.folder), load_recipe(self.words)
         if not (run.path / "recipe.yaml").is_file():
             return False
-        run.refuse_other(recipe, files_read(recipe, load_trait(recipe.trait)))
+        run.refuse_other(recipe, facts_of(recipe, load_trait(recipe.trait), run.started().dtype))
         exported = run.exported()
         if not (run.report / "index.html").is_file() or exported != run.rounds()[: len(exported)]:
             return False
-        metrics = [read_record(RoundMetrics, run.round(index) / "metrics.json") for index in exported]
+        metrics = [RoundMetrics.load(run.round(index)) for index in exported]
         stopped = why_stop(metrics, recipe.run.stop_on_plateau, recipe.run.stop_when_incoherent)
         return len(metrics) >= self.rounds or stopped is not None
 

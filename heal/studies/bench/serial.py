@@ -21,6 +21,7 @@ from heal.accumulator import Accumulator
 from heal.divergence import kl_divergence
 from heal.evaluation.readouts.questions import letter_ids
 from heal.generation.filters import tail_length
+from heal.healing.aggregates import AGGREGATES
 from heal.healing.barrier import aggregate
 from heal.models.language_model import LanguageModel
 from heal.steering.sites import Site
@@ -203,7 +204,9 @@ def heal(
                 logits_NV = _completion_logits(language_model, prompt, completion)
                 target_N = _tensor(language_model, completion)[0]
                 ce = cross_entropy(logits_NV, target_N, reduction="sum") / tokens
-                d_1 = aggregate(kl_divergence(logits_NV, reference_NV), torch.zeros_like(target_N), 1, "rmse")
+                d_1 = aggregate(
+                    kl_divergence(logits_NV, reference_NV), torch.zeros_like(target_N), 1, AGGREGATES["rmse"]
+                )
                 loss = ce + strength * torch.relu(d_1 - tau).sum() / len(step)
                 loss.backward()
                 total += float(loss.detach())

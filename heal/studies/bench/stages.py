@@ -24,12 +24,14 @@ from trl import SFTTrainer
 from heal.accumulator import Accumulator
 from heal.config import HealConfig
 from heal.decoding import decode
-from heal.dose.calibrate import calibrate, path_divergences
+from heal.dose.calibrate import Goal, calibrate, path_divergences
 from heal.generation.collect import Row as Completion
 from heal.healing.barrier import position_losses
+from heal.healing.divergences import divergence_named
 from heal.healing.heal import heal, left_as_it_was, training_arguments
+from heal.healing.log import StepLog
 from heal.healing.references import References, batch_states, compute
-from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
+from heal.healing.rows import Batch, Collator, StepOrder, steps_of, training_rows
 from heal.models.language_model import LanguageModel
 from heal.steering.extract import contexts, pair_activations
 from heal.steering.sites import Site
@@ -87,7 +89,7 @@ def barrier_stage(setting: Setting, rate: float) -> Iterator[Row]:
 
     def chunked() -> None:
         x_ND = h_ND.clone().requires_grad_()
-        nll_N, kl_N = position_losses(model, x_ND, target_N, reference_ND, "kl_rev")
+        nll_N, kl_N = position_losses(model, x_ND, target_N, reference_ND, divergence_named("kl_rev"))
         (nll_N.mean() + kl_N.mean()).backward()
 
     def dense() -> None:
@@ -182,12 +184,8 @@ def calibrate_stage(setting: Setting, rate: float) -> Iterator[Row]:
             found = calibrate(
                 lambda cs: path_divergences(model, setting.vector, cs, prompts, settings.tokens),
                 None,
-                settings.target,
-                settings.tolerance,
-                start,
-                settings.candidates,
-                settings.max_passes,
-                "student",
+                replace(Goal.of(settings), reference="student"),
+                start=start,
             )
         return found, time.perf_counter() - begin
 
@@ -226,7 +224,7 @@ def training(setting: Setting) -> HealConfig:
     return replace(setting.recipe.heal, validation=0.0, gradient_norms_every=0, epochs=2)
 
 
-def one_batch(setting: Setting) -> dict[str, Tensor]:
+def one_batch(setting: Setting) -> Batch:
     """A collated batch of the recipe's size."""
     rows = training_rows(setting.model, setting.rows[: setting.recipe.heal.batch_size])
     return Collator(setting.model)(rows)
@@ -262,13 +260,23 @@ class Trained:
         """Trains on `rows`; the times at which the steps ended."""
         ended: list[float] = []
 
-        def on_log(entry: dict[str, float]) -> None:
-            if entry["step"]:
+        def on_log(log: StepLog) -> None:
+            if log.step:
                 ended.append(time.perf_counter())
 
         with tempfile.TemporaryDirectory() as folder:
             config = replace(self._config, epochs=epochs)
-            heal(self._model, self._accumulator, rows, config, 0, 0, 2**30, Path(folder), on_log)
+            heal(
+                self._model,
+                self._accumulator,
+                rows,
+                config,
+                round_index=0,
+                seed=0,
+                reference_bytes=2**30,
+                scratch=Path(folder),
+                on_log=on_log,
+            )
         return ended
 
 
@@ -280,7 +288,7 @@ class PlainSFT(Trained):
         made = training_rows(self._model, rows)
         order = [index for step in steps_of(made, range(len(made)), size, 0, 0, "steps") for index in step]
         labelled = [
-            {"input_ids": row["input_ids"], "labels": [-100] * row["start"] + row["input_ids"][row["start"] :]}
+            {"input_ids": row.input_ids, "labels": [-100] * row.start + row.completion}
             for row in (made[index] for index in order)
         ]
         ended: list[float] = []

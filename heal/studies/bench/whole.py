@@ -8,7 +8,7 @@ from pathlib import Path
 
 from heal.config import HealConfig
 from heal.decoding import Completion, Sampling, decode
-from heal.dose.calibrate import Calibration, calibrate, path_divergences
+from heal.dose.calibrate import Calibration, Goal, calibrate, path_divergences
 from heal.evaluation.readouts import free_answers, persona
 from heal.evaluation.readouts import questions as questions_readout
 from heal.evaluation.readouts.questions import PREFILL, QUESTIONS, question_text
@@ -82,12 +82,7 @@ class _Both:
                 self.dose = calibrate(
                     lambda cs: path_divergences(self.model, self.vector, cs, prompts, CALIBRATION_TOKENS),
                     None,
-                    target,
-                    tolerance,
-                    None,
-                    settings.candidates,
-                    settings.max_passes,
-                    "student",
+                    replace(Goal.of(settings), reference="student"),
                 )
 
         def plainly() -> None:
@@ -137,7 +132,17 @@ class _Both:
 
         def ours() -> None:
             with tempfile.TemporaryDirectory() as folder:
-                heal(self.model, self.accumulator, kept, config, 0, 0, 2**30, Path(folder), lambda entry: None)
+                heal(
+                    self.model,
+                    self.accumulator,
+                    kept,
+                    config,
+                    round_index=0,
+                    seed=0,
+                    reference_bytes=2**30,
+                    scratch=Path(folder),
+                    on_log=lambda log: None,
+                )
 
         def plainly() -> None:
             rate, betas = config.learning_rate, config.betas

@@ -19,7 +19,7 @@ from heal.evaluation.surgical import DeltaLogit, SurgicalInformedness, delta_log
 from heal.evaluation.verdict import coherence
 from heal.evaluation.vignettes import FOUNDATIONS, Vignette
 from heal.randomness import derive_seed
-from heal.session import Session
+from heal.run.session import Session
 from heal.studies.interventions.measure import MeasuredArm
 from heal.trait import Trait
 
@@ -128,7 +128,7 @@ def _pair(name: str, sides: Mapping[int, MeasuredArm], base: StageResult, settin
         return Pair(name, lines)
     up, down = (sides[sign].result if sign in sides else base for sign in (1, -1))
     trait = setting.trait
-    surgical = surgical_sides(trait, setting.scenes, base, up, down)
+    surgical = surgical_sides(trait, setting.scenes, base=base, up=up, down=down)
     selectivity = gated_selectivity(
         clr_values(up),
         clr_values(down),

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heal.evaluation.results import StageResult
-from heal.measuring import Baseline, baseline, measure_stage
-from heal.session import Session
+from heal.run.session import Session
+from heal.steps.baseline import Baseline, measure_baseline
 from heal.studies.interventions.doses import Dosed, Prompted, mark, place
 
 
@@ -29,7 +29,8 @@ def measure_all(
 ) -> tuple[Baseline, list[MeasuredArm]]:
     """Base with what is valid on it, then every arm; what was measured before is read."""
     session.console.title("base")
-    against = baseline(session)
+    against = measure_baseline(session)
+    examined = against.examination
     measured = []
     arms: list[Dosed | Prompted] = [*dosed, *prompts]
     for arm in arms:
@@ -37,8 +38,9 @@ def measure_all(
         folder, step = place(session, arm.name), f"measured{mark(arm.sign)}"
         off = session.accumulator.base
         if isinstance(arm, Dosed):
-            result = measure_stage(session, folder, step, off, vector=arm.intervention, c=arm.coefficient())
+            stage = examined.stage(step, off, intervention=arm.intervention, coefficient=arm.coefficient())
         else:
-            result = measure_stage(session, folder, step, off, system=arm.system)
+            stage = examined.stage(step, off, persona=arm.system)
+        result = session.run(stage, folder)
         measured.append(MeasuredArm(arm, result, session.folder.seconds(folder)[step]))
     return against, measured

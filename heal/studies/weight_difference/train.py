@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import PeftModel
 from transformers.trainer_callback import PrinterCallback
@@ -17,9 +16,10 @@ from heal.config import HealConfig, Recipe
 from heal.errors import RoundError
 from heal.generation.collect import Row
 from heal.healing.barrier import position_losses
+from heal.healing.divergences import divergence_named
 from heal.healing.heal import SEEDS, checkpoint_blocks, left_as_it_was, memory_told, training_arguments
 from heal.healing.references import batch_states
-from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
+from heal.healing.rows import Collator, StepOrder, dataset, steps_of, training_rows
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.randomness import derive_seed
@@ -120,7 +120,7 @@ class _Trainer(SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._language_model.model.eval()  # no dropout of the base's own
         h_ND = batch_states(self._language_model, inputs)
-        nll_N, _ = position_losses(self._language_model, h_ND, inputs["labels"], None, "none")
+        nll_N, _ = position_losses(self._language_model, h_ND, inputs["labels"], None, divergence_named("none"))
         loss = nll_N.sum() / (len(nll_N) if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
             raise RoundError(f"the loss is not finite at step {self.state.global_step + 1}. Lower heal.learning_rate.")
@@ -156,8 +156,8 @@ def _fit(
             args=training_arguments(
                 config, steps, derive_seed(seed, STAGE, "train") % SEEDS, scratch, False, language_model.device
             ),
-            data_collator=Collator(language_model),
-            train_dataset=Dataset.from_list(train),
+            data_collator=Collator(language_model).of_dataset,
+            train_dataset=dataset(train),
             processing_class=copy.copy(language_model.chat.tokenizer),
         )
         progress(0, steps)
