@@ -40,8 +40,9 @@ def compare(words: Sequence[str]) -> None:
     out = output_path(options.out, folder=True)
     from heal.run.files import write_files
     from heal.studies.comparison.arms import Settings, group, lines, untrained
+    from heal.studies.comparison.figure import figure
     from heal.studies.comparison.runs import read_runs, records
-    from heal.studies.comparison.show import figure, markdown, page, rounds_csv
+    from heal.studies.comparison.show import markdown, page, rounds_csv
 
     runs = read_runs(paths)
     trained = group(runs, options.by.split(","))

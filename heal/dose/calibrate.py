@@ -11,25 +11,14 @@ from torch import Tensor
 
 from heal.config import CalibrationConfig
 from heal.decoding import Completion, decode
-from heal.dose.root import COLD, WARM, Outcome, find_coefficient
+from heal.dose.calibration import Calibration, PathDivergence
+from heal.dose.root import COLD, WARM, find_coefficient
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.scoring import completion_states, token_divergences
 from heal.steering.intervention import ADDITIVE, Dosing, Intervention
 
 Ids = Sequence[int]
-
-
-@dataclass(frozen=True)
-class PathDivergence:
-    """Per-token `KL(on || off)` pooled over prompts and positions of the steered paths, nats."""
-
-    c: float
-    p50: float
-    p95: float
-    mean: float
-    max: float
-    n: int
 
 
 # Divergences at several coefficients, measured side by side.
@@ -58,47 +47,6 @@ class Goal:
     def of(settings: CalibrationConfig) -> "Goal":
         """The recipe's."""
         return Goal(settings.target, settings.tolerance, settings.candidates, settings.max_passes, settings.reference)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What a calibration found.
-
-    Attributes:
-        c_star: the coefficient.
-        value: p95 there, nats.
-        target: what it should be.
-        tolerance: accepted distance.
-        outcome: how the search ended, see `Search`; only `tolerance` is a hit.
-        passes: rounds of decoding that it took.
-        history: every evaluation in order.
-        audit: the statistic at c_star on held-out prompts, if asked for.
-        reference: what "off" was, `student` or `base`.
-    """
-
-    c_star: float
-    value: float
-    target: float
-    tolerance: float
-    outcome: Outcome
-    passes: int
-    history: tuple[PathDivergence, ...]
-    audit: PathDivergence | None
-    reference: str
-
-    @property
-    def on_target(self) -> bool:
-        return self.outcome == "tolerance"
-
-    @property
-    def miss(self) -> str:
-        """In words, how a search that is not on target ended."""
-        which = "most" if self.value < self.target else "least"
-        reached = f", and this is the {which} that any coefficient reached" if self.outcome == "unreachable" else ""
-        return (
-            f"p95 KL {self.value:.2f} nats at c = {self.c_star:.3f} against {self.target:g} asked; the search ended "
-            f"on '{self.outcome}'{reached}"
-        )
 
 
 def path_divergences(

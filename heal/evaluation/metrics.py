@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from heal.dose.root import Outcome
-from heal.evaluation.signal import MASS, TRAIT
+from heal.evaluation.signal import MASS, TRAIT, Validity
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import SurgicalInformedness
 from heal.records import read_record
@@ -179,3 +179,24 @@ class RoundMetrics:
         if not self.trait.delta.excludes_zero or MASS not in self.healed:
             return None
         return CoherenceCost(self.healed[MASS].delta.value, self.trait.delta.value)
+
+
+@dataclass(frozen=True)
+class BaselineMetrics:
+    """What the rounds are held against: the signals of the stages that are measured once, and what each is worth.
+
+    Attributes:
+        base: the signals of the original model.
+        prompted, opposite: the same under the positive and under the negative persona as system prompt.
+        validity: of each signal, for this model.
+    """
+
+    base: Summary
+    prompted: Summary
+    opposite: Summary = field(default_factory=dict)
+    validity: dict[str, Validity] = field(default_factory=dict)
+
+    @staticmethod
+    def load(folder: Path) -> "BaselineMetrics":
+        """UserError where the baseline's folder has no such file, or not one that heal writes."""
+        return read_record(BaselineMetrics, folder / METRICS)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from heal import choices
 
 if TYPE_CHECKING:
     from heal.config import EvaluationConfig, Recipe
-    from heal.evaluation.metrics import Summary
+    from heal.evaluation.metrics import SignalFigures, Summary
     from heal.evaluation.stats import Estimate
 
 Role = Literal["trait", "coherence", "off_target"]
@@ -159,6 +159,9 @@ class Signal:
         fall: for a signal without a limit, a format of its value with which a verdict reports that the whole interval
             of its change from base lies on the bad side; None: that does not count against a model.
         aside: whether it stands among the side effects although it is one of coherence.
+        headline: whether it stands beside the trait where there is room for few: headlines and small tables.
+        trajectory: whether figures draw the trait against it.
+        chance: its value for a model that guesses.
         order: place among the signals of its role; equal ones stand in the order of their files.
     """
 
@@ -176,12 +179,20 @@ class Signal:
     validity: Rule | None = None
     fall: str | None = None
     aside: bool = False
+    headline: bool = False
+    trajectory: bool = False
+    chance: float | None = None
     order: int = 9
 
     @property
     def label(self) -> str:
         """Of an axis: title and note."""
         return f"{self.title}, {self.note}" if self.note else self.title
+
+    @property
+    def term(self) -> str:
+        """The title within a sentence: `tail perplexity`, but `KL on neutral text`."""
+        return self.title if self.title[1:2].isupper() else self.title[:1].lower() + self.title[1:]
 
     @property
     def is_side_effect(self) -> bool:
@@ -229,6 +240,16 @@ def signals() -> dict[str, Signal]:
     by_name = {signal.name: signal for signal in described}
     assert len(by_name) == len(described), f"a signal is described twice: {sorted(each.name for each in described)}"
     return {signal.name: signal for signal in sorted(described, key=_place)}
+
+
+def described(summary: Mapping[str, SignalFigures]) -> list[Signal]:
+    """The signals of a stage in display order; what no readout describes any more comes last, under its own name."""
+    known = [signal for name, signal in signals().items() if name in summary]
+    return known + [
+        Signal(name, figures.unit, title=name, note=figures.unit, detail="", role=cast(Role, figures.role))
+        for name, figures in summary.items()
+        if name not in signals()
+    ]
 
 
 def limited() -> dict[str, Limit]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from heal.console import counted
 from heal.errors import UserError
-from heal.evaluation.metrics import Summary
+from heal.evaluation.metrics import BaselineMetrics, Summary
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.results import Rows, StageResult, output_rows
@@ -143,26 +143,14 @@ class ChooseProbe(Step[Chosen]):
     texts: NeutralTexts
 
     name = "probe"
+    load = staticmethod(Chosen.load)
 
     def compute(self, progress: Progress) -> Chosen:
         return Chosen(choose_probe(self.session.model, self.texts.rows(), self.session.accumulator.base))
 
-    def load(self, folder: Path) -> Chosen:
-        return Chosen.load(folder)
-
     def finding(self, artifact: Chosen) -> str:
         tried = ", ".join(f"{name} {mass:.2f}" for name, mass in artifact.probe.masses.items())
         return f"{artifact.probe.format.name}; base's mass on the answers: {tried}"
-
-
-@dataclass(frozen=True)
-class BaselineMetrics:
-    """The signals of the three stages that are measured once, and what each signal is worth on this model."""
-
-    base: Summary
-    prompted: Summary
-    opposite: Summary
-    validity: dict[str, Validity]
 
 
 @dataclass(frozen=True)
@@ -177,7 +165,7 @@ class JudgedBaseline:
 
     @staticmethod
     def load(folder: Path) -> "JudgedBaseline":
-        return JudgedBaseline(read_record(BaselineMetrics, folder / METRICS), read_jsonl(folder / OUTPUTS))
+        return JudgedBaseline(BaselineMetrics.load(folder), read_jsonl(folder / OUTPUTS))
 
 
 @dataclass(frozen=True)
@@ -191,6 +179,7 @@ class JudgeBaseline(Step[JudgedBaseline]):
     limits: Limits
 
     name = JUDGE
+    load = staticmethod(JudgedBaseline.load)
 
     def compute(self, progress: Progress) -> JudgedBaseline:
         stages = (self.base, self.prompted, self.opposite)
@@ -198,9 +187,6 @@ class JudgeBaseline(Step[JudgedBaseline]):
         worth = validity(base, self.examination.summary(self.prompted, self.opposite), self.limits)
         rows = [row for stage in stages for row in output_rows(stage)]
         return JudgedBaseline(BaselineMetrics(base, prompted, opposite, worth), rows)
-
-    def load(self, folder: Path) -> JudgedBaseline:
-        return JudgedBaseline.load(folder)
 
     def finding(self, artifact: JudgedBaseline) -> str:
         worth = artifact.metrics.validity
@@ -230,12 +216,10 @@ class JudgeDoses(Step[DoseSummaries]):
     stages: tuple[StageResult, ...]
 
     name = JUDGE
+    load = staticmethod(DoseSummaries.load)
 
     def compute(self, progress: Progress) -> DoseSummaries:
         return DoseSummaries({stage.stage: self.baseline.summary(stage) for stage in self.stages})
-
-    def load(self, folder: Path) -> DoseSummaries:
-        return DoseSummaries.load(folder)
 
     def finding(self, artifact: DoseSummaries) -> str:
         return f"base at {counted(len(artifact.stages), 'dose')} of the first vector"

@@ -30,6 +30,7 @@ REPETITION = Signal(
         minimum=0,
         maximum=1,
     ),
+    headline=True,
     order=2,
 )
 TAIL_PERPLEXITY = Signal(
@@ -51,6 +52,8 @@ TAIL_PERPLEXITY = Signal(
         log=True,
         minimum=1,
     ),
+    headline=True,
+    trajectory=True,
     order=2,
 )
 LENGTH = Signal(

@@ -43,6 +43,7 @@ P_ANS_ANY = Signal(
         maximum=1,
     ),
     validity=ForcedChoice(MASS),
+    headline=True,
     order=1,
 )
 UNSCORABLE = Signal(
@@ -70,6 +71,7 @@ ACCURACY = Signal(
     digits=2,
     validity=ForcedChoice(MASS, "question_informedness"),
     fall="accuracy {:+.2f} on general questions",
+    chance=1 / len(LETTERS),
     aside=True,
 )
 INFORMEDNESS = Signal(
@@ -83,6 +85,7 @@ INFORMEDNESS = Signal(
     items="questions",
     digits=2,
     validity=ForcedChoice(MASS, "question_informedness"),
+    chance=0.0,
     aside=True,
 )
 SIGNALS = (P_ANS_ANY, UNSCORABLE, ACCURACY, INFORMEDNESS)
