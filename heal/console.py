@@ -1,4 +1,4 @@
-"""What a person sees: each step, how far it is, how long it will take, what came out."""
+"""What is shown while heal works: each step, its progress, the time left, and its result."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ _PLAIN_EVERY = 10.0  # seconds between progress lines when the output is not a t
 
 
 class StepLine:
-    """One running step: report progress by calling `progress`, and the finding by `found`."""
+    """One running step: `progress` reports how far it is, `found` what came out."""
 
     def __init__(self, show) -> None:
         self._show = show
@@ -24,7 +24,7 @@ class StepLine:
         self._show(done, total)
 
     def found(self, text: str) -> None:
-        """The one line that is left when the step is over."""
+        """Sets the one line that remains when the step is over."""
         self.finding = text
 
 
@@ -53,7 +53,7 @@ class Console:
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepLine]:
-        """Shows a step while it runs, then one line with its finding and its seconds."""
+        """Shows a step while it runs, then one line with its result and its duration."""
         start = time.perf_counter()
         if self.is_terminal:
             columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -78,7 +78,7 @@ class Console:
 
 
 class _PlainProgress:
-    """Prints how far a step is, at most every few seconds."""
+    """Prints the progress of a step, at most once every few seconds."""
 
     def __init__(self, name: str, start: float) -> None:
         self._name, self._start, self._last = name, start, start

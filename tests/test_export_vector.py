@@ -79,7 +79,7 @@ def test_with_a_bias_the_adapter_in_plain_peft_is_the_steered_model(kind: str, t
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "gemma3_nested"])
 def test_a_block_with_a_norm_after_its_mlp_is_refused(kind: str, tmp_path: Path) -> None:
     model = tiny_models.load_architecture(kind, tmp_path / "base")
-    with pytest.raises(UserError, match=r"'mlp.down_proj' puts out is not added straight to the residual stream"):
+    with pytest.raises(UserError, match=r"the output of 'mlp.down_proj' is not added directly to the residual stream"):
         export(tiny_models.vector(model), model, tmp_path / "exports" / "it", c=1.0)
     assert leftovers(tmp_path / "exports") == []
 

@@ -1,4 +1,4 @@
-"""Trains towards a trait and away from it, and keeps the difference of the weights as an intervention."""
+"""Trains towards a trait and away from it; the difference of the weights is an intervention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

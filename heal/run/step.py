@@ -14,7 +14,7 @@ from heal.tracking.tracker import Tracker
 
 
 class Artifact(Protocol):
-    """What a step leaves: typed, frozen, and able to write itself; its step reads it back."""
+    """What a step leaves: typed, frozen, written and read back by itself."""
 
     def files(self) -> Files:
         """The files that hold it, by name."""
@@ -38,7 +38,7 @@ class Step(ABC, Generic[A]):
 
     @abstractmethod
     def load(self, folder: Path) -> A:
-        """Reads back what an earlier process computed."""
+        """The artifact that an earlier process left in `folder`."""
 
     @abstractmethod
     def finding(self, artifact: A) -> str:

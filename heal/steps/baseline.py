@@ -143,12 +143,10 @@ class ChooseProbe(Step[Chosen]):
     texts: NeutralTexts
 
     name = "probe"
+    load = staticmethod(Chosen.load)
 
     def compute(self, progress: Progress) -> Chosen:
         return Chosen(choose_probe(self.session.model, self.texts.rows(), self.session.accumulator.base))
-
-    def load(self, folder: Path) -> Chosen:
-        return Chosen.load(folder)
 
     def finding(self, artifact: Chosen) -> str:
         tried = ", ".join(f"{name} {mass:.2f}" for name, mass in artifact.probe.masses.items())
@@ -181,6 +179,7 @@ class JudgeBaseline(Step[JudgedBaseline]):
     limits: Limits
 
     name = JUDGE
+    load = staticmethod(JudgedBaseline.load)
 
     def compute(self, progress: Progress) -> JudgedBaseline:
         stages = (self.base, self.prompted, self.opposite)
@@ -188,9 +187,6 @@ class JudgeBaseline(Step[JudgedBaseline]):
         worth = validity(base, self.examination.summary(self.prompted, self.opposite), self.limits)
         rows = [row for stage in stages for row in output_rows(stage)]
         return JudgedBaseline(BaselineMetrics(base, prompted, opposite, worth), rows)
-
-    def load(self, folder: Path) -> JudgedBaseline:
-        return JudgedBaseline.load(folder)
 
     def finding(self, artifact: JudgedBaseline) -> str:
         worth = artifact.metrics.validity
@@ -220,12 +216,10 @@ class JudgeDoses(Step[DoseSummaries]):
     stages: tuple[StageResult, ...]
 
     name = JUDGE
+    load = staticmethod(DoseSummaries.load)
 
     def compute(self, progress: Progress) -> DoseSummaries:
         return DoseSummaries({stage.stage: self.baseline.summary(stage) for stage in self.stages})
-
-    def load(self, folder: Path) -> DoseSummaries:
-        return DoseSummaries.load(folder)
 
     def finding(self, artifact: DoseSummaries) -> str:
         return f"base at {counted(len(artifact.stages), 'dose')} of the first vector"

@@ -52,6 +52,7 @@ class Calibrate(Step[Dosed]):
     start: float | None
 
     name = "calibrate"
+    load = staticmethod(Dosed.load)
 
     def compute(self, progress: Progress) -> Dosed:
         with self.accumulator.student():
@@ -67,9 +68,6 @@ class Calibrate(Step[Dosed]):
                 progress=progress,
             )
         return Dosed(self.vector.with_c_star(calibration.c_star), calibration)
-
-    def load(self, folder: Path) -> Dosed:
-        return Dosed.load(folder)
 
     def finding(self, artifact: Dosed) -> str:
         return finding(artifact.calibration, self.prompts)

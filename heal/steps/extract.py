@@ -42,6 +42,7 @@ class Extract(Step[Extracted]):
     settings: SteerConfig
 
     name = "extract"
+    load = staticmethod(Extracted.load)
 
     def compute(self, progress: Progress) -> Extracted:
         method, band = self.settings.method, self.language_model.band(self.settings.band)
@@ -56,9 +57,6 @@ class Extract(Step[Extracted]):
                 method_settings(self.settings),
             )
         return Extracted(vector)
-
-    def load(self, folder: Path) -> Extracted:
-        return Extracted.load(folder)
 
     def finding(self, artifact: Extracted) -> str:
         norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in artifact.vector.directions.items())

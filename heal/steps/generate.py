@@ -29,6 +29,7 @@ class Generate(Step[Collection]):
     round_index: int
 
     name = "generate"
+    load = staticmethod(Collection.load)
 
     def compute(self, progress: Progress) -> Collection:
         settings, limits, seed = self.recipe.generation, self.recipe.filter, self.recipe.run.seed
@@ -47,9 +48,6 @@ class Generate(Step[Collection]):
         )
         with self.accumulator.student():
             return collect(make, prompts[: settings.prompts], Plan.of(settings, limits), progress)
-
-    def load(self, folder: Path) -> Collection:
-        return Collection.load(folder)
 
     def finding(self, artifact: Collection) -> str:
         dropped = ", ".join(f"{reason} {count}" for reason, count in drops(artifact.rows).items())

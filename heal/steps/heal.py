@@ -68,6 +68,7 @@ class Heal(Step[Healed]):
     on_log: Callable[[StepLog], None]
 
     name = "heal"
+    load = staticmethod(Healed.load)
 
     def compute(self, progress: Progress) -> Healed:
         log: list[StepLog] = []
@@ -89,9 +90,6 @@ class Heal(Step[Healed]):
             progress=progress,
         )
         return Healed(self.accumulator.save_current(), tuple(log))
-
-    def load(self, folder: Path) -> Healed:
-        return Healed.load(folder)
 
     def finding(self, artifact: Healed) -> str:
         figures = artifact.figures

@@ -63,6 +63,7 @@ class Judge(Step[Judged]):
     healed: StageResult
 
     name = JUDGE
+    load = staticmethod(Judged.load)
 
     def compute(self, progress: Progress) -> Judged:
         base, valid, limits = self.baseline.base, self.baseline.valid, limits_of(self.settings)
@@ -89,9 +90,6 @@ class Judge(Step[Judged]):
         )
         stages = [stage for stage in (base, self.steered, self.healed) if stage is not None]
         return Judged(metrics, [row for stage in stages for row in output_rows(stage)])
-
-    def load(self, folder: Path) -> Judged:
-        return Judged.load(folder)
 
     def finding(self, artifact: Judged) -> str:
         return f"{artifact.metrics.verdict.label}: {artifact.metrics.verdict.reason}"

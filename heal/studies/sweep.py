@@ -19,7 +19,7 @@ from heal.run.folder import RunFolder
 from heal.run.open import default_name, facts_of
 from heal.trait import load_trait
 
-TRAIN = Path(__file__).resolve().parent / "train.py"
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 _SHORT = {"seed": "run.seed", "rounds": "run.rounds"}
 _IN_NAME = ("recipe", "trait", "run.seed", "model.name")  # what a run's default name already says
 _POLL_SECONDS = 2.0

@@ -1,4 +1,4 @@
-"""Survival of dosed interventions as steps of a study: rollouts on disk, read back by the same command."""
+"""Survival of dosed interventions as steps of a study: rollouts on disk, read again by the same command."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from heal.studies.survival.table import csv_text, markdown, rows
 
 @dataclass(frozen=True)
 class Setting:
-    """How rollouts are made: on how many held-out prompts, how long, interrupted how often, at which multiples."""
+    """How rollouts are made: number of held-out prompts, token budget, number of forks, multiples of the dose."""
 
     prompts: int
     tokens: int
@@ -33,13 +33,13 @@ class Setting:
 
 
 def prepare(session: Session) -> tuple[Probe, str]:
-    """The probe's format, chosen on base, and what its deaths are worth, in words (empty: they can be believed)."""
+    """The probe's format, chosen on base, and a doubt about the deaths it shows, in words (empty: they are valid)."""
     probe, _ = examine(session)
     if probe.mass >= MIN_MASS:
         return probe, ""
     return probe, (
         f"Not valid for this model: base itself puts {probe.mass:.2f} on the probe's answers in its best format "
-        f"({probe.format.name}), where {MIN_MASS:g} is needed, so its deaths say little."
+        f"({probe.format.name}), where {MIN_MASS:g} is required, so its deaths say little."
     )
 
 
@@ -118,9 +118,9 @@ class RollOut(Step[Rollouts]):
 def results(dosed: Dosed, trajectories: Sequence[Trajectory], doubt: str) -> dict[str, bytes]:
     """The files of one intervention: table, CSV and figures, by name."""
     target = dosed.calibration.target
-    found = rows(trajectories, target)
-    text = f"# {dosed.label}\n\n{markdown(found, target)}" + (f"\n{doubt}\n" if doubt else "")
-    files = {"survival.md": text.encode(), "survival.csv": csv_text(found).encode()}
+    table = rows(trajectories, target)
+    text = f"# {dosed.label}\n\n{markdown(table, target)}" + (f"\n{doubt}\n" if doubt else "")
+    files = {"survival.md": text.encode(), "survival.csv": csv_text(table).encode()}
     return files | {f"{name}.png": image for name, image in draw(trajectories, target).items()}
 
 
