@@ -13,6 +13,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from heal.config import EvaluationConfig
 from heal.errors import UserError
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
 from heal.evaluation.signal import TRAIT, Limit, Signal, signals
@@ -26,7 +27,6 @@ from heal.run.folder import RunFolder
 from tests.reported import (
     FIGURES,
     HOSTILE,
-    LIMITS,
     PROMPTS,
     SCRIPT,
     Page,
@@ -112,10 +112,10 @@ def test_a_run_without_the_steered_stage_has_neither_its_answers_nor_its_rows(tm
         assert matplotlib.image.imread(folder.report / f"{name}.png").std() > 0.02, name
 
 
-def test_same_folder_same_report(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", rounds=1)
-    first = build_report(folder).read_bytes()
-    assert build_report(folder).read_bytes() == first
+def test_same_folder_same_report(run: RunFolder) -> None:
+    first = {path.name: path.read_bytes() for path in run.report.iterdir()}
+    build_report(run)
+    assert {path.name: path.read_bytes() for path in run.report.iterdir()} == first
 
 
 def test_text_that_is_no_unicode_is_replaced(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_file_that_is_truncated_or_not_heals_is_named(tmp_path: Path) -> None:
         for content in (whole[:-40], b'{"prompt": "?"}\n'):
             rewrite(folder, name, content)
             with pytest.raises(UserError, match=name):
-                build_report(folder)
+                read_results(folder)
         rewrite(folder, name, whole)
     (folder.round(0) / "completions.jsonl").write_text("?")
     with pytest.raises(UserError, match="not what the run wrote"):
@@ -191,12 +191,12 @@ def test_a_new_readout_has_its_column_panel_and_meaning(tmp_path: Path, monkeypa
     edit_baseline(folder, lambda metrics: replace(metrics, base=metrics.base | {"zeal": metrics.base["alive_share"]}))
     before = draw(read_results(folder))
     every = signals() | {"zeal": zeal}
-    monkeypatch.setattr("heal.evaluation.signal.signals", lambda: every)
-    monkeypatch.setattr("heal.report.signals.limits_of", lambda settings: LIMITS | {"zeal": 0.5})
-    monkeypatch.setattr(Signal, "explain", lambda signal, recipe: signal.detail)
+    for module in ("evaluation.signal", "report.words", "report.page"):
+        monkeypatch.setattr(f"heal.{module}.signals", lambda: every)
+    monkeypatch.setattr(EvaluationConfig, "min_zeal", 0.5, raising=False)
     results = read_results(folder)
-    assert "<th scope=\"col\">Zeal<small>of answers</small>" in section(page_of(folder), "stages")
-    assert ("Zeal", "how zealous it is (n = 4 answers)") in glossary(results)
+    assert '<th scope="col">Zeal<small>of answers</small>' in section(page_of(folder), "stages")
+    assert ("Zeal", "how zealous it is; floor 0.5 (n = 4 answers)") in glossary(results)
     after = draw(results)
     assert all(after[name] != before[name] for name in ("trajectory", "signals"))
 
