@@ -105,7 +105,7 @@ def write_run(
         path: of the folder.
         rounds: finished ones.
         text: in the name, the trait and everything that the model says.
-        bare: unscorable tails, no audit, no validation, an infinite KL.
+        bare: no shift of the trait, unscorable tails, no audit, no validation, an infinite KL.
         mass: of base on the probe's answers.
         steered: whether the steered stage was measured.
         prompts: generation prompts of the trait; the first 8 of them found the dose, the next 8 audited it.
@@ -163,7 +163,7 @@ def round_files(
         log.append(StepLog(6, 3.0, "eval", values))
         training = replace(training, validation_ce=1.55, validation_D=0.41)
     before = stage_result("steered", 0.21 + 0.02 * index, 0.93, text)
-    after = stage_result("healed", 0.17 + 0.05 * index, 0.97, text, unscorable=bare)
+    after = stage_result("healed", 0.01 if bare else 0.17 + 0.05 * index, 0.97, text, unscorable=bare)
     healed = summarise(after, base, 200, 0)
     metrics = RoundMetrics(
         round=index + 1,
