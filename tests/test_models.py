@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count, product
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,15 @@ from heal.models.language_model import LanguageModel, token_batches
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
 from tests import tiny as tiny_models
+from tests.cases import case
+from tests.closeness import assert_near
 from tests.tiny import BLOCKS, CPU, HIDDEN, VOCABULARY, load, prompts
+
+
+@pytest.fixture
+def copies(tiny_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """As many copies of the tiny Llama's folder as are needed, to be broken."""
+    return (Path(shutil.copytree(tiny_folder, tmp_path / f"model{number}")) for number in count())
 
 
 @pytest.fixture
@@ -48,14 +57,14 @@ def replace_model(folder: Path, model: transformers.PreTrainedModel) -> None:
     model.save_pretrained(folder)
 
 
-def bert(initializer_range: float = 0.5) -> transformers.PreTrainedModel:
+def bert() -> transformers.PreTrainedModel:
     config = transformers.BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
-        initializer_range=initializer_range,
+        initializer_range=0.5,
     )
     return transformers.BertForMaskedLM(config)
 
@@ -98,23 +107,24 @@ def test_the_weights_are_those_of_the_checkpoint(tiny: LanguageModel, tiny_folde
         assert torch.equal(loaded[name], weight), name
 
 
-def test_a_loaded_model_is_frozen_and_evaluates(any_architecture: LanguageModel):
-    assert not any_architecture.model.training
-    assert not any(weight.requires_grad for weight in any_architecture.model.parameters())
+def test_a_loaded_model_is_frozen_and_evaluates(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        assert not model.model.training, name
+        assert not any(weight.requires_grad for weight in model.model.parameters()), name
 
 
-def test_the_blocks_are_the_language_model_s(any_architecture: LanguageModel):
-    assert len(any_architecture.blocks) == BLOCKS
-    assert any_architecture.model.config.get_text_config().hidden_size == HIDDEN
+def test_the_blocks_are_the_language_model_s(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        assert len(model.blocks) == BLOCKS, name
+        assert model.model.config.get_text_config().hidden_size == HIDDEN, name
 
 
-def test_logits_of_final_hidden_states_are_the_model_s_own(any_architecture: LanguageModel):
-    for ids in prompts(any_architecture):
-        ids_BT = torch.tensor([ids])
-        with torch.no_grad():
-            h_BTD = any_architecture.decoder(input_ids=ids_BT).last_hidden_state
-            own_BTV = any_architecture.model(input_ids=ids_BT).logits
-        torch.testing.assert_close(any_architecture.logits(h_BTD), own_BTV)
+def test_logits_of_final_hidden_states_are_the_model_s_own(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        for ids in prompts(model):
+            with case(name, ids), torch.no_grad():
+                h_BTD = model.decoder(input_ids=torch.tensor([ids])).last_hidden_state
+                assert_near(model.logits(h_BTD), model.model(input_ids=torch.tensor([ids])).logits)
 
 
 def test_a_soft_capped_head_stays_under_its_cap(tmp_path: Path):
@@ -134,14 +144,13 @@ def test_the_end_of_turn_is_read_from_the_generation_config_and_the_tokenizer(fo
     assert load(folder).end_ids == {7, 9, 2}
 
 
-@pytest.mark.parametrize("band", [(0.0, 0.0), (0.45, 0.55), (0.6, 0.6), (0.99, 1.0), (0.0, 1.0), (0.3, 0.3)])
-def test_a_band_holds_at_least_one_block_and_only_blocks_that_exist(
-    any_architecture: LanguageModel, band: tuple[float, float]
-):
-    chosen = any_architecture.band(band)
-    assert chosen
-    assert chosen == sorted(set(chosen))
-    assert set(chosen) <= set(range(BLOCKS))
+def test_a_band_holds_at_least_one_block_and_only_blocks_that_exist(tiny: LanguageModel):
+    for band in [(0.0, 0.0), (0.45, 0.55), (0.6, 0.6), (0.99, 1.0), (0.0, 1.0), (0.3, 0.3)]:
+        with case(band):
+            chosen = tiny.band(band)
+            assert chosen
+            assert chosen == sorted(set(chosen))
+            assert set(chosen) <= set(range(BLOCKS))
 
 
 def test_a_band_holds_the_blocks_whose_outputs_lie_in_it(tiny: LanguageModel):
@@ -156,25 +165,19 @@ def test_a_band_between_two_blocks_is_the_nearest_block(tiny: LanguageModel):
     assert tiny.band((0.0, 0.0)) == [0]
 
 
-def test_missing_weights_are_refused_and_named(folder: Path):
-    edit_weights(folder, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
-    message = refusal(folder)
-    assert "missing" in message
-    assert "model.layers.1.mlp.up_proj.weight" in message
-
-
-def test_unexpected_weights_are_refused_and_named(folder: Path):
-    edit_weights(folder, lambda weights: weights.update({"model.layers.1.extra.weight": torch.ones(2)}))
-    message = refusal(folder)
-    assert "unexpected" in message
-    assert "model.layers.1.extra.weight" in message
-
-
-def test_weights_of_another_shape_are_refused_and_named(folder: Path):
-    edit_weights(folder, lambda weights: weights.update({"model.layers.1.mlp.up_proj.weight": torch.ones(2, 2)}))
-    message = refusal(folder)
-    assert "mismatched" in message
-    assert "model.layers.1.mlp.up_proj.weight" in message
+def test_weights_that_do_not_match_the_architecture_are_refused_and_named(copies: Iterator[Path]):
+    known, unknown = "model.layers.1.mlp.up_proj.weight", "model.layers.1.extra.weight"
+    for what, name, edit in [
+        ("missing", known, lambda weights: weights.pop(known)),
+        ("unexpected", unknown, lambda weights: weights.update({unknown: torch.ones(2)})),
+        ("mismatched", known, lambda weights: weights.update({known: torch.ones(2, 2)})),
+    ]:
+        with case(what):
+            folder = next(copies)
+            edit_weights(folder, edit)
+            message = refusal(folder)
+            assert what in message
+            assert name in message
 
 
 def test_a_gemma3_language_model_is_never_filled_with_random_weights(tmp_path: Path):
@@ -237,39 +240,29 @@ def test_a_pad_token_without_an_embedding_is_refused(folder: Path):
     assert "no embedding" in refusal(folder, pad_token="<|extra 39|>")
 
 
-def test_a_model_that_looks_ahead_is_refused_as_not_causal(folder: Path):
-    replace_model(folder, bert())
-    assert "not causal" in refusal(folder)
-
-
-@pytest.mark.parametrize("build", [t5, bart])
-def test_an_encoder_decoder_is_refused(folder: Path, build: Callable[[], transformers.PreTrainedModel]):
-    replace_model(folder, build())
-    assert "decoder-only" in refusal(folder)
-
-
-def test_an_architecture_whose_blocks_are_elsewhere_is_refused(folder: Path):
-    replace_model(folder, gpt2())
-    message = refusal(folder)
-    assert "GPT2Model" in message
-    assert "not supported" in message
-
-
-def test_an_architecture_that_scales_its_logits_is_refused(folder: Path):
-    replace_model(folder, granite())
-    assert "its logits are not its head applied to its final hidden states" in refusal(folder)
+def test_an_architecture_that_heal_cannot_run_is_refused_and_says_why(copies: Iterator[Path]):
+    for build, why in [
+        (bert, "not causal"),
+        (t5, "decoder-only"),
+        (bart, "decoder-only"),
+        (gpt2, "GPT2Model"),
+        (gpt2, "not supported"),
+        (granite, "its logits are not its head applied to its final hidden states"),
+    ]:
+        with case(build.__name__):
+            folder = next(copies)
+            replace_model(folder, build())
+            assert why in refusal(folder)
 
 
 def test_an_attention_kernel_that_the_model_does_not_have_says_what_to_set(tmp_path: Path):
     assert "model.attention=eager" in refusal(tiny_models.save("gemma2", tmp_path), attention="sdpa")
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
-    assert "not found" in refusal(tmp_path / "nowhere")
-
-
-def test_a_hub_model_that_is_not_there_is_refused():
-    assert "not found" in refusal(Path("no-such-owner/no-such-model"))
+def test_a_folder_or_hub_model_that_is_not_there_is_refused(tmp_path: Path):
+    for name in (tmp_path / "nowhere", Path("no-such-owner/no-such-model")):
+        with case(name):
+            assert "found neither as a folder nor on the hub" in refusal(name)
 
 
 def test_a_folder_may_be_given_from_the_home_folder_on(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -289,13 +282,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path):
     assert f"model.name={tmp_path}" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-@pytest.mark.parametrize("content", [None, "{"])
-def test_a_missing_or_broken_file_is_an_error_about_the_model(folder: Path, name: str, content: str | None):
-    (folder / name).unlink()
-    if content is not None:
-        (folder / name).write_text(content)
-    assert f"model.name={folder}" in refusal(folder)
+def test_a_missing_or_broken_file_is_an_error_about_the_model(copies: Iterator[Path]):
+    for name, content in product(("config.json", "tokenizer.json"), (None, "{")):
+        with case(name, content):
+            folder = next(copies)
+            (folder / name).unlink()
+            if content is not None:
+                (folder / name).write_text(content)
+            assert f"model.name={folder}" in refusal(folder)
 
 
 def test_a_model_of_an_unknown_kind_is_refused(folder: Path):
@@ -310,13 +304,14 @@ def test_another_source_is_read_under_the_same_name(folder: Path, tiny: Language
     assert not other.model.get_output_embeddings().weight.any()
 
 
-@pytest.mark.parametrize("budget", [1, 7, 20, 1000])
-def test_token_batches_hold_every_row_once_and_keep_to_the_budget(budget: int):
+def test_token_batches_hold_every_row_once_and_keep_to_the_budget():
     lengths = [3, 9, 1, 9, 4, 20, 2, 7]
-    batches = token_batches(lengths, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+    for budget in (1, 7, 20, 1000):
+        with case(budget):
+            batches = token_batches(lengths, budget)
+            assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+            for batch in batches:
+                assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
 
 
 def test_a_dtype_that_is_asked_for_is_taken():
@@ -324,15 +319,15 @@ def test_a_dtype_that_is_asked_for_is_taken():
     assert resolve_dtype("float32", CPU)[0] == torch.float32
 
 
-@pytest.mark.parametrize(("emulated", "expected"), [(True, torch.float32), (False, torch.bfloat16)])
-def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(
-    emulated: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-):
-    def supported(including_emulation: bool = True) -> bool:
-        return including_emulation or not emulated
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
+    for emulated, dtype in ((True, torch.float32), (False, torch.bfloat16)):
 
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert resolve_dtype("auto", torch.device("cuda"))[0] == expected
+        def supported(including_emulation: bool = True, emulated: bool = emulated) -> bool:
+            return including_emulation or not emulated
+
+        with case(emulated):
+            monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+            assert resolve_dtype("auto", torch.device("cuda"))[0] == dtype
 
 
 def test_auto_chooses_the_dtype_by_measuring_and_says_so():
