@@ -58,47 +58,55 @@ def save(steering_vector: SteeringVector, folder: Path) -> Path:
 # Applying
 
 
-def test_coefficient_zero_is_the_model_itself_bit_for_bit(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[2]
-    before = logits(any_architecture, ids)
-    with vector(any_architecture, norm=1e3).applied(any_architecture, 0.0):
-        assert torch.equal(logits(any_architecture, ids), before)
+def test_coefficient_zero_is_the_model_itself_bit_for_bit(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        with case(name):
+            ids = prompts(model)[2]
+            before = logits(model, ids)
+            with vector(model, norm=1e3).applied(model, 0.0):
+                assert torch.equal(logits(model, ids), before)
 
 
-def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[1]
-    steering_vector = vector(any_architecture, layers=(1,))
-    plain, shifted = (block_inputs(any_architecture, ids, steering_vector, c) for c in (0.0, -2.5))
-    assert torch.equal(plain[1], shifted[1])
-    expected = (-2.5 * steering_vector.directions[1]).expand_as(plain[2])
-    assert_near(shifted[2], plain[2] + expected)
+def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position(
+    architectures: dict[str, LanguageModel],
+):
+    for name, model in architectures.items():
+        with case(name):
+            steering_vector = vector(model, layers=(1,))
+            plain, shifted = (block_inputs(model, prompts(model)[1], steering_vector, c) for c in (0.0, -2.5))
+            assert torch.equal(plain[1], shifted[1])
+            shift_TD = (-2.5 * steering_vector.directions[1]).expand_as(plain[2])
+            assert_near(shifted[2], plain[2] + shift_TD)
 
 
-def test_a_coefficient_for_each_row_equals_separate_runs(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[2]
+def test_a_coefficient_for_each_row_equals_separate_runs(architectures: dict[str, LanguageModel]):
     coefficients = [0.0, 1.0, -3.0, 0.25]
-    steering_vector = vector(any_architecture)
-    with torch.no_grad(), steering_vector.applied(any_architecture, coefficients):
-        together = any_architecture.model(input_ids=torch.tensor([ids] * len(coefficients))).logits
-    for row, coefficient in enumerate(coefficients):
-        with steering_vector.applied(any_architecture, coefficient):
-            assert_near(together[row], logits(any_architecture, ids))
+    for name, model in architectures.items():
+        with case(name):
+            ids, steering_vector = prompts(model)[2], vector(model)
+            with torch.no_grad(), steering_vector.applied(model, coefficients):
+                together = model.model(input_ids=torch.tensor([ids] * len(coefficients))).logits
+            for row, coefficient in enumerate(coefficients):
+                with steering_vector.applied(model, coefficient):
+                    assert_near(together[row], logits(model, ids))
 
 
 def test_a_tensor_of_coefficients_does_what_a_list_does(tiny: LanguageModel):
     ids_BT = torch.tensor([prompts(tiny)[0]] * 2)
-    found = []
-    for coefficient in ([0.5, 2.0], torch.tensor([0.5, 2.0])):
-        with torch.no_grad(), vector(tiny).applied(tiny, coefficient):
-            found.append(tiny.model(input_ids=ids_BT).logits)
-    assert torch.equal(*found)
+    results = []
+    for coefficients in ([0.5, 2.0], torch.tensor([0.5, 2.0])):
+        with torch.no_grad(), vector(tiny).applied(tiny, coefficients):
+            results.append(tiny.model(input_ids=ids_BT).logits)
+    assert torch.equal(*results)
 
 
-def test_a_vector_moves_the_logits(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[2]
-    before = logits(any_architecture, ids)
-    with vector(any_architecture, norm=10.0).applied(any_architecture, 1.0):
-        assert not torch.allclose(logits(any_architecture, ids), before, atol=1e-2)
+def test_a_vector_moves_the_logits(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        with case(name):
+            ids = prompts(model)[2]
+            before = logits(model, ids)
+            with vector(model, norm=10.0).applied(model, 1.0):
+                assert not torch.allclose(logits(model, ids), before, atol=1e-2)
 
 
 def test_nothing_is_left_in_the_model_afterwards(tiny: LanguageModel):
@@ -181,14 +189,10 @@ def test_a_truncated_vector_is_refused_at_every_length(tiny: LanguageModel, tmp_
             SteeringVector.load(path)
 
 
-def test_a_foreign_safetensors_file_is_refused(tiny_folder: Path):
-    with pytest.raises(UserError, match="not a steering vector"):
-        SteeringVector.load(tiny_folder / "model.safetensors")
-
-
-def test_a_vector_file_that_is_not_there_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="not a steering vector"):
-        SteeringVector.load(tmp_path / "none.safetensors")
+def test_a_file_that_holds_no_vector_or_is_not_there_is_refused(tiny_folder: Path, tmp_path: Path):
+    for path in (tiny_folder / "model.safetensors", tmp_path / "none.safetensors"):
+        with case(path), pytest.raises(UserError, match="not a steering vector"):
+            SteeringVector.load(path)
 
 
 # Comparing
@@ -215,38 +219,42 @@ def test_a_vector_of_no_contexts_is_an_error(tiny: LanguageModel, tiny_trait: Tr
         extract(tiny, tiny_trait, [], "mean_diff", [1])
 
 
-def test_activations_are_the_block_s_outputs_at_the_last_token(any_architecture: LanguageModel):
-    rows = prompts(any_architecture)
-    found = last_token_activations(any_architecture, rows, [Site(layer) for layer in (0, 1, 2)])
-    for row, ids in enumerate(rows):
-        with torch.no_grad():
-            hidden = any_architecture.decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-        for layer in (0, 1, 2):
-            assert_near(found[Site(layer)][row], hidden[layer + 1][0, -1])
+def test_activations_are_the_block_s_outputs_at_the_last_token(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        with case(name):
+            rows = prompts(model)
+            activations = last_token_activations(model, rows, [Site(layer) for layer in (0, 1, 2)])
+            for row, ids in enumerate(rows):
+                with torch.no_grad():
+                    hidden = model.decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+                for layer in (0, 1, 2):
+                    assert_near(activations[Site(layer)][row], hidden[layer + 1][0, -1])
 
 
-def test_activations_of_one_row_are_those_of_many(any_architecture: LanguageModel):
-    rows = prompts(any_architecture)
+def test_activations_of_one_row_are_those_of_many(architectures: dict[str, LanguageModel]):
     sites = [Site(1), Site(2)]
-    together = last_token_activations(any_architecture, rows, sites)
-    for row, ids in enumerate(rows):
-        alone = last_token_activations(any_architecture, [ids], sites)
-        for site in sites:
-            assert_near(together[site][row], alone[site][0])
+    for name, model in architectures.items():
+        with case(name):
+            together = last_token_activations(model, prompts(model), sites)
+            for row, ids in enumerate(prompts(model)):
+                alone = last_token_activations(model, [ids], sites)
+                for site in sites:
+                    assert_near(together[site][row], alone[site][0])
 
 
-def test_extraction_stops_after_the_deepest_block_that_it_reads(any_architecture: LanguageModel):
-    called: list[int] = []
-    handles = [
-        block.register_forward_pre_hook(lambda module, inputs, layer=layer: called.append(layer))
-        for layer, block in enumerate(any_architecture.blocks)
-    ]
-    try:
-        last_token_activations(any_architecture, prompts(any_architecture)[:1], [Site(2), Site(0)])
-    finally:
-        for handle in handles:
-            handle.remove()
-    assert called == [0, 1, 2]
+def test_extraction_stops_after_the_deepest_block_that_it_reads(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        called: list[int] = []
+        handles = [
+            block.register_forward_pre_hook(lambda module, inputs, layer=layer, called=called: called.append(layer))
+            for layer, block in enumerate(model.blocks)
+        ]
+        try:
+            last_token_activations(model, prompts(model)[:1], [Site(2), Site(0)])
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert called == [0, 1, 2], name
 
 
 def test_extraction_leaves_no_hook_behind(tiny: LanguageModel):
@@ -271,21 +279,23 @@ def test_a_vector_is_the_mean_difference_whatever_the_batches(tiny: LanguageMode
         for text in TEXTS
     ]
     for batch_tokens in (1, 300, 100_000):
-        found = extract(sized(tiny, batch_tokens), tiny_trait, TEXTS, "mean_diff", [1, 2])
+        extracted = extract(sized(tiny, batch_tokens), tiny_trait, TEXTS, "mean_diff", [1, 2])
         for layer in (1, 2):
             expected = torch.stack([single[Site(layer)][0] - single[Site(layer)][1] for single in singles]).mean(0)
-            assert_near(found.directions[layer], expected)
+            assert_near(extracted.directions[layer], expected)
 
 
 def test_a_vector_says_where_it_comes_from(tiny: LanguageModel, tiny_trait: Trait):
-    found = extract(tiny, tiny_trait, TEXTS[:2], "mean_diff", [1])
-    assert (found.method, found.model, found.trait, found.c_star) == ("mean_diff", tiny.name, "warm", None)
-    assert all(v_D.dtype == torch.float32 for v_D in found.directions.values())
+    extracted = extract(tiny, tiny_trait, TEXTS[:2], "mean_diff", [1])
+    assert replace(extracted, states={}) == SteeringVector(
+        {}, "mean_diff", tiny.name, "warm", settings=extracted.settings
+    )
+    assert all(v_D.dtype == torch.float32 for v_D in extracted.directions.values())
 
 
 def test_swapped_personas_give_the_opposite_vector(tiny: LanguageModel, tiny_trait: Trait):
     swapped = replace(tiny_trait, positive=tiny_trait.negative, negative=tiny_trait.positive)
-    there, back = (extract(tiny, each, TEXTS[:3], "mean_diff", [1]) for each in (tiny_trait, swapped))
+    there, back = (extract(tiny, trait, TEXTS[:3], "mean_diff", [1]) for trait in (tiny_trait, swapped))
     assert_near(there.directions[1], -back.directions[1])
 
 
