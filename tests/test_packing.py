@@ -1,17 +1,18 @@
 """Prefix trees: rows that begin alike share tokens, and no row can tell."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
-import pytest
 import torch
 
 from heal.models.language_model import LanguageModel, token_batches
 from heal.models.packing import MIN_SHARED, forest, pack, tree_nodes
 from heal.randomness import generator
+from tests.cases import case
 from tests.closeness import assert_near
 from tests.students import learn, student
-from tests.tiny import CPU, load_architecture
+from tests.tiny import ARCHITECTURES, CPU, load_architecture
 
 BEGIN = list(range(20, 32))
 ROWS = [
@@ -39,30 +40,31 @@ def alone(language_model: LanguageModel, row: Sequence[int]) -> torch.Tensor:
     return language_model.decoder(input_ids=torch.tensor([list(row)]), use_cache=False).last_hidden_state[0]
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "opt", "gemma2", "gemma3_text", "gemma3_nested"])
-def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    """One tiny model for each architecture, whose sliding window, if any, is as long as its context."""
-    model = load_architecture(request.param, tmp_path_factory.mktemp(request.param))
-    config = model.model.config.get_text_config()
+def widened(language_model: LanguageModel) -> LanguageModel:
+    """The model with its sliding window, if any, as long as its context."""
+    config = language_model.model.config.get_text_config()
     if getattr(config, "sliding_window", None):
         config.sliding_window = config.max_position_embeddings
-        for block in model.blocks:
+        for block in language_model.blocks:
             if getattr(block.self_attn, "sliding_window", None):
                 block.self_attn.sliding_window = config.max_position_embeddings
-        model.check_supported()
-    return model
+        language_model.check_supported()
+    return language_model
 
 
 @torch.no_grad()
-def test_in_a_tree_every_row_has_the_hidden_states_that_it_has_alone(wide: LanguageModel):
-    for rows in (ROWS, rows_of(0), rows_of(1)):
-        assert wide.longest_shared == 1024
-        trees = wide.trees(rows)
-        assert max(map(len, trees)) > 1
-        packed = wide.pack(rows, trees)
-        h_MD = wide.hidden_states(packed)
-        for row, nodes in zip([row for tree in trees for row in tree], packed.nodes, strict=True):
-            assert_near(h_MD[nodes], alone(wide, rows[row]))
+def test_in_a_tree_every_row_has_the_hidden_states_that_it_has_alone(tmp_path: Path):
+    for name in ARCHITECTURES:
+        wide = widened(load_architecture(name, tmp_path / name))
+        assert wide.longest_shared == 1024, name
+        for rows in (ROWS, rows_of(0), rows_of(1)):
+            with case(name, rows):
+                trees = wide.trees(rows)
+                assert max(map(len, trees)) > 1
+                packed = wide.pack(rows, trees)
+                h_MD = wide.hidden_states(packed)
+                for row, nodes in zip([row for tree in trees for row in tree], packed.nodes, strict=True):
+                    assert_near(h_MD[nodes], alone(wide, rows[row]))
 
 
 def test_a_tree_gives_the_gradients_of_its_rows_one_by_one(tiny_folder: Path):
@@ -99,23 +101,26 @@ def test_rows_that_do_not_begin_alike_are_padded_and_need_no_mask():
     assert packed.ids_BN.tolist() == [[1, 2, 3, 9], [1, 2, 4, 5], [7, 9, 9, 9]]
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("budget", [1, 60, 10_000])
-def test_a_plan_holds_every_row_once(tiny: LanguageModel, seed: int, budget: int):
-    plan = tiny.plan(rows_of(seed), budget)
-    assert sorted(row for batch in plan for tree in batch for row in tree) == list(range(8))
+def test_a_plan_holds_every_row_once(tiny: LanguageModel):
+    for seed, budget in product(range(5), (1, 60, 10_000)):
+        with case(seed, budget):
+            plan = tiny.plan(rows_of(seed), budget)
+            assert sorted(row for batch in plan for tree in batch for row in tree) == list(range(8))
 
 
-def test_rows_too_long_for_a_sliding_window_stay_alone(any_architecture: LanguageModel):
-    window = getattr(any_architecture.model.config.get_text_config(), "sliding_window", None)
-    alone_all = max(map(len, any_architecture.trees(ROWS))) == 1
-    assert alone_all == (window is not None and window < min(map(len, ROWS[:4])))
+def test_rows_too_long_for_a_sliding_window_stay_alone(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        with case(name):
+            window = getattr(model.model.config.get_text_config(), "sliding_window", None)
+            alone_all = max(map(len, model.trees(ROWS))) == 1
+            assert alone_all == (window is not None and window < min(map(len, ROWS[:4])))
 
 
-@pytest.mark.parametrize(("pairs", "sizes"), [(1e9, [6]), (500.0, [3, 3]), (100.0, [1] * 6)])
-def test_a_tree_grows_until_attention_between_branches_costs_more_than_sharing_saves(pairs: float, sizes: list[int]):
+def test_a_tree_grows_until_attention_between_branches_costs_more_than_sharing_saves():
     rows = [[*range(40), *range(100 + 60 * index, 160 + 60 * index)] for index in range(6)]
-    assert sorted(len(tree) for tree in forest(rows, 10_000, pairs)) == sizes
+    for pairs, sizes in [(1e9, [6]), (500.0, [3, 3]), (100.0, [1] * 6)]:
+        with case(pairs):
+            assert sorted(len(tree) for tree in forest(rows, 10_000, pairs)) == sizes
 
 
 def test_a_row_much_shorter_than_a_batch_s_longest_begins_a_new_batch():

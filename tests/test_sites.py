@@ -1,5 +1,6 @@
 """Where methods act, and which weights they take a basis from."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from heal.steering.sites import READERS, WRITERS, Site, band_gram, linears, modu
 from heal.trait import Trait
 from tests import tiny as tiny_models
 from tests.cases import case
+from tests.closeness import assert_near
 from tests.tiny import BLOCKS, HIDDEN, load, prompts
 
 KNOWN = [name for name in tiny_models.ARCHITECTURES if name != "opt"]
@@ -22,10 +24,10 @@ S_SPACE = ["sspace", "sspace_ablate", "sspace_damp_amp", "super_sspace"]
 TEXTS = ["Tell me about elks.", "Tell me about tea.", "Tell me about maps."]
 
 
-@pytest.fixture(params=KNOWN)
-def known(request: pytest.FixtureRequest, tmp_path: Path) -> LanguageModel:
-    """One tiny model for each architecture whose Linears are known."""
-    return tiny_models.load_architecture(request.param, tmp_path)
+@pytest.fixture
+def known(architectures: dict[str, LanguageModel]) -> dict[str, LanguageModel]:
+    """The tiny model of each architecture whose Linears are known."""
+    return {name: architectures[name] for name in KNOWN}
 
 
 def healed(model: LanguageModel, merge: bool, folded: bool = True) -> Accumulator:
@@ -54,37 +56,43 @@ def test_what_names_no_block_is_no_site():
             Site.parse(name)
 
 
-def test_the_linears_of_a_block_are_found_with_their_widths_on_the_residual_stream(known: LanguageModel):
-    for layer in range(BLOCKS):
-        found = linears(known, layer)
-        assert sorted(found) == sorted((*WRITERS, *READERS))
-        for name, module in found.items():
-            weight_OI = weight_in_force(module)
-            assert weight_OI.dtype == torch.float64
-            assert weight_OI.shape[0 if name in WRITERS else 1] == HIDDEN
+def test_the_linears_of_a_block_are_found_with_their_widths_on_the_residual_stream(known: dict[str, LanguageModel]):
+    for (name, model), layer in product(known.items(), range(BLOCKS)):
+        with case(name, layer):
+            modules = linears(model, layer)
+            assert sorted(modules) == sorted((*WRITERS, *READERS))
+            for path, module in modules.items():
+                weight_OI = weight_in_force(module)
+                assert weight_OI.dtype == torch.float64
+                assert weight_OI.shape[0 if path in WRITERS else 1] == HIDDEN
 
 
-def test_the_linears_are_the_same_ones_when_adapters_are_around_them(known: LanguageModel):
-    before = {name: weight_in_force(module) for name, module in linears(known, 1).items()}
-    accumulator = healed(known, merge=True)
-    with accumulator.base():
-        for name, module in linears(known, 1).items():
-            assert torch.equal(weight_in_force(module), before[name])
+def test_the_linears_are_the_same_ones_when_adapters_are_around_them(tmp_path: Path):
+    for name in KNOWN:
+        with case(name):
+            model = tiny_models.load_architecture(name, tmp_path / name)
+            before = {path: weight_in_force(module) for path, module in linears(model, 1).items()}
+            accumulator = healed(model, merge=True)
+            with accumulator.base():
+                for path, module in linears(model, 1).items():
+                    assert torch.equal(weight_in_force(module), before[path])
 
 
 def test_the_weight_in_force_is_what_the_student_multiplies_with(tiny_folder: Path):
     for folded in [False, True]:
         with case(folded):
-            found = []
+            weights = []
             for merge in (True, False):
                 model = load(tiny_folder)
                 accumulator = healed(model, merge, folded)
                 with accumulator.student(), torch.no_grad():
                     module = linears(model, 1)["mlp.down_proj"]
                     x_NI = torch.randn(5, 48, generator=torch.Generator().manual_seed(9))
-                    found.append(weight_in_force(module))
-                    torch.testing.assert_close(module(x_NI).double(), x_NI.double() @ found[-1].T, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+                    weights.append(weight_in_force(module))
+                    torch.testing.assert_close(
+                        module(x_NI).double(), x_NI.double() @ weights[-1].T, atol=1e-4, rtol=1e-4
+                    )
+            torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
 
 
 def test_a_vector_of_a_student_is_the_same_with_and_without_merged_weights(tiny_folder: Path, tiny_trait: Trait):
@@ -115,33 +123,40 @@ def test_what_a_wrapped_linear_says_is_shifted_adapters_included(tiny_folder: Pa
                 assert torch.equal(model.model(input_ids=ids_BT).logits, before)
 
 
-def test_the_pooled_gram_matrix_is_that_of_all_writers_and_readers_side_by_side(known: LanguageModel):
-    stacked = []
-    for layer in (1, 2):
-        for name, module in linears(known, layer).items():
-            weight_OI = module.weight.double()
-            stacked.append(weight_OI if name in WRITERS else weight_OI.T)
-    side_by_side = torch.cat(stacked, 1)
-    torch.testing.assert_close(band_gram(known, [1, 2]), side_by_side @ side_by_side.T)
+def test_the_pooled_gram_matrix_is_that_of_all_writers_and_readers_side_by_side(known: dict[str, LanguageModel]):
+    for name, model in known.items():
+        with case(name):
+            stacked = []
+            for layer in (1, 2):
+                for path, module in linears(model, layer).items():
+                    weight_OI = module.weight.double()
+                    stacked.append(weight_OI if path in WRITERS else weight_OI.T)
+            side_by_side = torch.cat(stacked, 1)
+            torch.testing.assert_close(band_gram(model, [1, 2]), side_by_side @ side_by_side.T)
 
 
-def test_writer_activations_are_the_linears_outputs_at_the_last_token(known: LanguageModel):
-    sites = sites_of(known, METHODS["sspace"], [2, 0])
-    assert sites == [(layer, module) for layer in (0, 2) for module in WRITERS]
-    rows = prompts(known)
-    found = last_token_activations(known, rows, sites)
-    seen: dict[Site, Tensor] = {}
-    handles = [
-        module_at(known, site).register_forward_hook(lambda module, inputs, y, site=site: seen.update({site: y}))
-        for site in sites
-    ]
-    for row, ids in enumerate(rows):
-        with torch.no_grad():
-            known.model(input_ids=torch.tensor([ids]))
-        for site in sites:
-            torch.testing.assert_close(found[site][row], seen[site][0, -1], rtol=1e-3, atol=1e-3)
-    for handle in handles:
-        handle.remove()
+def test_writer_activations_are_the_linears_outputs_at_the_last_token(known: dict[str, LanguageModel]):
+    for name, model in known.items():
+        sites, rows = sites_of(model, METHODS["sspace"], [2, 0]), prompts(model)
+        assert sites == [(layer, module) for layer in (0, 2) for module in WRITERS], name
+        activations = last_token_activations(model, rows, sites)
+        seen: dict[Site, Tensor] = {}
+        handles = [
+            module_at(model, site).register_forward_hook(
+                lambda module, inputs, y, site=site, seen=seen: seen.update({site: y})
+            )
+            for site in sites
+        ]
+        try:
+            for row, ids in enumerate(rows):
+                with torch.no_grad():
+                    model.model(input_ids=torch.tensor([ids]))
+                for site in sites:
+                    with case(name, row, site):
+                        assert_near(activations[site][row], seen[site][0, -1])
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def test_reading_stops_after_the_last_site(tiny: LanguageModel):
@@ -160,24 +175,25 @@ def test_reading_stops_after_the_last_site(tiny: LanguageModel):
     assert called == ["attention", "attention", "mlp"]
 
 
-def test_a_linear_that_heal_does_not_know_is_named(tiny_folder: Path):
-    model = load(tiny_folder)
-    model.blocks[1].mlp.router = nn.Linear(HIDDEN, 4)
-    with pytest.raises(UserError, match=r"block 1 of .*: 'mlp\.router' is a Linear of which heal does not know"):
-        linears(model, 1)
-    assert linears(model, 2)
+def test_a_linear_that_is_unknown_missing_or_quantised_is_named(tiny_folder: Path):
+    def unknown(block: nn.Module) -> None:
+        block.mlp.router = nn.Linear(HIDDEN, 4)
 
+    def missing(block: nn.Module) -> None:
+        block.mlp.down_proj = nn.Identity()
 
-def test_a_linear_that_is_missing_is_named(tiny_folder: Path):
-    model = load(tiny_folder)
-    model.blocks[1].mlp.down_proj = nn.Identity()
-    with pytest.raises(UserError, match=r"block 1 of .*: no Linear named 'mlp\.down_proj'"):
-        linears(model, 1)
+    def quantised(block: nn.Module) -> None:
+        packed = torch.zeros(HIDDEN, 24, dtype=torch.uint8)
+        block.self_attn.o_proj.weight = nn.Parameter(packed, requires_grad=False)
 
-
-def test_a_quantised_weight_is_named(tiny_folder: Path):
-    model = load(tiny_folder)
-    packed = torch.zeros(HIDDEN, 24, dtype=torch.uint8)
-    model.blocks[1].self_attn.o_proj.weight = nn.Parameter(packed, requires_grad=False)
-    with pytest.raises(UserError, match=r"the weight of 'self_attn\.o_proj' is quantised"):
-        linears(model, 1)
+    for change, message in [
+        (unknown, r"block 1 of .*: 'mlp\.router' is a Linear of which heal does not know"),
+        (missing, r"block 1 of .*: no Linear named 'mlp\.down_proj'"),
+        (quantised, r"the weight of 'self_attn\.o_proj' is quantised"),
+    ]:
+        with case(change.__name__):
+            model = load(tiny_folder)
+            change(model.blocks[1])
+            with pytest.raises(UserError, match=message):
+                linears(model, 1)
+            assert linears(model, 2)
