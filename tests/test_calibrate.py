@@ -1,4 +1,4 @@
-"""Calibration: the statistic is what SPEC says, and its result is honest."""
+"""Calibration: the statistic is what docs/method.md, Dose, says, and its result is honest."""
 
 import json
 import math
