@@ -1,4 +1,4 @@
-"""Calibration: the statistic is that of docs/method.md (Dose), and its result is honest."""
+"""Calibration: the statistic is what docs/method.md, Dose, says, and its result is honest."""
 
 import math
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from torch.nn.functional import kl_div, log_softmax
 from heal.config import CalibrationConfig
 from heal.decoding import decode
 from heal.dose import find
-from heal.dose.calibrate import Measure, calibrate, path_divergences, prompt_divergence
-from heal.dose.calibration import Calibration, Goal, PathDivergence
+from heal.dose.calibrate import Goal, Measure, calibrate, path_divergences, prompt_divergence
+from heal.dose.calibration import Calibration, PathDivergence
 from heal.dose.find import Prompts, find_dose, odd_multiples, off_target, short_audit
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
