@@ -13,7 +13,7 @@ import torch
 from heal.divergence import kl_divergence
 from heal.errors import UserError
 from heal.evaluation.probe import FORMATS, interruption
-from heal.evaluation.verdict import ALIVE
+from heal.evaluation.readouts.alive import ALIVE
 from heal.models.language_model import LanguageModel
 from heal.steering.intervention import Dosing
 from heal.studies.survival.curves import survival
