@@ -7,6 +7,7 @@ from pathlib import Path
 from heal.console import counted
 from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import RoundMetrics, Summary
+from heal.evaluation.signal import described
 from heal.evaluation.stats import Estimate
 from heal.healing.log import read_log
 from heal.records import read_jsonl
@@ -31,7 +32,7 @@ def show_round(session: Session, metrics: RoundMetrics) -> None:
             "trait": interval(metrics.trait) + " nats/token",
             "over base": interval(metrics.trait.delta, sign=True),
             "coherence": f"{metrics.coherence.margin:.2f} ({metrics.coherence.worst})",
-            **{signal: interval(metrics.healed[signal]) for signal in ("p_ans_any", "tail_perplexity")},
+            **{s.term: interval(metrics.healed[s.name]) for s in described(metrics.healed) if s.headline},
             "cosine to round 1": f"{metrics.cosine_to_first:.2f}",
             "verdict": metrics.verdict.label,
             "seconds": ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),

@@ -28,8 +28,7 @@ P_ANS_ANY = Signal(
     unit="probability",
     title="p_ans_any",
     note="mean mass on valid answers",
-    detail="mean probability mass on the option letters at the answer slot of {recipe.evaluation.questions} general "
-    "questions; 1 is intact",
+    detail="mean probability mass on the option letters at the answer slot of the general questions; 1 is intact",
     role="coherence",
     better="higher",
     items="questions",
