@@ -25,7 +25,7 @@ from heal.studies.interventions import dose_table, show
 from heal.studies.interventions.asked import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.studies.interventions.compare import Setting, pairs, setting_of
 from heal.studies.interventions.doses import Dosed, Prompted, dose_all, prompted
-from heal.studies.interventions.measure import Measured, measure_all
+from heal.studies.interventions.measure import MeasuredArm, measure_all
 from heal.studies.interventions.prompts import NAMES, personas
 from heal.studies.survival import study as survival
 from heal.studies.survival.table import markdown, rows
@@ -60,7 +60,7 @@ class Finished:
     dosed: list[Dosed]
     prompts: list[Prompted]
     against: Baseline
-    measured: list[Measured]
+    measured: list[MeasuredArm]
     setting: Setting
     again: list[Dosed]
     written: set[Path]
@@ -92,7 +92,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         )
 
 
-def found(finished: Finished, measured: list[Measured] | None = None) -> list:
+def found(finished: Finished, measured: list[MeasuredArm] | None = None) -> list:
     return pairs(finished.measured if measured is None else measured, finished.against.base, finished.setting)
 
 

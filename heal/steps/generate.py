@@ -1,7 +1,6 @@
 """Generate: steered completions of the current student, filtered."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from heal.accumulator import Accumulator
 from heal.config import Recipe

@@ -1,4 +1,4 @@
-"""A whole round, stage by stage, against the plain serial way of doing the same work (heal/studies/bench/serial.py)."""
+"""A whole round, stage by stage, against the plain serial way to do the same work (heal/studies/bench/serial.py)."""
 
 import tempfile
 import time
@@ -32,7 +32,7 @@ ANSWERED, ANSWER_TOKENS, ASKED = 8, 32, 16
 def round_stage(setting: Setting, rate: float) -> Iterator[Row]:
     """Each stage of a round both ways, once, in turn; the row `round` is their sum.
 
-    Both ways go on from the same vector, dose and completions: each stage does the same work.
+    Both ways continue from the same vector, dose and completions, so each stage does the same work.
     """
     both = _Both(setting)
     rows = []
@@ -109,7 +109,7 @@ class _Both:
         return ours, plainly, f"{COMPLETIONS} steered completions of {TOKENS} tokens"
 
     def filter(self) -> tuple[Callable, Callable, str]:
-        said = [each.ids for each in self.said]
+        said = [completion.ids for completion in self.said]
 
         def ours() -> None:
             with self.accumulator.base():
@@ -122,7 +122,7 @@ class _Both:
         return ours, plainly, "perplexity of each completion under base"
 
     def heal(self) -> tuple[Callable, Callable, str]:
-        pairs = [(prompt, each.ids) for prompt, each in zip(self.prompts, self.said, strict=True)][:HEALED]
+        pairs = [(prompt, completion.ids) for prompt, completion in zip(self.prompts, self.said, strict=True)][:HEALED]
         kept = [
             replace(self.setting.rows[index], prompt_ids=tuple(prompt), ids=ids, ended=False)
             for index, (prompt, ids) in enumerate(pairs)
@@ -162,7 +162,7 @@ class _Both:
 
     def evaluate(self) -> tuple[Callable, Callable, str]:
         texts, system = list(self.trait.heldout_prompts[:ANSWERED]), self.recipe.model.system
-        asked = [self.model.chat.ids(system, text) for text in texts]
+        answered = [self.model.chat.ids(system, text) for text in texts]
         questions = [
             self.model.chat.ids(system, question_text(question["question"], question["options"]), PREFILL)
             for question in read_jsonl(QUESTIONS)[:ASKED]
@@ -180,10 +180,10 @@ class _Both:
         subject = Subject(setup, "healed", self.accumulator.student)
 
         def plainly() -> None:
-            said = serial.answer(self.plain_model, asked, ANSWER_TOKENS)
+            said = serial.answer(self.plain_model, answered, ANSWER_TOKENS)
             serial.letter_masses(self.plain_model, questions)
             with self.plain.base():
-                serial.tail_perplexities(self.plain_model, asked, said)
+                serial.tail_perplexities(self.plain_model, answered, said)
                 serial.persona_log_ratios(self.plain_model, self.trait, texts, said)
 
         def ours() -> None:
