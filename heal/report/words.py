@@ -109,8 +109,8 @@ def _dose_remarks(results: Results) -> list[str]:
 def calibration_prompts(results: Results) -> tuple[int, int]:
     """How many prompts the dose was found on, and how many others it was audited on: the trait may have too few."""
     calibration, available = results.recipe.calibration, len(results.facts.trait.generation_prompts)
-    found = min(calibration.prompts, available)
-    return found, min(calibration.audit_prompts, available - found)
+    used = min(calibration.prompts, available)
+    return used, min(calibration.audit_prompts, available - used)
 
 
 def no_audit(results: Results) -> str:
