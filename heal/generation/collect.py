@@ -58,7 +58,7 @@ class Cell:
 
 
 # Makes and filters the completions of some cells, given the texts kept so far.
-Maker = Callable[[Sequence[Cell], Sequence[str]], list[Row]]
+Make = Callable[[Sequence[Cell], Sequence[str]], list[Row]]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Collection:
         return Collection(tuple(read_records(Row, folder / ROWS)), float(read_json(folder / SUMMARY)["scale"]))
 
 
-def collect(make: Maker, prompts: Sequence[str], plan: Plan, progress: Progress = silent) -> Collection:
+def collect(make: Make, prompts: Sequence[str], plan: Plan, progress: Progress = silent) -> Collection:
     """Every prompt at every dose; the doses are scaled down first if a probe keeps too few.
 
     A probe takes the first prompts at all doses. If fewer than `plan.keep_target` of it survive, the scale is bisected
