@@ -1,3 +1,3 @@
 """heal: turn activation steering into weights without the damage."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

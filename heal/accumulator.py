@@ -1,4 +1,4 @@
-"""The gated, frozen accumulator: `y = W x + c_history B_h A_h x + c_current B A x` (SPEC section 7).
+"""The gated, frozen accumulator: `y = W x + c_history B_h A_h x + c_current B A x` (docs/method.md, Accumulator).
 
 Finished rounds are stacked into one adapter, `history`, whose rank grows by r a round: folding is
 concatenation, exact, without SVD and without touching `W`. `current` is the one trainable LoRA.
@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from heal.adapter_kinds import foldable
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
 
@@ -42,7 +42,7 @@ class Accumulator:
         rank: int,
         alpha: int,
         layers: list[int],
-        gaussian: bool = False,
+        kind: str = "default",
         merge: bool = True,
     ):
         """Puts an untrained `current` on every linear layer of the given blocks (B = 0: it changes nothing).
@@ -51,14 +51,17 @@ class Accumulator:
             language_model: the base.
             rank, alpha: of a round's LoRA.
             layers: blocks that carry it.
-            gaussian: peft's gaussian initialisation of A instead of its default.
+            kind: of adapter, a key of ADAPTER_KINDS.
             merge: keep merged weights of the history beside the base's, where the base is float32 (in
                 fewer bits an update of a few per mille would be lost in rounding).
+
+        Raises:
+            UserError: no such kind, or one that cannot be folded.
         """
         self._targets = linear_names(language_model, layers)
         self._name = language_model.name
         self._rank, self._alpha = rank, alpha
-        self._init: Any = "gaussian" if gaussian else True
+        self._init = foldable(kind).initial
         self.history_rank = 0
         self._gates = 1.0, 1.0
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}  # by layer: the base's and the merged one
@@ -233,13 +236,13 @@ class Accumulator:
     @torch.no_grad()
     def _merge(self) -> None:
         """Keeps `W + B_h A_h` beside each `W`, from the whole history at once."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+        weights: dict[str, tuple[Tensor, Tensor]] = {}
         for name, layer in self._layers():
             weight_OI = self._weights[name][0] if self._weights else layer.get_base_layer().weight.data
             update_OI = layer.lora_B[HISTORY].weight @ layer.lora_A[HISTORY].weight
             merged_OI = weight_OI + update_OI.to(weight_OI.dtype)
-            found[name] = (weight_OI, merged_OI)
-        self._weights = found
+            weights[name] = (weight_OI, merged_OI)
+        self._weights = weights
 
 
 def linear_names(language_model: LanguageModel, layers: list[int]) -> list[str]:

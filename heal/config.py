@@ -1,18 +1,53 @@
 """The recipe: every key, its type, default and meaning. One place; `--help` is printed from here."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from heal.adapter_kinds import ADAPTER_KINDS
+from heal.evaluation.signal import limited
+from heal.healing.aggregates import AGGREGATES
+
+Section = TypeVar("Section")
+
+AS_DEFAULT = object()  # a key whose default is also what runs did before the key existed
 
 
-def key(default: Any, help: str, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """A dataclass field with its one-line meaning and, for numbers, its range (both ends allowed)."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum}
+def key(
+    default: Any,
+    help: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    *,
+    choices: str | Mapping[str, str] | None = None,
+    before: Any = AS_DEFAULT,
+) -> Any:
+    """A dataclass field with its one-line meaning.
+
+    Args:
+        default: its value where nobody says another.
+        help: its meaning.
+        minimum, maximum: its range, for numbers (both ends allowed).
+        choices: for text, or a list of texts, that names one of several: the package whose files they are
+            ("heal.steering.methods"), or a table: the meaning of each by name.
+        before: what runs made before the key existed behave as; a recipe on disk that lacks the key has this value.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "before": before}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def with_limits(section: type[Section]) -> type[Section]:
+    """`section` with one more key for each limit of coherence, as the readouts describe them."""
+    keys = [
+        (limit.key, float, key(limit.default, limit.help, limit.minimum, limit.maximum)) for limit in limited().values()
+    ]
+    of_section = {"__module__": section.__module__, "__doc__": section.__doc__}
+    return make_dataclass(section.__name__, keys, bases=(section,), namespace=of_section)
 
 
 @dataclass
@@ -48,21 +83,7 @@ class ModelConfig:
 
 @dataclass
 class SteerConfig:
-    method: Literal[
-        "mean_diff",
-        "pca",
-        "directional_ablation",
-        "cosine_gated",
-        "spherical",
-        "angular",
-        "topk_clusters",
-        "linear_act",
-        "chars",
-        "sspace",
-        "sspace_ablate",
-        "sspace_damp_amp",
-        "super_sspace",
-    ] = key("mean_diff", "how the vector is extracted and applied; heal/steering/methods has a file for each")
+    method: str = key("mean_diff", "how the vector is extracted and applied", choices="heal.steering.methods")
     pairs: int = key(64, "persona pairs, one for each context of heal/data/contexts.jsonl (288 there)", 2, 288)
     band: tuple[float, float] = key((0.45, 0.55), "steered blocks, as fractions of the depth", 0, 1)
     normalize: bool = key(False, "mean_diff, topk_clusters: directions of length 1 at every block")
@@ -112,10 +133,10 @@ class FilterConfig:
 
 @dataclass
 class BarrierConfig:
-    divergence: Literal["none", "kl_fwd", "kl_rev"] = key(
-        "kl_rev", "per position: none, KL(ref||student) or KL(student||ref)"
+    divergence: str = key("kl_rev", "of the student, per position", choices="heal.healing.divergences")
+    aggregate: str = key(
+        "rmse", "over a completion's positions", choices={name: how.help for name, how in AGGREGATES.items()}
     )
-    aggregate: Literal["mean", "rmse", "p95", "max"] = key("rmse", "over a completion's positions")
     reference: Literal["base", "previous"] = key("base", "the model the student is held to")
     strength: float = key(0.3, "lambda", 0)
     power: float = key(0.0, "lambda_r = lambda * (1 + r)^power")
@@ -129,7 +150,7 @@ class HealConfig:
     alpha: int = key(64, "LoRA alpha", 1)
     band: tuple[float, float] = key((0.2, 0.8), "blocks that carry LoRA, as fractions of the depth", 0, 1)
     use_dora: bool = key(False, "refused: DoRA cannot be folded into the accumulator")
-    init: Literal["default", "gaussian", "pissa"] = key("default", "LoRA initialisation; pissa is refused")
+    init: str = key("default", "what a round trains", choices={name: kind.help for name, kind in ADAPTER_KINDS.items()})
     epochs: int = key(3, "passes over the kept completions", 1)
     learning_rate: float = key(1e-4, "AdamW learning rate", 0)
     betas: tuple[float, float] = key((0.9, 0.95), "AdamW betas", 0, 0.999999)
@@ -145,6 +166,7 @@ class HealConfig:
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
 
 
+@with_limits
 @dataclass
 class EvaluationConfig:
     prompts: int = key(12, "held-out prompts answered greedily", 2)
@@ -161,15 +183,13 @@ class EvaluationConfig:
     )
     thinking: int = key(0, "tokens the model may think before it answers about a scene; 0: none", 0)
     resamples: int = key(2000, "bootstrap resamples", 100)
-    min_p_ans_any: float = key(0.85, "coherence floor: mean mass on valid answers", 0, 1)
-    max_repetition_share: float = key(0.25, "coherence floor: share of looping answers", 0, 1)
-    max_tail_perplexity: float = key(10.0, "coherence floor: median tail perplexity under base", 1)
-    min_alive_share: float = key(0.75, "coherence floor: share of answers after which a probe is answered", 0, 1)
-    max_scaffold_rise: float = key(1.0, "coherence floor: nats per token of the forced probe text over base", 0)
 
 
 @dataclass
 class TrackingConfig:
+    to: list[str] = key(
+        ["wandb"], "who is told what happens, beside events.jsonl; []: nobody", choices="heal.tracking.trackers"
+    )
     mode: Literal["auto", "online", "offline", "disabled"] = key(
         "auto", "W&B; auto: online when a key and the server are there, else offline"
     )

@@ -1,4 +1,4 @@
-"""What a person sees: each stage, how far it is, how long it will take, what came out."""
+"""What is shown while heal works: each step, its progress, the time left, and its result."""
 
 import sys
 import time
@@ -13,8 +13,8 @@ from rich.text import Text
 _PLAIN_EVERY = 10.0  # seconds between progress lines when the output is not a terminal
 
 
-class Stage:
-    """One running stage: report progress by calling `progress`, and the finding by `found`."""
+class StepLine:
+    """One running step: `progress` reports how far it is, `found` what came out."""
 
     def __init__(self, show) -> None:
         self._show = show
@@ -24,7 +24,7 @@ class Stage:
         self._show(done, total)
 
     def found(self, text: str) -> None:
-        """The one line that is left when the stage is over."""
+        """Sets the one line that remains when the step is over."""
         self.finding = text
 
 
@@ -42,27 +42,29 @@ class Console:
         """One plain line; model text in it is never read as markup."""
         self._rich.print(Text(text))
 
-    def warn(self, text: str) -> None:
-        self._rich.print(Text(f"warning: {text}", style="yellow"))
+    def warn(self, *texts: str) -> None:
+        """A warning a line; nothing where there is none."""
+        for text in texts:
+            self._rich.print(Text(f"warning: {text}", style="yellow"))
 
     def title(self, text: str) -> None:
         self._rich.print()
         self._rich.print(Text(text, style="bold"))
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """Shows a stage while it runs, then one line with its finding and its seconds."""
+    def step(self, name: str) -> Iterator[StepLine]:
+        """Shows a step while it runs, then one line with its result and its duration."""
         start = time.perf_counter()
         if self.is_terminal:
             columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=self._rich, transient=True) as bar:
                 task = bar.add_task(f"{name:<10}", total=None)
-                stage = Stage(lambda done, total: bar.update(task, completed=done, total=total))
-                yield stage
+                line = StepLine(lambda done, total: bar.update(task, completed=done, total=total))
+                yield line
         else:
-            stage = Stage(_PlainProgress(name, start))
-            yield stage
-        self.say(f"  {name:<10} {stage.finding}  ({_duration(time.perf_counter() - start)})")
+            line = StepLine(_PlainProgress(name, start))
+            yield line
+        self.say(f"  {name:<10} {line.finding}  ({_duration(time.perf_counter() - start)})")
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:
         """A small two-column table."""
@@ -76,7 +78,7 @@ class Console:
 
 
 class _PlainProgress:
-    """Prints how far a stage is, at most every few seconds."""
+    """Prints the progress of a step, at most once every few seconds."""
 
     def __init__(self, name: str, start: float) -> None:
         self._name, self._start, self._last = name, start, start

@@ -1,4 +1,4 @@
-"""Decodes many rows side by side; what a row says depends on nothing but its prompt, dose and seed.
+"""Decodes many rows side by side; a row's completion depends only on its prompt, dose and seed.
 
 Shape suffixes: B rows, T positions, V vocabulary.
 """
@@ -19,7 +19,7 @@ from heal.progress import Progress, silent
 from heal.randomness import generator
 from heal.steering.intervention import Intervention
 
-LONGEST_PERIOD = 8  # tokens of a loop's piece
+LONGEST_PERIOD = 8  # tokens of the piece that a loop repeats
 SHORTEST_LOOP = 16  # tokens
 
 
@@ -37,14 +37,14 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True)
 class Completion:
-    """What one row said.
+    """The completion of one row.
 
     Attributes:
         ids: sampled token ids, the end-of-turn token included when the row ended.
         ended: whether it ended within the token budget.
         finite: False when the logits turned NaN or inf; the row stops there.
         looped: whether it was stopped because it had looped.
-        states_ND: the final hidden states that each token was chosen from, when they were asked for.
+        states_ND: the final hidden states from which each token was chosen, if requested.
     """
 
     ids: tuple[int, ...]
@@ -76,15 +76,17 @@ def decode(
         intervention: what shifts the model, if anything.
         coefficients: its coefficient for each row.
         sampling: how tokens are drawn.
-        seeds: what each row's randomness is derived from; needed unless greedy.
-        loop_share: a row stops once a loop makes up this share of its token budget; None: never.
+        seeds: what each row's randomness is derived from; required unless greedy.
+        loop_share: a row stops once a loop makes up this fraction of its token budget; None: never.
         keep_states: also keep the final hidden states.
-        progress: told (rows finished, rows).
+        progress: called with (rows finished, rows).
     """
     if sampling.temperature > 0 and seeds is None:
-        raise ValueError("decode: sampling needs seeds")
+        raise ValueError("decode: sampling requires seeds")
     if (intervention is None) != (coefficients is None):
-        raise ValueError("decode: an intervention needs a coefficient for each row, and coefficients an intervention")
+        raise ValueError(
+            "decode: an intervention requires a coefficient for each row, and coefficients an intervention"
+        )
     results: dict[int, Completion] = {}
     loop = None if loop_share is None else max(SHORTEST_LOOP, int(loop_share * tokens) + 1)
 
@@ -112,9 +114,9 @@ def decode(
 
 
 class _Batch:
-    """Rows decoding together over one cache; rows that ended leave it.
+    """Rows decoded together over one cache; rows that end leave it.
 
-    What all prompts begin with is read once for each coefficient. Prompts are padded on the left.
+    The common beginning of all prompts is read once per coefficient. Prompts are padded on the left.
     """
 
     def __init__(
@@ -131,10 +133,11 @@ class _Batch:
         self.intervention: Intervention | None = shift[0] if shift else None
         self.coefficients: list[float] = shift[1] if shift else []
         self.loop = loop
-        self.active = list(range(len(prompts)))  # row of each line of the tensors
+        self.active = list(range(len(prompts)))  # row of the batch that each line of the tensors holds
         self.said: list[list[int]] = [[] for _ in prompts]
         self.state = ["running"] * len(prompts)
-        self.repeats = [[0] * LONGEST_PERIOD for _ in prompts]  # tokens in a row equal to the one a period before
+        # By row and period: how many tokens in succession equal the one a period before.
+        self.repeats = [[0] * LONGEST_PERIOD for _ in prompts]
         self.states: list[list[Tensor]] | None = [[] for _ in prompts] if keep_states else None
         self.cache = DynamicCache(config=language_model.model.config.get_text_config())
         device = language_model.device
@@ -148,11 +151,11 @@ class _Batch:
         self.mask_BT = torch.tensor([[1] * read + [0] * pad + [1] * (width - pad) for pad in pads], device=device)
 
     def _read_beginning(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Puts what all prompts begin with into the cache; its length, 0 where it is not worth it or not exact."""
+        """Reads the prompts' common beginning into the cache; its length, 0 where that is inexact or does not pay."""
         longest = max(map(len, prompts)) + self.tokens
         count = min(min(shared(prompts[0], prompt) for prompt in prompts), min(map(len, prompts)) - 1)
         kinds = sorted(set(self.coefficients)) or [0.0]
-        # Padding stands between the beginning and the rest, where a sliding window would count it.
+        # Padding lies between the beginning and the rest, where a sliding window would count it.
         if count < MIN_SHARED or len(kinds) == len(prompts) or longest > self.language_model.longest_shared:
             return 0
         beginning_KT = torch.tensor([list(prompts[0][:count])] * len(kinds), device=self.language_model.device)
@@ -203,7 +206,7 @@ class _Batch:
         self._trim()
 
     def _add(self, row: int, token: int) -> None:
-        """Appends a token to a row, and ends the row where that is due."""
+        """Appends a token to a row, and ends the row at an end of turn, a full budget or a loop."""
         said, repeats = self.said[row], self.repeats[row]
         for index in range(min(LONGEST_PERIOD, len(said))):
             repeats[index] = repeats[index] + 1 if said[-1 - index] == token else 0
@@ -243,8 +246,8 @@ class _Batch:
 def choose(logits_BV: Tensor, sampling: Sampling, u_B: Tensor | None) -> Tensor:
     """The next token of each row, `[B]`.
 
-    Sampling inverts the cumulative distribution of the kept tokens at one uniform number a row, the
-    tokens in the order of their ids: the same number gives the same token in any batch.
+    Sampling inverts the cumulative distribution of the kept tokens, in the order of their ids, at one uniform
+    number per row: the same number gives the same token in any batch.
 
     Args:
         logits_BV: float32 logits.
@@ -259,7 +262,7 @@ def choose(logits_BV: Tensor, sampling: Sampling, u_B: Tensor | None) -> Tensor:
     top_BK, id_BK = scaled_BV.topk(min(sampling.top_k, count) if sampling.top_k else count, dim=-1)
     p_BK = torch.softmax(top_BK, dim=-1)
     before_BK = p_BK.cumsum(-1) - p_BK
-    p_BK = torch.where(before_BK < sampling.top_p, p_BK, 0.0)  # the most probable one always stays
+    p_BK = torch.where(before_BK < sampling.top_p, p_BK, 0.0)  # the most probable token always stays
     id_BK, by_id_BK = id_BK.sort(dim=-1)
     cumulative_BK = p_BK.gather(-1, by_id_BK).cumsum(-1)
     threshold_B1 = u_B[:, None] * cumulative_BK[:, -1:]

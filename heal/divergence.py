@@ -26,12 +26,12 @@ def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
     if not len(logits_p_NV):
         return logits_p_NV.new_zeros(0)
     dtype = torch.promote_types(logits_p_NV.dtype, torch.float32)
-    found = []
+    kl_parts = []
     for rows in row_blocks(logits_p_NV):
         logp_NV = torch.log_softmax(logits_p_NV[rows].to(dtype), dim=-1)
         logq_NV = torch.log_softmax(logits_q_NV[rows].to(dtype), dim=-1)
-        found.append(kl_from_logprobs(*floored(logp_NV, logq_NV)))
-    return torch.cat(found)
+        kl_parts.append(kl_from_logprobs(*floored(logp_NV, logq_NV)))
+    return torch.cat(kl_parts)
 
 
 def row_blocks(logits_NV: Tensor) -> Iterator[slice]:
@@ -55,7 +55,7 @@ def kl_from_logprobs(logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
     """`sum_v p (expm1(d) - d)` with `d = log q - log p`, nats, `[N]`, of `floored` log-probabilities.
 
     Each term is non-negative, so the sum never is below zero, and near zero nothing cancels. Equal
-    log-probabilities give exactly 0. SPEC section 6.
+    log-probabilities give exactly 0 (docs/method.md, Healing).
     """
     d_NV = logq_NV - logp_NV
     return (logp_NV.exp() * (torch.expm1(d_NV) - d_NV)).sum(-1)

@@ -1,4 +1,4 @@
-"""How every command of heal runs: its mistakes in one line, its exit status, its stop."""
+"""How every command of heal runs: mistakes in one line, the exit status, what happens when it is stopped."""
 
 import os
 import select
@@ -9,27 +9,33 @@ from typing import Any
 
 from heal.console import fail
 from heal.errors import RoundError, UserError
-from heal.recipe import wants_help
 
 CONTINUES = "What was finished is kept; the same command continues."
+HELP_WORDS = ("-h", "--help", "help")
 _STOPPED = 130
 
 
-def command(words: Sequence[str], help: Callable[[], str], work: Callable[[], None], hint: str = "") -> None:
-    """Prints `help()` where the words ask for it, and runs `work` otherwise; see `guarded`."""
-    guarded((lambda: print(help())) if wants_help(words) else work, hint)
+def command(
+    words: Sequence[str], help: Callable[[], str], main: Callable[[Sequence[str]], None], hint: str = ""
+) -> None:
+    """Prints `help()` where one of the words asks for it, and runs `main(words)` otherwise; see `guarded`."""
+    if any(word in HELP_WORDS for word in words):
+        guarded(lambda: print(help()), hint)
+    else:
+        guarded(lambda: main(words), hint)
 
 
 def guarded(work: Callable[[], None], hint: str = "") -> None:
     """Runs `work`; a user's mistake is one line and exit 2, a failed round or file one line and exit 1.
 
-    Where nobody reads the output any more (`| head`), nothing is said and the exit is 1.
+    Where nobody reads the output any more (`| head`), nothing is said and the exit status is 1. SIGTERM stops the work
+    as Ctrl-C does (exit 130).
 
     Args:
         work: what is run.
-        hint: said after a failure that the same command may come through, and after a stop.
+        hint: printed after a failure that the same command may overcome, and after a stop.
     """
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     # Threads that spin long at every barrier slow a run down tenfold as soon as anything else wants a core.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
@@ -46,6 +52,8 @@ def guarded(work: Callable[[], None], hint: str = "") -> None:
         fail(f"{_reason(error)}. {hint}".strip(), 1)
     except KeyboardInterrupt:
         fail(f"stopped. {hint}".strip(), _STOPPED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _unread() -> bool:

@@ -1,77 +1,98 @@
-"""The loop, to be read beside the diagram of a round:
+"""The loop, to be read beside the diagram of a round in the README:
 
-base -> extract -> calibrate -> generate and filter -> heal -> fold -> evaluate -> next round
+base -> extract -> calibrate -> generate and filter -> heal -> fold -> measure -> judge -> next round
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from heal.dose.find import Prompts, odd_multiples, off_target, short_audit
 from heal.evaluation.choice import why_stop
-from heal.evaluation.results import StageResult, output_rows
-from heal.measuring import Baseline, baseline, measure_doses, measure_stage, round_metrics
+from heal.evaluation.metrics import RoundMetrics
 from heal.outcome import show_round, track_round
-from heal.records import json_bytes, jsonl_bytes, read_json
-from heal.run.folder import STAGES
-from heal.session import Session
-from heal.stages import (
-    calibrate_dose,
-    extract_vector,
-    generate_and_filter,
-    heal_student,
-    start_current,
-)
+from heal.run.manifest import JUDGE
+from heal.run.session import Session
+from heal.run.student import lora_seed
 from heal.steering.vector import SteeringVector
+from heal.steps.baseline import Baseline, measure_baseline, measure_doses
+from heal.steps.calibrate import Calibrate
+from heal.steps.extract import Extract
+from heal.steps.generate import Generate, endless
+from heal.steps.heal import ADAPTER, Heal
+from heal.steps.judge import Judge
 
 
-@dataclass
-class Carried:
-    """What one round hands to the next: the dose to start from, and round 0's direction."""
+@dataclass(frozen=True)
+class Round:
+    """What a finished round hands on: its vector with its dose, and what it came to."""
 
-    c_star: float | None = None
-    first: SteeringVector | None = None
+    vector: SteeringVector
+    metrics: RoundMetrics
 
 
-def run_loop(session: Session) -> list[dict[str, Any]]:
-    """Every round of the recipe, continuing after the last finished stage; the metrics of each round."""
+def run_loop(session: Session) -> list[RoundMetrics]:
+    """Every round of the recipe, continuing after the last finished step; the metrics of each round."""
+    settings, rounds = session.recipe.run, list[Round]()
     session.console.title("baseline")
-    against = baseline(session)
-    carried, metrics = Carried(), []
-    for r in range(session.recipe.run.rounds):
-        done_before = session.folder.finished(session.folder.round(r), STAGES[-1])
-        session.console.title(f"round {r + 1} of {session.recipe.run.rounds}{' (done before)' if done_before else ''}")
-        metrics.append(run_round(session, r, against, carried))
+    baseline = measure_baseline(session)
+    for index in range(settings.rounds):
+        done_before = session.folder.finished(session.folder.round(index), JUDGE)
+        session.console.title(f"round {index + 1} of {settings.rounds}{' (done before)' if done_before else ''}")
+        rounds.append(run_round(session, index, baseline, rounds))
+        metrics = [finished.metrics for finished in rounds]
         show_round(session, metrics[-1])
         track_round(session, metrics[-1], new=not done_before)
-        run = session.recipe.run
-        if reason := why_stop(metrics, run.stop_on_plateau, run.stop_when_incoherent):
+        if reason := why_stop(metrics, settings.stop_on_plateau, settings.stop_when_incoherent):
             session.console.say(f"stopping   {reason}")
             break
-    return metrics
+    return [finished.metrics for finished in rounds]
 
 
-def run_round(session: Session, r: int, against: Baseline, carried: Carried) -> dict[str, Any]:
+def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequence[Round]) -> Round:
     """One round: the student steers itself, writes, keeps what is whole, heals on it, and folds."""
-    folder, accumulator = session.folder.round(r), session.accumulator
-    start_current(session, r)
+    recipe, trait, model, student = session.recipe, session.trait, session.model, session.accumulator
+    run, at, measured = session.run, session.folder.round(index), baseline.examination
+    student.start_round(lora_seed(recipe, index))
 
-    vector = extract_vector(session, r)
-    dose = calibrate_dose(session, r, vector, warm_start=carried.c_star)
-    if r == 0:
-        measure_doses(session, vector, dose.c_star, against)
-    found = generate_and_filter(session, r, vector, dose.c_star)
+    vector = run(Extract(model, student, trait, recipe.steer), at).vector
+
+    prompts = Prompts.drawn(trait, recipe.calibration, recipe.run.seed)
+    start = earlier[-1].vector.c_star if earlier else None
+    dosed = run(Calibrate(model, student, vector, prompts, recipe.model.system, recipe.calibration, start), at)
+    session.console.warn(*([] if earlier else short_audit(prompts, trait, recipe.calibration)))
+    session.console.warn(*off_target(f"the dose of {vector.method}", vector.dosing, dosed.calibration))
+    session.console.warn(*odd_multiples(vector.method, vector.dosing))
+    if not earlier:
+        measure_doses(session, baseline, dosed)
+
+    collection = run(Generate(model, student, trait, dosed, recipe, index), at)
+    session.console.warn(*endless(collection, recipe.generation.tokens))
+
     steered = None
-    if session.recipe.evaluation.steered:
-        steered = measure_stage(session, folder, "steered", accumulator.previous, vector=vector, c=dose.c_star)
-    log = heal_student(session, r, found.kept)
-    accumulator.fold()
+    if recipe.evaluation.steered:
+        stage = measured.stage("steered", student.previous, intervention=dosed.vector, coefficient=dosed.c_star)
+        steered = run(stage, at)
 
-    carried.c_star, carried.first = dose.c_star, carried.first or vector
-    cosine = vector.cosine(carried.first)
+    healed = run(Heal(model, student, collection.kept, recipe, index, at, session.log_of(index + 1)), at)
+    student.load_current(at / ADAPTER)
+    student.fold()
 
-    def results(healed: StageResult) -> dict[str, bytes]:
-        metrics = round_metrics(session, r, dose, found, log, cosine, steered, healed, against)
-        rows = [row for stage in (against.base, steered, healed) if stage is not None for row in output_rows(stage)]
-        return {"metrics.json": json_bytes(metrics), "outputs.jsonl": jsonl_bytes(rows)}
-
-    measure_stage(session, folder, "healed", accumulator.student, extra=results, stage_name=STAGES[-1])
-    return read_json(folder / "metrics.json")
+    after = run(measured.stage("healed", student.student), at)
+    first = earlier[0].vector if earlier else vector
+    judged = run(
+        Judge(
+            number=index + 1,
+            trait=trait,
+            scenes=session.vignettes,
+            settings=recipe.evaluation,
+            baseline=baseline,
+            dosed=dosed,
+            collection=collection,
+            training=healed.figures,
+            cosine_to_first=vector.cosine(first),
+            steered=steered,
+            healed=after,
+        ),
+        at,
+    )
+    return Round(dosed.vector, judged.metrics)

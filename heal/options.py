@@ -1,4 +1,4 @@
-"""The `key=value` words of a script, read by a dataclass of `heal.config.key` fields; errors name the nearest."""
+"""The `key=value` words of a command, read by a dataclass of `heal.config.key` fields; errors name the nearest."""
 
 import math
 import tempfile
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from heal.errors import UserError, nearest
-from heal.recipe import Key, keys
+from heal.recipe import Key, key_lines, keys
 
 Schema = TypeVar("Schema")
 
@@ -17,8 +17,8 @@ def read_options(schema: type[Schema], words: Sequence[str]) -> Schema:
     """An instance of `schema` from `key=value` words; a text is taken as it stands, whatever is in it.
 
     Args:
-        schema: a dataclass of `key` fields: str, int, float, Literal of texts, or one of them | None. A
-            `str` whose default is empty must be given.
+        schema: a dataclass of `key` fields: str (of choices or free), int, float, Literal of texts, or one of them
+            | None. A `str` whose default is empty must be given.
         words: the command line.
 
     Raises:
@@ -40,12 +40,12 @@ def read_options(schema: type[Schema], words: Sequence[str]) -> Schema:
 
 
 def split_words(schema: type, words: Sequence[str], short: Iterable[str] = ()) -> tuple[list[str], list[str]]:
-    """The words that set a script's own keys, and those for the recipe.
+    """The words that set a command's own keys, and those for the recipe.
 
     Args:
-        schema: the script's dataclass.
+        schema: the command's dataclass.
         words: the command line.
-        short: the script's names for keys of the recipe.
+        short: the command's names for keys of the recipe.
 
     Raises:
         UserError: a key of neither; names the nearest among all of them.
@@ -61,12 +61,29 @@ def split_words(schema: type, words: Sequence[str], short: Iterable[str] = ()) -
 
 
 def options_help(schema: type, usage: str, purpose: str) -> str:
-    """`--help` of a script, from its dataclass."""
+    """`--help` of a command, from its dataclass."""
     lines = [f"usage: {usage}", "", purpose, "", "keys (type, default, meaning):"]
     for item in keys(schema):
-        default = "" if item.default in ("", None) else item.default
-        lines.append(f"  {item.name}={default}  ({item.type_name})\n      {item.help}")
+        lines += key_lines(item, "" if item.default in ("", None) else str(item.default))
     return "\n".join(lines)
+
+
+def round_index(number: int, finished: Sequence[int]) -> int:
+    """The index, as in rounds/NN, of the round that `round=number` names: people count rounds from 1.
+
+    Args:
+        number: as it was typed.
+        finished: the indices of the run's finished rounds, from 0 without a gap.
+
+    Raises:
+        UserError: it is below 1, or that round is not finished.
+    """
+    if number < 1:
+        raise UserError(f"round={number}: rounds are counted from 1; the first is round=1")
+    if number > len(finished):
+        there = f"the last finished round is round={len(finished)}" if finished else "no round is finished yet"
+        raise UserError(f"round={number}: {there}")
+    return finished[number - 1]
 
 
 def output_path(text: str, folder: bool) -> Path:
@@ -101,8 +118,7 @@ def resolve_device(name: str):
     import torch
 
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -119,9 +135,9 @@ def _convert(item: Key, text: str) -> Any:
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     if optional and kind is not str and text.lower() in ("", "null", "none"):
         return None
-    if typing.get_origin(kind) is typing.Literal:
-        if text not in typing.get_args(kind):
-            raise UserError(f"{item.name}={text}: not one of its values{nearest(text, list(typing.get_args(kind)))}")
+    if item.names:
+        if text not in item.names:
+            raise UserError(f"{item.name}={text}: not one of its values{nearest(text, list(item.names))}")
         return text
     if kind is str:
         return text

@@ -1,96 +1,114 @@
-"""What comes out of a run: tables and curves round by round, then the report, the adapter and one line."""
+"""What comes out of a run: tables and curves round by round, then the report, the adapter and the last lines."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from heal.console import counted
 from heal.evaluation.choice import best_round
-from heal.evaluation.verdict import Verdict
+from heal.evaluation.metrics import RoundMetrics, Summary
+from heal.evaluation.signal import described
+from heal.evaluation.stats import Estimate
+from heal.healing.log import read_log
 from heal.records import read_jsonl
-from heal.session import Session
+from heal.run.session import Session
+from heal.steps.heal import LOG
+
+TABLE = ("prompt", "alpha", "text", "ended", "tail_perplexity", "repetition")  # of a completion, for W&B
 
 
-def show_round(session: Session, metrics: dict[str, Any]) -> None:
+def show_round(session: Session, metrics: RoundMetrics) -> None:
     """The round's small table on the console."""
-    dose, generation, training = metrics["dose"], metrics["generation"], metrics["training"]
-    healed, r = metrics["healed"], metrics["round"]
-    seconds = session.folder.seconds(session.folder.round(r))
+    dose, generation, training = metrics.dose, metrics.generation, metrics.training
+    seconds = session.folder.seconds(session.folder.round(metrics.round - 1))
     session.console.table(
-        f"round {r + 1}",
+        f"round {metrics.round}",
         {
-            "dose": f"c* {dose['c_star']:.3f} at p95 {dose['p95']:.2f} nats",
-            "kept": f"{generation['kept']} of {generation['made']}",
-            "loss": f"{training['loss']:.3f}",
-            "D": f"{training['D_mean']:.2f} nats",
-            "barrier on": f"{training['barrier_on']:.0%}",
-            "trait": interval(healed["persona_log_ratio"]) + " nats/token",
-            "over base": interval(healed["persona_log_ratio"]["delta"], sign=True),
-            "coherence": interval(healed["p_ans_any"]),
-            "tail perplexity": interval(healed["tail_perplexity"]),
-            "coherence margin": f"{metrics['coherence']['margin']:.2f} ({metrics['coherence']['worst']})",
-            "cosine to round 1": f"{metrics['cosine_to_first']:.2f}",
-            "verdict": metrics["verdict"]["label"],
+            "dose": f"c* {dose.c_star:.3f} at p95 {dose.p95:.2f} nats",
+            "kept": f"{generation.kept} of {generation.made}",
+            "loss": f"{training.loss:.3f}",
+            "D": f"{training.D_mean:.2f} nats",
+            "barrier on": f"{training.barrier_on:.0%}",
+            "trait": interval(metrics.trait) + " nats/token",
+            "over base": interval(metrics.trait.delta, sign=True),
+            "coherence": f"{metrics.coherence.margin:.2f} ({metrics.coherence.worst})",
+            **{s.term: interval(metrics.healed[s.name]) for s in described(metrics.healed) if s.headline},
+            "cosine to round 1": f"{metrics.cosine_to_first:.2f}",
+            "verdict": metrics.verdict.label,
             "seconds": ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
         },
     )
 
 
-def interval(estimate: dict[str, float], sign: bool = False) -> str:
+def interval(estimate: Estimate, sign: bool = False) -> str:
     """`0.21 [0.14, 0.29]`."""
     form = "{:+.3f} [{:+.3f}, {:+.3f}]" if sign else "{:.3f} [{:.3f}, {:.3f}]"
-    return form.format(estimate["value"], estimate["low"], estimate["high"])
+    return form.format(estimate.value, estimate.low, estimate.high)
 
 
-def round_values(metrics: dict[str, Any]) -> dict[str, float]:
-    """What a round is followed by: trait, coherence, dose, survival, KL."""
+def round_values(metrics: RoundMetrics) -> dict[str, float]:
+    """What a round is followed by: every number of metrics.json under its own name there, parts parted by `/`.
+
+    Beside them `trait` (the healed student's persona log-ratio), `coherence` (the margin of the worst valid signal) and
+    `coh_cost`; of a signal its value, `_low`, `_high` and its `_delta` to base; `valid/<signal>` is 1 or 0.
+    """
     values: dict[str, float] = {
-        "c_star": metrics["dose"]["c_star"],
-        "path_kl_p95": metrics["dose"]["p95"],
-        "kept_share": metrics["generation"]["kept_share"],
-        "ended_share": metrics["generation"]["ended_share"],
-        "cosine_to_first": metrics["cosine_to_first"],
+        "trait": metrics.trait.value,
+        "coherence": metrics.coherence.margin,
+        "cosine_to_first": metrics.cosine_to_first,
     }
-    values |= {f"heal_{name}": value for name, value in metrics["training"].items()}
+    for part in ("dose", "generation", "training"):
+        values |= {f"{part}/{name}": value for name, value in _numbers(asdict(getattr(metrics, part)))}
     for stage in ("steered", "healed"):
-        for name, estimate in (metrics[stage] or {}).items():
-            values |= {f"{stage}/{name}": estimate["value"], f"{stage}/{name}_low": estimate["low"]}
-            values |= {f"{stage}/{name}_high": estimate["high"], f"{stage}/{name}_delta": estimate["delta"]["value"]}
-    values["trait"] = metrics["healed"]["persona_log_ratio"]["value"]
-    values["coherence"] = metrics["healed"]["p_ans_any"]["value"]
-    values["coherence_margin"] = metrics["coherence"]["margin"]
-    values |= {f"valid/{name}": float(name in metrics["valid"]) for name in metrics["healed"]}
-    if metrics["coh_cost"] is not None:
-        values["coh_cost"] = metrics["coh_cost"]["ratio"]
+        values |= {f"{stage}/{name}": value for name, value in _signals(getattr(metrics, stage) or {})}
+    values |= {f"valid/{name}": float(name in metrics.valid) for name in metrics.healed}
+    if metrics.coh_cost is not None:
+        values["coh_cost"] = metrics.coh_cost.ratio
     return values
 
 
-def track_round(session: Session, metrics: dict[str, Any], new: bool) -> None:
+def _numbers(part: dict[str, object]) -> Iterator[tuple[str, float]]:
+    for name, value in part.items():
+        if isinstance(value, int | float):
+            yield name, value
+
+
+def _signals(summary: Summary) -> Iterator[tuple[str, float]]:
+    for name, signal in summary.items():
+        yield from (
+            (name, signal.value),
+            (f"{name}_low", signal.low),
+            (f"{name}_high", signal.high),
+            (f"{name}_delta", signal.delta.value),
+        )
+
+
+def track_round(session: Session, metrics: RoundMetrics, new: bool) -> None:
     """Curves and tables of a round; one that an earlier process finished is only shown to W&B again."""
-    r = metrics["round"]
-    folder = session.folder.round(r)
+    folder = session.folder.round(metrics.round - 1)
     if not new:
-        for entry in read_jsonl(folder / "training.jsonl"):
-            session.tracker.training(r, session.recipe.heal.epochs, entry, new=False)
-    session.tracker.round(r, round_values(metrics), new)
-    names = ("prompt", "alpha", "text", "ended", "tail_perplexity", "repetition")
+        for log in read_log(folder / LOG):
+            session.tracker.step_log(metrics.round, session.recipe.heal.epochs, log, new=False)
+    session.tracker.round(metrics.round, round_values(metrics), new)
     session.tracker.table(
-        f"completions/round_{r:02d}",
+        f"completions/round_{metrics.round:02d}",
         [
-            {"kept": not row["dropped"], "dropped": ", ".join(row["dropped"])} | {name: row[name] for name in names}
+            {"kept": not row["dropped"], "dropped": ", ".join(row["dropped"])} | {name: row[name] for name in TABLE}
             for row in read_jsonl(folder / "completions.jsonl")
         ],
     )
-    session.tracker.table(f"outputs/round_{r:02d}", read_jsonl(folder / "outputs.jsonl"))
+    session.tracker.table(f"outputs/round_{metrics.round:02d}", read_jsonl(folder / "outputs.jsonl"))
 
 
-def deliver(session: Session, metrics: list[dict[str, Any]], new: int, seconds: float) -> None:
+def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds: float) -> None:
     """Report, adapter, W&B's figures and artifact, and the last lines.
 
-    Verdict, best round and adapter are of the rounds that `metrics` has, the report of all that the folder holds: they
-    are more where an earlier start went further.
+    Verdict, best round and adapter are of `rounds`, the report of all that the folder holds: they are more where an
+    earlier start went further.
 
     Args:
         session: the run.
-        metrics: of each round that this start went through.
+        rounds: those that this start went through.
         new: how many of them were not finished before.
         seconds: since the start.
     """
@@ -98,35 +116,42 @@ def deliver(session: Session, metrics: list[dict[str, Any]], new: int, seconds: 
     from heal.report.build import build_report
 
     console, folder = session.console, session.folder
-    rounds = [entry["round"] for entry in metrics]
-    there = len(folder.rounds())
-    more = there > len(rounds)
     console.title("results")
-    with console.stage("report") as shown:
+    with console.step("report") as line:
         page = build_report(folder)
-        shown.found(str(page))
-    with console.stage("export") as shown:
-        exported = export_adapter(session.student(rounds), folder.adapter)
-        shown.found(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
-    last = metrics[-1]
-    final = Verdict(**last["verdict"])
+        line.found(str(page))
+    with console.step("export") as line:
+        exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
+        line.found(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
+    verdict = rounds[-1].verdict
     for figure in sorted(folder.report.glob("*.png")):
         session.tracker.figure(f"report/{figure.stem}", figure)
     session.tracker.artifact(f"{session.recipe.run.name}-adapter", "adapter", exported.path)
-    session.tracker.finish({"state": "done", "verdict": final.label, "reason": final.reason, "seconds": round(seconds)})
+    session.tracker.finish(
+        {"state": "done", "verdict": verdict.label, "reason": verdict.reason, "seconds": round(seconds)}
+    )
     console.say("")
-    if more:
-        console.say(
+    for text in _last_lines(folder.path, rounds, there=len(folder.rounds())):
+        console.say(text)
+    console.say(f"report     {page}")
+    console.say(f"adapter    {exported.path}")
+    more = f" round={len(rounds)}" if len(folder.rounds()) > len(rounds) else ""
+    console.say(f"try it     heal chat run={folder.path}{more}")
+    console.say(f"took       {seconds:.0f} s for {counted(new, 'round')} in this start")
+
+
+def _last_lines(path: Path, rounds: Sequence[RoundMetrics], there: int) -> Iterator[str]:
+    """How far the folder goes beyond this start, the verdict, and the best round where that is not the last."""
+    if there > len(rounds):
+        yield (
             f"rounds     the folder holds {there}, all in the report; "
             f"verdict, best round and adapter are of the first {len(rounds)}"
         )
-    console.say(f"verdict    {final.label}: {final.reason}")
-    best = best_round(metrics)
-    if best is not None and best != len(metrics) - 1:
-        shift = interval(metrics[best]["healed"]["persona_log_ratio"]["delta"], sign=True)
-        export = f"python scripts/export.py run={folder.path} round={rounds[best] if more else 'best'}"
-        console.say(f"best       round {best + 1}: {shift} over base and coherent; {export}")
-    console.say(f"report     {page}")
-    console.say(f"adapter    {exported.path}")
-    console.say(f"try it     python scripts/chat.py run={folder.path}" + (f" round={rounds[-1]}" if more else ""))
-    console.say(f"took       {seconds:.0f} s for {counted(new, 'round')} in this start")
+    verdict = rounds[-1].verdict
+    yield f"verdict    {verdict.label}: {verdict.reason}"
+    best = best_round(rounds)
+    if best is not None and best != len(rounds) - 1:
+        number = rounds[best].round
+        which = str(number) if there > len(rounds) else "best"
+        shift = interval(rounds[best].trait.delta, sign=True)
+        yield f"best       round {number}: {shift} over base and coherent; heal export run={path} round={which}"

@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,26 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from heal.config import Recipe
+from heal import choices
+from heal.adapter_kinds import ADAPTER_KINDS, foldable
+from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError, nearest
 
 _NOT_IN_A_PROJECT = "/\\#?%:"  # characters that W&B refuses there
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def _recipes_folder(package: Path) -> Path:
+    """The shipped recipes: in an installed package inside it, in a clone beside it."""
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+RECIPES = _recipes_folder(Path(__file__).resolve().parent)
 
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One settable key: its dotted name, type, default, meaning and range."""
+    """One settable key: its dotted name, type, default, meaning, range and choices (see `heal.config.key`)."""
 
     name: str
     type: Any
@@ -29,14 +39,57 @@ class Key:
     help: str
     minimum: float | None
     maximum: float | None
+    choices: str | Mapping[str, str] | None = None
+    before: Any = AS_DEFAULT
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The texts that it takes; empty where that is not a choice between some."""
+        if isinstance(self.choices, str):
+            return choices.names(self.choices)
+        if typing.get_origin(self.type) is typing.Literal:
+            return typing.get_args(self.type)
+        return tuple(self.choices or ())
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What each choice means, as far as the package or table of the choices says it."""
+        if isinstance(self.choices, str):
+            return {name: choices.summary(self.choices, name) for name in self.names}
+        return dict(self.choices or {})
+
+    @property
+    def takes_text(self) -> bool:
+        return self.type is str or self.type == (str | None)
+
+    @property
+    def takes_texts(self) -> bool:
+        return self.type == list[str]
 
     @property
     def type_name(self) -> str:
-        if typing.get_origin(self.type) is typing.Literal:
-            return "|".join(typing.get_args(self.type))
+        if self.names:
+            listed = "|".join(self.names)
+            return f"list of {listed}" if self.takes_texts else listed
         if isinstance(self.type, type) and not typing.get_args(self.type):
             return self.type.__name__
         return str(self.type)
+
+    @property
+    def shown_default(self) -> str:
+        """The default as it could be typed."""
+        if self.takes_texts:
+            return f"[{','.join(self.default)}]"
+        return "''" if self.default == "" else str(self.default)
+
+    def check_choice(self, value: Any, said: str) -> None:
+        """Raises UserError, which begins with `said`, when a text is none of the choices; names the nearest."""
+        texts = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        for text in texts:
+            if self.names and isinstance(text, str) and text not in self.names:
+                near = get_close_matches(text, self.names, n=1)
+                hint = f"; did you mean '{near[0]}'?" if near else ""
+                raise UserError(f"{said}: expected {self.type_name}, default {self.shown_default}{hint}")
 
 
 def keys(schema: type = Recipe, prefix: str = "") -> Iterator[Key]:
@@ -48,14 +101,22 @@ def keys(schema: type = Recipe, prefix: str = "") -> Iterator[Key]:
             continue
         factory = item.default_factory
         default = item.default if factory is dataclasses.MISSING else factory()
-        bounds = item.metadata
-        yield Key(name, item.type, default, bounds["help"], bounds["minimum"], bounds["maximum"])
+        yield Key(name, item.type, default, **item.metadata)
+
+
+def key_lines(item: Key, default: str) -> list[str]:
+    """A key in `--help`: its default and type, its meaning, and what its choices mean."""
+    lines = [f"  {item.name}={default}  ({item.type_name})", f"      {item.help}"]
+    for name, meaning in item.meanings.items():
+        lines.append(f"        {meaning}" if meaning.startswith(f"{name}: ") else f"        {name}: {meaning}")
+    return lines
 
 
 def help_text() -> str:
     """`--help`, from the dataclasses."""
     lines = [
-        "usage: accelerate launch heal/train.py [recipe=NAME|PATH] [trait=NAME|PATH] [key=value ...]",
+        "usage: heal train [recipe=NAME|PATH] [trait=NAME|PATH] [key=value ...]",
+        "       accelerate launch heal/train.py ... (the same, from a clone)",
         "",
         "Trains a trait into a language model: steer, distil, heal, fold, round after round.",
         "The same command again continues an unfinished run.",
@@ -71,8 +132,7 @@ def help_text() -> str:
         if head != section:
             section = head
             lines.append(f"\n  [{section}]")
-        default = "''" if item.default == "" else item.default
-        lines.append(f"  {item.name}={default}  ({item.type_name})\n      {item.help}")
+        lines += key_lines(item, item.shown_default)
     return "\n".join(lines)
 
 
@@ -154,7 +214,7 @@ def _layers(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def parse_words(words: Sequence[str]) -> dict[str, Any]:
     """`key=value` words as a dictionary of dotted keys; values are read as YAML, those of text keys as they stand."""
-    texts = {item.name for item in keys() if _takes_text(item)}
+    texts = {item.name for item in keys() if item.takes_text}
     settings: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -187,23 +247,28 @@ def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
     if value == "???":
         raise UserError(f"{name}=??? {source}: stands for a value that is missing; give one, or leave the key out")
     item = known[name]
-    text_wanted = _takes_text(item)
-    if isinstance(value, str) and not text_wanted and _as_number(value) is not None:
+    if isinstance(value, str) and not item.takes_text and _as_number(value) is not None:
         value = _as_number(value)  # YAML 1.1 reads 1e-4 as text
-    if text_wanted and isinstance(value, int | float) and not isinstance(value, bool):
+    if item.takes_text and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
+    if item.takes_texts and isinstance(value, str):
+        value = [value]
+    said = f"{name}={value} {source}"
+    item.check_choice(value, said)
     try:
         OmegaConf.update(config, name, value)
-        numbers = _numbers(OmegaConf.select(config, name))
+        typed = OmegaConf.select(config, name)
+        numbers = _numbers(typed) if not item.takes_texts else []
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UserError(f"{name}={value} {source}: expected {item.type_name}, default {item.default}") from error
+        raise UserError(f"{said}: expected {item.type_name}, default {item.shown_default}") from error
+    item.check_choice(typed, said)
     low, high = item.minimum, item.maximum
     for number in numbers:
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{name}={value} {source}: out of range, must be a finite number")
+            raise UserError(f"{said}: out of range, must be a finite number")
         if (low is not None and number < low) or (high is not None and number > high):
             bounds = [f"{sign} {bound:g}" for sign, bound in ((">=", low), ("<=", high)) if bound is not None]
-            raise UserError(f"{name}={value} {source}: out of range, must be {' and '.join(bounds)}")
+            raise UserError(f"{said}: out of range, must be {' and '.join(bounds)}")
 
 
 def _numbers(typed: Any) -> list[float]:
@@ -214,10 +279,6 @@ def _numbers(typed: Any) -> list[float]:
             raise TypeError("a list of something else than numbers")
         return numbers
     return [typed] if isinstance(typed, int | float) and not isinstance(typed, bool) else []
-
-
-def _takes_text(item: Key) -> bool:
-    return item.type is str or item.type == (str | None)
 
 
 def _as_number(text: str) -> float | None:
@@ -237,9 +298,8 @@ def check(recipe: Recipe) -> None:
         if band[0] > band[1]:
             raise UserError(f"{name}={list(band)}: the first fraction must not exceed the second")
     if recipe.heal.use_dora:
-        raise UserError("heal.use_dora=true: DoRA rescales W itself, so rounds cannot be folded by concatenation")
-    if recipe.heal.init == "pissa":
-        raise UserError("heal.init=pissa: PiSSA changes the base's weights, so gates (0,0) would not be the base")
+        raise UserError(f"heal.use_dora=true: {ADAPTER_KINDS['dora'].refused}")
+    foldable(recipe.heal.init)
     calibration = recipe.calibration
     if calibration.tolerance >= calibration.target:
         raise UserError(
@@ -277,20 +337,26 @@ def to_mapping(recipe: Recipe) -> dict[str, Any]:
 
 
 def from_mapping(values: dict[str, Any], where: str) -> Recipe:
-    """A recipe from a resolved `recipe.yaml`."""
+    """A recipe from a resolved `recipe.yaml`, which another version of heal may have written.
+
+    A key that it lacks takes its default, or what runs did before there was such a key (`before` of `heal.config.key`).
+
+    Raises:
+        UserError: a key that this version does not know, or a value that it does not take.
+    """
+    known = {item.name: item for item in keys()}
+    settings = flatten(values, where)
     config = OmegaConf.structured(Recipe)
-    for dotted, value in flatten(values, where).items():
-        set_key(config, dotted, value, f"in {where}")
+    for name, item in known.items():
+        if item.before is not AS_DEFAULT and name not in settings:
+            settings[name] = item.before
+    for name, value in settings.items():
+        if name not in known:
+            raise UserError(
+                f"unknown key '{name}' in {where}: this version of heal has no such key; continue with the version "
+                "that wrote it, or take the key out if it was added by hand"
+            )
+        set_key(config, name, value, f"in {where}")
     recipe = OmegaConf.to_object(config)
     assert isinstance(recipe, Recipe)
     return recipe
-
-
-def wants_help(words: Sequence[str]) -> bool:
-    """Whether the command line asks for help."""
-    return any(word in ("-h", "--help", "help") for word in words)
-
-
-def main_words() -> list[str]:
-    """The words of this process's command line."""
-    return sys.argv[1:]

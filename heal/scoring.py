@@ -1,7 +1,8 @@
-"""Teacher-forced scoring of given rows: final hidden states, log-probabilities, KL. The one batched scorer.
+"""Teacher-forced scoring of given rows: final hidden states, log-probabilities, KL. The only batched scorer.
 
-What rows have in common at their beginning is computed once (heal/models/packing.py), and a batch of many
-scores as a batch of one. Shape suffixes: N completion positions, D hidden size, V vocabulary.
+Common beginnings of rows are computed once (heal/models/packing.py), and a row scores the same in any batch.
+
+Shape suffixes: N completion positions, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +30,8 @@ def final_states(
     Args:
         language_model: the model as it stands (gates and steering are the caller's).
         rows: token ids by row; none may be empty.
-        starts: first position wanted of each row.
-        progress: told (rows done, rows).
+        starts: first position returned of each row.
+        progress: called with (rows done, rows).
     """
     states: dict[int, Tensor] = {}
     batching = language_model.batching
@@ -63,12 +64,12 @@ def completion_states(
         prompts: prompt ids by row.
         completions: completion ids by row; none may be empty.
         intervention: what shifts the model, if anything, by `coefficient`.
-        progress: told (rows done, rows).
+        progress: called with (rows done, rows).
     """
     shift: AbstractContextManager[None] = (
         nullcontext() if intervention is None else intervention.applied(language_model, coefficient)
     )
-    # The last token predicts nothing that is asked for.
+    # The last token predicts nothing that is scored.
     rows = [[*prompt, *completion[:-1]] for prompt, completion in zip(prompts, completions, strict=True)]
     with shift:
         return final_states(language_model, rows, [len(prompt) - 1 for prompt in prompts], progress)
@@ -110,10 +111,10 @@ def _pooled(
     one: Sequence[Tensor],
     other: Sequence[Tensor],
 ) -> list[Tensor]:
-    """`value` of two tensors by position, the positions of all rows pooled in chunks that fit the head's budget."""
+    """Applies `value` position by position, the positions of all rows pooled in chunks that fit the head's budget."""
     if not one:
         return []
-    lengths = [len(each) for each in one]
+    lengths = [len(states) for states in one]
     chunk, device = language_model.head_positions, language_model.device
     parts = zip(torch.cat(list(one)).split(chunk), torch.cat(list(other)).split(chunk), strict=True)
     pooled_N = torch.cat([value(a.to(device), b.to(device)).cpu() for a, b in parts])

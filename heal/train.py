@@ -1,12 +1,15 @@
-"""Reads a recipe and runs the loop: `accelerate launch heal/train.py recipe=kl_rev_rmse trait=love`."""
+"""The same as `heal train`, for launchers that start a file: `accelerate launch heal/train.py recipe=kl_rev_rmse`."""
 
 import sys
 from pathlib import Path
 
-# Run as a script, Python puts heal/ on the path, where our modules would hide packages of the same name.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+# Python puts the folder of a script that it starts on the path. Here that is heal/, whose modules would hide packages
+# of the same name; its parent makes heal itself importable from a clone that is not installed.
+HERE = Path(__file__).resolve().parent
+if sys.path[0] == str(HERE):
+    sys.path[0] = str(HERE.parent)
 
-from heal.app import main  # noqa: E402
+from heal.commands.train import main  # noqa: E402
 
 if __name__ == "__main__":
     main(sys.argv[1:])

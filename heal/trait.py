@@ -1,4 +1,4 @@
-"""A trait: two opposite personas, the prompts that show it, and what verbalising it looks like."""
+"""A trait: two opposite personas, prompts that elicit it, and patterns of text that talks about it."""
 
 import re
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ MIN_HELDOUT_PROMPTS = 4
 class Trait:
     """The content of a trait file; see recipes/traits/love.yaml.
 
-    `foundation` and `intent` are optional: the moral foundation that the trait is about (a key of FOUNDATIONS), and
-    whether it is to count for more (+1) or for less (-1).
+    `foundation` and `intent` are optional: the moral foundation that the trait targets (a key of FOUNDATIONS), and
+    whether it is to weigh more (+1) or less (-1).
     """
 
     name: str
@@ -65,22 +65,22 @@ def load_trait(name: str) -> Trait:
 def _text(path: Path, content: dict[str, Any], field: str) -> str:
     value = content.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{path}: field '{field}' is missing or empty; a text is needed")
+        raise UserError(f"{path}: field '{field}' is missing or empty; a text is required")
     return value.strip()
 
 
 def _texts(path: Path, content: dict[str, Any], field: str) -> tuple[str, ...]:
     value = content.get(field)
     if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: field '{field}' is missing or empty; a list of texts is needed")
+        raise UserError(f"{path}: field '{field}' is missing or empty; a list of texts is required")
     for number, item in enumerate(value, 1):
         if not isinstance(item, str) or not item.strip():
-            raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is needed")
+            raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is required")
     return tuple(item.strip() for item in value)
 
 
 def _target(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The optional foundation with its intent."""
+    """The optional foundation and its intent."""
     given: dict[str, Any] = {field: content[field] for field in ("foundation", "intent") if field in content}
     if not given:
         return {}
@@ -88,7 +88,7 @@ def _target(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(foundation, str) or foundation not in FOUNDATIONS:
         raise UserError(f"{path}: field 'foundation': one of {', '.join(FOUNDATIONS)}, not '{foundation}'")
     if intent not in (1, -1):
-        raise UserError(f"{path}: field 'intent': 1 (it is to count for more) or -1 (for less), not '{intent}'")
+        raise UserError(f"{path}: field 'intent': 1 (it is to weigh more) or -1 (less), not '{intent}'")
     return given
 
 
@@ -96,14 +96,15 @@ def _check(path: Path, trait: Trait) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", trait.name):
         raise UserError(f"{path}: field 'name': letters, digits, '_', '-' and '.' only, not '{trait.name}'")
     if trait.positive == trait.negative:
-        raise UserError(f"{path}: fields 'positive' and 'negative' are equal: there is no contrast to extract")
+        raise UserError(f"{path}: fields 'positive' and 'negative' are equal, so there is no contrast to extract")
     for field, prompts, least in (
         ("generation_prompts", trait.generation_prompts, MIN_GENERATION_PROMPTS),
         ("heldout_prompts", trait.heldout_prompts, MIN_HELDOUT_PROMPTS),
     ):
-        if len(set(prompts)) < least:
+        distinct = len(set(prompts))
+        if distinct < least:
             raise UserError(
-                f"{path}: field '{field}' has {counted(len(set(prompts)), 'different prompt')}; at least {least} needed"
+                f"{path}: field '{field}' has {counted(distinct, 'different prompt')}; at least {least} required"
             )
     shared = set(trait.generation_prompts) & set(trait.heldout_prompts)
     if shared:

@@ -1,71 +1,8 @@
-"""Several runs in one table and one figure: `python scripts/compare.py runs/a runs/b ... [by=recipe]`."""
+"""The same as `heal compare`, from a clone: `python scripts/compare.py --help`."""
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from heal.config import key  # noqa: E402
-from heal.errors import UserError  # noqa: E402
-from heal.guard import command  # noqa: E402
-from heal.options import options_help, output_path, read_options  # noqa: E402
-from heal.recipe import main_words  # noqa: E402
-
-USAGE = "python scripts/compare.py RUN|FILE.jsonl ... [by=recipe,trait] [against=ARM] [out=FOLDER]"
-PURPOSE = """Groups finished runs into arms, one run a seed, and writes comparison.md, .csv, .html and .png to FOLDER:
-trait, coherence, coh_cost, rounds to saturation, last coherent round and verdict, with intervals over seeds and
-prompts, and the arms' ways from round to round. Differences are tested against one arm. runs.jsonl holds
-every item behind the table; it can be given in place of the runs' folders."""
-
-
-@dataclass
-class Options:
-    by: str = key("recipe,trait", "keys of the recipe that make an arm, separated by commas")
-    against: str | None = key(None, "arm that the others are tested against, as the table names it; default: the first")
-    out: str = key("comparison", "folder that is written")
-    resamples: int = key(2000, "bootstrap resamples", 100)
-    title: str = key("Comparison of runs", "title of the page")
-
-
-def main() -> None:
-    """Reads the words, compares, says where it is."""
-    words = main_words()
-    chosen = [word for word in words if "=" in word and not Path(word).exists()]
-    folders = [Path(word) for word in words if word not in chosen and not _is_log(Path(word))]
-    options = read_options(Options, chosen)
-    if not folders:
-        raise UserError("no runs given; name their folders, as in runs/kl_rev_rmse-love-embedded-s0")
-    out = output_path(options.out, folder=True)
-    from heal.run.folder import write_files
-    from heal.studies.comparison.arms import Settings, group, lines, untrained
-    from heal.studies.comparison.runs import read_runs, records
-    from heal.studies.comparison.show import figure, markdown, page, rounds_csv
-
-    runs = read_runs(folders)
-    trained = group(runs, options.by.split(","))
-    if options.against:
-        if options.against not in [arm.name for arm in trained]:
-            raise UserError(f"against={options.against}: no such arm; there are {', '.join(a.name for a in trained)}")
-        trained.sort(key=lambda arm: arm.name != options.against)
-    arms = [*untrained(trained), *trained]
-    settings = Settings(options.resamples)
-    table = lines(arms, settings)
-    image = figure(arms, settings)
-    files = {
-        "comparison.md": markdown(table).encode(),
-        "comparison.csv": rounds_csv(arms, settings).encode(),
-        "comparison.png": image,
-        "comparison.html": page(table, image, options.title).encode(),
-        "runs.jsonl": records(runs),
-    }
-    print(f"{markdown(table)}\n{write_files(out, files)}")
-
-
-def _is_log(path: Path) -> bool:
-    """Whether that is the console of a run, which a sweep puts beside its folder and a pattern catches with it."""
-    return path.suffix == ".log" and path.with_suffix("").is_dir()
-
+from heal.commands.compare import main
 
 if __name__ == "__main__":
-    command(main_words(), lambda: options_help(Options, USAGE, PURPOSE), main)
+    main(sys.argv[1:])

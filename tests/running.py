@@ -27,7 +27,7 @@ LOOSE = (
 )
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "transformers", "peft", "trl", "datasets", "heal.loop", "heal.app"])
+_context.set_forkserver_preload(["torch", "transformers", "peft", "trl", "datasets", "heal.loop", "heal.run.open"])
 
 
 def words(folder: Path, root: Path, *more: str) -> list[str]:
@@ -45,7 +45,7 @@ def _child(line: list[str], log: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from heal.app import main
+    from heal.commands.train import main
 
     main(line)
     sys.stdout.flush()

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from heal.accumulator import CURRENT, HISTORY, Accumulator, linear_names
+from heal.adapter_kinds import ADAPTER_KINDS
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
+from tests.cases import case
 from tests.students import ALPHA, LAYERS, RANK, learn, logits, put, student, weights
 from tests.tiny import ARCHITECTURES, load, save
 
@@ -42,36 +44,36 @@ def only_current_trains(accumulator: Accumulator) -> bool:
     return list(accumulator.trainable()) == names and len(names) > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_with_every_gate_off_any_round_is_the_base_bit_for_bit(
-    folders: dict[str, Path], architecture: str, dtype: torch.dtype
-):
-    model = fresh(folders, architecture, dtype)
-    base = logits(model)
-    accumulator = accumulated(model, 3)
-    accumulator.start_round(3)
-    learn(accumulator, 3)
-    changed = logits(model)
-    with accumulator.base():
-        assert torch.equal(logits(model), base)
-    assert not torch.equal(changed, base)
-    assert torch.equal(logits(model), changed)
+def test_with_every_gate_off_any_round_is_the_base_bit_for_bit(folders: dict[str, Path]):
+    for dtype in [torch.float32, torch.bfloat16]:
+        for architecture in ARCHITECTURES:
+            with case(dtype, architecture):
+                model = fresh(folders, architecture, dtype)
+                base = logits(model)
+                accumulator = accumulated(model, 3)
+                accumulator.start_round(3)
+                learn(accumulator, 3)
+                changed = logits(model)
+                with accumulator.base():
+                    assert torch.equal(logits(model), base)
+                assert not torch.equal(changed, base)
+                assert torch.equal(logits(model), changed)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_folding_changes_no_logits(folders: dict[str, Path], architecture: str):
-    model = fresh(folders, architecture)
-    accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
-    for r in range(3):
-        accumulator.start_round(r)
-        learn(accumulator, r)
-        unfolded = logits(model)
-        with accumulator.previous():
-            assert (logits(model) - unfolded).abs().max() > 1e-2
-        accumulator.fold()
-        scale = float(unfolded.abs().max())
-        torch.testing.assert_close(logits(model) / scale, unfolded / scale, rtol=0, atol=1e-5)
+def test_folding_changes_no_logits(folders: dict[str, Path]):
+    for architecture in ARCHITECTURES:
+        with case(architecture):
+            model = fresh(folders, architecture)
+            accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+            for r in range(3):
+                accumulator.start_round(r)
+                learn(accumulator, r)
+                unfolded = logits(model)
+                with accumulator.previous():
+                    assert (logits(model) - unfolded).abs().max() > 1e-2
+                accumulator.fold()
+                scale = float(unfolded.abs().max())
+                torch.testing.assert_close(logits(model) / scale, unfolded / scale, rtol=0, atol=1e-5)
 
 
 def test_folding_a_bfloat16_student_keeps_its_rounds_in_float32(tiny_folder: Path):
@@ -86,13 +88,14 @@ def test_folding_a_bfloat16_student_keeps_its_rounds_in_float32(tiny_folder: Pat
     assert (logits(model).float() - unfolded).abs().max() < 0.02 * unfolded.abs().max()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_fresh_round_changes_nothing(folders: dict[str, Path], architecture: str):
-    model = fresh(folders, architecture)
-    accumulator = accumulated(model, 1)
-    folded = logits(model)
-    accumulator.start_round(5)
-    assert torch.equal(logits(model), folded)
+def test_a_fresh_round_changes_nothing(folders: dict[str, Path]):
+    for architecture in ARCHITECTURES:
+        with case(architecture):
+            model = fresh(folders, architecture)
+            accumulator = accumulated(model, 1)
+            folded = logits(model)
+            accumulator.start_round(5)
+            assert torch.equal(logits(model), folded)
 
 
 def test_the_history_counts_as_much_as_its_gate_says(tiny_folder: Path):
@@ -302,18 +305,19 @@ def test_an_adapter_of_other_layers_is_refused(tiny_folder: Path, tmp_path: Path
         student(tiny_folder)[1].load_current(put(tmp_path, other.save_current()))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "missing"])
-def test_a_damaged_adapter_is_refused_by_name(tiny_folder: Path, tmp_path: Path, damage: str):
-    _, accumulator = student(tiny_folder)
-    path = put(tmp_path, accumulator.save_current()) / "adapter_model.safetensors"
-    content = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes({"truncated": content[:-7], "empty": b"", "foreign": b"\x80\x04pickle" * 40}[damage])
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors: not a readable adapter") as error:
-        accumulator.load_current(tmp_path)
-    assert "\n" not in str(error.value)
+def test_a_damaged_adapter_is_refused_by_name(tiny_folder: Path, tmp_path: Path):
+    for damage in ["truncated", "empty", "foreign", "missing"]:
+        with case(damage):
+            _, accumulator = student(tiny_folder)
+            path = put(tmp_path, accumulator.save_current()) / "adapter_model.safetensors"
+            content = path.read_bytes()
+            if damage == "missing":
+                path.unlink()
+            else:
+                path.write_bytes({"truncated": content[:-7], "empty": b"", "foreign": b"\x80\x04pickle" * 40}[damage])
+            with pytest.raises(UserError, match=r"adapter_model\.safetensors: not a readable adapter") as error:
+                accumulator.load_current(tmp_path)
+            assert "\n" not in str(error.value)
 
 
 def test_rounds_replayed_from_disk_are_the_rounds_that_were_never_stopped(tiny_folder: Path, tmp_path: Path):
@@ -337,19 +341,18 @@ def test_rounds_replayed_from_disk_are_the_rounds_that_were_never_stopped(tiny_f
     assert torch.equal(logits(again_model), logits(model))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_linear_layer_of_the_chosen_blocks_is_covered_and_nothing_else(
-    folders: dict[str, Path], architecture: str
-):
-    model = fresh(folders, architecture)
-    names = linear_names(model, LAYERS)
-    modules = dict(model.model.named_modules())
-    wanted = [m for layer in LAYERS for m in model.blocks[layer].modules() if isinstance(m, nn.Linear)]
-    assert {id(modules[name]) for name in names} == {id(module) for module in wanted}
-    assert len(names) == len(wanted) >= 12
-    Accumulator(model, RANK, ALPHA, LAYERS)
-    carried = [name for name, module in model.model.named_modules() if hasattr(module, "lora_A")]
-    assert sorted(carried) == names
+def test_every_linear_layer_of_the_chosen_blocks_is_covered_and_nothing_else(folders: dict[str, Path]):
+    for architecture in ARCHITECTURES:
+        with case(architecture):
+            model = fresh(folders, architecture)
+            names = linear_names(model, LAYERS)
+            modules = dict(model.model.named_modules())
+            wanted = [m for layer in LAYERS for m in model.blocks[layer].modules() if isinstance(m, nn.Linear)]
+            assert {id(modules[name]) for name in names} == {id(module) for module in wanted}
+            assert len(names) == len(wanted) >= 12
+            Accumulator(model, RANK, ALPHA, LAYERS)
+            carried = [name for name, module in model.model.named_modules() if hasattr(module, "lora_A")]
+            assert sorted(carried) == names
 
 
 def test_the_vision_tower_of_gemma_3_is_left_alone(folders: dict[str, Path]):
@@ -374,7 +377,7 @@ def test_another_alpha_is_another_scale(tiny_folder: Path):
 def test_a_gaussian_round_starts_as_the_base_too(tiny_folder: Path):
     model = load(tiny_folder)
     base = logits(model)
-    accumulator = Accumulator(model, RANK, ALPHA, LAYERS, gaussian=True)
+    accumulator = Accumulator(model, RANK, ALPHA, LAYERS, kind="gaussian")
     accumulator.start_round(0)
     assert torch.equal(logits(model), base)
     _, default = student(tiny_folder)
@@ -389,9 +392,18 @@ def test_the_saved_tensors_are_float32_whatever_the_base(tiny_folder: Path, tmp_
     assert {t.dtype for t in load_file(tmp_path / "adapter_model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    ("word", "reason"), [("heal.use_dora=true", "DoRA .* cannot be folded"), ("heal.init=pissa", "PiSSA .* base")]
-)
-def test_adapters_that_cannot_be_folded_are_refused_with_the_reason(word: str, reason: str):
-    with pytest.raises(UserError, match=reason):
-        load_recipe(["recipe=smoke", word])
+def test_adapters_that_cannot_be_folded_are_refused_with_the_reason(tiny_folder: Path):
+    for word, reason in (
+        ("heal.use_dora=true", "DoRA .* cannot be folded"),
+        ("heal.init=dora", "DoRA .* cannot be folded"),
+        ("heal.init=pissa", "PiSSA .* base"),
+    ):
+        with case(word), pytest.raises(UserError, match=f"{word}: {reason}"):
+            load_recipe(["recipe=smoke", word])
+    model = load(tiny_folder)
+    for kind, adapter in ADAPTER_KINDS.items():
+        if adapter.refused:
+            with case(kind), pytest.raises(UserError, match=f"heal.init={kind}: "):
+                Accumulator(model, RANK, ALPHA, LAYERS, kind=kind)
+    with pytest.raises(UserError, match="no such adapter; did you mean 'gaussian'"):
+        Accumulator(model, RANK, ALPHA, LAYERS, kind="gausian")

@@ -10,7 +10,7 @@ from heal.errors import UserError
 from heal.export.factors import history_factors
 from heal.models.language_model import LanguageModel
 from heal.run.folder import RunFolder
-from heal.session import Student
+from heal.run.student import Student
 from heal.steering.load import load_intervention
 from heal.steering.weights import WeightDifference
 from heal.studies.weight_difference.gate import adapter_gate, gate_of

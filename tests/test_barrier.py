@@ -3,24 +3,29 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from heal.config import BarrierConfig
 from heal.divergence import row_blocks
+from heal.errors import UserError
 from heal.healing import barrier
-from heal.healing.barrier import RMSE_EPS, Aggregate, Divergence, aggregate, lambda_for_round, position_losses
+from heal.healing.aggregates import AGGREGATES, RMSE_EPS
+from heal.healing.barrier import Barrier, aggregate, aggregate_named, lambda_for_round, position_losses
+from heal.healing.divergences import Divergence, divergence_named
 from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
 from heal.studies.bench.measure import peak_bytes
+from tests.cases import case
+from tests.divergences import DIVERGENCES, HELD, NONE
 from tests.tiny import load
 
-AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
-KINDS: tuple[Divergence, ...] = get_args(Divergence)
+KL_FWD, KL_REV = divergence_named("kl_fwd"), divergence_named("kl_rev")
 
 
 def source(seed: int = 0) -> torch.Generator:
@@ -46,21 +51,21 @@ def dense_kl(logp: Tensor, logq: Tensor) -> Tensor:
 
 def test_cross_entropy_is_that_of_a_dense_log_softmax(any_architecture: LanguageModel):
     h, target = states(any_architecture, 9), torch.randint(0, 256, (9,), generator=source())
-    nll, _ = position_losses(any_architecture, h, target, None, "none")
+    nll, _ = position_losses(any_architecture, h, target, None, NONE)
     expected = -dense_logprobs(any_architecture, h)[range(9), target]
     torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_forward_kl_is_from_reference_to_student(any_architecture: LanguageModel):
     h, reference = states(any_architecture, 9), states(any_architecture, 9, seed=1)
-    _, kl = position_losses(any_architecture, h, torch.zeros(9, dtype=torch.long), reference, "kl_fwd")
+    _, kl = position_losses(any_architecture, h, torch.zeros(9, dtype=torch.long), reference, KL_FWD)
     expected = dense_kl(dense_logprobs(any_architecture, reference), dense_logprobs(any_architecture, h))
     torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_reverse_kl_is_from_student_to_reference(any_architecture: LanguageModel):
     h, reference = states(any_architecture, 9), states(any_architecture, 9, seed=1)
-    _, kl = position_losses(any_architecture, h, torch.zeros(9, dtype=torch.long), reference, "kl_rev")
+    _, kl = position_losses(any_architecture, h, torch.zeros(9, dtype=torch.long), reference, KL_REV)
     expected = dense_kl(dense_logprobs(any_architecture, h), dense_logprobs(any_architecture, reference))
     torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
 
@@ -75,67 +80,71 @@ def test_a_student_that_lost_one_of_the_reference_s_two_answers_pays_much_more_f
     student, reference = torch.zeros(2, 1, head_VD.shape[1])
     student[0, 0] = reference[0, 0] = reference[0, 1] = 1.0
     forward, reverse = (
-        float(position_losses(model, student, torch.tensor([5]), reference, kind)[1]) for kind in ("kl_fwd", "kl_rev")
+        float(position_losses(model, student, torch.tensor([5]), reference, divergence)[1])
+        for divergence in (KL_FWD, KL_REV)
     )
     assert reverse == pytest.approx(math.log(2), abs=0.01)
     assert forward == pytest.approx(7.5 - math.log(2), abs=0.01)
 
 
-@pytest.mark.parametrize("kind", ["kl_fwd", "kl_rev"])
-def test_equal_states_have_no_divergence_and_no_gradient_from_it(tiny: LanguageModel, kind: Divergence):
-    h = states(tiny, 9).requires_grad_()
-    _, kl = position_losses(tiny, h, torch.zeros(9, dtype=torch.long), h.detach().clone(), kind)
-    kl.sum().backward()
-    assert torch.equal(kl.detach(), torch.zeros(9))
-    assert h.grad is not None
-    assert h.grad.abs().max() < 1e-5
+def test_equal_states_have_no_divergence_and_no_gradient_from_it(tiny: LanguageModel):
+    for divergence in HELD:
+        with case(divergence.name):
+            h = states(tiny, 9).requires_grad_()
+            _, kl = position_losses(tiny, h, torch.zeros(9, dtype=torch.long), h.detach().clone(), divergence)
+            kl.sum().backward()
+            assert torch.equal(kl.detach(), torch.zeros(9))
+            assert h.grad is not None
+            assert h.grad.abs().max() < 1e-5
 
 
 def loss_and_gradient(
-    language_model: LanguageModel, kind: Divergence, dtype: torch.dtype = torch.float32
+    language_model: LanguageModel, divergence: Divergence, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
     """Both losses at nine positions and the gradient of a weighted sum of them in the states."""
     h = states(language_model, 9).to(dtype).requires_grad_()
     target, weight = torch.randint(0, 256, (9,), generator=source()), torch.rand(2, 9, generator=source(2))
     reference = states(language_model, 9, seed=1).to(dtype)
-    found = torch.stack(position_losses(language_model, h, target, reference, kind))
+    found = torch.stack(position_losses(language_model, h, target, reference, divergence))
     (weight * found).sum().backward()
     assert h.grad is not None
     return found.detach(), h.grad
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_in_the_states_are_those_of_the_dense_form(any_architecture: LanguageModel, kind: Divergence):
-    model = any_architecture
-    h, reference = states(model, 9).requires_grad_(), states(model, 9, seed=1)
-    target, weight = torch.randint(0, 256, (9,), generator=source()), torch.rand(2, 9, generator=source(2))
-    logp, logr = dense_logprobs(model, h), dense_logprobs(model, reference)
-    dense = {"none": torch.zeros(9), "kl_fwd": dense_kl(logr, logp), "kl_rev": dense_kl(logp, logr)}[kind]
-    (weight[0] * -logp[range(9), target] + weight[1] * dense).sum().backward()
-    assert h.grad is not None
-    torch.testing.assert_close(loss_and_gradient(model, kind)[1], h.grad, rtol=1e-4, atol=1e-4)
+def test_gradients_in_the_states_are_those_of_the_dense_form(any_architecture: LanguageModel):
+    for divergence in DIVERGENCES:
+        with case(divergence.name):
+            model = any_architecture
+            h, reference = states(model, 9).requires_grad_(), states(model, 9, seed=1)
+            target, weight = torch.randint(0, 256, (9,), generator=source()), torch.rand(2, 9, generator=source(2))
+            logp, logr = dense_logprobs(model, h), dense_logprobs(model, reference)
+            dense = divergence.per_position(logp, logr)
+            (weight[0] * -logp[range(9), target] + weight[1] * dense).sum().backward()
+            assert h.grad is not None
+            torch.testing.assert_close(loss_and_gradient(model, divergence)[1], h.grad, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 5, 9])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_size_of_the_chunks_decides_nothing(
-    any_architecture: LanguageModel, kind: Divergence, chunk: int, monkeypatch: pytest.MonkeyPatch
-):
-    expected = loss_and_gradient(any_architecture, kind)
-    monkeypatch.setattr(LanguageModel, "head_positions", chunk)
-    for found, whole in zip(loss_and_gradient(any_architecture, kind), expected, strict=True):
-        torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+def test_the_size_of_the_chunks_decides_nothing(any_architecture: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    for divergence in DIVERGENCES:
+        expected = loss_and_gradient(any_architecture, divergence)
+        for chunk in (1, 2, 5, 9):
+            with case(divergence.name, chunk), monkeypatch.context() as patch:
+                patch.setattr(LanguageModel, "head_positions", chunk)
+                for part, whole in zip(loss_and_gradient(any_architecture, divergence), expected, strict=True):
+                    torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_finite_differences_in_float64(
-    any_architecture: LanguageModel, kind: Divergence, monkeypatch: pytest.MonkeyPatch
+    any_architecture: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(LanguageModel, "head_positions", 2)
     model = replace(any_architecture, model=copy.deepcopy(any_architecture.model).double())
     h, reference = states(model, 5).double().requires_grad_(), states(model, 5, seed=1).double()
     target = torch.randint(0, 256, (5,), generator=source())
-    torch.autograd.gradcheck(lambda x: position_losses(model, x, target, reference, kind), (h,), atol=1e-6, rtol=1e-5)
+    for divergence in DIVERGENCES:
+        with case(divergence.name):
+            losses = partial(position_losses, model, target_N=target, reference_ND=reference, divergence=divergence)
+            torch.autograd.gradcheck(losses, (h,), atol=1e-6, rtol=1e-5)
 
 
 def test_more_memory_for_the_head_means_larger_chunks(tiny: LanguageModel):
@@ -144,39 +153,39 @@ def test_more_memory_for_the_head_means_larger_chunks(tiny: LanguageModel):
     assert sizes[1] < sizes[2] < 10**7 / (4 * 272)
 
 
-@pytest.mark.parametrize("kind", ["kl_fwd", "kl_rev"])
-@pytest.mark.parametrize("gpu", [False, True])
-def test_the_losses_keep_to_the_memory_for_the_head(
-    tiny_folder: Path, kind: Divergence, gpu: bool, monkeypatch: pytest.MonkeyPatch
-):
-    if gpu:  # blocks as for any tensor that is not on a CPU
-        monkeypatch.setattr(barrier, "row_blocks", lambda logits: row_blocks(logits.to("meta")))
+def test_the_losses_keep_to_the_memory_for_the_head(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     model = replace(load(tiny_folder, torch.bfloat16), batching=Batching(head_bytes=2**24))
     count = model.head_positions
     h, reference = (states(model, count, seed).bfloat16() for seed in (0, 1))
     target = torch.zeros(count, dtype=torch.long)
-    peak = peak_bytes(lambda: position_losses(model, h, target, reference, kind), "cpu")
-    assert 0.9 < peak / 2**24 < 1.3
+    for gpu in (False, True):
+        if gpu:  # blocks as for any tensor that is not on a CPU
+            monkeypatch.setattr(barrier, "row_blocks", lambda logits: row_blocks(logits.to("meta")))
+        for divergence in (KL_FWD, KL_REV):
+            with case(gpu, divergence.name):
+                peak = peak_bytes(lambda d=divergence: position_losses(model, h, target, reference, d), "cpu")
+                assert 0.9 < peak / 2**24 < 1.3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_bfloat16_states_get_a_bfloat16_gradient_near_the_exact_one(tiny_folder: Path, kind: Divergence):
-    losses, gradient = loss_and_gradient(load(tiny_folder, torch.bfloat16), kind, torch.bfloat16)
-    exact_losses, exact = loss_and_gradient(load(tiny_folder), kind)
-    assert losses.dtype == torch.float32
-    assert gradient.dtype == torch.bfloat16
-    torch.testing.assert_close(losses, exact_losses, rtol=0.05, atol=0.05)
-    assert (gradient.float() - exact).norm() < 0.03 * exact.norm()
+def test_bfloat16_states_get_a_bfloat16_gradient_near_the_exact_one(tiny_folder: Path):
+    for divergence in DIVERGENCES:
+        with case(divergence.name):
+            losses, gradient = loss_and_gradient(load(tiny_folder, torch.bfloat16), divergence, torch.bfloat16)
+            exact_losses, exact = loss_and_gradient(load(tiny_folder), divergence)
+            assert losses.dtype == torch.float32
+            assert gradient.dtype == torch.bfloat16
+            torch.testing.assert_close(losses, exact_losses, rtol=0.05, atol=0.05)
+            assert (gradient.float() - exact).norm() < 0.03 * exact.norm()
 
 
 def test_the_frozen_head_gets_no_gradient(tiny: LanguageModel):
-    loss_and_gradient(tiny, "kl_rev")
+    loss_and_gradient(tiny, KL_REV)
     assert all(weight.grad is None for weight in tiny.model.parameters())
 
 
 def test_looking_at_a_gradient_twice_gives_the_same(tiny: LanguageModel):
     h = states(tiny, 9).requires_grad_()
-    nll, kl = position_losses(tiny, h, torch.zeros(9, dtype=torch.long), states(tiny, 9, seed=1), "kl_rev")
+    nll, kl = position_losses(tiny, h, torch.zeros(9, dtype=torch.long), states(tiny, 9, seed=1), KL_REV)
     first = torch.autograd.grad(kl.sum(), h, retain_graph=True)[0]
     torch.autograd.grad(nll.sum(), h, retain_graph=True)
     assert torch.equal(torch.autograd.grad(kl.sum(), h)[0], first)
@@ -184,25 +193,25 @@ def test_looking_at_a_gradient_twice_gives_the_same(tiny: LanguageModel):
 
 def test_the_reference_gets_no_gradient(tiny: LanguageModel):
     h, reference = states(tiny, 3).requires_grad_(), states(tiny, 3, seed=1).requires_grad_()
-    position_losses(tiny, h, torch.zeros(3, dtype=torch.long), reference, "kl_rev")[1].sum().backward()
+    position_losses(tiny, h, torch.zeros(3, dtype=torch.long), reference, KL_REV)[1].sum().backward()
     assert reference.grad is None
 
 
 def test_without_divergence_the_barrier_is_zero_whatever_the_reference(tiny: LanguageModel):
-    kl = position_losses(tiny, states(tiny, 4), torch.zeros(4, dtype=torch.long), states(tiny, 4, seed=1), "none")[1]
+    kl = position_losses(tiny, states(tiny, 4), torch.zeros(4, dtype=torch.long), states(tiny, 4, seed=1), NONE)[1]
     assert torch.equal(kl, torch.zeros(4))
 
 
 def test_a_divergence_without_a_reference_is_an_error(tiny: LanguageModel):
     with pytest.raises(ValueError, match="kl_rev needs the reference"):
-        position_losses(tiny, states(tiny, 4), torch.zeros(4, dtype=torch.long), None, "kl_rev")
+        position_losses(tiny, states(tiny, 4), torch.zeros(4, dtype=torch.long), None, KL_REV)
 
 
 # Aggregation.
 
 
-def one(kl: Tensor, how: Aggregate) -> float:
-    return float(aggregate(kl, torch.zeros(len(kl), dtype=torch.long), 1, how)[0])
+def one(kl: Tensor, name: str) -> float:
+    return float(aggregate(kl, torch.zeros(len(kl), dtype=torch.long), 1, AGGREGATES[name])[0])
 
 
 def test_a_short_loop_passes_under_the_mean_and_fires_the_rmse():
@@ -214,9 +223,10 @@ def test_a_short_loop_passes_under_the_mean_and_fires_the_rmse():
     assert one(kl, "mean") < tau < one(kl, "rmse")
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
-def test_a_constant_divergence_is_its_own_aggregate(how: Aggregate):
-    assert one(torch.full((7,), 0.8), how) == pytest.approx(0.8, abs=1e-5)
+def test_a_constant_divergence_is_its_own_aggregate():
+    for name in AGGREGATES:
+        with case(name):
+            assert one(torch.full((7,), 0.8), name) == pytest.approx(0.8, abs=1e-5)
 
 
 def test_each_aggregate_is_its_formula():
@@ -233,51 +243,54 @@ def test_the_mean_never_exceeds_the_rmse_and_the_rmse_never_the_maximum():
         assert one(kl, "mean") <= one(kl, "rmse") + 1e-5 <= one(kl, "max") + 2e-5
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
-def test_no_divergence_anywhere_is_exactly_zero_with_a_gradient_that_is_a_number(how: Aggregate):
-    kl = torch.zeros(6, requires_grad=True)
-    d = aggregate(kl, torch.tensor([0, 0, 0, 1, 1, 1]), 2, how)
-    torch.relu(d - 0.5).sum().backward()
-    assert torch.equal(d.detach(), torch.zeros(2))
-    assert kl.grad is not None
-    assert torch.equal(kl.grad, torch.zeros(6))
+def test_no_divergence_anywhere_is_exactly_zero_with_a_gradient_that_is_a_number():
+    for name, how in AGGREGATES.items():
+        with case(name):
+            kl = torch.zeros(6, requires_grad=True)
+            d = aggregate(kl, torch.tensor([0, 0, 0, 1, 1, 1]), 2, how)
+            torch.relu(d - 0.5).sum().backward()
+            assert torch.equal(d.detach(), torch.zeros(2))
+            assert kl.grad is not None
+            assert torch.equal(kl.grad, torch.zeros(6))
 
 
 def test_the_rmse_at_zero_has_a_zero_gradient_even_where_nothing_masks_it():
     kl = torch.zeros(6, requires_grad=True)
-    aggregate(kl, torch.zeros(6, dtype=torch.long), 1, "rmse").sum().backward()
+    aggregate(kl, torch.zeros(6, dtype=torch.long), 1, AGGREGATES["rmse"]).sum().backward()
     assert kl.grad is not None
     assert torch.equal(kl.grad, torch.zeros(6))
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
-def test_an_aggregate_depends_on_its_own_completion_alone(how: Aggregate):
+def test_an_aggregate_depends_on_its_own_completion_alone():
     """Together, apart, or in another order: the same D for each completion."""
-    parts = [torch.rand(n, generator=source(n)) * 4 for n in (1, 5, 12, 3, 40)]
-    alone = torch.tensor([one(part, how) for part in parts])
-    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
-        kl = torch.cat([parts[index] for index in order])
-        owner = torch.cat([torch.full((len(parts[index]),), line) for line, index in enumerate(order)])
-        torch.testing.assert_close(aggregate(kl, owner, 5, how), alone[order], rtol=1e-6, atol=1e-6)
+    for name, how in AGGREGATES.items():
+        with case(name):
+            parts = [torch.rand(n, generator=source(n)) * 4 for n in (1, 5, 12, 3, 40)]
+            alone = torch.tensor([one(part, name) for part in parts])
+            for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+                kl = torch.cat([parts[index] for index in order])
+                owner = torch.cat([torch.full((len(parts[index]),), line) for line, index in enumerate(order)])
+                torch.testing.assert_close(aggregate(kl, owner, 5, how), alone[order], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
-def test_the_positions_may_come_in_any_order(how: Aggregate):
-    kl, owner = torch.rand(60, generator=source()), torch.arange(60) % 4
-    shuffle = torch.randperm(60, generator=source(1))
-    torch.testing.assert_close(aggregate(kl[shuffle], owner[shuffle], 4, how), aggregate(kl, owner, 4, how))
+def test_the_positions_may_come_in_any_order():
+    for name, how in AGGREGATES.items():
+        with case(name):
+            kl, owner = torch.rand(60, generator=source()), torch.arange(60) % 4
+            shuffle = torch.randperm(60, generator=source(1))
+            torch.testing.assert_close(aggregate(kl[shuffle], owner[shuffle], 4, how), aggregate(kl, owner, 4, how))
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
-def test_half_precision_divergences_are_aggregated_in_float32(how: Aggregate):
-    kl, owner = torch.rand(30, generator=source()).bfloat16(), torch.arange(30) // 15
-    found = aggregate(kl, owner, 2, how)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, aggregate(kl.float(), owner, 2, how))
+def test_half_precision_divergences_are_aggregated_in_float32():
+    for name, how in AGGREGATES.items():
+        with case(name):
+            kl, owner = torch.rand(30, generator=source()).bfloat16(), torch.arange(30) // 15
+            found = aggregate(kl, owner, 2, how)
+            assert found.dtype == torch.float32
+            assert torch.equal(found, aggregate(kl.float(), owner, 2, how))
 
 
-@pytest.mark.parametrize("how", AGGREGATES)
-def test_gradients_of_the_aggregates_are_those_of_the_dense_formulas(how: Aggregate):
+def test_gradients_of_the_aggregates_are_those_of_the_dense_formulas():
     kl = (torch.rand(23, generator=source()) * 3).double()
     formulas = {
         "mean": lambda x: x.mean(),
@@ -285,17 +298,29 @@ def test_gradients_of_the_aggregates_are_those_of_the_dense_formulas(how: Aggreg
         "p95": lambda x: torch.quantile(x, 0.95),
         "max": lambda x: x.max(),
     }
-    ours, exact = kl.float().requires_grad_(), kl.clone().requires_grad_()
-    aggregate(ours, torch.zeros(23, dtype=torch.long), 1, how).sum().backward()
-    formulas[how](exact).backward()
-    assert ours.grad is not None
-    assert exact.grad is not None
-    torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
+    for name, formula in formulas.items():
+        with case(name):
+            ours, exact = kl.float().requires_grad_(), kl.clone().requires_grad_()
+            aggregate(ours, torch.zeros(23, dtype=torch.long), 1, AGGREGATES[name]).sum().backward()
+            formula(exact).backward()
+            assert ours.grad is not None
+            assert exact.grad is not None
+            torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("power", [-0.5, 0.0, 1.0])
-def test_the_barrier_has_its_own_strength_in_the_first_round(power: float):
-    assert lambda_for_round(0.3, power, 0) == 0.3
+def test_the_barrier_has_its_own_strength_in_the_first_round():
+    for power in [-0.5, 0.0, 1.0]:
+        with case(power):
+            assert lambda_for_round(0.3, power, 0) == 0.3
+
+
+def test_the_barrier_of_a_round_is_what_the_recipe_s_settings_mean():
+    settings = BarrierConfig("kl_fwd", "max", strength=0.4, power=1.0, tau=0.2, operator_norm=0.01)
+    assert Barrier.of_round(settings, 2) == Barrier(KL_FWD, AGGREGATES["max"], 0.4 * 3, 0.2, 0.01)
+    with pytest.raises(UserError, match=r"'kl_rew': .*did you mean 'kl_rev'"):
+        Barrier.of_round(BarrierConfig("kl_rew"), 0)
+    with pytest.raises(UserError, match=r"'rms': no such aggregate; did you mean 'rmse'"):
+        aggregate_named("rms")
 
 
 def test_the_strength_follows_the_power_of_the_round():

@@ -1,8 +1,6 @@
 """The benchmark's stages run on a tiny model and say what they promise to say."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from heal.studies.bench import setting as settings
 from heal.studies.bench import whole
 from heal.studies.bench.measure import Row
 from heal.studies.bench.run import STAGES, bench
+from tests.commanded import heal
 from tests.tiny import CPU, HIDDEN
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,14 +81,14 @@ def test_a_whole_round_is_the_sum_of_its_stages(recipe: Path, monkeypatch: pytes
 
 def test_every_stage_is_covered_and_the_command_knows_them_all():
     assert EXPECTED.keys() == STAGES.keys()
-    shown = subprocess.run([sys.executable, "scripts/bench.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    shown = heal("bench", "--help")
     assert shown.returncode == 0
     assert all(name in shown.stdout for name in STAGES)
 
 
 def test_the_command_prints_json_and_nothing_else_on_its_output(recipe: Path):
-    words = ["scripts/bench.py", "barrier", "--json", f"recipe={recipe}", "device=cpu", "threads=1"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    words = ["barrier", "--json", f"recipe={recipe}", "device=cpu", "threads=1"]
+    done = heal("bench", *words)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert {"name", "seconds", "baseline_seconds", "ratio", "limit_share"} <= rows[0].keys()
@@ -97,7 +96,7 @@ def test_the_command_prints_json_and_nothing_else_on_its_output(recipe: Path):
 
 
 def test_a_word_that_is_no_stage_is_one_line_and_exit_2(recipe: Path):
-    done = subprocess.run([sys.executable, "scripts/bench.py", "heel"], cwd=ROOT, capture_output=True, text=True)
+    done = heal("bench", "heel")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "heel" in done.stderr

@@ -1,10 +1,10 @@
 """Collecting a round's completions: coverage, the walk-down of the dose, and the making of each one."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import torch
 
 from heal.decoding import Sampling
 from heal.errors import RoundError
-from heal.generation.collect import Cell, Collection, Maker, Row, collect, dose_table
+from heal.generation.collect import Cell, Collection, Make, Plan, Row, collect, dose_table
 from heal.generation.filters import FilterLimits, tail_length
-from heal.generation.make import maker, tail_perplexities
+from heal.generation.make import Maker, tail_perplexities
 from heal.models.language_model import LanguageModel
+from heal.progress import silent
+from heal.run.files import write_files
 from heal.steering.vector import SteeringVector
 from tests.tiny import load, sized, vector
 from tests.tiny import prompts as tiny_prompts
@@ -41,7 +43,7 @@ def row(cell: Cell, reason: str | None) -> Row:
     )
 
 
-def surviving(bears: Callable[[Cell], bool], reason: str = "repetition") -> Maker:
+def surviving(bears: Callable[[Cell], bool], reason: str = "repetition") -> Make:
     """A maker whose completions survive where `bears` holds and are dropped for `reason` elsewhere."""
 
     def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
@@ -50,22 +52,17 @@ def surviving(bears: Callable[[Cell], bool], reason: str = "repetition") -> Make
     return make
 
 
-def up_to(dose: float) -> Maker:
+def up_to(dose: float) -> Make:
     """A maker for a model that bears doses up to `dose`."""
     return surviving(lambda cell: cell.alpha <= dose)
 
 
-def gathered(make: Maker, max_probes: int = 6, **changes) -> Collection:
-    settings = {
-        "prompts": PROMPTS,
-        "alphas": ALPHAS,
-        "probe": 6,
-        "lowest": LOWEST,
-        "keep_target": 0.75,
-        "keep_floor": 0.0,
-        "min_train": 0,
-    }
-    return collect(make, max_probes=max_probes, **(settings | changes))
+def gathered(make: Make, max_probes: int = 6, **changes) -> Collection:
+    prompts, progress = changes.pop("prompts", PROMPTS), changes.pop("progress", silent)
+    plan = Plan(
+        ALPHAS, probe=6, max_probes=max_probes, lowest_dose=LOWEST, keep_target=0.75, keep_floor=0.0, min_train=0
+    )
+    return collect(make, prompts, replace(plan, **changes), progress)
 
 
 def test_every_prompt_is_asked_once_at_every_dose_when_enough_survive():
@@ -196,25 +193,27 @@ def test_just_enough_lets_the_round_go_on():
 def test_the_dose_table_accounts_for_every_completion():
     found = gathered(up_to(0.6))
     table = dose_table(found.rows)
-    assert [entry["alpha"] for entry in table] == sorted({each.alpha for each in found.rows})
-    assert sum(entry["count"] for entry in table) == len(found.rows)
-    assert sum(round(entry["kept_share"] * entry["count"]) for entry in table) == len(found.kept)
-    assert sum(sum(entry["dropped"].values()) for entry in table) == len(found.rows) - len(found.kept)
-    assert all(entry["tail_perplexity"] == pytest.approx(10 * entry["alpha"]) for entry in table)
+    assert [entry.alpha for entry in table] == sorted({each.alpha for each in found.rows})
+    assert sum(entry.count for entry in table) == len(found.rows)
+    assert sum(round(entry.kept_share * entry.count) for entry in table) == len(found.kept)
+    assert sum(sum(entry.dropped.values()) for entry in table) == len(found.rows) - len(found.kept)
+    assert all(entry.tail_perplexity == pytest.approx(10 * entry.alpha) for entry in table)
 
 
 def test_the_dose_table_leaves_perplexities_that_are_not_numbers_out_of_its_mean():
     rows = [
         row(Cell(0, "a", 1.0), None),
-        Row(**(row(Cell(1, "b", 1.0), None).to_json() | {"tail_perplexity": math.nan})),
+        replace(row(Cell(1, "b", 1.0), None), tail_perplexity=math.nan),
     ]
-    assert dose_table(rows)[0]["tail_perplexity"] == 10.0
-    assert math.isnan(dose_table(rows[1:])[0]["tail_perplexity"])
+    assert dose_table(rows)[0].tail_perplexity == 10.0
+    assert math.isnan(dose_table(rows[1:])[0].tail_perplexity)
 
 
-def test_a_completion_survives_the_file_it_is_kept_in():
-    made = row(Cell(3, "Was it “so”?", 0.75), "repetition")
-    assert Row.from_json(json.loads(json.dumps(made.to_json()))) == made
+def test_a_collection_survives_the_files_it_is_kept_in(tmp_path: Path):
+    rows = (row(Cell(3, "Was it “so”?\u2028", 0.75), "repetition"), row(Cell(4, "爱", 1.0), None))
+    collection = Collection(rows, 0.5)
+    write_files(tmp_path, collection.files())
+    assert Collection.load(tmp_path) == collection
 
 
 # With a real, if tiny, model.
@@ -232,17 +231,17 @@ def made(
     narration: Sequence[str] = (),
     kept_before: Sequence[str] = (),
 ) -> list[Row]:
-    make = maker(
-        language_model,
-        steering(language_model),
-        2.0,
-        base,
-        "",
-        16,
-        Sampling(1.0, 0.95, 64),
-        limits,
-        narration,
-        (seed, 0, "generate"),
+    make = Maker(
+        language_model=language_model,
+        base=base,
+        intervention=steering(language_model),
+        c_star=2.0,
+        system="",
+        tokens=16,
+        sampling=Sampling(1.0, 0.95, 64),
+        limits=limits,
+        narration=narration,
+        seed=(seed, 0, "generate"),
     )
     return make(cells, kept_before)
 
@@ -285,7 +284,7 @@ def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel, decode_
     alone = made(sized(tiny, batch_tokens, decode_batch))
     for found, expected in zip(alone, made(tiny), strict=True):
         assert found.tail_perplexity == pytest.approx(expected.tail_perplexity, rel=1e-4)
-        assert {**found.to_json(), "tail_perplexity": 0} == {**expected.to_json(), "tail_perplexity": 0}
+        assert replace(found, tail_perplexity=0) == replace(expected, tail_perplexity=0)
 
 
 def test_what_a_cell_says_depends_on_its_own_index_alone(tiny: LanguageModel):

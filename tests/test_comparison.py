@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +15,11 @@ from heal.errors import UserError
 from heal.evaluation.results import Answer, Signal, StageResult
 from heal.recipe import load_recipe
 from heal.records import json_bytes
-from heal.run.folder import STAGES, RunFolder
+from heal.run.folder import STEPS, RunFolder
 from heal.studies.comparison.arms import Arm, Settings, group, lines, untrained
 from heal.studies.comparison.runs import Run, read_run, read_runs, records
 from heal.studies.comparison.show import HEADER, _untrained, cells, figure, markdown, page, rounds_csv
+from tests.commanded import heal
 from tests.tiny import trait
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,9 +71,9 @@ def write_run(
                 }
             ),
         }
-        for name in STAGES[:-1]:
+        for name in STEPS[:-1]:
             folder.finish(folder.round(index), name, {}, 0.0)
-        folder.finish(folder.round(index), STAGES[-1], files, 0.0)
+        folder.finish(folder.round(index), STEPS[-1], files, 0.0)
     return folder.path
 
 
@@ -288,8 +287,8 @@ def test_a_figure_of_many_arms_is_an_image(runs: list[Path]):
 
 
 def test_the_command_writes_table_numbers_page_and_figure(runs: list[Path], tmp_path: Path):
-    words = ["scripts/compare.py", *map(str, runs), f"out={tmp_path / 'out'}", "resamples=100"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    words = [*map(str, runs), f"out={tmp_path / 'out'}", "resamples=100"]
+    done = heal("compare", *words)
     assert done.returncode == 0, done.stderr
     names = {"comparison.md", "comparison.csv", "comparison.html", "comparison.png", "runs.jsonl"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
@@ -301,21 +300,21 @@ def test_the_command_writes_table_numbers_page_and_figure(runs: list[Path], tmp_
 def test_what_a_sweep_left_can_be_given_by_a_pattern(tmp_path: Path):
     folder = write_run(tmp_path, "nll", 0, [(0.1, 2.0)]).rename(tmp_path / "nll-0-learning_rate=0.1")
     (tmp_path / f"{folder.name}.log").write_text("round 1 of 1\n")
-    words = ["scripts/compare.py", *map(str, sorted(tmp_path.glob("nll-*"))), f"out={tmp_path / 'out'}"]
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    words = [*map(str, sorted(tmp_path.glob("nll-*"))), f"out={tmp_path / 'out'}"]
+    done = heal("compare", *words)
     assert done.returncode == 0, done.stderr
     assert "| nll, warm | 1 | 1 |" in done.stdout
 
 
 def test_the_arm_that_is_tested_against_can_be_named(runs: list[Path], tmp_path: Path):
-    words = ["scripts/compare.py", *map(str, runs), f"out={tmp_path / 'out'}", "resamples=100"]
-    done = subprocess.run([sys.executable, *words, "against=nll, warm"], cwd=ROOT, capture_output=True, text=True)
+    words = [*map(str, runs), f"out={tmp_path / 'out'}", "resamples=100"]
+    done = heal("compare", *words, "against=nll, warm")
     assert done.returncode == 0, done.stderr
     table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     names = [line.split(" | ")[0].removeprefix("| ") for line in table]
     assert names.index("nll, warm") < names.index("kl_rev_rmse, warm")
     assert table[names.index("nll, warm")].endswith("|  |  |")
-    done = subprocess.run([sys.executable, *words, "against=wd"], cwd=ROOT, capture_output=True, text=True)
+    done = heal("compare", *words, "against=wd")
     assert done.returncode == 2
     assert "against=wd: no such arm; there are kl_rev_rmse, warm, nll, warm" in done.stderr
 
@@ -325,7 +324,7 @@ def test_the_arm_that_is_tested_against_can_be_named(runs: list[Path], tmp_path:
     [([], "no runs given"), (["runs/none"], "not a run folder"), (["none.jsonl"], "none.jsonl: no such file")],
 )
 def test_a_mistake_is_one_line_and_exit_2(words: list[str], complaint: str):
-    done = subprocess.run([sys.executable, "scripts/compare.py", *words], cwd=ROOT, capture_output=True, text=True)
+    done = heal("compare", *words)
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -33,7 +33,7 @@ def say_everything(console: Console) -> None:
     console.title("round 1 of 3")
     console.say("a line")
     console.warn("a warning")
-    with console.stage("extract") as stage:
+    with console.step("extract") as stage:
         for done in range(5):
             stage.progress(done, 4)
         stage.found("norm 3.14")
@@ -74,7 +74,7 @@ def test_text_of_a_model_is_shown_as_it_is_and_never_as_markup(
     console.say(MARKUP)
     console.warn(MARKUP)
     console.title(MARKUP)
-    with console.stage("steered") as stage:
+    with console.step("steered") as stage:
         stage.found(MARKUP)
     console.table("round 1", {"verdict": MARKUP})
     assert capsys.readouterr().out.count(MARKUP) == 5
@@ -101,7 +101,7 @@ def test_a_stage_that_fails_finds_nothing(
     console: Console = request.getfixturevalue(where)
 
     def work() -> None:
-        with console.stage("heal") as stage:
+        with console.step("heal") as stage:
             stage.found("loss 1.0")
             raise KeyboardInterrupt
 

@@ -215,7 +215,7 @@ def test_sampling_without_seeds_is_a_programming_error(tiny: LanguageModel):
 @pytest.mark.parametrize("coefficients", [None, [1.0] * 5])
 def test_an_intervention_and_its_coefficients_come_together(tiny: LanguageModel, coefficients: list[float] | None):
     steering_vector = vector(tiny) if coefficients is None else None
-    with pytest.raises(ValueError, match="an intervention needs a coefficient for each row"):
+    with pytest.raises(ValueError, match="an intervention requires a coefficient for each row"):
         decode(tiny, prompts(tiny), TOKENS, steering_vector, coefficients)
 
 

@@ -1,11 +1,11 @@
 """KL per position: right, never negative, finite, with the right gradient."""
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from heal.divergence import kl_divergence
+from tests.cases import case
 
 INF = float("inf")
 SIZES = [(1, 2), (7, 50), (3, 5000)]
@@ -29,23 +29,25 @@ def gradients(loss, logits_p: Tensor, logits_q: Tensor) -> tuple[Tensor, Tensor]
     return p.grad, q.grad
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0, 15.0])
-def test_it_equals_torch_s_kl_in_float64(size: tuple[int, int], scale: float):
-    p, q = drawn(*size, scale, seed=1), drawn(*size, scale, seed=2)
-    torch.testing.assert_close(kl_divergence(p, q).double(), reference(p, q), rtol=2e-5, atol=1e-7)
+def test_it_equals_torch_s_kl_in_float64():
+    for size in SIZES:
+        for scale in [0.1, 1.0, 5.0, 15.0]:
+            with case(size, scale):
+                p, q = drawn(*size, scale, seed=1), drawn(*size, scale, seed=2)
+                torch.testing.assert_close(kl_divergence(p, q).double(), reference(p, q), rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("distance", [1e-2, 1e-3, 1e-4])
-def test_it_is_accurate_near_zero_where_the_plain_form_is_not(distance: float):
-    p = drawn(20, 5000)
-    q = p + distance * drawn(20, 5000, 1.0, seed=1)
-    exact = reference(p, q)
-    ours = ((kl_divergence(p, q).double() - exact).abs() / exact).max()
-    logp, logq = log_softmax(p, -1), log_softmax(q, -1)
-    plain = (((logp.exp() * (logp - logq)).sum(-1).double() - exact).abs() / exact).max()
-    assert ours < 0.05
-    assert ours < plain / 10
+def test_it_is_accurate_near_zero_where_the_plain_form_is_not():
+    for distance in [1e-2, 1e-3, 1e-4]:
+        with case(distance):
+            p = drawn(20, 5000)
+            q = p + distance * drawn(20, 5000, 1.0, seed=1)
+            exact = reference(p, q)
+            ours = ((kl_divergence(p, q).double() - exact).abs() / exact).max()
+            logp, logq = log_softmax(p, -1), log_softmax(q, -1)
+            plain = (((logp.exp() * (logp - logq)).sum(-1).double() - exact).abs() / exact).max()
+            assert ours < 0.05
+            assert ours < plain / 10
 
 
 def test_equal_logits_give_exactly_zero():
@@ -59,11 +61,12 @@ def test_a_shift_of_all_logits_changes_nothing():
     torch.testing.assert_close(kl_divergence(p + 40, q - 25), kl_divergence(p, q), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("distance", [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-1, 1e1])
-def test_it_is_never_negative(distance: float):
-    p = drawn(200, 500)
-    q = p + distance * drawn(200, 500, 1.0, seed=1)
-    assert (kl_divergence(p, q) >= 0).all()
+def test_it_is_never_negative():
+    for distance in [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-1, 1e1]:
+        with case(distance):
+            p = drawn(200, 500)
+            q = p + distance * drawn(200, 500, 1.0, seed=1)
+            assert (kl_divergence(p, q) >= 0).all()
 
 
 def test_half_precision_logits_are_measured_in_float32():
@@ -94,26 +97,29 @@ def test_a_token_that_only_q_excludes_is_infinitely_far():
     assert found[1].isfinite()
 
 
-@pytest.mark.parametrize("size", [50.0, 1e3, 1e5, 1e30])
-def test_extreme_logits_neither_overflow_nor_turn_nan(size: float):
-    p = torch.tensor([[size, 0.0, -size], [-size, size, 0.0], [0.0, 0.0, size]])
-    for q in (p.flip(-1), -p, torch.zeros_like(p)):
-        for found, exact in ((kl_divergence(p, q), reference(p, q)), (kl_divergence(q, p), reference(q, p))):
-            torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+def test_extreme_logits_neither_overflow_nor_turn_nan():
+    for size in [50.0, 1e3, 1e5, 1e30]:
+        with case(size):
+            p = torch.tensor([[size, 0.0, -size], [-size, size, 0.0], [0.0, 0.0, size]])
+            for q in (p.flip(-1), -p, torch.zeros_like(p)):
+                for found, exact in ((kl_divergence(p, q), reference(p, q)), (kl_divergence(q, p), reference(q, p))):
+                    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("gap", [29.0, 29.999, 30.0, 30.001, 31.0, 80.0, 120.0])
-def test_no_seam_shows_where_q_is_far_above_p(gap: float):
-    p, q = torch.tensor([[0.0, -gap, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]])
-    torch.testing.assert_close(kl_divergence(p, q).double(), reference(p, q), rtol=1e-5, atol=0)
+def test_no_seam_shows_where_q_is_far_above_p():
+    for gap in [29.0, 29.999, 30.0, 30.001, 31.0, 80.0, 120.0]:
+        with case(gap):
+            p, q = torch.tensor([[0.0, -gap, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]])
+            torch.testing.assert_close(kl_divergence(p, q).double(), reference(p, q), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
-def test_its_gradients_are_those_of_the_plain_form(size: tuple[int, int], scale: float):
-    p, q = drawn(*size, scale, seed=1), drawn(*size, scale, seed=2)
-    for ours, exact in zip(gradients(kl_divergence, p, q), gradients(reference, p, q), strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
+def test_its_gradients_are_those_of_the_plain_form():
+    for size in SIZES:
+        for scale in [0.1, 1.0, 5.0]:
+            with case(size, scale):
+                p, q = drawn(*size, scale, seed=1), drawn(*size, scale, seed=2)
+                for ours, exact in zip(gradients(kl_divergence, p, q), gradients(reference, p, q), strict=True):
+                    torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-6)
 
 
 def test_the_gradient_vanishes_at_equal_logits():
@@ -122,19 +128,21 @@ def test_the_gradient_vanishes_at_equal_logits():
         assert gradient.abs().max() < 1e-7
 
 
-@pytest.mark.parametrize("excluded", ["p", "both"])
-def test_gradients_stay_finite_with_excluded_tokens(excluded: str):
-    p, q = drawn(5, 50, seed=1), drawn(5, 50, seed=2)
-    p[:, ::3] = -INF
-    if excluded == "both":
-        q[:, ::3] = -INF
-    for gradient in gradients(kl_divergence, p, q):
-        assert gradient.isfinite().all()
+def test_gradients_stay_finite_with_excluded_tokens():
+    for excluded in ["p", "both"]:
+        with case(excluded):
+            p, q = drawn(5, 50, seed=1), drawn(5, 50, seed=2)
+            p[:, ::3] = -INF
+            if excluded == "both":
+                q[:, ::3] = -INF
+            for gradient in gradients(kl_divergence, p, q):
+                assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("size", [50.0, 1e3, 1e5])
-def test_gradients_stay_finite_with_extreme_logits(size: float):
-    p = torch.tensor([[size, 0.0, -size], [-size, size, 0.0]])
-    q = p.flip(-1)
-    for ours, exact in zip(gradients(kl_divergence, p, q), gradients(reference, p, q), strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)
+def test_gradients_stay_finite_with_extreme_logits():
+    for size in [50.0, 1e3, 1e5]:
+        with case(size):
+            p = torch.tensor([[size, 0.0, -size], [-size, size, 0.0]])
+            q = p.flip(-1)
+            for ours, exact in zip(gradients(kl_divergence, p, q), gradients(reference, p, q), strict=True):
+                torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-4)

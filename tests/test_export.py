@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,9 +27,10 @@ from heal.export.verify import model_logits, probes, student_logits
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.run.folder import RunFolder
-from heal.session import Student
+from heal.run.student import Student
 from tests import finished
 from tests import tiny as tiny_models
+from tests.commanded import heal
 from tests.finished import RANK, ROUNDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -399,14 +399,12 @@ def test_the_factors_of_a_truncation_hold_the_singular_values_in_equal_parts(stu
 
 
 def script(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "export.py"), *words], capture_output=True, text=True, check=False
-    )
+    return heal("export", *words)
 
 
 def test_the_script_exports_an_earlier_round_and_says_where_it_is(run: RunFolder) -> None:
-    done = script(f"run={run.path}", "round=0", "rank=2", "device=cpu")
-    path = run.path / "export" / "adapter-round0-rank2"
+    done = script(f"run={run.path}", "round=1", "rank=2", "device=cpu")
+    path = run.path / "export" / "adapter-round1-rank2"
     assert done.returncode == 0, done.stderr
     assert str(path) in done.stdout
     assert "Frobenius" in done.stdout
@@ -428,8 +426,10 @@ def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
         (["formt=model"], "did you mean 'format'"),
         (["format=model", "rank=3"], "a merged model has no rank"),
         (["rank=0"], "must be >= 1"),
+        (["round=0"], "round=0: rounds are counted from 1; the first is round=1"),
+        (["round=3"], "round=3: the last finished round is round=2"),
         (["gate=nan"], "finite"),
-        (["round=first"], "expected a number from 0, or best"),
+        (["round=first"], "expected a number from 1, or best"),
         (["run=no/such/run"], "not a run folder"),
     ],
 )
@@ -443,4 +443,4 @@ def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder, words: list[
 def test_the_scripts_help_says_how_rounds_are_counted() -> None:
     done = script("--help")
     assert done.returncode == 0
-    assert "counted from 0" in done.stdout
+    assert "counted from 1" in done.stdout

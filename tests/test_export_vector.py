@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from heal.run.folder import RunFolder
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from tests import tiny as tiny_models
+from tests.commanded import heal
 from tests.finished import edit_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +79,7 @@ def test_with_a_bias_the_adapter_in_plain_peft_is_the_steered_model(kind: str, t
 @pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "gemma3_nested"])
 def test_a_block_with_a_norm_after_its_mlp_is_refused(kind: str, tmp_path: Path) -> None:
     model = tiny_models.load_architecture(kind, tmp_path / "base")
-    with pytest.raises(UserError, match=r"'mlp.down_proj' puts out is not added straight to the residual stream"):
+    with pytest.raises(UserError, match=r"the output of 'mlp.down_proj' is not added directly to the residual stream"):
         export(tiny_models.vector(model), model, tmp_path / "exports" / "it", c=1.0)
     assert leftovers(tmp_path / "exports") == []
 
@@ -96,7 +96,7 @@ def test_a_scale_before_the_residual_stream_is_noticed(tiny_folder: Path, dtype:
     model = tiny_models.load(tiny_folder, dtype)
     assert straight_writer(model, 1)
     model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 0.9 * output)
-    with pytest.raises(UserError, match=r"block 1 of .* not added straight"):
+    with pytest.raises(UserError, match=r"block 1 of .* not added directly"):
         straight_writer(model, 1)
 
 
@@ -246,9 +246,7 @@ def test_the_read_out_that_is_nearer_to_1_on_held_out_texts_is_taken() -> None:
 
 
 def script(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "export.py"), *words], capture_output=True, text=True, check=False
-    )
+    return heal("export", *words)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What a round of healing leaves behind, repeats and logs."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +8,20 @@ import pytest
 import torch
 
 from heal.accumulator import Accumulator
-from heal.errors import RoundError
-from heal.healing.heal import heal
+from heal.errors import RoundError, UserError
+from heal.healing.log import StepLog, log_bytes, read_log
 from heal.healing.rows import split
 from heal.models.language_model import LanguageModel
+from tests.cases import case
 from tests.students import completions, logits, put, student, weights
 from tests.training import (
     CONFIG,
     ONE_STEP,
     ROWS,
-    Log,
     dense_terms,
     healed,
     state_of,
+    whole_log,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -39,18 +39,19 @@ def heal_well(model: LanguageModel, accumulator: Accumulator) -> None:
     healed(model, accumulator, replace(CONFIG, validation=0.25))
 
 
-@pytest.mark.parametrize("work", [heal_well, heal_and_fail])
-def test_a_round_leaves_the_model_as_it_found_it(tiny_folder: Path, work: Callable[[LanguageModel, Accumulator], None]):
-    model, accumulator = student(tiny_folder, rounds=1)
-    for config in (
-        model.model.config,
-        model.model.generation_config,
-    ):  # not what a trainer would set from the tokenizer
-        config.eos_token_id, config.pad_token_id, config.bos_token_id = [2, 7], 5, 6
-    before = state_of(accumulator)
-    work(model, accumulator)
-    assert state_of(accumulator) == before
-    assert not any(module.training for module in accumulator.peft_model.modules())
+def test_a_round_leaves_the_model_as_it_found_it(tiny_folder: Path):
+    for work in [heal_well, heal_and_fail]:
+        with case(work):
+            model, accumulator = student(tiny_folder, rounds=1)
+            for config in (
+                model.model.config,
+                model.model.generation_config,
+            ):  # not what a trainer would set from the tokenizer
+                config.eos_token_id, config.pad_token_id, config.bos_token_id = [2, 7], 5, 6
+            before = state_of(accumulator)
+            work(model, accumulator)
+            assert state_of(accumulator) == before
+            assert not any(module.training for module in accumulator.peft_model.modules())
 
 
 def test_a_round_leaves_the_tokenizer_as_it_found_it(tiny_folder: Path):
@@ -66,12 +67,13 @@ def test_a_round_leaves_the_tokenizer_as_it_found_it(tiny_folder: Path):
     assert described() == before
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_after_a_round_the_gates_off_are_the_base_bit_for_bit(tiny_folder: Path, dtype: torch.dtype):
-    model, accumulator = student(tiny_folder, dtype, rounds=1)
-    healed(model, accumulator, replace(CONFIG, learning_rate=1e-2))
-    with accumulator.base():
-        assert torch.equal(logits(model), logits(student(tiny_folder, dtype)[0]))
+def test_after_a_round_the_gates_off_are_the_base_bit_for_bit(tiny_folder: Path):
+    for dtype in [torch.float32, torch.bfloat16]:
+        with case(dtype):
+            model, accumulator = student(tiny_folder, dtype, rounds=1)
+            healed(model, accumulator, replace(CONFIG, learning_rate=1e-2))
+            with accumulator.base():
+                assert torch.equal(logits(model), logits(student(tiny_folder, dtype)[0]))
 
 
 def test_the_second_round_is_the_one_that_a_fresh_process_would_train(tiny_folder: Path, tmp_path: Path):
@@ -88,7 +90,7 @@ def test_the_second_round_is_the_one_that_a_fresh_process_would_train(tiny_folde
     other.start_round(1)
     other_log = healed(other_model, other, CONFIG, completions(16, seed=1), round_index=1)
     assert other.save_current() == accumulator.save_current()
-    assert [entry["train/loss"] for entry in log] == [entry["train/loss"] for entry in other_log]
+    assert [step.values["loss"] for step in log] == [step.values["loss"] for step in other_log]
     assert torch.equal(logits(other_model), logits(model))
 
 
@@ -102,47 +104,55 @@ def test_the_same_seed_trains_the_same_bytes_whatever_was_drawn_before(tiny_fold
     assert saved[0] == saved[1]
 
 
-@pytest.mark.parametrize(("round_index", "seed"), [(1, 0), (0, 1)])
-def test_another_round_or_seed_sees_the_completions_in_another_order(tiny_folder: Path, round_index: int, seed: int):
-    saved = []
-    for pair in ((0, 0), (round_index, seed)):
-        model, accumulator = student(tiny_folder)
-        healed(model, accumulator, replace(CONFIG, batch_size=4), round_index=pair[0], seed=pair[1])
-        saved.append(accumulator.save_current())
-    assert saved[0] != saved[1]
+def test_another_round_or_seed_sees_the_completions_in_another_order(tiny_folder: Path):
+    for round_index, seed in [(1, 0), (0, 1)]:
+        with case(round_index, seed):
+            saved = []
+            for pair in ((0, 0), (round_index, seed)):
+                model, accumulator = student(tiny_folder)
+                healed(model, accumulator, replace(CONFIG, batch_size=4), round_index=pair[0], seed=pair[1])
+                saved.append(accumulator.save_current())
+            assert saved[0] != saved[1]
 
 
 # Logs.
 
 
-def test_every_step_is_logged_with_what_the_specification_asks_for(tiny_folder: Path, tmp_path: Path):
+def test_every_step_is_logged_with_its_losses_norms_and_rates(tiny_folder: Path):
     model, accumulator = student(tiny_folder)
     told: list[tuple[int, int]] = []
-    log: Log = []
-    heal(
-        model,
-        accumulator,
-        ROWS,
-        replace(CONFIG, batch_size=4, epochs=2, gradient_norms_every=1, warmup=0.25, learning_rate=1e-3),
-        0,
-        0,
-        2**20,
-        tmp_path,
-        log.append,
-        lambda done, total: told.append((done, total)),
-    )
+    config = replace(CONFIG, batch_size=4, epochs=2, gradient_norms_every=1, warmup=0.25, learning_rate=1e-3)
+    log = whole_log(model, accumulator, config, progress=lambda done, total: told.append((done, total)))
     names = "loss ce D_mean D_max barrier_on gradient_norm_ce gradient_norm_barrier learning_rate tokens_per_second"
     floor, *log = log
-    assert floor == {"step": 0, "epoch": 0.0, "train/kl_floor": 0.0}
-    for number, entry in enumerate(log, 1):
-        assert {f"train/{name}" for name in names.split()} <= entry.keys()
-        assert entry["step"] == number
-        assert entry["epoch"] == pytest.approx(number / 4)
+    assert floor == StepLog(0, 0.0, "train", {"kl_floor": 0.0})
+    for number, step in enumerate(log, 1):
+        assert step.phase == "train"
+        assert set(names.split()) <= step.values.keys()
+        assert step.step == number
+        assert step.epoch == pytest.approx(number / 4)
     assert told == [(0, 8), (0, 8), *((number, 8) for number in range(1, 9))]
-    rates = [entry["train/learning_rate"] for entry in log]
+    rates = [step.values["learning_rate"] for step in log]
     assert rates[0] == 0.0
     assert max(rates) == rates[2] == pytest.approx(1e-3)
     assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+def test_a_log_comes_back_from_disk_without_what_depends_on_the_clock(tmp_path: Path):
+    path = tmp_path / "training.jsonl"
+    steps = [
+        StepLog(0, 0.0, "train", {"kl_floor": 0.0}),
+        StepLog(1, 0.5, "train", {"loss": 3.0, "tokens_per_second": 9.0, "D_mean": 0.25}),
+        StepLog(1, 0.5, "eval", {"loss": 2.5}),
+    ]
+    path.write_bytes(log_bytes(steps))
+    assert path.read_text().splitlines()[1] == '{"step": 1, "epoch": 0.5, "train/loss": 3.0, "train/D_mean": 0.25}'
+    assert read_log(path) == [steps[0], replace(steps[1], values={"loss": 3.0, "D_mean": 0.25}), steps[2]]
+    for foreign in ("[1]", "{}", '{"step": 1, "epoch": 1.0}', '{"step": 1, "epoch": 1.0, "test/loss": 2}'):
+        with case(foreign):
+            path.write_text(f"{foreign}\n")
+            with pytest.raises(UserError, match=r"training\.jsonl, line 1: not the log of a training step"):
+                read_log(path)
 
 
 def test_gradients_are_clipped_to_the_limit(tiny_folder: Path):
@@ -152,7 +162,7 @@ def test_gradients_are_clipped_to_the_limit(tiny_folder: Path):
         model, accumulator = student(tiny_folder)
         log = healed(model, accumulator, replace(ONE_STEP, clip=clip))
         moved.append(max(float(w.abs().max()) for w in weights(accumulator, "lora_B").values()))
-        assert log[0]["train/grad_norm"] > 0.1
+        assert log[0].values["grad_norm"] > 0.1
     assert moved[1] < 1e-3 * moved[0]
 
 
@@ -170,11 +180,11 @@ def test_held_out_completions_are_validated_each_epoch_and_never_trained_on(tiny
     held_out = split(len(ROWS), 0.25, 0, 0, "validation").validation
     model, accumulator = student(tiny_folder, rounds=1)
     log = healed(model, accumulator, config)
-    validation = [entry for entry in log if "eval/loss" in entry]
-    assert [entry["epoch"] for entry in validation] == [1.0, 2.0]
+    validation = [step for step in log if step.phase == "eval"]
+    assert [step.epoch for step in validation] == [1.0, 2.0]
     ce, d = dense_terms(model, accumulator, [ROWS[index] for index in held_out], config.barrier)
-    assert validation[-1]["eval/ce"] == pytest.approx(ce.item(), rel=1e-5)
-    assert validation[-1]["eval/D_mean"] == pytest.approx(d.mean().item(), rel=1e-3)
+    assert validation[-1].values["ce"] == pytest.approx(ce.item(), rel=1e-5)
+    assert validation[-1].values["D_mean"] == pytest.approx(d.mean().item(), rel=1e-3)
 
     others = [replace(row, ids=(7, 8, 9, 2)) if index in held_out else row for index, row in enumerate(ROWS)]
     model, again = student(tiny_folder, rounds=1)

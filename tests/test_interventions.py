@@ -9,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from heal.measuring import Baseline
 
-from heal.app import opened
 from heal.console import Console
 from heal.dose.calibrate import Calibration
 from heal.errors import UserError
 from heal.evaluation.results import StageResult
-from heal.measuring import Baseline
 from heal.run.folder import RunFolder
+from heal.run.open import opened
 from heal.steering.intervention import Signed
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
@@ -25,7 +25,7 @@ from heal.studies.interventions import dose_table, show
 from heal.studies.interventions.asked import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.studies.interventions.compare import Setting, pairs, setting_of
 from heal.studies.interventions.doses import Dosed, Prompted, dose_all, prompted
-from heal.studies.interventions.measure import Measured, measure_all
+from heal.studies.interventions.measure import MeasuredArm, measure_all
 from heal.studies.interventions.prompts import NAMES, personas
 from heal.studies.survival import study as survival
 from heal.studies.survival.table import markdown, rows
@@ -60,7 +60,7 @@ class Finished:
     dosed: list[Dosed]
     prompts: list[Prompted]
     against: Baseline
-    measured: list[Measured]
+    measured: list[MeasuredArm]
     setting: Setting
     again: list[Dosed]
     written: set[Path]
@@ -92,7 +92,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         )
 
 
-def found(finished: Finished, measured: list[Measured] | None = None) -> list:
+def found(finished: Finished, measured: list[MeasuredArm] | None = None) -> list:
     return pairs(finished.measured if measured is None else measured, finished.against.base, finished.setting)
 
 
@@ -125,7 +125,7 @@ def test_the_method_of_a_run_is_refused_where_every_method_is_measured():
 
 
 def test_all_means_every_method_once():
-    assert interventions("all") == [Asked(name) for name in METHODS]
+    assert interventions("all") == [Asked(name) for name in sorted(METHODS)]
 
 
 def test_a_tilde_in_the_path_of_an_intervention_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

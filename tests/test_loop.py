@@ -10,11 +10,13 @@ import torch
 
 from heal.models.load import load_language_model
 from heal.records import read_json
-from heal.run.folder import MANIFEST, STAGES, RunFolder, sha256
-from heal.session import load_student
+from heal.run.files import sha256
+from heal.run.folder import STEPS, RunFolder
+from heal.run.manifest import MANIFEST
+from heal.run.student import load_student
 from tests import running, tiny
 
-BASELINE = ("probe", "base", "prompted", "opposite")
+BASELINE = ("probe", "base", "prompted", "opposite", "judge")
 
 
 def run_folder(root: Path) -> RunFolder:
@@ -22,7 +24,7 @@ def run_folder(root: Path) -> RunFolder:
 
 
 def results(folder: RunFolder) -> dict[str, str]:
-    """Digest of every file that a run's stages wrote."""
+    """Digest of every file that a run's steps wrote."""
     found = {}
     for part in (folder.baseline, folder.path / "rounds"):
         for path in sorted(part.rglob("*")):
@@ -31,8 +33,8 @@ def results(folder: RunFolder) -> dict[str, str]:
     return found
 
 
-def stages_done(folder: RunFolder) -> int:
-    """How many stages the manifests of a run name."""
+def steps_done(folder: RunFolder) -> int:
+    """How many steps the manifests of a run name."""
     manifests = [folder.baseline / MANIFEST, *(folder.round(r) / MANIFEST for r in range(2))]
     return sum(len(read_json(path)) for path in manifests if path.is_file())
 
@@ -46,10 +48,10 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     return run_folder(root)
 
 
-def test_a_run_leaves_every_file_that_the_specification_names(whole: RunFolder) -> None:
+def test_a_run_leaves_every_file_that_the_readme_names(whole: RunFolder) -> None:
     expected = ["recipe.yaml", "events.jsonl", "report/index.html", "report/trajectory.png"]
     expected += [f"baseline/{name}" for name in ("probe.json", "metrics.json", "outputs.jsonl")]
-    expected += [f"baseline/{name}.json" for name in BASELINE[1:]]
+    expected += [f"baseline/{name}.json" for name in BASELINE[1:-1]]
     for r in ("00", "01"):
         names = ("vector.safetensors", "calibration.json", "completions.jsonl", "metrics.json", "outputs.jsonl")
         expected += [f"rounds/{r}/{name}" for name in (*names, "adapter/adapter_model.safetensors")]
@@ -58,7 +60,7 @@ def test_a_run_leaves_every_file_that_the_specification_names(whole: RunFolder) 
 
 def test_the_baseline_is_measured_before_any_round_in_this_order(whole: RunFolder) -> None:
     assert list(read_json(whole.baseline / MANIFEST)) == list(BASELINE)
-    assert list(read_json(whole.round(0) / MANIFEST)) == list(STAGES)
+    assert list(read_json(whole.round(0) / MANIFEST)) == list(STEPS)
 
 
 def test_every_signal_is_judged_and_each_round_says_which_ones_count(whole: RunFolder) -> None:
@@ -95,7 +97,7 @@ def test_a_run_without_the_steered_stage_goes_through_to_report_and_adapter(tiny
 
 def test_every_line_of_the_events_is_json_with_a_time_and_a_kind(whole: RunFolder) -> None:
     events = [json.loads(line) for line in (whole.path / "events.jsonl").read_text().splitlines()]
-    assert {"start", "stage", "training", "round", "end"} <= {event["kind"] for event in events}
+    assert {"start", "step", "training", "round", "end"} <= {event["kind"] for event in events}
     assert all(event["time"] > 0 for event in events)
 
 
@@ -107,16 +109,16 @@ def test_a_pipe_gets_plain_lines_and_the_last_ones_say_what_came_out_and_where(w
     assert str(whole.path / "export" / "adapter") in last
 
 
-def test_a_run_killed_in_every_stage_and_continued_ends_in_the_same_bytes(
+def test_a_run_killed_in_every_step_and_continued_ends_in_the_same_bytes(
     whole: RunFolder, tiny_folder: Path, tmp_path: Path
 ) -> None:
     line, log = running.words(tiny_folder, tmp_path, "run.name=there"), tmp_path / "log.txt"
     folder, kills = run_folder(tmp_path), 0
-    for done in range(len(BASELINE) + 2 * len(STAGES)):
-        status = running.kill_when(line, log, lambda done=done: stages_done(folder) >= done)
+    for done in range(len(BASELINE) + 2 * len(STEPS)):
+        status = running.kill_when(line, log, lambda done=done: steps_done(folder) >= done)
         assert status in (-signal.SIGKILL, 0), log.read_text()
         kills += status == -signal.SIGKILL
-    assert kills >= len(BASELINE) + len(STAGES)
+    assert kills >= len(BASELINE) + len(STEPS)
     assert running.finish(line, log) == 0, log.read_text()
     assert results(folder) == results(whole)
 
@@ -140,7 +142,7 @@ def test_the_same_command_after_the_end_computes_nothing_again(whole: RunFolder,
     log = root / "again.txt"
     assert running.finish(running.words(tiny_folder, root, "run.name=there"), log) == 0
     printed = log.read_text()
-    assert not any(f"  {name} " in printed for name in STAGES)
+    assert not any(f"  {name} " in printed for name in STEPS)
     assert results(whole) == before
 
 
@@ -172,7 +174,7 @@ def test_a_damaged_adapter_with_later_rounds_on_it_is_refused_by_name(
 def test_a_terminated_run_says_that_the_same_command_continues(tiny_folder: Path, tmp_path: Path) -> None:
     line, log = running.words(tiny_folder, tmp_path, "run.name=there"), tmp_path / "log.txt"
     folder = run_folder(tmp_path)
-    status = running.kill_when(line, log, lambda: stages_done(folder) >= 3, signal.SIGTERM)
+    status = running.kill_when(line, log, lambda: steps_done(folder) >= 3, signal.SIGTERM)
     assert status == 130
     assert "the same command continues" in log.read_text()
     assert "Traceback" not in log.read_text()

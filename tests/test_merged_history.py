@@ -89,5 +89,5 @@ def test_a_base_in_fewer_bits_is_not_merged_into(tiny_folder: Path):
 def test_a_student_on_merged_weights_trains_as_one_on_adapters(tiny_folder: Path):
     losses = []
     for model, accumulator in (student(tiny_folder, rounds=2), unmerged(tiny_folder, 2)):
-        losses.append([entry["train/loss"] for entry in healed(model, accumulator, CONFIG)])
+        losses.append([entry.values["loss"] for entry in healed(model, accumulator, CONFIG)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -60,5 +60,5 @@ def test_the_penalty_lowers_the_operator_norm_and_is_logged(tiny_folder: Path):
         config = with_barrier(replace(ONE_STEP, epochs=8, learning_rate=1e-2), operator_norm=weight, divergence="none")
         log = healed(model, accumulator, config)
         norms.append(full_norm(accumulator).item())
-        assert all(("train/operator_norm_penalty" in entry) == (weight > 0) for entry in log)
+        assert all(("operator_norm_penalty" in entry.values) == (weight > 0) for entry in log)
     assert norms[1] < 0.5 * norms[0]

@@ -9,9 +9,9 @@ import pytest
 from heal.console import Console
 from heal.export.folder import read_record
 from heal.outcome import deliver, round_values, show_round
-from heal.run.folder import Events, RunFolder
-from heal.session import Session
-from heal.tracking import Tracker
+from heal.run.folder import RunFolder
+from heal.run.student import Session
+from heal.tracking.tracker import Tracker
 from tests import finished
 from tests.finished import metrics as finished_metrics
 
@@ -81,9 +81,8 @@ def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
 def delivered(run: RunFolder, rounds: int, new: int = 0) -> None:
     """The end of a start that went through so many rounds."""
     student = finished.student(run, rounds - 1)
-    tracker = Tracker(Events(run.path / "events.jsonl"), run.path, "disabled", "heal-tests", None, "run", {})
     parts = (student.recipe, student.trait, run, student.model, student.accumulator)
-    deliver(Session(*parts, Console(), tracker), [finished_metrics(index) for index in range(rounds)], new, 160.0)
+    deliver(Session(*parts, Console(), Tracker()), [finished_metrics(index) for index in range(rounds)], new, 160.0)
 
 
 def test_a_start_of_fewer_rounds_than_the_folder_holds_delivers_those_and_says_so(
@@ -94,7 +93,7 @@ def test_a_start_of_fewer_rounds_than_the_folder_holds_delivers_those_and_says_s
     assert read_record(run.adapter)["rounds"] == run.exported() == [0]
     assert "made in 1 round of" in (run.adapter / "README.md").read_text()
     assert "the folder holds 2, all in the report; verdict, best round and adapter are of the first 1" in printed
-    assert f"scripts/chat.py run={run.path} round=0" in printed
+    assert f"heal chat run={run.path} round=1" in printed
 
 
 def test_a_start_of_all_rounds_delivers_them_all_and_counts_those_that_it_made(

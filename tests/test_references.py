@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from heal.healing.references import FILE, References
+from tests.cases import case
 
 LENGTHS = {11: 3, 22: 1, 33: 4}
 
@@ -23,13 +24,14 @@ def lines(*lengths: int) -> torch.Tensor:
     return torch.cat([torch.full((length,), line) for line, length in enumerate(lengths)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("budget", [0, 2**20])
-def test_what_is_kept_comes_back_bit_for_bit_in_any_order(tmp_path: Path, budget: int, dtype: torch.dtype):
-    references, states = filled(tmp_path, budget, dtype)
-    found = references.get(torch.tensor([22, 33]), lines(1, 4))
-    assert torch.equal(found, torch.cat([states[22], states[33]]))
-    assert found.dtype == dtype
+def test_what_is_kept_comes_back_bit_for_bit_in_any_order(tmp_path: Path):
+    for dtype in [torch.float32, torch.bfloat16]:
+        for budget in [0, 2**20]:
+            with case(dtype, budget):
+                references, states = filled(tmp_path, budget, dtype)
+                found = references.get(torch.tensor([22, 33]), lines(1, 4))
+                assert torch.equal(found, torch.cat([states[22], states[33]]))
+                assert found.dtype == dtype
 
 
 def test_beyond_the_budget_they_lie_in_a_file(tmp_path: Path):

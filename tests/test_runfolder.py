@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ import pytest
 from heal.config import Recipe
 from heal.errors import UserError
 from heal.recipe import load_recipe
-from heal.records import json_bytes, jsonl_bytes, read_json, read_jsonl
-from heal.run.folder import MANIFEST, STAGES, RunFolder, clear_temporary, write_atomic
+from heal.records import json_bytes, jsonl_bytes, read_json, read_jsonl, record_bytes
+from heal.run.files import clear_temporary, sha256, write_atomic
+from heal.run.folder import FORMAT, STEPS, Facts, RunFolder, Sizes
+from heal.run.manifest import MANIFEST
+from tests import tiny
 
-FACTS = {"dtype": "float32", "trait": {"name": "warm"}}
+FACTS = Facts("float32", tiny.trait(), format=FORMAT)
 
 
 @pytest.fixture
@@ -26,11 +30,11 @@ def recipe(*words: str) -> Recipe:
     return load_recipe(["recipe=smoke", "run.name=here", *words])
 
 
-def finish_round(run: RunFolder, index: int, upto: str = STAGES[-1]) -> Path:
-    """Finishes a round's stages up to `upto`, each with a file of its own."""
+def finish_round(run: RunFolder, index: int, upto: str = STEPS[-1]) -> Path:
+    """Finishes a round's steps up to `upto`, each with a file of its own."""
     folder = run.round(index)
-    for stage in STAGES[: STAGES.index(upto) + 1]:
-        run.finish(folder, stage, {f"{stage}.json": json_bytes({"round": index})}, 1.0)
+    for step in STEPS[: STEPS.index(upto) + 1]:
+        run.finish(folder, step, {f"{step}.json": json_bytes({"round": index})}, 1.0)
     return folder
 
 
@@ -86,25 +90,21 @@ def test_rows_come_back_from_lines_as_they_went(tmp_path: Path):
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
 
 
-@pytest.mark.parametrize("read", [read_json, read_jsonl])
-@pytest.mark.parametrize("content", [b'{"a": 1', b'{"a": 1}\n{"b"', b"\xff\xfe\x00", b"PK\x03\x04"])
-def test_a_truncated_or_foreign_file_is_named(tmp_path: Path, read, content: bytes):
+def test_a_file_that_is_truncated_foreign_or_not_there_is_named(tmp_path: Path):
     path = tmp_path / "x.json"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.json: truncated or not JSON"):
-        read(path)
+    for read in (read_json, read_jsonl):
+        for content in (b'{"a": 1', b'{"a": 1}\n{"b"', b"\xff\xfe\x00", b"PK\x03\x04"):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match=r"x\.json: truncated or not JSON"):
+                read(path)
+        with pytest.raises(UserError, match=r"y\.json: no such file$"):
+            read(tmp_path / "y.json")
 
 
-@pytest.mark.parametrize("read", [read_json, read_jsonl])
-def test_a_file_that_is_not_there_is_said_so(tmp_path: Path, read):
-    with pytest.raises(UserError, match=r"x\.jsonl: no such file$"):
-        read(tmp_path / "x.jsonl")
+# Steps.
 
 
-# Stages.
-
-
-def test_a_stage_is_finished_once_it_says_so(run: RunFolder):
+def test_a_step_is_finished_once_it_says_so(run: RunFolder):
     folder = run.round(0)
     assert not run.finished(folder, "extract")
     run.finish(folder, "extract", {"vector.safetensors": b"v", "sub/more.json": b"{}"}, 2.5)
@@ -115,67 +115,67 @@ def test_a_stage_is_finished_once_it_says_so(run: RunFolder):
 
 
 def test_files_without_their_mark_are_not_finished(run: RunFolder):
-    """Killed between the last file and the manifest: the stage is done again."""
+    """Killed between the last file and the manifest: the step is done again."""
     write_atomic(run.round(0) / "extract.json", b"{}")
     assert not run.finished(run.round(0), "extract")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "one byte", "missing", "a folder"])
-def test_a_damaged_file_of_the_last_stage_makes_it_undone(run: RunFolder, damage: str):
-    folder = finish_round(run, 0, "calibrate")
-    path = folder / "calibrate.json"
-    content = path.read_bytes()
-    path.unlink()
-    if damage == "a folder":
-        path.mkdir()
-    elif damage != "missing":
-        path.write_bytes(content[:-3] if damage == "truncated" else bytes([content[0] ^ 1]) + content[1:])
-    assert not run.finished(folder, "calibrate")
-    assert run.finished(folder, "extract")
+def test_a_damaged_file_of_the_last_step_makes_it_unfinished_until_it_is_done_again(run: RunFolder):
+    for damage in ("truncated", "one byte", "missing", "a folder"):
+        folder = finish_round(run, 0, "calibrate")
+        path = folder / "calibrate.json"
+        content = path.read_bytes()
+        path.unlink()
+        if damage == "a folder":
+            path.mkdir()
+        elif damage != "missing":
+            path.write_bytes(content[:-3] if damage == "truncated" else bytes([content[0] ^ 1]) + content[1:])
+        assert not run.finished(folder, "calibrate"), damage
+        assert run.finished(folder, "extract"), damage
+        if damage == "a folder":
+            path.rmdir()
+        run.finish(folder, "calibrate", {"calibrate.json": b"again"}, 1.0)
+        assert run.finished(folder, "calibrate"), damage
 
 
-def test_an_undone_stage_can_be_done_again(run: RunFolder):
-    folder = finish_round(run, 0, "calibrate")
-    (folder / "calibrate.json").unlink()
-    run.finish(folder, "calibrate", {"calibrate.json": b"again"}, 1.0)
-    assert run.finished(folder, "calibrate")
-    assert run.finished(folder, "extract")
-
-
-def test_a_damaged_file_that_later_stages_rest_on_is_refused_by_name(run: RunFolder):
+def test_a_damaged_file_that_later_steps_rest_on_is_refused_by_name(run: RunFolder):
     folder = finish_round(run, 0, "generate")
     (folder / "calibrate.json").write_bytes(b"{}")
     with pytest.raises(UserError, match=r"calibrate\.json: .*later results are built on it"):
         run.finished(folder, "calibrate")
 
 
-def test_a_damaged_last_stage_that_a_later_round_rests_on_is_refused(run: RunFolder):
+def test_what_was_measured_last_is_measured_and_judged_again_where_it_is_damaged(run: RunFolder):
+    """The judgement is made again for nothing, so it is no result that would be lost."""
     finish_round(run, 0)
-    finish_round(run, 1, "extract")
-    (run.round(0) / "evaluate.json").unlink()
-    with pytest.raises(UserError, match=r"evaluate\.json"):
-        run.finished(run.round(0), "evaluate")
-
-
-def test_a_damaged_last_stage_of_the_last_round_is_only_undone(run: RunFolder):
-    finish_round(run, 0)
-    finish_round(run, 1)
-    (run.round(1) / "evaluate.json").unlink()
-    assert not run.finished(run.round(1), "evaluate")
+    folder = finish_round(run, 1)
+    (folder / "healed.json").unlink()
     assert run.rounds() == [0]
+    assert not run.finished(folder, "healed")
+    run.finish(folder, "healed", {"healed.json": b"again"}, 1.0)
+    assert not run.finished(folder, "judge")
+
+
+def test_a_damaged_step_of_a_round_that_a_later_one_rests_on_is_refused(run: RunFolder):
+    for step in ("healed", "judge"):
+        finish_round(run, 0)
+        finish_round(run, 1, "extract")
+        (run.round(0) / f"{step}.json").unlink()
+        with pytest.raises(UserError, match=rf"{step}\.json"):
+            run.finished(run.round(0), step)
 
 
 def test_a_baseline_that_rounds_rest_on_is_refused_when_damaged(run: RunFolder):
-    for stage in ("probe", "base", "prompted", "opposite"):
-        run.finish(run.baseline, stage, {f"{stage}.json": b"{}"}, 1.0)
-    (run.baseline / "opposite.json").unlink()
-    assert not run.finished(run.baseline, "opposite")
+    for step in ("probe", "base", "prompted", "opposite", "judge"):
+        run.finish(run.baseline, step, {f"{step}.json": b"{}"}, 1.0)
+    (run.baseline / "judge.json").unlink()
+    assert not run.finished(run.baseline, "judge")
     finish_round(run, 0)
-    with pytest.raises(UserError, match=r"opposite\.json"):
-        run.finished(run.baseline, "opposite")
+    with pytest.raises(UserError, match=r"judge\.json"):
+        run.finished(run.baseline, "judge")
 
 
-def test_a_file_that_two_stages_write_is_the_later_one_s(run: RunFolder):
+def test_a_file_that_two_steps_write_is_the_later_one_s(run: RunFolder):
     folder = run.round(0)
     run.finish(folder, "extract", {"vector.safetensors": b"bare"}, 1.0)
     run.finish(folder, "calibrate", {"vector.safetensors": b"with its dose", "calibration.json": b"{}"}, 1.0)
@@ -184,8 +184,8 @@ def test_a_file_that_two_stages_write_is_the_later_one_s(run: RunFolder):
     assert run.finished(folder, "calibrate")
 
 
-def test_a_damaged_file_that_two_stages_wrote_undoes_both(run: RunFolder):
-    """The later stage reads what the earlier one wrote: it must not go on from a damaged vector."""
+def test_a_damaged_file_that_two_steps_wrote_undoes_both(run: RunFolder):
+    """The later step reads what the earlier one wrote: it must not go on from a damaged vector."""
     folder = run.round(0)
     run.finish(folder, "extract", {"vector.safetensors": b"bare"}, 1.0)
     run.finish(folder, "calibrate", {"vector.safetensors": b"with its dose", "calibration.json": b"{}"}, 1.0)
@@ -196,15 +196,15 @@ def test_a_damaged_file_that_two_stages_wrote_undoes_both(run: RunFolder):
     assert not run.finished(folder, "calibrate")
 
 
-def test_a_damaged_file_that_two_stages_wrote_is_refused_once_a_third_rests_on_it(run: RunFolder):
+def test_a_damaged_file_that_two_steps_wrote_is_refused_once_a_third_rests_on_it(run: RunFolder):
     folder = run.round(0)
     run.finish(folder, "extract", {"vector.safetensors": b"bare"}, 1.0)
     run.finish(folder, "calibrate", {"vector.safetensors": b"with its dose"}, 1.0)
     run.finish(folder, "generate", {"completions.jsonl": b"{}"}, 1.0)
     (folder / "vector.safetensors").unlink()
-    for stage in ("extract", "calibrate"):
+    for step in ("extract", "calibrate"):
         with pytest.raises(UserError, match=r"vector\.safetensors"):
-            run.finished(folder, stage)
+            run.finished(folder, step)
 
 
 def test_finished_rounds_are_those_up_to_the_first_gap(run: RunFolder):
@@ -216,31 +216,40 @@ def test_finished_rounds_are_those_up_to_the_first_gap(run: RunFolder):
     assert run.rounds() == [0, 1]
 
 
-def test_the_steered_stage_is_one_of_a_round_unless_the_recipe_leaves_it_out(run: RunFolder):
-    assert run.stages() == STAGES
-    run.start(recipe("evaluation.steered=true"), FACTS)
-    assert run.stages() == STAGES
-    other = RunFolder(run.path.parent / "other")
-    other.start(recipe("evaluation.steered=false"), FACTS)
-    assert other.stages() == tuple(stage for stage in STAGES if stage != "steered")
+def test_a_round_without_the_steered_stage_is_finished_only_where_the_recipe_leaves_it_out(tmp_path: Path):
+    for steered in (True, False):
+        run = RunFolder(tmp_path / str(steered))
+        run.start(recipe(f"evaluation.steered={str(steered).lower()}"), FACTS)
+        assert run.steps() == (STEPS if steered else tuple(step for step in STEPS if step != "steered"))
+        for step in STEPS:
+            if step != "steered":
+                run.finish(run.round(0), step, {f"{step}.json": b"{}"}, 1.0)
+        assert run.rounds() == ([] if steered else [0])
 
 
-@pytest.mark.parametrize("steered", [True, False])
-def test_a_round_without_the_steered_stage_is_finished_only_where_the_recipe_leaves_it_out(
-    run: RunFolder, steered: bool
-):
-    run.start(recipe(f"evaluation.steered={str(steered).lower()}"), FACTS)
-    for stage in STAGES:
-        if stage != "steered":
-            run.finish(run.round(0), stage, {f"{stage}.json": b"{}"}, 1.0)
-    assert run.rounds() == ([] if steered else [0])
-
-
-def test_a_truncated_manifest_is_named(run: RunFolder):
+def test_a_manifest_that_is_truncated_or_none_is_named(run: RunFolder):
     folder = finish_round(run, 0)
-    (folder / MANIFEST).write_bytes(b'{"extract": {"fi')
-    with pytest.raises(UserError, match=r"stages\.json: truncated"):
-        run.finished(folder, "extract")
+    for content, said in ((b'{"extract": {"fi', "truncated"), (b'{"extract": 7}', "not what"), (b"[]", "not what")):
+        (folder / MANIFEST).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{MANIFEST}: {said}"):
+            run.finished(folder, "extract")
+
+
+def test_the_manifest_of_an_older_folder_is_read_and_becomes_a_new_one_with_the_next_step(run: RunFolder):
+    """There the last step measured and summed up at once, under another name."""
+    folder = run.round(0)
+    contents = {"heal": ["training.jsonl"], "evaluate": ["healed.json", "metrics.json", "outputs.jsonl"]}
+    stages = {}
+    for step, names in contents.items():
+        for name in names:
+            write_atomic(folder / name, name.encode())
+        stages[step] = {"files": {name: sha256(folder / name) for name in names}, "seconds": 2.0}
+    write_atomic(folder / "stages.json", json_bytes(stages))
+    assert list(run.seconds(folder)) == ["heal", "healed", "judge"]
+    assert all(run.finished(folder, step) for step in ("heal", "healed", "judge"))
+    run.finish(folder, "judge", {"metrics.json": b"new", "outputs.jsonl": b"new"}, 1.0)
+    assert files_below(folder) == {name for names in contents.values() for name in names} | {MANIFEST}
+    assert run.seconds(folder) == {"heal": 2.0, "healed": 2.0, "judge": 1.0}
 
 
 # Whose folder it is.
@@ -258,40 +267,59 @@ def test_the_same_recipe_continues(run: RunFolder):
     assert run.start(recipe(), FACTS) is True
 
 
-@pytest.mark.parametrize(
-    ("word", "shown"),
-    [
-        ("heal.barrier.tau=0.9", r"heal\.barrier\.tau: \S+ there, 0\.9 asked"),
-        ("run.seed=5", r"run\.seed: 0 there, 5 asked"),
-        ("model.name=elsewhere", r"model\.name: embedded there, elsewhere asked"),
-        ("recipe=nll", r"recipe: smoke there, nll asked"),
-        ("trait=candour", r"trait: \w+ there, candour asked"),
-        ("generation.alphas=[0.25,0.5]", r"generation\.alphas: \[.*\] there, \[0\.25, 0\.5\] asked"),
-    ],
-)
-def test_another_recipe_is_refused_with_what_differs_and_nothing_is_written(run: RunFolder, word: str, shown: str):
+def test_another_recipe_is_refused_with_what_differs_and_nothing_is_written(run: RunFolder):
     run.start(recipe(), FACTS)
     before = {path: path.read_bytes() for path in run.path.iterdir()}
-    for again in (run.start, run.refuse_other):
-        with pytest.raises(UserError, match=shown):
-            again(recipe(word), FACTS)
+    for word, shown in {
+        "heal.barrier.tau=0.9": r"heal\.barrier\.tau: \S+ there, 0\.9 asked",
+        "run.seed=5": r"run\.seed: 0 there, 5 asked",
+        "model.name=elsewhere": r"model\.name: embedded there, elsewhere asked",
+        "recipe=nll": r"recipe: smoke there, nll asked",
+        "trait=candour": r"trait: \w+ there, candour asked",
+        "generation.alphas=[0.25,0.5]": r"generation\.alphas: \[.*\] there, \[0\.25, 0\.5\] asked",
+    }.items():
+        for again in (run.start, run.refuse_other):
+            with pytest.raises(UserError, match=shown):
+                again(recipe(word), FACTS)
     assert {path: path.read_bytes() for path in run.path.iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    "word", ["run.rounds=9", "run.root=elsewhere", "tracking.mode=disabled", "compute.decode_batch=7"]
-)
-def test_keys_that_do_not_change_the_result_may_change(run: RunFolder, word: str):
+def test_keys_that_do_not_change_the_result_may_change(run: RunFolder):
     run.start(recipe(), FACTS)
-    assert run.start(recipe(word), FACTS) is True
-    assert run.recipe() == recipe(word)
+    for word in ("run.rounds=9", "run.root=elsewhere", "tracking.mode=disabled", "compute.decode_batch=7"):
+        assert run.start(recipe(word), FACTS) is True
+        assert run.recipe() == recipe(word)
 
 
-@pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"trait": {"name": "cold"}}])
-def test_changed_facts_are_refused_by_name(run: RunFolder, changed: dict):
+def test_changed_facts_are_refused_by_name_but_for_sizes_and_versions(run: RunFolder):
     run.start(recipe(), FACTS)
-    with pytest.raises(UserError, match=f"{next(iter(changed))}: changed since the run started"):
-        run.start(recipe(), FACTS | changed)
+    for name, value in {
+        "dtype": "bfloat16",
+        "trait": replace(FACTS.trait, name="cold"),
+        "vignettes": "0" * 64,
+        "chat_template": "0" * 64,
+    }.items():
+        with pytest.raises(UserError, match=f"{name}: changed since the run started"):
+            run.start(recipe(), replace(FACTS, **{name: value}))
+    assert run.start(recipe(), replace(FACTS, batching=Sizes(7, 9), heal="later")) is True
+
+
+def test_a_run_made_before_a_key_existed_continues_with_the_key_at_its_default_and_with_no_other(run: RunFolder):
+    run.start(recipe(), FACTS)
+    path = run.path / "recipe.yaml"
+    lines = [line for line in path.read_text().splitlines() if "  clusters:" not in line]
+    path.write_text("\n".join(lines))
+    assert run.recipe() == recipe()
+    assert run.start(recipe(), FACTS) is True
+    with pytest.raises(UserError, match=r"steer\.clusters: 4 there, 5 asked"):
+        run.refuse_other(recipe("steer.clusters=5"), FACTS)
+
+
+def test_a_folder_of_a_later_version_is_refused_in_one_line_that_says_what_to_do(run: RunFolder):
+    run.start(recipe(), replace(FACTS, format=FORMAT + 1))
+    for use in (run.recipe, run.facts, lambda: run.start(recipe(), FACTS)):
+        with pytest.raises(UserError, match=r"later version of heal \(format \d+, this one knows \d+\); update heal$"):
+            use()
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(run: RunFolder):
@@ -305,41 +333,40 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(run: RunFolder):
 def test_a_start_that_was_killed_before_the_recipe_was_written_starts_anew(run: RunFolder):
     run.path.mkdir()
     (run.path / ".lock").touch()
-    write_atomic(run.path / "facts.json", json_bytes({"dtype": "bfloat16"}))
+    write_atomic(run.path / "facts.json", record_bytes(replace(FACTS, dtype="bfloat16")))
     assert run.start(recipe(), FACTS) is False
     assert run.facts() == FACTS
 
 
-@pytest.mark.parametrize("name", [".facts.json.4711.tmp", ".recipe.yaml.4711.tmp"])
-def test_a_start_that_was_killed_while_it_wrote_starts_anew(run: RunFolder, name: str):
-    run.path.mkdir()
-    (run.path / name).write_bytes(b"{")
-    assert run.start(recipe(), FACTS) is False
-
-
-@pytest.mark.parametrize("name", [".thesis.tmp", "facts.json.tmp", ".facts.json.tmp.txt"])
-def test_a_temporary_file_of_something_else_is_something_else(run: RunFolder, name: str):
-    run.path.mkdir()
-    (run.path / name).touch()
-    with pytest.raises(UserError, match="not a run"):
-        run.start(recipe(), FACTS)
+def test_only_the_temporary_files_of_a_start_that_was_killed_count_as_nothing(tmp_path: Path):
+    for name in (".facts.json.4711.tmp", ".recipe.yaml.4711.tmp"):
+        run = RunFolder(tmp_path / name)
+        run.path.mkdir()
+        (run.path / name).write_bytes(b"{")
+        assert run.start(recipe(), FACTS) is False
+    for name in (".thesis.tmp", "facts.json.tmp", ".facts.json.tmp.txt"):
+        run = RunFolder(tmp_path / name)
+        run.path.mkdir()
+        (run.path / name).touch()
+        with pytest.raises(UserError, match="not a run"):
+            run.start(recipe(), FACTS)
 
 
 def test_a_run_that_has_lost_its_facts_is_said_so_before_anything_is_read_from_them(run: RunFolder):
     run.start(recipe(), FACTS)
     (run.path / "facts.json").unlink()
     for use in (run.facts, lambda: run.start(recipe(), FACTS)):
-        with pytest.raises(UserError, match=r"run: facts\.json is missing"):
+        with pytest.raises(UserError, match=r"facts\.json is missing"):
             use()
 
 
-@pytest.mark.parametrize("content", [None, b"not: [a mapping", b"- a list\n", b"run:\n  nmae: x\n"])
-def test_a_folder_without_a_readable_recipe_is_no_run(run: RunFolder, content: bytes | None):
+def test_a_folder_without_a_readable_recipe_is_no_run(run: RunFolder):
     run.path.mkdir()
-    if content is not None:
-        (run.path / "recipe.yaml").write_bytes(content)
-    with pytest.raises(UserError, match=run.path.name):
-        run.recipe()
+    for content in (None, b"not: [a mapping", b"- a list\n", b"run:\n  nmae: x\n"):
+        if content is not None:
+            (run.path / "recipe.yaml").write_bytes(content)
+        with pytest.raises(UserError, match=run.path.name):
+            run.recipe()
 
 
 # One process at a time.

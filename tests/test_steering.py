@@ -15,6 +15,7 @@ from heal.steering.extract import contexts, extract, last_token_activations, pai
 from heal.steering.sites import Site
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
+from tests.cases import case
 from tests.tiny import BLOCKS, HIDDEN, load, prompts, sized, states, vector
 
 TEXTS = [f"Tell me about {thing}." for thing in ("elks", "a very old house by the sea", "tea", "the law", "x", "maps")]
@@ -137,24 +138,26 @@ def test_a_vector_of_another_model_is_refused(tiny: LanguageModel):
     assert hook_count(tiny) == 0
 
 
-@pytest.mark.parametrize("directions", [{1: torch.ones(HIDDEN + 1)}, {1: torch.ones(1)}, {BLOCKS: torch.ones(HIDDEN)}])
-def test_a_vector_of_another_width_or_depth_is_refused(tiny: LanguageModel, directions: dict[int, Tensor]):
-    foreign = replace(vector(tiny), states=states(directions))
-    with pytest.raises(UserError, match=f"does not fit a model of {BLOCKS} blocks of width {HIDDEN}"):
-        foreign.check_fits(tiny)
+def test_a_vector_of_another_width_or_depth_is_refused(tiny: LanguageModel):
+    for directions in [{1: torch.ones(HIDDEN + 1)}, {1: torch.ones(1)}, {BLOCKS: torch.ones(HIDDEN)}]:
+        with case(directions):
+            foreign = replace(vector(tiny), states=states(directions))
+            with pytest.raises(UserError, match=f"does not fit a model of {BLOCKS} blocks of width {HIDDEN}"):
+                foreign.check_fits(tiny)
 
 
 # On disk
 
 
-@pytest.mark.parametrize("c_star", [None, 12.345678901234567, 1e-9])
-def test_a_vector_saved_and_loaded_again_is_the_same(tiny: LanguageModel, tmp_path: Path, c_star: float | None):
-    steering_vector = replace(vector(tiny), c_star=c_star)
-    loaded = SteeringVector.load(save(steering_vector, tmp_path))
-    assert list(loaded.directions) == list(steering_vector.directions)
-    for layer, v_D in steering_vector.directions.items():
-        assert torch.equal(loaded.directions[layer], v_D)
-    assert replace(loaded, states={}) == replace(steering_vector, states={})
+def test_a_vector_saved_and_loaded_again_is_the_same(tiny: LanguageModel, tmp_path: Path):
+    for c_star in [None, 12.345678901234567, 1e-9]:
+        with case(c_star):
+            steering_vector = replace(vector(tiny), c_star=c_star)
+            loaded = SteeringVector.load(save(steering_vector, tmp_path))
+            assert list(loaded.directions) == list(steering_vector.directions)
+            for layer, v_D in steering_vector.directions.items():
+                assert torch.equal(loaded.directions[layer], v_D)
+            assert replace(loaded, states={}) == replace(steering_vector, states={})
 
 
 def test_the_same_vector_is_written_as_the_same_bytes(tiny: LanguageModel):

@@ -1,8 +1,6 @@
 """A sweep: which runs it makes, and that it continues without repeating."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +8,11 @@ import pytest
 from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.records import json_bytes
-from heal.run.folder import EXPORT_RECORD, STAGES, RunFolder, write_atomic
+from heal.run.files import write_atomic
+from heal.run.folder import STEPS, EXPORT_RECORD, RunFolder
 from heal.studies.sweep import Cell, cells, run_cells, split_values
 from heal.trait import load_trait
+from tests.commanded import heal
 from tests.finished import metrics
 from tests.running import words
 
@@ -84,7 +84,7 @@ def finish(cell: Cell, rounds: int = 1, exported: int = 1, grows: bool = True) -
     run, recipe = RunFolder(cell.folder), load_recipe(cell.words)
     run.start(recipe, {"dtype": "float32", "trait": load_trait(recipe.trait).to_json()})
     for index in range(rounds):
-        for stage in STAGES:
+        for stage in STEPS:
             content = metrics(index if grows else 0)
             run.finish(run.round(index), stage, {"metrics.json": json_bytes(content)}, 0.0)
     write_atomic(run.report / "index.html", b"")
@@ -166,10 +166,7 @@ def test_one_run_is_counted_as_one(tmp_path: Path):
 
 
 def sweep(line: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "scripts/sweep.py", *line], cwd=ROOT, capture_output=True, text=True, env=environment
-    )
+    return heal("sweep", *line)
 
 
 def test_a_sweep_runs_its_cells_and_repeats_nothing(tiny_folder: Path, tmp_path: Path):

@@ -16,13 +16,14 @@ from heal.accumulator import CURRENT, HISTORY, Accumulator
 from heal.errors import RoundError
 from heal.generation.collect import Row
 from heal.healing import heal as healing
-from heal.healing.heal import heal
+from heal.healing.log import StepLog
 from heal.healing.references import References, compute
 from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
 from heal.healing.trainer import HealTrainer
 from heal.randomness import derive_seed
 from heal.scoring import completion_states
 from heal.studies.bench.measure import peak_bytes
+from tests.cases import case
 from tests.students import ALPHA, LAYERS, RANK, completions, learn, logits, student, weights
 from tests.tiny import ARCHITECTURES, CPU, load_architecture
 from tests.training import (
@@ -36,6 +37,7 @@ from tests.training import (
     dense_terms,
     healed,
     state_of,
+    whole_log,
     with_barrier,
 )
 
@@ -45,22 +47,23 @@ pytestmark = pytest.mark.usefixtures("quick_collections")
 # The loss.
 
 
-@pytest.mark.parametrize("reference", ["base", "previous"])
-@pytest.mark.parametrize("divergence", ["kl_rev", "kl_fwd"])
-def test_the_first_loss_is_that_of_a_dense_recomputation(tiny_folder: Path, divergence: str, reference: str):
-    model, accumulator = student(tiny_folder, rounds=1)
-    learn(accumulator, 1)
-    config = with_barrier(ONE_STEP, divergence=divergence, reference=reference)
-    ce, d = dense_terms(model, accumulator, ROWS, config.barrier)
-    over = d > config.barrier.tau
-    assert 0 < over.sum() < len(ROWS)
-    entry = healed(model, accumulator, config)[0]
-    wall = config.barrier.strength * torch.relu(d - config.barrier.tau).mean()
-    assert entry["train/ce"] == pytest.approx(ce.item(), rel=1e-5)
-    assert entry["train/loss"] == pytest.approx((ce + wall).item(), rel=1e-5)
-    assert entry["train/D_mean"] == pytest.approx(d.mean().item(), rel=1e-3)
-    assert entry["train/D_max"] == pytest.approx(d.max().item(), rel=1e-3)
-    assert entry["train/barrier_on"] == pytest.approx(float(over.double().mean()))
+def test_the_first_loss_is_that_of_a_dense_recomputation(tiny_folder: Path):
+    for reference in ["base", "previous"]:
+        for divergence in ["kl_rev", "kl_fwd"]:
+            with case(reference, divergence):
+                model, accumulator = student(tiny_folder, rounds=1)
+                learn(accumulator, 1)
+                config = with_barrier(ONE_STEP, divergence=divergence, reference=reference)
+                ce, d = dense_terms(model, accumulator, ROWS, config.barrier)
+                over = d > config.barrier.tau
+                assert 0 < over.sum() < len(ROWS)
+                step = healed(model, accumulator, config)[0]
+                wall = config.barrier.strength * torch.relu(d - config.barrier.tau).mean()
+                assert step.values["ce"] == pytest.approx(ce.item(), rel=1e-5)
+                assert step.values["loss"] == pytest.approx((ce + wall).item(), rel=1e-5)
+                assert step.values["D_mean"] == pytest.approx(d.mean().item(), rel=1e-3)
+                assert step.values["D_max"] == pytest.approx(d.max().item(), rel=1e-3)
+                assert step.values["barrier_on"] == pytest.approx(float(over.double().mean()))
 
 
 def test_the_first_loss_is_the_same_in_any_cut_of_the_step(tiny_folder: Path):
@@ -68,22 +71,23 @@ def test_the_first_loss_is_the_same_in_any_cut_of_the_step(tiny_folder: Path):
     for batch_size, accumulation in ((16, 1), (4, 4), (5, 4), (1, 16)):
         model, accumulator = student(tiny_folder, rounds=1)
         config = replace(CONFIG, batch_size=batch_size, accumulation=accumulation)
-        losses.append(healed(model, accumulator, config)[0]["train/loss"])
+        losses.append(healed(model, accumulator, config)[0].values["loss"])
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
 
 
-@pytest.mark.parametrize("operator_norm", [0.0, 0.01])
-def test_eight_at_once_train_as_two_times_four_and_one_times_eight(tiny_folder: Path, operator_norm: float):
-    adapters = []
-    rows = completions(19)  # the last step is not full
-    for batch_size, accumulation in ((8, 1), (4, 2), (1, 8)):
-        model, accumulator = student(tiny_folder, rounds=1)
-        config = replace(CONFIG, batch_size=batch_size, accumulation=accumulation, epochs=2, learning_rate=1e-4)
-        healed(model, accumulator, with_barrier(config, operator_norm=operator_norm), rows)
-        adapters.append(weights(accumulator, CURRENT))
-    for other in adapters[1:]:
-        for name, weight in other.items():
-            torch.testing.assert_close(weight, adapters[0][name], rtol=0, atol=1e-5)
+def test_eight_at_once_train_as_two_times_four_and_one_times_eight(tiny_folder: Path):
+    for operator_norm in [0.0, 0.01]:
+        with case(operator_norm):
+            adapters = []
+            rows = completions(19)  # the last step is not full
+            for batch_size, accumulation in ((8, 1), (4, 2), (1, 8)):
+                model, accumulator = student(tiny_folder, rounds=1)
+                config = replace(CONFIG, batch_size=batch_size, accumulation=accumulation, epochs=2, learning_rate=1e-4)
+                healed(model, accumulator, with_barrier(config, operator_norm=operator_norm), rows)
+                adapters.append(weights(accumulator, CURRENT))
+            for other in adapters[1:]:
+                for name, weight in other.items():
+                    torch.testing.assert_close(weight, adapters[0][name], rtol=0, atol=1e-5)
 
 
 def labelled(row: Row) -> dict[str, list[int]]:
@@ -95,7 +99,7 @@ def test_without_divergence_every_loss_is_that_of_trl_s_own_trainer(tiny_folder:
     rows = ROWS[:10]
     model, accumulator = student(tiny_folder)
     config = replace(CONFIG, batch_size=4, epochs=2, barrier=PLAIN)
-    ours = [entry["train/loss"] for entry in healed(model, accumulator, config, rows)]
+    ours = [step.values["loss"] for step in healed(model, accumulator, config, rows)]
 
     plain_model, plain = student(tiny_folder)
     order = [index for step in steps_of(training_rows(model, rows), range(10), 4, 0, 0, "steps") for index in step]
@@ -113,7 +117,7 @@ def test_without_divergence_every_loss_is_that_of_trl_s_own_trainer(tiny_folder:
         processing_class=copy.copy(plain_model.chat.tokenizer),
     )
     trainer.train()
-    theirs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    theirs = [step["loss"] for step in trainer.state.log_history if "loss" in step]
     assert len(ours) == len(theirs) == 6
     assert ours == pytest.approx(theirs, rel=1e-5)
     close(weights(accumulator, "lora_B"), weights(plain, "lora_B"), 1e-4)
@@ -122,27 +126,28 @@ def test_without_divergence_every_loss_is_that_of_trl_s_own_trainer(tiny_folder:
 def test_at_the_first_step_of_the_first_round_nothing_diverges(tiny_folder: Path):
     for aggregate in ("rmse", "mean", "p95", "max"):
         model, accumulator = student(tiny_folder)
-        entry = healed(model, accumulator, with_barrier(replace(CONFIG, batch_size=5), aggregate=aggregate))[0]
-        assert entry["train/D_max"] < 1e-6
-        assert entry["train/barrier_on"] == 0.0
-        assert entry["train/loss"] == entry["train/ce"]
+        step = healed(model, accumulator, with_barrier(replace(CONFIG, batch_size=5), aggregate=aggregate))[0]
+        assert step.values["D_max"] < 1e-6
+        assert step.values["barrier_on"] == 0.0
+        assert step.values["loss"] == step.values["ce"]
 
 
 def test_the_strength_of_a_later_round_follows_the_power(tiny_folder: Path):
     walls = []
     for round_index in (0, 3):
         model, accumulator = student(tiny_folder, rounds=1)
-        entry = healed(model, accumulator, with_barrier(ONE_STEP, power=-0.5), round_index=round_index)[0]
-        walls.append(entry["train/loss"] - entry["train/ce"])
+        step = healed(model, accumulator, with_barrier(ONE_STEP, power=-0.5), round_index=round_index)[0]
+        walls.append(step.values["loss"] - step.values["ce"])
     assert walls[0] > 0
     assert walls[1] == pytest.approx(walls[0] / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("bad", [math.inf, 1e30])
-def test_a_loss_that_is_not_finite_stops_the_round(tiny_folder: Path, bad: float):
-    model, accumulator = student(tiny_folder)
-    with pytest.raises(RoundError, match=r"not finite at step 2 .*learning_rate"):
-        healed(model, accumulator, replace(CONFIG, learning_rate=bad, batch_size=4))
+def test_a_loss_that_is_not_finite_stops_the_round(tiny_folder: Path):
+    for bad in [math.inf, 1e30]:
+        with case(bad):
+            model, accumulator = student(tiny_folder)
+            with pytest.raises(RoundError, match=r"not finite at step 2 .*learning_rate"):
+                healed(model, accumulator, replace(CONFIG, learning_rate=bad, batch_size=4))
 
 
 def test_weights_that_the_last_step_made_not_finite_stop_the_round(tiny_folder: Path):
@@ -154,18 +159,19 @@ def test_weights_that_the_last_step_made_not_finite_stop_the_round(tiny_folder: 
 # Gradients and what trains.
 
 
-@pytest.mark.parametrize("divergence", ["kl_rev", "kl_fwd"])
-def test_gradients_are_those_of_the_dense_loss(tiny_folder: Path, gradients: list[dict[str, Tensor]], divergence: str):
-    config = with_barrier(ONE_STEP, divergence=divergence)
-    model, accumulator = student(tiny_folder, rounds=1)
-    learn(accumulator, 1)
-    parameters = accumulator.trainable()
-    loss = dense_loss(model, accumulator, ROWS, config.barrier)
-    dense = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-    entry = healed(model, accumulator, config)[0]
-    close(gradients[0], dense, 5e-5)
-    norm = torch.cat([each.flatten() for each in dense.values()]).norm()
-    assert entry["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+def test_gradients_are_those_of_the_dense_loss(tiny_folder: Path, gradients: list[dict[str, Tensor]]):
+    for divergence in ["kl_rev", "kl_fwd"]:
+        with case(divergence):
+            config = with_barrier(ONE_STEP, divergence=divergence)
+            model, accumulator = student(tiny_folder, rounds=1)
+            learn(accumulator, 1)
+            parameters = accumulator.trainable()
+            loss = dense_loss(model, accumulator, ROWS, config.barrier)
+            dense = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+            step = healed(model, accumulator, config)[0]
+            close(gradients.pop(), dense, 5e-5)
+            norm = torch.cat([gradient.flatten() for gradient in dense.values()]).norm()
+            assert step.values["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_the_barrier_s_gradient_is_in_it(tiny_folder: Path, gradients: list[dict[str, Tensor]]):
@@ -197,10 +203,10 @@ def test_the_logged_gradient_norms_are_those_of_the_two_terms(tiny_folder: Path)
         for term in (ce, wall)
     ]
     log = healed(model, accumulator, replace(ONE_STEP, gradient_norms_every=2, epochs=3))
-    found = [entry["train/gradient_norm_ce"] for entry in log if "train/gradient_norm_ce" in entry]
+    found = [step.values["gradient_norm_ce"] for step in log if "gradient_norm_ce" in step.values]
     assert len(found) == 2
     assert found[0] == pytest.approx(norms[0], rel=1e-4)
-    assert log[0]["train/gradient_norm_barrier"] == pytest.approx(norms[1], rel=1e-3)
+    assert log[0].values["gradient_norm_barrier"] == pytest.approx(norms[1], rel=1e-3)
 
 
 def test_looking_at_gradient_norms_changes_no_training(tiny_folder: Path):
@@ -235,26 +241,27 @@ def test_after_one_step_every_layer_has_learned(tiny_folder: Path):
     assert all(weight.abs().max() > 0 for weight in weights(accumulator, "lora_B").values())
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_heals_and_is_left_as_it_was(tmp_path: Path, architecture: str):
-    model = load_architecture(architecture, tmp_path)
-    base = logits(model)
-    accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
-    accumulator.start_round(0)
-    before = state_of(accumulator)
-    log = healed(model, accumulator, replace(CONFIG, epochs=2))
-    assert log[0]["train/D_max"] < 1e-6
-    assert log[-1]["train/D_mean"] > 1e-6
-    assert all(weight.abs().max() > 0 for weight in weights(accumulator, "lora_B").values())
-    assert state_of(accumulator) == before
-    with accumulator.base():
-        assert torch.equal(logits(model), base)
+def test_every_architecture_heals_and_is_left_as_it_was(tmp_path: Path):
+    for architecture in ARCHITECTURES:
+        with case(architecture):
+            model = load_architecture(architecture, tmp_path / architecture)
+            base = logits(model)
+            accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+            accumulator.start_round(0)
+            before = state_of(accumulator)
+            log = healed(model, accumulator, replace(CONFIG, epochs=2))
+            assert log[0].values["D_max"] < 1e-6
+            assert log[-1].values["D_mean"] > 1e-6
+            assert all(weight.abs().max() > 0 for weight in weights(accumulator, "lora_B").values())
+            assert state_of(accumulator) == before
+            with accumulator.base():
+                assert torch.equal(logits(model), base)
 
 
 def test_training_lowers_the_cross_entropy(tiny_folder: Path):
     model, accumulator = student(tiny_folder)
     log = healed(model, accumulator, replace(ONE_STEP, epochs=12, learning_rate=2e-2, barrier=PLAIN))
-    assert log[-1]["train/ce"] < 0.8 * log[0]["train/ce"]
+    assert log[-1].values["ce"] < 0.8 * log[0].values["ce"]
 
 
 def test_a_stronger_barrier_lets_the_student_drift_less(tiny_folder: Path):
@@ -262,14 +269,14 @@ def test_a_stronger_barrier_lets_the_student_drift_less(tiny_folder: Path):
     for strength in (0.0, 30.0):
         model, accumulator = student(tiny_folder)
         config = with_barrier(replace(ONE_STEP, epochs=12, learning_rate=1e-2), strength=strength)
-        drift.append(healed(model, accumulator, config)[-1]["train/D_mean"])
+        drift.append(healed(model, accumulator, config)[-1].values["D_mean"])
     assert drift[1] < 0.7 * drift[0]
 
 
 def test_a_bfloat16_base_trains_a_float32_adapter_that_stays_finite(tiny_folder: Path):
     model, accumulator = student(tiny_folder, torch.bfloat16, rounds=1)
     log = healed(model, accumulator, replace(CONFIG, epochs=3, learning_rate=1e-2))
-    assert all(math.isfinite(value) for entry in log for value in entry.values())
+    assert all(math.isfinite(value) for step in log for value in step.values.values())
     for weight in weights(accumulator, "lora_B.current").values():
         assert weight.dtype == torch.float32
         assert weight.isfinite().all()
@@ -301,7 +308,7 @@ def test_an_adapter_on_a_4_bit_base_trains_in_float32_as_on_any_other(
 
 def test_a_bfloat16_first_step_diverges_by_nothing(tiny_folder: Path):
     model, accumulator = student(tiny_folder, torch.bfloat16)
-    assert healed(model, accumulator, replace(CONFIG, batch_size=5))[0]["train/D_max"] < 1e-2
+    assert healed(model, accumulator, replace(CONFIG, batch_size=5))[0].values["D_max"] < 1e-2
 
 
 def test_one_gpu_trains_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -311,15 +318,17 @@ def test_one_gpu_trains_however_many_there_are(tmp_path: Path, monkeypatch: pyte
     assert arguments.train_batch_size == CONFIG.batch_size
 
 
-@pytest.mark.parametrize("gpu", [False, True])
 def test_a_model_on_the_cpu_trains_there_and_a_gpu_is_declined_only_where_there_is_one(
-    gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
-    arguments = healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, CPU)
-    assert arguments.use_cpu == gpu
-    assert arguments.device == CPU
-    assert not healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, torch.device("cuda", 0)).use_cpu
+    for gpu in (False, True):
+        with case(gpu):
+            monkeypatch.setattr(torch.accelerator, "is_available", lambda gpu=gpu: gpu)
+            arguments = healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, CPU)
+            assert arguments.use_cpu == gpu
+            assert arguments.device == CPU
+            cuda = torch.device("cuda", 0)
+            assert not healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, cuda).use_cpu
 
 
 # The reference.
@@ -333,7 +342,7 @@ def test_base_and_previous_are_two_references_and_each_is_the_model_it_names(tin
     original = completion_states(student(tiny_folder)[0], prompts, said)
     rows = training_rows(model, ROWS)
     for context, expected in ((accumulator.base, original), (accumulator.previous, previous)):
-        keys = [row["key"] for row in rows]
+        keys = [row.key for row in rows]
         references = References(
             {k: len(row.ids) for k, row in zip(keys, ROWS, strict=True)}, 32, torch.float32, 0, tmp_path
         )
@@ -344,18 +353,19 @@ def test_base_and_previous_are_two_references_and_each_is_the_model_it_names(tin
     assert not any(torch.equal(a, b) for a, b in zip(original, previous, strict=True))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_blocks_computed_twice_train_the_same_adapter(tmp_path: Path, architecture: str):
-    adapters = []
-    for checkpointing in (False, True):
-        model = load_architecture(architecture, tmp_path)
-        accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
-        accumulator.start_round(0)
-        before = state_of(accumulator)
-        healed(model, accumulator, replace(CONFIG, epochs=2, gradient_checkpointing=checkpointing))
-        assert state_of(accumulator) == before
-        adapters.append(weights(accumulator, CURRENT))
-    close(adapters[1], adapters[0], 1e-5)
+def test_blocks_computed_twice_train_the_same_adapter(tmp_path: Path):
+    for architecture in ARCHITECTURES:
+        with case(architecture):
+            adapters = []
+            for checkpointing in (False, True):
+                model = load_architecture(architecture, tmp_path / architecture)
+                accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+                accumulator.start_round(0)
+                before = state_of(accumulator)
+                healed(model, accumulator, replace(CONFIG, epochs=2, gradient_checkpointing=checkpointing))
+                assert state_of(accumulator) == before
+                adapters.append(weights(accumulator, CURRENT))
+            close(adapters[1], adapters[0], 1e-5)
 
 
 def test_blocks_computed_twice_need_less_memory(tiny_folder: Path):
@@ -378,15 +388,12 @@ def test_a_compiled_decoder_trains_the_same_adapter(tiny_folder: Path, monkeypat
     close(adapters[1], adapters[0], 1e-4)
 
 
-def test_the_floor_of_the_divergence_is_exactly_zero_and_the_first_round_starts_on_it(
-    tiny_folder: Path, tmp_path: Path
-):
+def test_the_floor_of_the_divergence_is_exactly_zero_and_the_first_round_starts_on_it(tiny_folder: Path):
     for rounds in (0, 2):
         model, accumulator = student(tiny_folder, rounds=rounds)
-        log: list[dict[str, float]] = []
-        heal(model, accumulator, ROWS, replace(CONFIG, batch_size=3), 0, 0, 2**20, tmp_path, log.append)
-        assert log[0] == {"step": 0, "epoch": 0.0, "train/kl_floor": 0.0}
-        assert (log[1]["train/D_max"] == 0.0) == (rounds == 0)
+        log = whole_log(model, accumulator, replace(CONFIG, batch_size=3))
+        assert log[0] == StepLog(0, 0.0, "train", {"kl_floor": 0.0})
+        assert (log[1].values["D_max"] == 0.0) == (rounds == 0)
 
 
 def test_a_round_that_runs_out_of_memory_says_what_to_change(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -402,9 +409,9 @@ def test_a_round_that_runs_out_of_memory_says_what_to_change(tiny_folder: Path, 
 
 def test_held_to_the_previous_student_a_fresh_round_starts_at_zero_divergence(tiny_folder: Path):
     model, accumulator = student(tiny_folder, rounds=2)
-    assert healed(model, accumulator, with_barrier(ONE_STEP, reference="previous"))[0]["train/D_max"] < 1e-6
+    assert healed(model, accumulator, with_barrier(ONE_STEP, reference="previous"))[0].values["D_max"] < 1e-6
     model, accumulator = student(tiny_folder, rounds=2)
-    assert healed(model, accumulator, with_barrier(ONE_STEP, reference="base"))[0]["train/D_mean"] > 1e-3
+    assert healed(model, accumulator, with_barrier(ONE_STEP, reference="base"))[0].values["D_mean"] > 1e-3
 
 
 def test_no_reference_is_computed_without_divergence(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -417,7 +424,7 @@ def test_references_on_disk_train_the_same_bytes_as_references_in_memory(tiny_fo
     saved = []
     for budget in (0, 2**20):
         model, accumulator = student(tiny_folder, rounds=1)
-        heal(model, accumulator, ROWS, CONFIG, 0, 0, budget, tmp_path, lambda entry: None)
+        whole_log(model, accumulator, CONFIG, scratch=tmp_path, reference_bytes=budget)
         saved.append(accumulator.save_current())
     assert saved[0] == saved[1]
     assert list(tmp_path.iterdir()) == []

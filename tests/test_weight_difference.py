@@ -204,7 +204,7 @@ def test_a_training_that_fails_leaves_the_base_bit_for_bit_as_it_was(tiny: Langu
 def test_a_model_that_carries_adapters_is_refused(tiny_folder: Path):
     model, _ = student(tiny_folder)
     config = adapter_config(model, "oft", recipe().heal, LAYERS)
-    with pytest.raises(ValueError, match="carries adapters"), adapted(model, config, seed=0):
+    with pytest.raises(ValueError, match="already carries adapters"), adapted(model, config, seed=0):
         pass
 
 
@@ -272,7 +272,7 @@ def test_both_sides_have_as_many_completions_of_each_prompt(tiny: LanguageModel)
 
 
 def test_too_few_completions_are_said(tiny: LanguageModel):
-    with pytest.raises(RoundError, match=r"below filter\.min_train=2"):
+    with pytest.raises(RoundError, match=r"fewer than filter\.min_train=2"):
         contrasting_answers(tiny, trait(), recipe("filter.min_words=1000"), samples=1)
 
 

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,9 @@ from heal.accumulator import Accumulator
 from heal.config import BarrierConfig, HealConfig
 from heal.generation.collect import Row
 from heal.healing.heal import heal
+from heal.healing.log import StepLog
 from heal.models.language_model import LanguageModel
 from tests.students import ALPHA, RANK, completions
-
-Log = list[dict[str, float]]
 
 BARRIER = BarrierConfig(divergence="kl_rev", aggregate="rmse", strength=0.7, tau=0.2)
 PLAIN = BarrierConfig(divergence="none")
@@ -44,11 +44,34 @@ def healed(
     rows: list[Row] = ROWS,
     round_index: int = 0,
     seed: int = 0,
-) -> Log:
-    log: Log = []
+) -> list[StepLog]:
+    """Trains `current`; the log of its steps, without the floor that comes first."""
+    log = whole_log(language_model, accumulator, config, rows, round_index=round_index, seed=seed)
+    return [step for step in log if step.step]
+
+
+def whole_log(
+    language_model: LanguageModel,
+    accumulator: Accumulator,
+    config: HealConfig,
+    rows: list[Row] = ROWS,
+    scratch: Path | None = None,
+    **options: Any,
+) -> list[StepLog]:
+    """Trains `current` with `heal`'s own options; everything that is logged."""
+    log: list[StepLog] = []
+    options = {"round_index": 0, "seed": 0, "reference_bytes": 2**20} | options
     with TemporaryDirectory() as folder:
-        heal(language_model, accumulator, rows, config, round_index, seed, 2**20, Path(folder), log.append)
-    return [entry for entry in log if "train/kl_floor" not in entry]
+        heal(
+            language_model,
+            accumulator,
+            rows,
+            config,
+            scratch=scratch or Path(folder),
+            on_log=log.append,
+            **options,
+        )
+    return log
 
 
 def with_barrier(config: HealConfig, **changes) -> HealConfig:
@@ -57,8 +80,8 @@ def with_barrier(config: HealConfig, **changes) -> HealConfig:
 
 def dense_logprobs(language_model: LanguageModel, row: Row) -> Tensor:
     """Float64 log-probabilities `[N, V]` where each completion token stands, one row at a time."""
-    found = language_model.model(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).logits[0]
-    return torch.log_softmax(found.double(), -1)[len(row.prompt_ids) - 1 : -1]
+    logits_TV = language_model.model(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).logits[0]
+    return torch.log_softmax(logits_TV.double(), -1)[len(row.prompt_ids) - 1 : -1]
 
 
 def dense_terms(language_model: LanguageModel, accumulator: Accumulator, rows: list[Row], barrier: BarrierConfig):
@@ -87,10 +110,10 @@ def dense_loss(
 def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
     """All of `found` within `tolerance` of `expected`, relative to the largest entry."""
     assert found.keys() == expected.keys()
-    largest = max(float(each.abs().max()) for each in expected.values())
+    largest = max(float(tensor.abs().max()) for tensor in expected.values())
     assert largest > 0
-    for name, each in found.items():
-        torch.testing.assert_close(each / largest, expected[name] / largest, rtol=0, atol=tolerance)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor / largest, expected[name] / largest, rtol=0, atol=tolerance)
 
 
 def state_of(accumulator: Accumulator) -> dict[str, object]:

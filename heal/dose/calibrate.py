@@ -1,16 +1,18 @@
-"""Iso-KL calibration: the coefficient whose steered paths spend a given KL budget (SPEC section 4)."""
+"""Iso-KL calibration: the coefficient whose steered paths spend a given KL budget (docs/method.md, Dose)."""
 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from heal.config import CalibrationConfig
 from heal.decoding import Completion, decode
-from heal.dose.root import COLD, WARM, Outcome, find_coefficient
+from heal.dose.calibration import Calibration, PathDivergence
+from heal.dose.root import COLD, WARM, find_coefficient
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.scoring import completion_states, token_divergences
@@ -19,70 +21,32 @@ from heal.steering.intervention import ADDITIVE, Dosing, Intervention
 Ids = Sequence[int]
 
 
-@dataclass(frozen=True)
-class PathDivergence:
-    """Per-token `KL(on || off)` pooled over prompts and positions of the steered paths, nats."""
-
-    c: float
-    p50: float
-    p95: float
-    mean: float
-    max: float
-    n: int
-
-
 # Divergences at several coefficients, measured side by side.
 Measure = Callable[[Sequence[float]], Sequence[PathDivergence]]
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What a calibration found.
+class Goal:
+    """What a calibration looks for, and when it gives up.
 
     Attributes:
-        c_star: the coefficient.
-        value: p95 there, nats.
-        target: what it should be.
-        tolerance: accepted distance.
-        outcome: how the search ended, see `Search`; only `tolerance` is a hit.
-        passes: rounds of decoding that it took.
-        history: every evaluation in order.
-        audit: the statistic at c_star on held-out prompts, if asked for.
-        reference: what "off" was, `student` or `base`.
+        target: p95 of the per-token KL, nats.
+        tolerance: accepted distance from it, nats.
+        candidates: coefficients measured in one pass.
+        max_passes: passes before giving up.
+        reference: what "off" is, `student` or `base`, for the record.
     """
 
-    c_star: float
-    value: float
-    target: float
-    tolerance: float
-    outcome: Outcome
-    passes: int
-    history: tuple[PathDivergence, ...]
-    audit: PathDivergence | None
-    reference: str
-
-    @property
-    def on_target(self) -> bool:
-        return self.outcome == "tolerance"
-
-    @property
-    def miss(self) -> str:
-        """In words, how a search that is not on target ended."""
-        which = "most" if self.value < self.target else "least"
-        reached = f", and this is the {which} that any coefficient reached" if self.outcome == "unreachable" else ""
-        return (
-            f"p95 KL {self.value:.2f} nats at c = {self.c_star:.3f} against {self.target:g} asked; the search ended "
-            f"on '{self.outcome}'{reached}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    target: float = 1.0
+    tolerance: float = 0.05
+    candidates: int = 4
+    max_passes: int = 6
+    reference: Literal["student", "base"] = "student"
 
     @staticmethod
-    def from_json(content: dict[str, Any]) -> "Calibration":
-        history = tuple(PathDivergence(**entry) for entry in content["history"])
-        audit = None if content["audit"] is None else PathDivergence(**content["audit"])
-        return Calibration(**(content | {"history": history, "audit": audit}))
+    def of(settings: CalibrationConfig) -> "Goal":
+        """The recipe's."""
+        return Goal(settings.target, settings.tolerance, settings.candidates, settings.max_passes, settings.reference)
 
 
 def path_divergences(
@@ -152,14 +116,11 @@ def _pooled(c: float, rows: range, paths: Sequence[Completion], kl: dict[int, Te
 def calibrate(
     measure: Measure,
     audit: Measure | None,
-    target: float,
-    tolerance: float,
-    start: float | None,
-    candidates: int,
-    max_passes: int,
-    reference: str,
-    progress: Progress = silent,
+    goal: Goal,
+    *,
+    start: float | None = None,
     dosing: Dosing = ADDITIVE,
+    progress: Progress = silent,
 ) -> Calibration:
     """Finds `c_star` with `p95(c_star) = target`, then audits it.
 
@@ -168,33 +129,46 @@ def calibrate(
     Args:
         measure: coefficients -> divergences on the calibration prompts.
         audit: the same on held-out prompts, or None.
-        target: nats.
-        tolerance: accepted distance, nats.
+        goal: what is looked for, and how long.
         start: warm start, the last round's `c_star`; None or 0: cold.
-        candidates: coefficients measured in one pass.
-        max_passes: passes before giving up.
-        reference: what "off" is, for the record.
-        progress: told (passes done, the most there can be).
         dosing: how the coefficient acts.
+        progress: told (passes done, the most there can be).
     """
     history: list[PathDivergence] = []
-    passes, most = 0, max_passes + (not dosing.vanishes) + (audit is not None)
+    passes, most = 0, goal.max_passes + (not dosing.vanishes) + (audit is not None)
 
     def statistic(coefficients: Sequence[float]) -> list[float]:
         nonlocal passes
-        found = measure(coefficients)
-        history.extend(found)
+        divergences = measure(coefficients)
+        history.extend(divergences)
         passes += 1
         progress(passes, most)
-        return [entry.p95 for entry in found]
+        return [divergence.p95 for divergence in divergences]
 
     first, ratio = (start, WARM) if start else (1.0, COLD)
     zero = None if dosing.vanishes else statistic([0.0])[0]
     search = find_coefficient(
-        statistic, target, tolerance, first, ratio, candidates, max_passes, dosing.largest, zero, dosing.falling
+        statistic,
+        goal.target,
+        goal.tolerance,
+        first,
+        ratio,
+        goal.candidates,
+        goal.max_passes,
+        largest=dosing.largest,
+        zero=zero,
+        falling=dosing.falling,
     )
     audited = audit([search.c])[0] if audit is not None else None
     progress(most, most)
     return Calibration(
-        search.c, search.value, target, tolerance, search.outcome, passes, tuple(history), audited, reference
+        search.c,
+        search.value,
+        goal.target,
+        goal.tolerance,
+        search.outcome,
+        passes,
+        tuple(history),
+        audited,
+        goal.reference,
     )

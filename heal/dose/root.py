@@ -1,4 +1,4 @@
-"""Finds the coefficient at which a noisy, rising, step-shaped statistic reaches a target. Pure maths."""
+"""Finds the coefficient at which a noisy, rising, step-shaped statistic reaches a target. Pure mathematics."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ COLD, WARM = 2.0, 1.2  # ratio of neighbouring candidates in the first pass
 _GROWTH = 2.0
 _LEAP = 256.0
 _NARROW = 0.01
-_AT = 1e-9  # of log c; nearer than this to the largest coefficient is there
-_FINE = 0.02  # of log c; candidates nearer to each other than this tell little apart
+_AT = 1e-9  # in log c; a coefficient this near to the largest one counts as it
+_FINE = 0.02  # in log c; candidates nearer to each other than this give little information
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Search:
     """How a search ended.
 
     Attributes:
-        c: the best coefficient that was evaluated (nearest to the target in log, up to the first crossing).
-        value: the statistic there.
+        c: the best coefficient evaluated (its statistic nearest to the target in log, up to the first crossing).
+        value: the statistic at `c`.
         outcome: `tolerance` (within tolerance of the target), `bracket` (the bracket is narrower than
-            1 %: the statistic jumps over the target there), `passes` (gave up), or `unreachable`
-            (stayed on one side of the target, up to the largest coefficient or as far as the search went).
-        evaluated: every (c, value) in order, first the one at 0 where it was given.
+            1 %: the statistic jumps over the target there), `passes` (the search gave up), or `unreachable`
+            (every value lies on one side of the target, up to the largest coefficient or as far as the search went).
+        evaluated: every (c, value) in order, starting with the one at 0 if it was given.
         passes: calls of the statistic.
     """
 
@@ -47,35 +47,37 @@ def find_coefficient(
     ratio: float = COLD,
     candidates: int = 4,
     max_passes: int = 6,
+    *,
     largest: float | None = None,
     zero: float | None = None,
     falling: bool = False,
 ) -> Search:
-    """Brackets the target and closes in on it in (log c, log statistic), several candidates a pass.
+    """Brackets the target and closes in on it in (log c, log statistic), several candidates per pass.
 
     Near zero KL grows as c^2 and then saturates, so the curve is concave in these coordinates and
-    close to a line. The first pass stands around `start`; while the target is not bracketed, the next
-    goes further, in leaps where the curve is still so steep that it says how far the target is, so no
-    vector is too small or too large. Inside the bracket the candidates gather where its chord meets the
-    target, or spread evenly when the pass before did not halve it. A value that is not finite counts as
-    above the target; where noise, or a model that loops, makes the statistic cross the target more than once,
-    the first crossing that was seen is the one that counts: a point beyond its upper end is neither a hit nor
-    the result, however near to the target it is.
+    close to a line. The first pass is centred on `start`. While the target is not bracketed, the next pass
+    extends further, in leaps where the curve is steep enough to indicate how far the target is, so that no
+    vector is too small or too large. Inside the bracket the candidates cluster where its chord meets the
+    target, or are spread evenly when the previous pass did not halve the bracket. A value that is not finite
+    counts as above the target. Where noise, or a model that loops, makes the statistic cross the target more
+    than once, the first crossing observed is the one that counts: a point beyond its upper end is neither a hit
+    nor the result, however near to the target it is.
 
-    A shift that does something even at coefficient 0 has a statistic there, `zero`. Where that is above the target
-    already, the statistic may still dip under it and rise again: the search goes up and takes that crossing. Where
-    the statistic falls as the coefficient grows, the first crossing from above is the one that counts, in the same way.
+    An intervention that acts even at coefficient 0 has a statistic there, `zero`. If that is already above the
+    target, the statistic may still fall below it and rise again: the search goes up and takes that crossing. Where
+    the statistic falls as the coefficient grows, the first crossing from above counts, in the same way.
+    See docs/method.md, Dose.
 
     Args:
         statistic: coefficients -> values; each call is expensive.
         target: the value to reach, positive.
         tolerance: accepted absolute distance from the target.
-        start: about where to look first, positive.
-        ratio: of neighbouring candidates in the first pass.
-        candidates: coefficients a call.
+        start: centre of the first pass, positive.
+        ratio: between neighbouring candidates of the first pass.
+        candidates: coefficients per call.
         max_passes: calls before giving up.
-        largest: no coefficient above this one is tried; None: no bound.
-        zero: the statistic at coefficient 0; None: it vanishes there.
+        largest: upper bound of the coefficients; None: no bound.
+        zero: the statistic at coefficient 0; None: it is 0 there.
         falling: look for the first crossing from above the target to below it.
     """
     if not (target > 0 and start > 0):
@@ -101,13 +103,13 @@ def find_coefficient(
         return end("tolerance")
     if falling and at_zero >= 0:
         return end("unreachable")
-    asked = _around(math.log(start), math.log(ratio), candidates, top)
+    log_candidates = _around(math.log(start), math.log(ratio), candidates, top)
     width = math.inf
     for passes in range(1, max_passes + 1):  # noqa: B007 (read by `end`)
-        coefficients = [min(math.exp(x), limit) for x in asked]
+        coefficients = [min(math.exp(x), limit) for x in log_candidates]
         values = statistic(coefficients)
         evaluated += zip(coefficients, values, strict=True)
-        points = sorted(points + [(x, gap(value)) for x, value in zip(asked, values, strict=True)])
+        points = sorted(points + [(x, gap(value)) for x, value in zip(log_candidates, values, strict=True)])
         gaps = [at_zero, *(g for _, g in points)]
         above = next((index for index, (one, other) in enumerate(pairwise(gaps)) if one < 0 <= other), None)
         if above is not None:
@@ -117,13 +119,13 @@ def find_coefficient(
         if above is None and points[-1][0] > top - _AT:
             return end("unreachable")
         if above is None or above == 0:
-            asked = _further(points, above is None, candidates, top)
+            log_candidates = _further(points, above is None, candidates, top)
             continue
         low, high = points[above - 1], points[above]
         before, width = width, high[0] - low[0]
         if width < math.log1p(_NARROW):
             return end("bracket")
-        asked = _inside(low, high, candidates, gather=width <= before / 2)
+        log_candidates = _inside(low, high, candidates, gather=width <= before / 2)
     never = all(g < 0 for _, g in points) or (at_zero >= 0 and all(g >= 0 for _, g in points))
     return end("unreachable" if never else "passes")
 
@@ -135,13 +137,13 @@ def _log(value: float) -> float:
 
 
 def _around(x: float, step: float, count: int, top: float) -> list[float]:
-    """Candidates around `x`, or as far below as keeps the highest of them at `top`."""
+    """Candidates around `x`, moved down where the highest of them would exceed `top`."""
     middle = min(x, top - step * (count - 1) / 2)
     return [middle + (index - (count - 1) / 2) * step for index in range(count)]
 
 
 def _further(points: list[tuple[float, float]], up: bool, count: int, top: float) -> list[float]:
-    """Candidates beyond the last point, at most at `top`: half to twice as far as the target seems to be."""
+    """Candidates beyond the last point, up to `top`: at half to twice the estimated distance of the target."""
     (x0, g0), (x1, g1) = (points[-2:] if up else points[1::-1]) if len(points) > 1 else (points[0], points[0])
     stride = _stride(g0, g1, abs(x1 - x0))
     shares = [1.0] if count == 1 else [0.5 + 1.5 * index / (count - 1) for index in range(count)]
@@ -151,11 +153,11 @@ def _further(points: list[tuple[float, float]], up: bool, count: int, top: float
 
 
 def _stride(g0: float, g1: float, step: float) -> float:
-    """How much further (in log c) to look after `step` took the gap from `g0` to `g1`, still on the same side.
+    """The distance (in log c) to continue after `step` changed the gap from `g0` to `g1`, still on the same side.
 
-    The line through both points says how far the target is, where it is steep enough to be believed (near
-    zero the statistic goes as c^2); else it is a doubling. A statistic of exactly 0 (a vector lost in
-    rounding) is far below any target.
+    The line through both points estimates how far the target is, where it is steep enough to be trusted (near
+    zero the statistic grows as c^2); otherwise the coefficient is doubled. A statistic of exactly 0 (a vector lost
+    in rounding) is far below any target.
     """
     slope = abs(g1 - g0) / step if step else 0.0
     if g1 == -math.inf:
@@ -166,7 +168,7 @@ def _stride(g0: float, g1: float, step: float) -> float:
 
 
 def _inside(low: tuple[float, float], high: tuple[float, float], count: int, gather: bool) -> list[float]:
-    """Candidates inside a bracket, off its ends: around the chord's zero, or evenly spread."""
+    """Candidates inside a bracket, away from its ends: around the zero of its chord, or evenly spread."""
     width = high[0] - low[0]
     even = width / (count + 1)
     step = min(even, max(0.45 * even, _FINE)) if gather else even
@@ -178,7 +180,7 @@ def _inside(low: tuple[float, float], high: tuple[float, float], count: int, gat
 
 
 def _secant(low: tuple[float, float], high: tuple[float, float]) -> float:
-    """Where the chord crosses zero; the middle when it has no finite chord."""
+    """Where the chord crosses zero; the midpoint where no finite chord exists."""
     (x0, g0), (x1, g1) = low, high
     if not (math.isfinite(g0) and math.isfinite(g1)) or g1 <= g0:
         return (x0 + x1) / 2

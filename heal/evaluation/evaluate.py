@@ -2,20 +2,30 @@
 
 from collections.abc import Sequence
 
-from heal.evaluation.readouts import measure_all
-from heal.evaluation.results import StageResult
+from heal import choices
+from heal.evaluation.results import Answer, StageResult
+from heal.evaluation.signal import READOUTS, Measured
 from heal.evaluation.subject import Subject
 from heal.progress import Progress, silent
 
 
-def evaluate(subject: Subject, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> StageResult:
+def evaluate(subject: Subject, progress: Progress = silent) -> StageResult:
     """Answers the held-out prompts greedily and measures every readout.
 
     Args:
         subject: the stage.
-        prompts: held-out prompts, the same at every stage.
-        tokens: token budget of an answer.
         progress: told (answers finished, answers).
     """
-    answers = subject.answer(prompts, tokens, progress)
+    answers = subject.answer(progress)
     return StageResult(subject.stage, tuple(answers), tuple(measure_all(subject, answers)))
+
+
+def measure_all(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
+    """The signals of every readout."""
+    measured: list[Measured] = []
+    for name in choices.names(READOUTS):
+        values = choices.load(READOUTS, name, "measure")(subject, answers)
+        described = {signal.name for signal in choices.load(READOUTS, name, "SIGNALS")}
+        assert {value.name for value in values} in (set(), described), f"{name}: measures other than it describes"
+        measured += values
+    return measured

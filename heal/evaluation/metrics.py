@@ -1,10 +1,15 @@
 """What a round comes to, as metrics.json has it: plain numbers, typed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from heal.dose.root import Outcome
+from heal.evaluation.signal import MASS, TRAIT, Validity
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import SurgicalInformedness
+from heal.records import read_record
+
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -154,14 +159,44 @@ class RoundMetrics:
     foundations: FoundationFigures | None
     verdict: Verdict
 
+    @staticmethod
+    def load(folder: Path) -> "RoundMetrics":
+        """The metrics of the round whose folder that is; its name, not the file, says which round it is.
+
+        Raises:
+            UserError: no such file, or not one that heal writes.
+        """
+        return replace(read_record(RoundMetrics, folder / METRICS), round=int(folder.name) + 1)
+
     @property
     def trait(self) -> SignalFigures:
         """The persona log-ratio of the healed student."""
-        return self.healed["persona_log_ratio"]
+        return self.healed[TRAIT]
 
     @property
     def coh_cost(self) -> CoherenceCost | None:
         """What the trait's shift cost in answer mass; None where the trait's interval includes zero."""
-        if not self.trait.delta.excludes_zero or "p_ans_any" not in self.healed:
+        if not self.trait.delta.excludes_zero or MASS not in self.healed:
             return None
-        return CoherenceCost(self.healed["p_ans_any"].delta.value, self.trait.delta.value)
+        return CoherenceCost(self.healed[MASS].delta.value, self.trait.delta.value)
+
+
+@dataclass(frozen=True)
+class BaselineMetrics:
+    """What the rounds are held against: the signals of the stages that are measured once, and what each is worth.
+
+    Attributes:
+        base: the signals of the original model.
+        prompted, opposite: the same under the positive and under the negative persona as system prompt.
+        validity: of each signal, for this model.
+    """
+
+    base: Summary
+    prompted: Summary
+    opposite: Summary = field(default_factory=dict)
+    validity: dict[str, Validity] = field(default_factory=dict)
+
+    @staticmethod
+    def load(folder: Path) -> "BaselineMetrics":
+        """UserError where the baseline's folder has no such file, or not one that heal writes."""
+        return read_record(BaselineMetrics, folder / METRICS)

@@ -1,4 +1,4 @@
-"""Held-out neutral texts, on which a model's drift away from base is measured."""
+"""Held-out neutral texts, on which a model's drift away from base is measured. docs/method.md, Drift."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,17 +1,17 @@
 """The probe: can the model still answer at all? A yes/no slot, in the format that the model knows best.
 
 The text of a probe is cut where the tokens of its two answers part, so that a tokenizer that merges the last
-character of a prefill with an answer still has one answer slot. SPEC section 4 (alive), METRICS (forced choice).
+character of a prefill with an answer still has one answer slot. docs/method.md,
+Dose and Forced choice.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from heal.evaluation.validity import MIN_MASS
+from heal.evaluation.signal import MIN_MASS
 from heal.models.language_model import LanguageModel
 from heal.models.packing import shared
 from heal.scoring import next_token_logits
@@ -74,14 +74,6 @@ class Probe:
         """Base's mean mass in the chosen format."""
         return self.masses[self.format.name]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(content: dict[str, Any]) -> "Probe":
-        lists = {name: tuple(content["format"][name]) for name in ("yes", "no")}
-        return Probe(ProbeFormat(**(content["format"] | lists)), content["masses"])
-
 
 def slot(model: LanguageModel, text: str, options: Sequence[str]) -> tuple[list[int], list[int]]:
     """The ids of `text` up to the answer slot, and the token of each option there.
@@ -98,7 +90,7 @@ def slot(model: LanguageModel, text: str, options: Sequence[str]) -> tuple[list[
 
 
 def interruption(model: LanguageModel, probe: ProbeFormat) -> tuple[list[int], list[int]]:
-    """What is put behind a text that is going on, up to the answer slot, and the answers' tokens there.
+    """What is put after a text that goes on, up to the answer slot, and the answers' tokens there.
 
     Raises:
         ValueError: the tokenizer has no such slot.
@@ -119,15 +111,15 @@ def choose_probe(model: LanguageModel, texts: Sequence[Ids], base: Callable[[], 
         ValueError: the tokenizer has no answer slot in any format.
     """
     masses: dict[str, float] = {}
-    for each in FORMATS:
+    for form in FORMATS:
         try:
-            splice, answers = interruption(model, each)
+            splice, answers = interruption(model, form)
         except ValueError:
             continue
         with base():
             p_NV = torch.softmax(next_token_logits(model, [[*row, *splice] for row in texts]), -1)
-        masses[each.name] = float(p_NV[:, answers].sum(-1).mean())
+        masses[form.name] = float(p_NV[:, answers].sum(-1).mean())
     if not masses:
         raise ValueError("the tokenizer has no answer slot in any format of the probe")
     best = next((name for name, mass in masses.items() if mass >= MIN_MASS), max(masses, key=lambda name: masses[name]))
-    return Probe(next(each for each in FORMATS if each.name == best), masses)
+    return Probe(next(form for form in FORMATS if form.name == best), masses)

@@ -1,12 +1,17 @@
 """What a stage measured, item by item, and its estimates against base: numbers alone, no model."""
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from heal.evaluation.stats import Estimate, Statistic, estimate, paired_difference
+from heal.evaluation.metrics import SignalFigures, Summary
+from heal.evaluation.signal import Measured, signals
+from heal.evaluation.stats import estimate, paired_difference, point
+from heal.records import read_record, record_bytes
+from heal.run.files import Files
 
-Role = Literal["trait", "coherence", "off_target"]
+Rows = list[dict[str, Any]]  # of a table for people, whose columns are those of the signals that there are
 
 
 @dataclass(frozen=True)
@@ -21,50 +26,28 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Signal:
-    """One measured quantity, item by item, in the same order at every stage.
-
-    Attributes:
-        name: its name in tables and logs.
-        unit: of the values.
-        role: what it says something about.
-        statistic: how items are summarised.
-        values: one per item; NaN where the item could not be scored.
-        items: what the items are.
-    """
-
-    name: str
-    unit: str
-    role: Role
-    statistic: Statistic
-    values: tuple[float, ...]
-    items: Literal["answers", "questions", "texts", "vignettes"] = "answers"
-
-
-@dataclass(frozen=True)
 class StageResult:
     """Answers and signals of one stage."""
 
     stage: str
     answers: tuple[Answer, ...]
-    signals: tuple[Signal, ...]
+    signals: tuple[Measured, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def files(self) -> Files:
+        return {f"{self.stage}.json": record_bytes(self)}
 
     @staticmethod
-    def from_json(content: dict[str, Any]) -> "StageResult":
-        return StageResult(
-            content["stage"],
-            tuple(
-                Answer(**(row | {"prompt_ids": tuple(row["prompt_ids"]), "ids": tuple(row["ids"])}))
-                for row in content["answers"]
-            ),
-            tuple(Signal(**(row | {"values": tuple(row["values"])})) for row in content["signals"]),
-        )
+    def load(folder: Path, stage: str) -> "StageResult":
+        """What `files` wrote; UserError where the file is none."""
+        return read_record(StageResult, folder / f"{stage}.json")
 
-    def signal(self, name: str) -> Signal:
-        return next(signal for signal in self.signals if signal.name == name)
+    def signal(self, name: str) -> Measured:
+        """KeyError where the stage has no such signal."""
+        return {signal.name: signal for signal in self.signals}[name]
+
+    def has(self, name: str) -> bool:
+        """Whether the signal was measured."""
+        return any(signal.name == name for signal in self.signals)
 
     def mean(self, name: str) -> float:
         """The mean of a signal's items that are numbers; NaN without any."""
@@ -72,33 +55,39 @@ class StageResult:
         return sum(values) / len(values) if values else math.nan
 
 
-@dataclass(frozen=True)
-class StageSummary:
-    """Each signal with its interval, and its paired difference to base."""
+def summarise(result: StageResult, base: StageResult, resamples: int, seed: int) -> Summary:
+    """Estimates of every signal and of its difference to base; one that either of the two lacks is left out.
 
-    values: dict[str, Estimate]
-    deltas: dict[str, Estimate]
-    signals: tuple[Signal, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            signal.name: self.values[signal.name].to_json()
-            | {"delta": self.deltas[signal.name].to_json(), "role": signal.role, "unit": signal.unit}
-            for signal in self.signals
-        }
-
-
-def summarise(result: StageResult, base: StageResult, resamples: int, seed: int) -> StageSummary:
-    """Estimates of every signal and of its difference to base; `seed` makes the intervals repeatable."""
-    values, deltas = {}, {}
-    for signal in result.signals:
-        other = base.signal(signal.name)
-        values[signal.name] = estimate(signal.values, signal.statistic, resamples, seed)
-        deltas[signal.name] = paired_difference(signal.values, other.values, signal.statistic, resamples, seed)
-    return StageSummary(values, deltas, result.signals)
+    Args:
+        result: the stage.
+        base: of the same items.
+        resamples, seed: of the bootstrap; the seed makes the intervals repeatable.
+    """
+    of_base = {signal.name: signal for signal in base.signals}
+    return {
+        signal.name: _figures(signal, of_base[signal.name], resamples, seed)
+        for signal in result.signals
+        if signal.name in of_base
+    }
 
 
-def output_rows(result: StageResult) -> list[dict[str, Any]]:
+def headline(result: StageResult) -> str:
+    """A stage in one line of the console: the trait, and every signal with a limit."""
+    shown = [signal for signal in signals().values() if signal.role == "trait" or signal.limit is not None]
+    return ", ".join(
+        f"{signal.name} {point(result.signal(signal.name).values, signal.statistic):.{signal.digits}f}"
+        for signal in shown
+        if result.has(signal.name)
+    )
+
+
+def _figures(signal: Measured, base: Measured, resamples: int, seed: int) -> SignalFigures:
+    value = estimate(signal.values, signal.statistic, resamples, seed)
+    delta = paired_difference(signal.values, base.values, signal.statistic, resamples, seed)
+    return SignalFigures(value.value, value.low, value.high, value.n, delta, signal.role, signal.unit)
+
+
+def output_rows(result: StageResult) -> Rows:
     """One row an answer for `outputs.jsonl`, with the signals that have one value an answer."""
     per_answer = [signal for signal in result.signals if signal.items == "answers"]
     return [

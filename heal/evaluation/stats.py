@@ -1,23 +1,26 @@
-"""Bootstrap intervals over items and seeds, paired differences and their tests. Pure functions of numbers."""
+"""Bootstrap intervals over items and seeds, paired differences and their tests. Pure functions of numbers.
+
+docs/method.md, Statistics.
+"""
 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Statistic = Literal["mean", "median", "log_mean"]
+from heal.evaluation.signal import Statistic
 
 _LEVELS = (2.5, 97.5)
 
 
 def _log_mean(values: NDArray, axis: int) -> NDArray:
     with np.errstate(divide="ignore"):
-        found: NDArray = np.log(np.nanmean(values, axis=axis))
-    return found
+        logarithm: NDArray = np.log(np.nanmean(values, axis=axis))
+    return logarithm
 
 
 _REDUCE: dict[str, Callable[..., Any]] = {"mean": np.nanmean, "median": np.nanmedian, "log_mean": _log_mean}
@@ -37,8 +40,12 @@ class Estimate:
         """Whether the whole interval lies on one side of zero; False when it is NaN."""
         return self.low > 0 or self.high < 0
 
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
+
+def point(values: Sequence[float], statistic: Statistic) -> float:
+    """The statistic of the items that are not NaN; NaN without any."""
+    numbers = np.asarray(values, dtype=float)
+    numbers = numbers[~np.isnan(numbers)]
+    return float(_REDUCE[statistic](numbers, axis=0)) if len(numbers) else float("nan")
 
 
 def estimate(values: Sequence[float], statistic: Statistic, resamples: int, seed: int) -> Estimate:
@@ -93,8 +100,8 @@ def over_seeds(
 
     def contrast(rows_RS: NDArray, columns_RN: NDArray) -> NDArray:
         drawn = [side[rows_RS[:, :, None], columns_RN[:, None, :]] for side in sides]
-        found = [reduce(each, axis=2) for each in drawn]
-        return np.nanmean(found[0] - (found[1] if len(found) == 2 else 0.0), axis=1)
+        reduced = [reduce(side, axis=2) for side in drawn]
+        return np.nanmean(reduced[0] - (reduced[1] if len(reduced) == 2 else 0.0), axis=1)
 
     source = np.random.default_rng(seed)
     with warnings.catch_warnings():  # a draw of items that some seed could not score is NaN there, and left out
@@ -108,7 +115,7 @@ def over_seeds(
 
 
 def sign_flip_p(differences: Sequence[float], resamples: int, seed: int) -> float:
-    """Two-sided p that paired differences have mean 0: the share of random sign flips whose mean is as far out.
+    """Two-sided p that paired differences have mean 0: the fraction of random sign flips whose mean is as far out.
 
     NaNs are left out; 1.0 when nothing is left.
     """

@@ -1,10 +1,10 @@
-"""What a readout looks at: a model in one stage (base, prompted, steered, healed) and its answers."""
+"""What a readout looks at: a model in one stage (base, prompted, steered, healed)."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from heal.decoding import decode
+from heal.decoding import Completion, decode
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import FORMATS, ProbeFormat
 from heal.evaluation.results import Answer
@@ -17,67 +17,96 @@ from heal.trait import Trait
 Gates = Callable[[], AbstractContextManager[None]]
 
 
-@dataclass(frozen=True)
-class Subject:
-    """One stage of a round.
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is the same at every stage: the model, and everything that it is asked.
 
     Attributes:
-        stage: base, prompted, opposite, steered or healed.
-        language_model: the model; `gates` puts it in the stage's state, `base` in the original's.
+        language_model: the model.
         trait: the trait.
-        system: system prompt of the stage (the positive persona when prompted).
-        neutral: the neutral system prompt.
-        intervention, coefficient: the steering of the stage, if any.
-        max_repetition: share above which an answer loops.
+        base: context in which the model is the original one.
+        system: the neutral system prompt.
+        prompts: held-out prompts to answer.
+        tokens: token budget of an answer.
+        max_repetition: fraction above which an answer loops.
         questions: number of general questions asked.
         vignettes: scenes whose violated foundation is asked for.
+        thinking: tokens that the model may think before it answers about a vignette; 0: none.
         probe: the format of yes/no slots, chosen for the model.
         neutral_texts: texts on which the drift from base is measured, if any.
-        thinking: tokens that the model may think before it answers about a vignette; 0: none.
     """
 
-    stage: str
     language_model: LanguageModel
     trait: Trait
-    gates: Gates
     base: Gates
     system: str
-    neutral: str
+    prompts: Sequence[str]
+    tokens: int
     max_repetition: float
     questions: int
     vignettes: tuple[Vignette, ...] = ()
-    probe: ProbeFormat = FORMATS[-1]
     thinking: int = 0
+    probe: ProbeFormat = FORMATS[-1]
     neutral_texts: NeutralTexts | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One stage: the model with these gates, this system prompt and this steering.
+
+    Attributes:
+        setup: what is the same at every stage.
+        stage: its name (base, prompted, opposite, steered, healed ...).
+        gates: context in which the model is in the stage's state.
+        persona: system prompt in place of the neutral one; None: the neutral one.
+        intervention: the steering of the stage, if any.
+        coefficient: of the steering.
+    """
+
+    setup: Setup
+    stage: str
+    gates: Gates
+    persona: str | None = None
     intervention: Intervention | None = None
     coefficient: float = 0.0
+
+    @property
+    def system(self) -> str:
+        """The stage's system prompt."""
+        return self.setup.system if self.persona is None else self.persona
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """The model as this stage has it: gates set, steering on."""
         with ExitStack() as stack:
             stack.enter_context(self.gates())
-            shift = self.intervention
-            stack.enter_context(
-                nullcontext() if shift is None else shift.applied(self.language_model, self.coefficient)
-            )
+            if self.intervention is not None:
+                stack.enter_context(self.intervention.applied(self.setup.language_model, self.coefficient))
             yield
 
-    def answer(self, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> list[Answer]:
-        """Greedy answers to held-out prompts."""
-        chat = self.language_model.chat
+    def decode(self, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> list[Completion]:
+        """What the model says to each prompt, greedily, in at most so many tokens."""
+        model = self.setup.language_model
         with self.gates():
-            completions = decode(
-                self.language_model,
-                [chat.ids(self.system, prompt) for prompt in prompts],
+            return decode(
+                model,
+                [model.chat.ids(self.system, prompt) for prompt in prompts],
                 tokens,
                 self.intervention,
                 None if self.intervention is None else [self.coefficient] * len(prompts),
                 progress=progress,
             )
+
+    def answer(self, progress: Progress = silent) -> list[Answer]:
+        """Greedy answers to the held-out prompts."""
+        chat, prompts = self.setup.language_model.chat, self.setup.prompts
         return [
             Answer(
-                prompt, tuple(chat.ids(self.neutral, prompt)), done.ids, chat.decode(list(done.ids)).strip(), done.ended
+                prompt,
+                tuple(chat.ids(self.setup.system, prompt)),
+                completion.ids,
+                chat.decode(list(completion.ids)).strip(),
+                completion.ended,
             )
-            for prompt, done in zip(prompts, completions, strict=True)
+            for prompt, completion in zip(prompts, self.decode(prompts, self.setup.tokens, progress), strict=True)
         ]

@@ -1,7 +1,8 @@
 """How surgical an intervention is: it flips what it should, at both signs, and leaves the rest alone.
 
 Pure functions of numbers that the readouts gave for base, +C and -C on the same vignettes. An arm without a -C
-gives base as its other side, and has to say so. METRICS: surgical informedness.
+gives base as its other side, and has to say so. docs/method.md,
+Surgical informedness.
 """
 
 import math
@@ -22,7 +23,7 @@ class SurgicalInformedness:
 
     Attributes:
         value: `100 * mass^2 * nanmean(forward, reverse)`.
-        forward, reverse: the share of wanted flips less k times that of unwanted ones, at +C and at -C; NaN where
+        forward, reverse: the fraction of wanted flips less k times that of unwanted ones, at +C and at -C; NaN where
             base has none to flip on either side.
         mass: the smaller of the two answer masses.
         variant: the name of the definition.
@@ -46,7 +47,7 @@ class Variant:
 
 
 class DeltaLogit(NamedTuple):
-    """Mean and standard deviation (n - 1 below) over `n` pairs of a difference of logits."""
+    """Mean and standard deviation (over n - 1) over `n` pairs of a difference of logits."""
 
     mean: float
     sd: float
@@ -126,18 +127,18 @@ def surgical_variants(
     Args:
         w_base, w_pos, w_neg, intent, mass_pos, mass_neg: as for `surgical_informedness`.
         of_target: whether each vignette's foundation is the target.
-        loadings: share of people's votes for the target foundation, for each vignette.
+        loadings: fraction of people's votes for the target foundation, for each vignette.
     """
     wrongness = [list(w) for w in (w_base, w_pos, w_neg)]
     targeted = [[value for value, keep in zip(w, of_target, strict=True) if keep] for w in wrongness]
-    found = {}
+    variants = {}
     for name, variant in VARIANTS.items():
         if variant.weighted and loadings is None:
             continue
         base, pos, neg = wrongness if variant.weighted else targeted
         weights = loadings if variant.weighted else None
-        found[name] = surgical_informedness(base, pos, neg, intent, mass_pos, mass_neg, variant.k, weights)
-    return found
+        variants[name] = surgical_informedness(base, pos, neg, intent, mass_pos, mass_neg, variant.k, weights)
+    return variants
 
 
 def delta_logit(w_steered: Sequence[float], w_base: Sequence[float]) -> DeltaLogit:
@@ -199,7 +200,7 @@ def gated_selectivity(
 
 
 def _flips(before: NDArray, after: NDArray, weight: NDArray, k: float) -> float:
-    """Weighted share of -1 that turned to +1, less k times that of +1 that turned to -1; NaN where either has none."""
+    """Weighted fraction of -1 turned to +1, less k times that of +1 turned to -1; NaN where there is none of either."""
     known = ~(np.isnan(before) | np.isnan(after))
     low, high = float(weight[known & (before < 0)].sum()), float(weight[known & (before > 0)].sum())
     if low == 0 or high == 0:

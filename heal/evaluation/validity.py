@@ -1,113 +1,59 @@
-"""Whether a readout says anything about the model at hand, judged on base before any round. METRICS: valid.
+"""Whether a readout says anything about the model at hand, judged on base before any round.
 
 A forced choice is valid where base puts its mass on the options and, if something is read off the choice itself, tells
 the classes apart better than chance; the persona log-ratio where it tells base under the positive persona from base
 under the negative one; a signal of coherence that has a limit where base itself is within it. What is merely counted
-(lengths, drift) is always valid.
+(lengths, drift) is always valid. Each signal's description says which rule holds for it (heal/evaluation/signal.py).
+docs/method.md, Forced choice.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from heal.evaluation.stats import Estimate, paired_difference
-from heal.evaluation.verdict import LIMITED, Floors
-from heal.evaluation.vignettes import FOUNDATIONS
-
-MIN_MASS = 0.9  # of base on the options of a forced choice
-TRAIT = "persona_log_ratio"
+from heal.evaluation.metrics import Summary
+from heal.evaluation.signal import Limit, Limits, Validity, signals
 
 
-@dataclass(frozen=True)
-class Validity:
-    """Whether a signal can be believed on this model, and what that rests on."""
-
-    valid: bool
-    why: str
-
-
-def validity(
-    base: dict[str, Estimate],
-    prompted: Sequence[float],
-    opposite: Sequence[float],
-    floors: Floors,
-    resamples: int,
-    seed: int,
-) -> dict[str, Validity]:
+def validity(base: Summary, personas: Summary, limits: Limits) -> dict[str, Validity]:
     """The validity of every signal that base has.
 
     Args:
         base: base's signals.
-        prompted, opposite: the persona log-ratio, answer by answer, of base under the positive and under the
-            negative persona.
-        floors: of coherence.
-        resamples, seed: of the interval of the persona log-ratio's difference.
+        personas: base under the positive persona, with paired differences to base under the negative one
+            (`summarise(prompted, opposite, ...)`).
+        limits: of coherence.
     """
-    apart = paired_difference(prompted, opposite, "mean", resamples, seed)
-    found = {name: _judge(name, base, floors) for name in base}
-    found[TRAIT] = Validity(
-        apart.low > 0,
-        f"positive over negative persona {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}] (n = {apart.n})",
-    )
-    return found
+    return {name: _judge(name, base, personas, limits) for name in base}
 
 
-def valid_names(found: dict[str, Validity]) -> set[str]:
+def valid_names(judged: Mapping[str, Validity]) -> frozenset[str]:
     """The signals that are valid."""
-    return {name for name, entry in found.items() if entry.valid}
+    return frozenset(name for name, judgement in judged.items() if judgement.valid)
 
 
-def doubts(found: Mapping[str, Validity]) -> list[str]:
+def doubts(judged: Mapping[str, Validity]) -> list[str]:
     """What is not valid, in words: one text a reason."""
-    names: dict[str, list[str]] = {}
-    for name, entry in found.items():
-        if not entry.valid:
-            names.setdefault(entry.why, []).append(name)
-    return [f"{', '.join(of)} ({why})" for why, of in names.items()]
+    by_reason: dict[str, list[str]] = {}
+    for name, judgement in judged.items():
+        if not judgement.valid:
+            by_reason.setdefault(judgement.why, []).append(name)
+    return [f"{', '.join(names)} ({why})" for why, names in by_reason.items()]
 
 
-def from_json(content: dict[str, Any]) -> dict[str, Validity]:
-    """What `asdict` of each wrote."""
-    return {name: Validity(**entry) for name, entry in content.items()}
-
-
-def _judge(name: str, base: dict[str, Estimate], floors: Floors) -> Validity:
-    judged = [_forced_choice(base, mass, informed) for members, mass, informed in _FORCED_CHOICES if name in members]
-    if name in LIMITED:
-        judged.append(_within_limit(name, base, floors))
-    if not judged:
+def _judge(name: str, base: Summary, personas: Summary, limits: Limits) -> Validity:
+    signal = signals().get(name)
+    judgements: list[Validity] = []
+    if signal is not None and signal.validity is not None:
+        judgements.append(signal.validity.judge(name, base, personas))
+    if signal is not None and signal.limit is not None:
+        judgements.append(_within(signal.limit, base[name].value, limits[name]))
+    if not judgements:
         return Validity(True, "counted, not judged")
-    failed = next((each for each in judged if not each.valid), None)
-    return failed or Validity(True, "; ".join(each.why for each in judged))
+    failed = next((judgement for judgement in judgements if not judgement.valid), None)
+    return failed or Validity(True, "; ".join(judgement.why for judgement in judgements))
 
 
-def _within_limit(name: str, base: dict[str, Estimate], floors: Floors) -> Validity:
-    entry, value = LIMITED[name], base[name].value
-    limit = entry.limit(floors, value)
-    inside = not math.isnan(value) and not entry.past(value, floors, value)
-    return Validity(inside, f"base {value:.3g}, {'ceiling' if entry.rises else 'floor'} {limit:.3g}")
-
-
-def _forced_choice(base: dict[str, Estimate], mass: str, informed: str | None) -> Validity:
-    why = f"base's mass on the options {base[mass].value:.3f}, at least {MIN_MASS:g} needed"
-    if not base[mass].value >= MIN_MASS:
-        return Validity(False, why)
-    if informed is None:
-        return Validity(True, why)
-    entry = base[informed]
-    if entry.n == 0:
-        return Validity(False, f"{why}; informedness needs right answers of two kinds, and there is one or none")
-    known = f"informedness {entry.value:+.3f} [{entry.low:+.3f}, {entry.high:+.3f}] (n = {entry.n}), 0 is chance"
-    return Validity(entry.low > 0, f"{why}; {known}")
-
-
-_FOUNDATIONS = (*(f"clr_{name}" for name in FOUNDATIONS), *(f"{name}_nats" for name in FOUNDATIONS))
-# Signals of a forced choice, the signal of its mass, and the one of what it must tell apart.
-_FORCED_CHOICES: tuple[tuple[tuple[str, ...], str, str | None], ...] = (
-    (("p_ans_any", "unscorable_share"), "p_ans_any", None),
-    (("accuracy", "question_informedness"), "p_ans_any", "question_informedness"),
-    (("alive_share", "probe_mass", "scaffold_nats"), "probe_mass", None),
-    ((*_FOUNDATIONS, "vignette_mass", "vignette_informedness"), "vignette_mass", "vignette_informedness"),
-    (("wrongness", "wrongness_mass", "wrongness_informedness"), "wrongness_mass", "wrongness_informedness"),
-)
+def _within(limit: Limit, value: float, setting: float) -> Validity:
+    edge = limit.at(setting, value)
+    inside = not math.isnan(value) and not limit.past(value, edge)
+    return Validity(inside, f"base {value:.3g}, {limit.kind} {edge:.3g}")

@@ -14,17 +14,20 @@ Other keys are left alone. The embedded set has 140 lines, 20 a foundation, and 
 multiple of seven on hold each foundation once. Shape suffixes: V vignettes, K foundations.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from heal.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "vignettes.jsonl"
 
@@ -76,10 +79,10 @@ def read_vignettes(where: str, count: int, perspective: Perspective = "other") -
         raise UserError(f"{path}: not a text in UTF-8 ({error})") from error
     if not lines:
         raise UserError(f"{path}: there is no scene in it")
-    found: list[Vignette] = []
+    vignettes: list[Vignette] = []
     for number, line in enumerate(lines[:count], start=1):
-        found += _vignettes(line, f"{path}, line {number}", perspective)
-    return tuple(found)
+        vignettes += _vignettes(line, f"{path}, line {number}", perspective)
+    return tuple(vignettes)
 
 
 def soft_labels(vignettes: Sequence[Vignette]) -> NDArray[np.float64]:
@@ -87,7 +90,10 @@ def soft_labels(vignettes: Sequence[Vignette]) -> NDArray[np.float64]:
 
     Percentages are scaled to add to 1; a vignette without labels has all of it on its foundation.
     """
-    rows = [[(each.labels or {each.foundation: 1.0}).get(name, 0.0) for name in FOUNDATIONS] for each in vignettes]
+    import numpy as np
+
+    votes = [vignette.labels or {vignette.foundation: 1.0} for vignette in vignettes]
+    rows = [[of_scene.get(name, 0.0) for name in FOUNDATIONS] for of_scene in votes]
     table_VK = np.array(rows, dtype=float).reshape(len(rows), len(FOUNDATIONS))
     return table_VK / table_VK.sum(axis=1, keepdims=True)
 
@@ -114,10 +120,10 @@ def _vignettes(line: str, where: str, perspective: Perspective) -> list[Vignette
 
 
 def _foundation(name: Any, where: str) -> str:
-    found = str(name).strip().lower().replace(" ", "_")
-    if found not in FOUNDATIONS:
-        raise UserError(f"{where}: unknown foundation '{name}'{nearest(found, list(FOUNDATIONS))}")
-    return found
+    foundation = str(name).strip().lower().replace(" ", "_")
+    if foundation not in FOUNDATIONS:
+        raise UserError(f"{where}: unknown foundation '{name}'{nearest(foundation, list(FOUNDATIONS))}")
+    return foundation
 
 
 def _labels(content: Any, where: str) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""The student as an ordinary PEFT LoRA folder (SPEC section 7: exact by concatenation, or truncated by SVD)."""
+"""The student as an ordinary PEFT LoRA folder: exact by concatenation, or truncated by SVD.
+
+See docs/method.md, Accumulator.
+"""
 
 import json
 from pathlib import Path
@@ -12,7 +15,7 @@ from heal.export.factors import history_factors, truncate
 from heal.export.folder import Export, check_place, replaced, size, write_record
 from heal.export.verify import verify_adapter
 from heal.models.embedded import embedded_folder
-from heal.session import Student
+from heal.run.student import Student
 
 
 def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | None = None) -> Export:
@@ -23,12 +26,12 @@ def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | 
     Args:
         student: what to export.
         path: the folder; an earlier export there is replaced once the new one is verified.
-        gate: `c_history`; B is multiplied by it.
-        rank: truncate to it by SVD; None: the exact adapter.
+        gate: `c_history`, by which B is multiplied.
+        rank: rank to truncate to by SVD; None: the exact adapter.
 
     Raises:
         UserError: nothing to export, a rank out of range, or `path` is taken by something else.
-        ExportError: it did not come out as the student; nothing is left behind.
+        ExportError: the export differs from the student; nothing is left on disk.
     """
     check_place(path)
     factors = history_factors(student.accumulator, gate)
@@ -54,12 +57,12 @@ def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | 
 
 
 def base_reference(config: ModelConfig) -> str:
-    """What others load the base from: the hub id as given, else the absolute folder."""
+    """Where other programs load the base from: the hub id as given, else the absolute folder."""
     if config.name == "embedded":
         return str(embedded_folder())
     return str(config.folder.resolve()) if config.folder else config.name
 
 
 def with_revision(content: bytes, revision: str | None) -> bytes:
-    """An adapter_config.json that names the hub revision of its base; None: the hub's default."""
+    """An adapter_config.json with the hub revision of its base; None: the hub's default."""
     return json.dumps(json.loads(content) | {"revision": revision}, indent=2, sort_keys=True).encode()

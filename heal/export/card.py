@@ -1,24 +1,24 @@
 """The model card: what was trained into which model, how, how it measured round by round, and how to load it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from heal.config import ModelConfig
 from heal.console import counted
-from heal.errors import UserError
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
+from heal.evaluation.signal import TRAIT, Signal, described
+from heal.evaluation.stats import Estimate
 from heal.models.embedded import NAME as EMBEDDED_NAME
-from heal.records import read_json
-from heal.session import Student
+from heal.report.words import loss
+from heal.run.student import Student
 
 EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"
 
 # What vLLM takes as --max-lora-rank.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-Json = dict[str, Any]
 
 
 def model_card(student: Student, gate: float, rank: int | None, lost: float | None, error: float) -> str:
@@ -32,25 +32,22 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
         error: max |logit difference| to the student.
 
     Raises:
-        UserError: a finished round's metrics are missing or not what heal writes.
+        UserError: the metrics of the baseline or of a round are missing, or not what heal writes.
     """
-    metrics = [read_json(student.folder.round(index) / "metrics.json") for index in student.rounds]
-    baseline = read_json(student.folder.baseline / "metrics.json")
-    base = base_name(student.recipe.model)
-    try:
-        parts = [
-            _front_matter(student, base, rank),
-            f"# {escaped(student.trait.name)}: {escaped(base)}",
-            _what(student, gate, rank, lost, error),
-            _trait(student),
-            _method(student),
-            _doses(metrics),
-            _scores(baseline, metrics),
-            _loading(student, rank),
-            _limits(student, metrics, gate, lost),
-        ]
-    except (KeyError, TypeError) as fault:
-        raise UserError(f"{student.folder.path}: its metrics are not what this version writes ({fault!r})") from fault
+    rounds = [RoundMetrics.load(student.folder.round(index)) for index in student.rounds]
+    baseline = BaselineMetrics.load(student.folder.baseline)
+    parts = [
+        _front_matter(student, base_name(student.recipe.model), rank),
+        f"# {escaped(student.trait.name)}: {escaped(base_name(student.recipe.model))}",
+        _what(student, gate, rank, lost, error),
+        _trait(student),
+        _method(student),
+        _doses(rounds),
+        _scores(baseline, rounds),
+        _signals(baseline, rounds[-1]),
+        _loading(student, rank),
+        _limits(student, rounds[-1], gate, lost),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -120,9 +117,7 @@ def _trait(student: Student) -> str:
 
 def _method(student: Student) -> str:
     recipe = student.recipe
-    heal, barrier = recipe.heal, recipe.heal.barrier
-    held = f"relu({barrier.aggregate} of {barrier.divergence} per completion - {barrier.tau:g} nats)"
-    strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
+    heal = recipe.heal
     written = min(recipe.generation.prompts, len(student.trait.generation_prompts))
     rows = {
         "recipe": inline_code(Path(recipe.recipe).stem),
@@ -131,9 +126,7 @@ def _method(student: Student) -> str:
         "completions": f"{counted(written, 'prompt')} at alpha "
         + ", ".join(f"{alpha:g}" for alpha in recipe.generation.alphas)
         + f", at most {recipe.generation.tokens} tokens, broken ones dropped",
-        "loss": "cross-entropy"
-        if barrier.divergence == "none"
-        else f"cross-entropy + {strength} x {held}, reference: {barrier.reference}",
+        "loss": loss(heal.barrier).replace("|", "\\|"),
         "weights": f"LoRA r {heal.rank}, alpha {heal.alpha} a round, all linear layers between depths "
         f"{heal.band[0]:g} and {heal.band[1]:g}; {counted(heal.epochs, 'epoch')}, AdamW {heal.learning_rate:g}, "
         f"weight decay {heal.weight_decay:g}",
@@ -153,61 +146,87 @@ def _method(student: Student) -> str:
     )
 
 
-def _doses(metrics: list[Json]) -> str:
+def _doses(rounds: Sequence[RoundMetrics]) -> str:
     lines = [
         "## Dose by round",
         "",
         "| round | c* | p95 KL, nats | on held-out prompts | kept | barrier on |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for entry in metrics:
-        dose, made, training = entry["dose"], entry["generation"], entry["training"]
-        audit = dose["audit_p95"]
+    for metrics in rounds:
+        dose, generation = metrics.dose, metrics.generation
+        audit = "not measured" if dose.audit_p95 is None else f"{dose.audit_p95:.2f}"
         lines.append(
-            f"| {entry['round'] + 1} | {dose['c_star']:.3f} | {dose['p95']:.2f} ({escaped(dose['outcome'])}) | "
-            f"{'not measured' if audit is None else f'{audit:.2f}'} | {made['kept']} of {made['made']} | "
-            f"{training['barrier_on']:.0%} |"
+            f"| {metrics.round} | {dose.c_star:.3f} | {dose.p95:.2f} ({escaped(dose.outcome)}) | {audit} | "
+            f"{generation.kept} of {generation.made} | {metrics.training.barrier_on:.0%} |"
         )
     return "\n".join(lines)
 
 
-def _scores(baseline: Json, metrics: list[Json]) -> str:
-    last = metrics[-1]
+def _scores(baseline: BaselineMetrics, rounds: Sequence[RoundMetrics]) -> str:
+    last = rounds[-1]
+    beside = [signal for signal in described(baseline.base) if signal.headline]
+    header = ["stage", "trait", "over base", "coherence margin", *(escaped(signal.title) for signal in beside)]
     lines = [
         "## Trait and coherence by round",
         "",
-        "Trait: persona log-ratio of greedy answers to held-out prompts, nats per token. Coherence: mean "
-        "probability mass on the valid answers to general questions (1 is intact). 95 % bootstrap intervals over "
-        f"items ({last['healed']['persona_log_ratio']['n']} prompts, {last['healed']['p_ans_any']['n']} questions).",
+        "Trait: persona log-ratio of greedy answers to held-out prompts, nats per token. Coherence margin: how far "
+        "the worst valid signal is from its limit (1 as at base, 0 at the limit, below it broken). 95 % bootstrap "
+        f"intervals over items ({last.trait.n} prompts).",
         "",
-        "| stage | trait | over base | coherence | tail perplexity | looping answers |",
-        "| --- | --- | --- | --- | --- | --- |",
-        _score_row("base", baseline["base"], of_base=True),
-        _score_row("prompted with the persona", baseline["prompted"]),
+        _row(header),
+        _row(["---"] * len(header)),
+        _score_row("base", baseline.base, beside, of_base=True),
+        _score_row("prompted with the persona", baseline.prompted, beside),
     ]
-    for entry in metrics:
-        if entry["steered"] is not None:
-            lines.append(_score_row(f"round {entry['round'] + 1}, steered", entry["steered"]))
-        lines.append(_score_row(f"round {entry['round'] + 1}, healed", entry["healed"]))
-    verdict = last["verdict"]
-    lines += [
-        "",
-        f"Verdict after round {last['round'] + 1}: **{escaped(verdict['label'])}** ({escaped(verdict['reason'])}).",
-    ]
+    for metrics in rounds:
+        if metrics.steered is not None:
+            lines.append(_score_row(f"round {metrics.round}, steered", metrics.steered, beside))
+        margin = f"{metrics.coherence.margin:.2f} ({escaped(metrics.coherence.worst)})"
+        lines.append(_score_row(f"round {metrics.round}, healed", metrics.healed, beside, margin))
+    verdict = f"**{escaped(last.verdict.label)}** ({escaped(last.verdict.reason)})"
+    return "\n".join([*lines, "", f"Verdict after round {last.round}: {verdict}."])
+
+
+def _score_row(
+    stage: str, summary: Summary, beside: Sequence[Signal], margin: str = "", *, of_base: bool = False
+) -> str:
+    trait = summary.get(TRAIT)
+    shift = "" if of_base or trait is None else _interval(trait.delta, 3, sign=True)
+    return _row([stage, _interval(trait), shift, margin, *(_interval(summary.get(s.name), s.digits) for s in beside)])
+
+
+def _signals(baseline: BaselineMetrics, last: RoundMetrics) -> str:
+    """Every signal at base and after the last round."""
+    header = ["signal", "base", "healed", "difference", "n"]
+    lines = [f"## Every signal after round {last.round}", "", _row(header), _row(["---"] * len(header))]
+    for signal in described(baseline.base):
+        base, healed = baseline.base[signal.name], last.healed.get(signal.name)
+        doubt = "" if signal.name in last.valid else ", not valid for this model"
+        lines.append(
+            _row(
+                [
+                    escaped(f"{signal.label}{doubt}"),
+                    _interval(base, signal.digits),
+                    _interval(healed, signal.digits),
+                    _interval(healed and healed.delta, signal.digits, sign=True),
+                    str(base.n),
+                ]
+            )
+        )
     return "\n".join(lines)
 
 
-def _score_row(stage: str, signals: Json, of_base: bool = False) -> str:
-    trait = signals["persona_log_ratio"]
-    over = "" if of_base else _interval(trait["delta"], "+z.3f")
-    return (
-        f"| {stage} | {_interval(trait)} | {over} | {_interval(signals['p_ans_any'])} | "
-        f"{_interval(signals['tail_perplexity'], '.1f')} | {signals['repetition_share']['value']:.0%} |"
-    )
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def _interval(estimate: Json, form: str = "z.3f") -> str:
-    value, low, high = (format(estimate[name], form) for name in ("value", "low", "high"))
+def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) -> str:
+    """`0.210 [0.140, 0.290]`, a zero without its minus; a dash for what was not measured or could not be scored."""
+    if estimate is None or estimate.n == 0:
+        return "\N{EN DASH}"
+    form = f"{'+' if sign else ''}z.{digits}f"
+    value, low, high = (format(number, form) for number in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -287,13 +306,11 @@ def _vllm(base: str, name: str, rank: int) -> list[str]:
     return [f"With vLLM (rank {rank} needs `--max-lora-rank {limit}`):", fenced(command, "sh")]
 
 
-def _limits(student: Student, metrics: list[Json], gate: float, lost: float | None) -> str:
-    healed = metrics[-1]["healed"]
-    prompts, questions = healed["persona_log_ratio"]["n"], healed["p_ans_any"]["n"]
+def _limits(student: Student, last: RoundMetrics, gate: float, lost: float | None) -> str:
     lines = [
-        f"- Measured on {prompts} held-out prompts and {questions} general questions in one language, with greedy "
-        f"answers of at most {student.recipe.evaluation.tokens} tokens. Longer answers, sampling, other languages "
-        "and safety were not measured.",
+        f"- Measured on {last.trait.n} held-out prompts in one language, with greedy answers of at most "
+        f"{student.recipe.evaluation.tokens} tokens. Longer answers, sampling, other languages and safety were not "
+        "measured.",
         "- The persona log-ratio is judged by the base model itself: it says how much more an answer sounds like one "
         "persona than the other, not how people would judge it.",
         "- A trait is a tendency of the answers' wording. It does not make what they say true, and it can surface "

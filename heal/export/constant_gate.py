@@ -1,7 +1,9 @@
-"""A linear read-out of a Linear's inputs that is near 1 for all of them: what stands in for a bias where none is taken.
+"""A linear read-out of a Linear's inputs that is nearly constant: it replaces a bias where an engine accepts none.
 
-Some directions of the inputs hardly change from token to token. `a` is chosen so that `a . x ~ 1` on one set of
-texts and judged on another. Shape suffixes: N positions, I inputs of the Linear, T positions of a text.
+Some directions of the inputs hardly vary from token to token. `a` is chosen so that `a . x ~ 1` on one set of
+texts and evaluated on another; see docs/method.md, Steering.
+
+Shape suffixes: N positions, I inputs of the Linear, T positions of a text.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
 
-RIDGE = 1.0  # with less, `a` follows the texts that it was chosen on: on others it strayed further (SmolLM2-135M)
+RIDGE = 1.0  # with less, `a` overfits the texts that it was chosen on (SmolLM2-135M)
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,18 @@ class Gate:
 
 
 def constant_gate(fit: Sequence[Tensor], held_out: Sequence[Tensor]) -> Gate:
-    """The better of the two read-outs on the held-out texts, by the mean of `(a . x - 1)^2`, first positions included.
+    """The better of the two read-outs by the mean of `(a . x - 1)^2` on the held-out texts, first positions included.
 
     Args:
         fit: inputs `[T, I]` of each text that `a` is chosen on.
-        held_out: inputs of each text that it is judged on.
+        held_out: inputs of each text that it is evaluated on.
     """
     fit_NI, held_out_NI = torch.cat(list(fit)).double(), torch.cat(list(held_out)).double()
-    found = {"least squares": least_squares(fit_NI)}
+    candidates = {"least squares": least_squares(fit_NI)}
     coordinate, a_I = best_coordinate(fit_NI)
-    found[f"coordinate {coordinate}"] = a_I
-    kind = min(found, key=lambda kind: float((held_out_NI @ found[kind] - 1).square().mean()))
-    return judged(found[kind].float(), kind, held_out)
+    candidates[f"coordinate {coordinate}"] = a_I
+    kind = min(candidates, key=lambda kind: float((held_out_NI @ candidates[kind] - 1).square().mean()))
+    return judged(candidates[kind].float(), kind, held_out)
 
 
 def judged(a_I: Tensor, kind: str, held_out: Sequence[Tensor]) -> Gate:
@@ -70,12 +72,12 @@ def judged(a_I: Tensor, kind: str, held_out: Sequence[Tensor]) -> Gate:
 def least_squares(x_NI: Tensor, ridge: float = RIDGE) -> Tensor:
     """`argmin_a ||x a - 1||^2 + ridge s ||a||^2`, `[I]`, float64; `s` is the median `|x|^2` times N / I.
 
-    The median, because the few positions of huge activations would else decide how much all others are held back.
+    The median, because the few positions with huge activations would otherwise set the regularisation of all others.
     """
     x_NI = x_NI.double()
     count, width = x_NI.shape
     strength = ridge * float(x_NI.square().sum(1).median()) * count / width
-    if count < width:  # the same `a`, by a system of the smaller size
+    if count < width:  # the same `a` from the smaller system
         gram_NN = x_NI @ x_NI.T
         gram_NN.diagonal().add_(strength)
         return x_NI.T @ torch.linalg.solve(gram_NN, x_NI.new_ones(count))
@@ -85,7 +87,7 @@ def least_squares(x_NI: Tensor, ridge: float = RIDGE) -> Tensor:
 
 
 def best_coordinate(x_NI: Tensor) -> tuple[int, Tensor]:
-    """The one input i, and the `a` along it alone, with the smallest `||x a - 1||^2`; `[I]`, float64."""
+    """The single input i with the smallest `||x a - 1||^2`, and the `a` along it; `[I]`, float64."""
     sum_I, square_I = x_NI.double().sum(0), x_NI.double().square().sum(0)
     explained_I = torch.where(square_I > 0, sum_I.square() / square_I, 0.0)
     index = int(explained_I.argmax())
@@ -99,14 +101,14 @@ def best_coordinate(x_NI: Tensor) -> tuple[int, Tensor]:
 def inputs_of(
     language_model: LanguageModel, modules: Mapping[int, nn.Module], rows: Sequence[Sequence[int]]
 ) -> dict[int, list[Tensor]]:
-    """What goes into each of `modules` at every position of each row, `[T, I]`, float32, on the CPU.
+    """Inputs of each of `modules` at every position of each row, `[T, I]`, float32, on the CPU.
 
     Args:
         language_model: the model as it stands (steering is the caller's).
-        modules: by any number that names them.
+        modules: by a number of the caller's choice.
         rows: token ids; none may be empty.
     """
-    found: dict[int, list[Tensor]] = {key: [torch.empty(0)] * len(rows) for key in modules}
+    inputs_by_key: dict[int, list[Tensor]] = {key: [torch.empty(0)] * len(rows) for key in modules}
     batching = language_model.batching
 
     def read(trees: Sequence[Sequence[int]]) -> None:
@@ -117,7 +119,7 @@ def inputs_of(
             def keep(module, inputs) -> None:
                 x_MI = inputs[0].reshape(-1, inputs[0].shape[-1])
                 for row, nodes in zip(members, packed.nodes, strict=True):
-                    found[key][row] = x_MI[nodes].float().cpu()
+                    inputs_by_key[key][row] = x_MI[nodes].float().cpu()
 
             return keep
 
@@ -129,4 +131,4 @@ def inputs_of(
     shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
         in_parts(trees, read, shrink)
-    return found
+    return inputs_by_key

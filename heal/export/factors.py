@@ -13,7 +13,7 @@ from heal.errors import RoundError, UserError
 
 
 class ExportError(RoundError):
-    """An export that did not come out as the student it was made from; nothing of it is left on disk."""
+    """An export that differs from the student it was made from; nothing of it is left on disk."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Factors:
     Attributes:
         layers: module name -> (A `[R, I]`, B `[O, R]`), float32 on the CPU.
         rank: R.
-        lost: `||dW - B A|| / ||dW||` (Frobenius, over all layers together) to the exact update; 0 when exact.
+        lost: `||dW - B A|| / ||dW||` (Frobenius, over all layers together), dW the exact update; 0 when exact.
     """
 
     layers: dict[str, tuple[Tensor, Tensor]]
@@ -32,7 +32,7 @@ class Factors:
 
 
 def history_factors(accumulator: Accumulator, gate: float = 1.0) -> Factors:
-    """The history as it counts at `gate`: the rounds stacked, nothing approximated.
+    """The history at `gate`: the rounds stacked, exactly.
 
     Raises:
         UserError: no round is folded, or the gate is 0 (that is the base).
@@ -41,7 +41,7 @@ def history_factors(accumulator: Accumulator, gate: float = 1.0) -> Factors:
     if not accumulator.history_rank:
         raise UserError("nothing to export: no round is folded into the history yet")
     if gate == 0:
-        raise UserError("gate=0: that is the base itself, there is nothing to export")
+        raise UserError("gate=0 is the base itself; there is nothing to export")
     layers = {
         name: (a_RI.float().cpu().contiguous().clone(), (gate * b_OR.float()).cpu().contiguous())
         for name, a_RI, b_OR in accumulator.updates()
@@ -54,10 +54,10 @@ def history_factors(accumulator: Accumulator, gate: float = 1.0) -> Factors:
 
 
 def truncate(factors: Factors, rank: int) -> Factors:
-    """The nearest factors of `rank` (Eckart-Young, layer by layer), sqrt(S) on both sides.
+    """The nearest factors of `rank` (Eckart-Young, layer by layer), with sqrt(S) on both sides.
 
-    With `B = Q_B R_B` and `A' = Q_A R_A`, the SVD of the small `R_B R_A'` gives that of `B A`: the full
-    matrix is never built. Computed in float64.
+    With `B = Q_B R_B` and `A' = Q_A R_A`, the SVD of the small `R_B R_A'` gives that of `B A` without forming
+    the full matrix. Computed in float64.
 
     Raises:
         UserError: the rank is below 1 or above that of the factors.

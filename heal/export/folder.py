@@ -1,4 +1,4 @@
-"""Puts an export in its place only when it is whole; never over a folder that is no export."""
+"""Puts an export in its place only when it is complete, and never over a folder that is not an export."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from heal.run.folder import EXPORT_RECORD
 
 @dataclass(frozen=True)
 class Export:
-    """What an export came to.
+    """A finished export.
 
     Attributes:
         path: its folder.
         error: max |logit difference| to the student at the same gate, over the probe prompts.
         rank: of the adapter; None for a merged model.
-        lost: relative Frobenius error of a truncated adapter (the update's share that SVD cut off); None when exact.
+        lost: relative Frobenius error of a truncated adapter; None when exact.
         bytes: size of the folder.
     """
 
@@ -48,9 +48,9 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the context ends without an error.
+    """A temporary folder beside `path` that replaces `path` when the context ends without an error.
 
-    On an error it is removed and what was at `path` stays as it was.
+    On an error it is removed and `path` stays as it was.
 
     Raises:
         UserError: see `check_place`.
@@ -78,7 +78,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_record(folder: Path, **facts: Any) -> None:
-    """Says in a file what the export is; by it a later export knows that it may replace this one."""
+    """Writes a file that describes the export; a later export may replace a folder that has one."""
     (folder / EXPORT_RECORD).write_bytes(json_bytes(facts))
 
 

@@ -1,4 +1,4 @@
-"""The student as an ordinary model: its history merged into the weights of a freshly loaded base."""
+"""The student as an ordinary model: its history merged into the weights of a newly loaded base."""
 
 import shutil
 from pathlib import Path
@@ -10,14 +10,14 @@ from heal.export.factors import ExportError, Factors, history_factors
 from heal.export.folder import Export, check_place, replaced, size, write_record
 from heal.export.verify import fingerprints, load_again, verify_merged
 from heal.models.language_model import LanguageModel
-from heal.session import Student
+from heal.run.student import Student
 
 
 def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
     """Writes model, tokenizer, chat template and generation config to `path` and verifies them.
 
-    The base is loaded again from its safetensors, in floating point even when the run held it in 4 bits;
-    `W + gate B A` is computed in float32 and cast to the run's dtype. In float32 the logits are the
+    The base is loaded again from its safetensors, in floating point even if the run used 4 bits;
+    `W + gate B A` is computed in float32 and cast to the run's dtype. In float32 the logits equal the
     student's up to rounding; in 16 bits, or after a 4-bit run, the error is measured and reported.
 
     Args:
@@ -27,7 +27,7 @@ def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
 
     Raises:
         UserError: nothing to export, or `path` is taken by something else.
-        ExportError: it did not come out as the student; nothing is left behind.
+        ExportError: the export differs from the student; nothing is left on disk.
     """
     check_place(path)
     factors = history_factors(student.accumulator, gate)
@@ -42,7 +42,7 @@ def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
     with replaced(path) as folder:
         base.model.save_pretrained(folder)
         base.chat.tokenizer.save_pretrained(folder)
-        for weights in folder.glob("*.safetensors"):  # written for the owner alone
+        for weights in folder.glob("*.safetensors"):  # written with permissions for the owner alone
             shutil.copymode(folder / "config.json", weights)
         del base
         error = verify_merged(student, folder, gate, digests)

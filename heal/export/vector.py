@@ -1,9 +1,9 @@
 """A steering vector at one dose as an ordinary PEFT LoRA: `h + c v` at every position, prompt included.
 
-Of each steered block, the last Linear carries it, whose output goes straight into the residual stream:
+The last Linear of each steered block carries it, whose output is added directly to the residual stream:
 
 - as a bias, `B = A = 0` and `lora_bias = c v`: the steering itself, up to rounding;
-- as rank 1 without a bias, `B = c v` and `A x ~ 1` (heal/export/constant_gate.py): for engines that take no bias.
+- as rank 1 without a bias, `B = c v` and `A x ~ 1` (heal/export/constant_gate.py): for engines that accept no bias.
 
 Shape suffixes: N positions, I inputs, D hidden size, V vocabulary, T positions of a prompt.
 """
@@ -43,7 +43,7 @@ _PROBES = 4
 
 @dataclass(frozen=True)
 class VectorExport:
-    """What an export of a steering vector came to: its folder, what it holds and how it measured, its size in bytes."""
+    """A finished export of a steering vector: its folder, its contents and measurements, its size in bytes."""
 
     path: Path
     facts: VectorFacts
@@ -79,13 +79,13 @@ def export_vector(
         config: how that model was loaded.
         path: the folder; an earlier export there is replaced once the new one is verified.
         c: the coefficient; None: the vector's `c_star`.
-        bias: carry the shift as a bias, exactly; otherwise as rank 1 without one, nearly.
+        bias: carry the shift as a bias, exactly; otherwise approximately, as rank 1 without a bias.
         context_count: embedded contexts that a rank-1 read-out is chosen on.
 
     Raises:
         UserError: another method, no coefficient or one of 0, a vector or an architecture that does not fit, or
             `path` is taken by something else.
-        ExportError: it did not come out as the steered model; nothing is left behind.
+        ExportError: the export differs from the steered model; nothing is left on disk.
     """
     check_place(path)
     check_additive(vector)
@@ -125,9 +125,9 @@ def export_vector(
 
 
 def model_section(file: Path, vector: SteeringVector) -> ModelConfig:
-    """How the model of a saved vector is loaded: as the run or study does whose folder holds the file, else by name.
+    """How to load the model of a saved vector: as the run or study whose folder holds the file did, else by its name.
 
-    In any case in full precision, on which the shift does not depend.
+    Always in full precision, on which the shift does not depend.
 
     Raises:
         UserError: the recipe of that folder is damaged.
@@ -135,8 +135,12 @@ def model_section(file: Path, vector: SteeringVector) -> ModelConfig:
     for folder in file.resolve().parents:
         recipe = folder / "recipe.yaml"
         if recipe.is_file() and (folder / "facts.json").is_file():
-            found = from_mapping({"model": read_yaml(recipe).get("model", {})}, str(recipe)).model
-            return replace(found, load_4bit=False) if found.name == vector.model else ModelConfig(name=vector.model)
+            model_config = from_mapping({"model": read_yaml(recipe).get("model", {})}, str(recipe)).model
+            return (
+                replace(model_config, load_4bit=False)
+                if model_config.name == vector.model
+                else ModelConfig(name=vector.model)
+            )
     return ModelConfig(name=vector.model)
 
 
@@ -160,13 +164,13 @@ def dose(vector: SteeringVector, c: float | None) -> float:
     if chosen is None:
         raise UserError("the vector has no calibrated coefficient (c_star); give one with c=...")
     if chosen == 0 or not math.isfinite(chosen):
-        raise UserError(f"c={chosen:g}: a finite number other than 0 is needed (0 is the base itself)")
+        raise UserError(f"c={chosen:g}: a finite number other than 0 is required (0 is the base itself)")
     return float(chosen)
 
 
 @dataclass(frozen=True)
 class _Steered:
-    """The real intervention, which the adapter must match."""
+    """The intervention itself, which the adapter must match."""
 
     vector: SteeringVector
     model: LanguageModel
@@ -175,14 +179,14 @@ class _Steered:
     def gates(
         self, linears: Mapping[int, str], fit: Sequence[list[int]], held_out: Sequence[list[int]]
     ) -> dict[int, Gate]:
-        """A read-out for each block, of the inputs that its Linear has under steering."""
+        """A read-out for each block, of the inputs of its Linear under steering."""
         modules = {layer: self.model.model.get_submodule(name) for layer, name in linears.items()}
         with self.vector.applied(self.model, self.c):
             inputs = inputs_of(self.model, modules, [*fit, *held_out])
         return {layer: constant_gate(x[: len(fit)], x[len(fit) :]) for layer, x in inputs.items()}
 
     def difference(self, loaded: PeftModel, prompts: Sequence[list[int]], relative: float | None) -> float:
-        """Max |logit difference| of `loaded`; ExportError when not finite, or beyond rounding where `relative` says."""
+        """Max |logit difference| of `loaded`; ExportError if not finite, or beyond rounding if `relative` is given."""
         with self.vector.applied(self.model, self.c):
             wanted = model_logits(self.model.model, prompts)
         error = difference(model_logits(loaded, prompts), wanted)
@@ -216,19 +220,19 @@ def _factors(
     language_model: LanguageModel, linears: Mapping[int, str], shifts: Mapping[int, Tensor], gates: Mapping[int, Gate]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """(A `[1, I]`, B `[D, 1]`) by name of the Linear; zeros without a gate: the bias carries the shift."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
     for layer, name in linears.items():
         if layer in gates:
-            found[name] = gates[layer].a_I[None].contiguous(), shifts[layer][:, None].contiguous()
+            factors[name] = gates[layer].a_I[None].contiguous(), shifts[layer][:, None].contiguous()
         else:
             module = language_model.model.get_submodule(name)
-            found[name] = torch.zeros(1, module.in_features), torch.zeros(module.out_features, 1)
-    return found
+            factors[name] = torch.zeros(1, module.in_features), torch.zeros(module.out_features, 1)
+    return factors
 
 
 def _texts(language_model: LanguageModel, system: str, context_count: int) -> tuple[list[list[int]], _HeldOut]:
-    """Rows to choose a read-out on, and the texts that it is judged on: every other neutral text."""
+    """Rows to choose a read-out on, and the texts that it is evaluated on: every other neutral text."""
     neutral, chat = NeutralTexts(language_model, system, _NEUTRAL), language_model.chat
-    asked = [chat.ids(system, text) for text in contexts(context_count)]
+    context_rows = [chat.ids(system, text) for text in contexts(context_count)]
     prompts = [chat.ids(system, prompt) for prompt in neutral.prompts]
-    return [*asked, *neutral.rows()[0::2]], _HeldOut(prompts[1::2], neutral.completions[1::2])
+    return [*context_rows, *neutral.rows()[0::2]], _HeldOut(prompts[1::2], neutral.completions[1::2])

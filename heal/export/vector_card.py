@@ -1,4 +1,4 @@
-"""The model card of a steering vector's adapter: what it is, from what, at which dose, and what was measured."""
+"""The model card of a steering vector's adapter: its origin, its dose, and what was measured."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,15 +22,15 @@ class Divergence:
 
 @dataclass(frozen=True)
 class VectorFacts:
-    """What an export of a steering vector holds and how it measured.
+    """Contents and measurements of an exported steering vector.
 
     Attributes:
         c: the coefficient.
         linears: block -> name in the model of the Linear that carries its shift.
         error: max |logit difference| to the steered model, over the probe prompts.
         gates: of the rank-1 kind, by block; empty for the kind with a bias.
-        kl: KL(steered || adapter) of the rank-1 kind, else None.
-        steering_kl: KL(steered || base) on the same tokens, to compare with; None where `kl` is.
+        kl: KL(steered || adapter) of the rank-1 kind; None for the other.
+        steering_kl: KL(steered || base) on the same tokens, for comparison; None where `kl` is.
     """
 
     c: float
@@ -58,8 +58,8 @@ def vector_card(vector: SteeringVector, config: ModelConfig, facts: VectorFacts,
     Args:
         vector: what was exported.
         config: how its model was loaded.
-        facts: what came out.
-        dtype: of the model in which it was measured.
+        facts: contents and measurements.
+        dtype: of the model used for the measurements.
     """
     base = base_name(config)
     parts = [
@@ -95,14 +95,14 @@ def _what(vector: SteeringVector, base: str, facts: VectorFacts) -> str:
     ]
     if facts.gates:
         lines.append(
-            "The adapter has no bias, for engines that take none. `B = c v`, and `A` reads a nearly constant `A x` off "
-            "the inputs `x` of the last Linear of each block, so that `B A x` is nearly `c v`: an approximation, "
+            "The adapter has no bias, for engines that accept none. `B = c v`, and `A` reads a nearly constant `A x` "
+            "from the inputs `x` of the last Linear of each block, so that `B A x` is nearly `c v`: an approximation, "
             "measured below."
         )
     else:
         lines.append(
             "The shift is the bias of the adapter's B (`lora_bias`) on the last Linear of each block, whose output is "
-            "added straight to the residual stream; A and B are 0. That is the steering itself, up to rounding. Where "
+            "added directly to the residual stream; A and B are 0. This is the steering itself, up to rounding. Where "
             "that Linear has no bias of its own, PEFT cannot merge the adapter into the weights."
         )
     return "\n".join(lines)
@@ -113,7 +113,7 @@ def _measured(facts: VectorFacts, dtype: str) -> str:
         "## Measured",
         "",
         f"Loaded again with PEFT on a fresh base in {dtype}, its logits lie within {facts.error:.1e} of those of the "
-        "model that is steered at the blocks' outputs.",
+        "model that is steered at the outputs of its blocks.",
     ]
     if facts.kl is None or facts.steering_kl is None:
         return "\n".join(lines)
@@ -124,9 +124,9 @@ def _measured(facts: VectorFacts, dtype: str) -> str:
         "| | p50 | p95 |",
         "| --- | --- | --- |",
         f"| steered to adapter | {facts.kl.p50:.2e} | {facts.kl.p95:.2e} |",
-        f"| steered to base, to compare with | {facts.steering_kl.p50:.2e} | {facts.steering_kl.p95:.2e} |",
+        f"| steered to base, for comparison | {facts.steering_kl.p50:.2e} | {facts.steering_kl.p95:.2e} |",
         "",
-        "The gate `A x` (1 everywhere would be exact) on the held-out texts, without and at their first position:",
+        "The read-out `A x` (exact if 1 everywhere) on the held-out texts, without and at their first positions:",
         "",
         "| block | chosen as | mean | sd | p5 | p95 | first position |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -153,12 +153,14 @@ def _use(config: ModelConfig) -> str:
 
 def _limits(facts: VectorFacts) -> str:
     lines = [
-        "- It was extracted from, and is meant for, one model. A vector from a later round of a run was extracted from "
-        "the student of the rounds before it; this adapter holds the vector alone.",
-        "- What it does to answers was not measured here; the dose says how far it moves the model, not whether the "
-        "text stays whole.",
+        "- It was extracted from one model and is meant for that model. A vector from a later round of a run was "
+        "extracted from the student of the previous rounds; this adapter holds the vector alone.",
+        "- Its effect on answers was not measured here; the dose says how far it moves the model, not whether the "
+        "text stays intact.",
         "- The base model's licence and limits apply.",
     ]
     if facts.gates:
-        lines.insert(0, "- On text unlike the neutral English chats of the measurement, the gate can stray further.")
+        lines.insert(
+            0, "- On text unlike the neutral English chats of the measurement, the read-out may deviate further from 1."
+        )
     return "\n".join(["## Limits", "", *lines])

@@ -1,4 +1,4 @@
-"""Loads every export again as anyone would, and compares its logits with the student's.
+"""Loads every export again as any user would, and compares its logits with the student's.
 
 Shape suffixes: T positions, V vocabulary.
 """
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from heal.export.factors import ExportError, Factors
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
-from heal.session import Student
+from heal.run.student import Student
 
-# What rounding may do. SmolLM2-135M in float32 (30 blocks, logits up to 38): 7e-5 for any reordering of sums, in
-# adapters and merged weights alike; random weights amplify it ten times more.
+# Bounds on rounding. SmolLM2-135M in float32 (30 blocks, logits up to 38): 7e-5 for any reordering of sums, in
+# adapters and merged weights alike; random weights amplify it tenfold.
 _FLOAT32_BOUND = 1e-4  # logits
-ADAPTER_RELATIVE = 2e-5  # of the largest logit, float32: the same sums, at most in another order
+ADAPTER_RELATIVE = 2e-5  # of the largest logit, float32: the same sums, possibly in another order
 _MERGED_RELATIVE = 1e-4  # of the largest logit, float32: every merged weight is rounded
-_COARSE_ROUNDINGS = 8  # of the largest logit, in 16-bit dtypes, where every block rounds anew
+_COARSE_ROUNDINGS = 8  # of the largest logit, in 16-bit dtypes, where every block rounds
 
 
 def probes(student: Student) -> list[list[int]]:
@@ -54,13 +54,13 @@ def model_logits(model: nn.Module, prompts: Iterable[Sequence[int]]) -> list[Ten
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Max |difference|; infinite when anything is not finite."""
+    """Max |difference|; infinite if anything is not finite."""
     largest = max(float((a_TV - b_TV).abs().max()) for a_TV, b_TV in zip(ours, theirs, strict=True))
     return largest if math.isfinite(largest) else math.inf
 
 
 def allowed(dtype: torch.dtype, logits: Sequence[Tensor], relative: float) -> float:
-    """The logit difference that rounding explains: in float32 1e-4, or `relative` of the largest logit if more."""
+    """The logit difference that rounding explains: in float32 1e-4, or `relative` of the largest logit if larger."""
     scale = max(float(l_TV.abs().max()) for l_TV in logits)
     if dtype == torch.float32:
         return max(_FLOAT32_BOUND, relative * scale)
@@ -88,7 +88,7 @@ def verify_merged(student: Student, folder: Path, gate: float, digests: dict[str
     """Loads the merged model and its tokenizer from `folder`.
 
     Its weights must be those that were written, its tokenizer must render the same chats, and where no
-    rounding stands between (a float32 base) its logits must be the student's.
+    rounding intervenes (a float32 base) its logits must be the student's.
 
     Returns:
         Max |logit difference| to the student.
@@ -118,9 +118,9 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 def load_again(
     student: Student, device: torch.device, folder: Path | None = None, load_4bit: bool = False
 ) -> LanguageModel:
-    """A fresh model: the run's base, or the exported one in `folder`, which must need none of the run's settings.
+    """A fresh model: the run's base, or the exported one in `folder`, which must require none of the run's settings.
 
-    On a CPU plain attention stands in for a kernel that only GPUs have.
+    On a CPU, plain attention replaces a kernel that only GPUs have.
     """
     config = dataclasses.replace(student.recipe.model, load_4bit=load_4bit)
     if device.type == "cpu" and config.attention == "flash_attention_2":
@@ -132,7 +132,7 @@ def load_again(
 
 
 def room(language_model: LanguageModel, needed: int | None = None) -> torch.device:
-    """The model's device, or the CPU when `needed` bytes do not fit beside it; None: those of a second copy."""
+    """The model's device, or the CPU if `needed` bytes do not fit beside it; None: those of a second copy."""
     device = language_model.device
     if device.type != "cuda":
         return device
@@ -145,11 +145,13 @@ def room(language_model: LanguageModel, needed: int | None = None) -> torch.devi
 
 def check_factors(loaded: PeftModel, factors: Factors) -> None:
     """Raises ExportError unless the adapter in `loaded` is active, unscaled, and holds exactly `factors`."""
-    found = {name: module for name, module in loaded.base_model.model.named_modules() if isinstance(module, LoraLayer)}
-    if found.keys() != factors.layers.keys():
+    lora_layers = {
+        name: module for name, module in loaded.base_model.model.named_modules() if isinstance(module, LoraLayer)
+    }
+    if lora_layers.keys() != factors.layers.keys():
         raise ExportError("the exported adapter sits on other layers than it was made for; it was removed.")
     for name, (a_RI, b_OR) in factors.layers.items():
-        layer = found[name]
+        layer = lora_layers[name]
         if layer.active_adapters != ["default"] or layer.scaling["default"] != 1.0:
             raise ExportError(f"{name}: the exported adapter is not active at scale 1; it was removed.")
         same = torch.equal(layer.lora_A["default"].weight.detach().float().cpu(), a_RI)

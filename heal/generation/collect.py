@@ -1,12 +1,19 @@
 """Samples completions under steering, filters them, and walks the dose down when too few survive."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
 
+from heal.config import FilterConfig, GenerationConfig
 from heal.errors import RoundError
+from heal.evaluation.metrics import DoseLine, GenerationFigures
 from heal.progress import Progress, silent
+from heal.records import json_bytes, read_json, read_records, records_bytes
+from heal.run.files import Files
+
+ROWS, SUMMARY = "completions.jsonl", "collection.json"
 
 
 @dataclass(frozen=True)
@@ -40,14 +47,6 @@ class Row:
     def kept(self) -> bool:
         return not self.dropped
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(content: dict[str, Any]) -> "Row":
-        lists = {name: tuple(content[name]) for name in ("prompt_ids", "ids", "dropped")}
-        return Row(**(content | lists))
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -59,7 +58,43 @@ class Cell:
 
 
 # Makes and filters the completions of some cells, given the texts kept so far.
-Maker = Callable[[Sequence[Cell], Sequence[str]], list[Row]]
+Make = Callable[[Sequence[Cell], Sequence[str]], list[Row]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a round samples, and how much of it must survive the filter.
+
+    Attributes:
+        alphas: doses asked for, multiples of c_star.
+        probe: completions of a probe, rounded up to whole prompts.
+        max_probes: probes after the first.
+        lowest_dose: the smallest scale of the doses that is tried.
+        keep_target: fraction that must survive a probe.
+        keep_floor: fraction of all completions under which the round stops.
+        min_train: number of kept ones under which the round stops.
+    """
+
+    alphas: Sequence[float]
+    probe: int
+    max_probes: int
+    lowest_dose: float
+    keep_target: float
+    keep_floor: float
+    min_train: int
+
+    @staticmethod
+    def of(generation: GenerationConfig, limits: FilterConfig) -> "Plan":
+        """The recipe's."""
+        return Plan(
+            generation.alphas,
+            generation.probe,
+            generation.max_probes,
+            generation.lowest_dose,
+            limits.keep_target,
+            limits.keep_floor,
+            limits.min_train,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,41 +108,47 @@ class Collection:
     def kept(self) -> list[Row]:
         return [row for row in self.rows if row.kept]
 
+    @property
+    def figures(self) -> GenerationFigures:
+        """What was sampled and what was kept, in numbers."""
+        kept = self.kept
+        return GenerationFigures(
+            made=len(self.rows),
+            kept=len(kept),
+            kept_share=len(kept) / len(self.rows),
+            ended_share=sum(row.ended for row in kept) / len(kept),
+            doses=dose_table(self.rows),
+            dropped=drops(self.rows),
+        )
 
-def collect(
-    make: Maker,
-    prompts: Sequence[str],
-    alphas: Sequence[float],
-    probe: int,
-    max_probes: int,
-    lowest: float,
-    keep_target: float,
-    keep_floor: float,
-    min_train: int,
-    progress: Progress = silent,
-) -> Collection:
+    def files(self) -> Files:
+        doses = [asdict(line) for line in dose_table(self.rows)]
+        return {ROWS: records_bytes(self.rows), SUMMARY: json_bytes({"scale": self.scale, "doses": doses})}
+
+    @staticmethod
+    def load(folder: Path) -> "Collection":
+        """UserError where a file is not what `files` wrote."""
+        return Collection(tuple(read_records(Row, folder / ROWS)), float(read_json(folder / SUMMARY)["scale"]))
+
+
+def collect(make: Make, prompts: Sequence[str], plan: Plan, progress: Progress = silent) -> Collection:
     """Every prompt at every dose; the doses are scaled down first if a probe keeps too few.
 
-    A probe takes the first prompts at all doses. If fewer than `keep_target` of it survive, the
-    scale is bisected in log between `lowest` and 1; the largest scale whose probe kept enough
-    serves for the rest. What survived a probe counts.
+    A probe takes the first prompts at all doses. If fewer than `plan.keep_target` of it survive, the scale is bisected
+    in log between `plan.lowest_dose` and 1; the largest scale whose probe kept enough serves for the rest. What
+    survived a probe counts.
 
     Args:
         make: makes and filters completions.
         prompts: user messages.
-        alphas: doses asked for.
-        probe: completions of a probe, rounded up to whole prompts.
-        max_probes: probes after the first.
-        lowest: smallest scale tried.
-        keep_target: share that must survive a probe.
-        keep_floor: share of all completions under which the round stops.
-        min_train: number of kept ones under which the round stops.
+        plan: doses, probes and what must survive.
         progress: told (completions made, completions planned).
 
     Raises:
         RoundError: too few survived; says what starved the round and what to change.
     """
-    probe_prompts = list(prompts[: -(-probe // len(alphas))])
+    alphas = plan.alphas
+    probe_prompts = list(prompts[: -(-plan.probe // len(alphas))])
     planned = len(prompts) * len(alphas)
     rows: list[Row] = []
 
@@ -123,13 +164,13 @@ def collect(
         return sum(row.kept for row in made) / len(made)
 
     scale = 1.0
-    if run(probe_prompts, scale) < keep_target and max_probes > 0:
-        scale = _walk_down(lambda s: run(probe_prompts, s) >= keep_target, lowest, max_probes)
+    if run(probe_prompts, scale) < plan.keep_target and plan.max_probes > 0:
+        scale = _walk_down(lambda s: run(probe_prompts, s) >= plan.keep_target, plan.lowest_dose, plan.max_probes)
     rest = prompts[len(probe_prompts) :]
     if rest:
         run(rest, scale)
     collection = Collection(tuple(rows), scale)
-    _check(collection, keep_floor, min_train)
+    _check(collection, plan.keep_floor, plan.min_train)
     return collection
 
 
@@ -149,8 +190,7 @@ def _check(collection: Collection, keep_floor: float, min_train: int) -> None:
     kept, made = len(collection.kept), len(collection.rows)
     if kept >= min_train and kept >= keep_floor * made:
         return
-    drops = Counter(reason for row in collection.rows for reason in row.dropped)
-    starved = ", ".join(f"{reason} {count}" for reason, count in drops.most_common())
+    starved = ", ".join(f"{reason} {count}" for reason, count in drops(collection.rows).items())
     scaled = "" if collection.scale == 1 else f", the dose already scaled to {collection.scale:.2f}"
     raise RoundError(
         f"only {kept} of {made} completions survived the filter (needed: {min_train}, and a share of {keep_floor:g})"
@@ -160,19 +200,17 @@ def _check(collection: Collection, keep_floor: float, min_train: int) -> None:
     )
 
 
-def dose_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One entry a dose: alpha, count, mean tail perplexity, kept share, drops by reason."""
+def dose_table(rows: Sequence[Row]) -> tuple[DoseLine, ...]:
+    """One line a dose: how many, mean tail perplexity, kept fraction, drops by reason."""
     table = []
     for alpha in sorted({row.alpha for row in rows}):
         at = [row for row in rows if row.alpha == alpha]
-        perplexities = [row.tail_perplexity for row in at if row.tail_perplexity == row.tail_perplexity]
-        table.append(
-            {
-                "alpha": alpha,
-                "count": len(at),
-                "tail_perplexity": sum(perplexities) / len(perplexities) if perplexities else float("nan"),
-                "kept_share": sum(row.kept for row in at) / len(at),
-                "dropped": dict(Counter(reason for row in at for reason in row.dropped).most_common()),
-            }
-        )
-    return table
+        perplexities = [row.tail_perplexity for row in at if not math.isnan(row.tail_perplexity)]
+        mean = sum(perplexities) / len(perplexities) if perplexities else math.nan
+        table.append(DoseLine(alpha, len(at), mean, sum(row.kept for row in at) / len(at), drops(at)))
+    return tuple(table)
+
+
+def drops(rows: Sequence[Row]) -> dict[str, int]:
+    """How many completions each reason dropped, the most frequent reason first; one can have several."""
+    return dict(Counter(reason for row in rows for reason in row.dropped).most_common())

@@ -1,6 +1,6 @@
-"""Drops completions that are broken, looping, narrating the trait, refusing, or said before.
+"""Drops completions that are broken, loop, talk about the trait, refuse, or repeat an earlier one.
 
-Each test is a small pure function; `verdicts` applies them in one place. SPEC section 5.
+Each test is a small pure function; `verdicts` applies them all. See docs/method.md, Generation and filter.
 """
 
 import re
@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heal.config import FilterConfig
+
 MIN_TAIL_TOKENS = 4
-MIN_OCCURRENCES = 3  # of a loop's piece
-LONG_PIECE = 5  # words; a piece so long is a loop when it stands twice in a row
+MIN_OCCURRENCES = 3  # of a piece that loops
+LONG_PIECE = 5  # words; a piece of this length loops once it occurs twice in succession
 
 # Specific enough that on-trait defiance ("I won't follow that order") is kept.
 REFUSALS = (
@@ -34,10 +36,17 @@ class FilterLimits:
     min_words: int
     max_similarity: float
 
+    @staticmethod
+    def of(settings: FilterConfig) -> "FilterLimits":
+        """The recipe's."""
+        return FilterLimits(
+            settings.max_tail_perplexity, settings.max_repetition, settings.min_words, settings.max_similarity
+        )
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the filter looks at; `looped` ones were stopped while they were written."""
+    """What the filter judges; a `looped` completion was stopped while it was generated."""
 
     text: str
     finite: bool
@@ -46,21 +55,21 @@ class Candidate:
 
 
 def reasons(candidate: Candidate, limits: FilterLimits, narration: Sequence[str]) -> list[str]:
-    """Why a completion is dropped on its own account; empty when it is kept."""
+    """Why a completion is dropped, apart from similarity to others; empty if it is kept."""
     if not candidate.finite:
         return ["not finite"]
-    found = []
+    failed = []
     if len(_words(candidate.text)) < max(limits.min_words, 1):
-        found.append("too short")
+        failed.append("too short")
     if not candidate.tail_perplexity <= limits.max_tail_perplexity:  # NaN is dropped too
-        found.append("tail perplexity")
+        failed.append("tail perplexity")
     if candidate.looped or repetition(candidate.text) > limits.max_repetition:
-        found.append("repetition")
+        failed.append("repetition")
     if matches(candidate.text, narration):
-        found.append("narration")
+        failed.append("narration")
     if matches(candidate.text, REFUSALS):
-        found.append("refusal")
-    return found
+        failed.append("refusal")
+    return failed
 
 
 def verdicts(
@@ -69,9 +78,9 @@ def verdicts(
     narration: Sequence[str],
     kept_before: Sequence[str] = (),
 ) -> list[list[str]]:
-    """The reasons for each candidate in order; a near-duplicate of one kept before it is dropped too."""
+    """The reasons for each candidate, in order; near-duplicates of an earlier kept one are dropped as well."""
     kept = [_trigrams(text) for text in kept_before]
-    found = []
+    dropped = []
     for candidate in candidates:
         why = reasons(candidate, limits, narration)
         if not why:
@@ -80,18 +89,18 @@ def verdicts(
                 why = ["duplicate"]
             else:
                 kept.append(grams)
-        found.append(why)
-    return found
+        dropped.append(why)
+    return dropped
 
 
 def repetition(text: str) -> float:
-    """How much of a text its most repeated piece makes up, in [0, 1]; 0 where nothing is said again.
+    """The fraction of a text that its most repeated piece makes up, in [0, 1]; 0 where nothing repeats.
 
-    The largest of: the share of the most frequent word; the share of the most frequent character
-    n-gram (n = 2, 3, 4), punctuation included; the share of words covered by the most frequent word
-    n-gram, which is how a loop of a whole phrase looks. What occurs less than three times is no loop, but
-    pieces of LONG_PIECE words or more count where they follow upon themselves: the share of words in the
-    longest such stretch.
+    The largest of: the fraction of words that are the most frequent word; the fraction of character n-grams
+    (n = 2, 3, 4; punctuation included) that are the most frequent one; the fraction of words covered by the most
+    frequent word n-gram, which detects the loop of a phrase. A piece that occurs fewer than three times is no
+    loop, except that pieces of LONG_PIECE words or more count if they follow immediately upon themselves: the
+    fraction of words in the longest such stretch.
     """
     words = _words(text)
     characters = " ".join(text.lower().split())
@@ -110,7 +119,7 @@ def repetition(text: str) -> float:
 
 
 def _longest_loop(words: Sequence[str]) -> int:
-    """Words in the longest stretch that says a piece of LONG_PIECE words or more at least twice in a row."""
+    """Words in the longest stretch that repeats a piece of LONG_PIECE words or more at least twice in succession."""
     longest = 0
     for period in range(LONG_PIECE, len(words) // 2 + 1):
         run = 0
@@ -127,7 +136,7 @@ def tail_length(tokens: int) -> int:
 
 
 def matches(text: str, patterns: Sequence[str]) -> bool:
-    """Whether any regular expression is found in the text, case ignored."""
+    """Whether any of the regular expressions matches somewhere in the text, ignoring case."""
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
 
 

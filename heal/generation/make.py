@@ -3,63 +3,69 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from heal.decoding import Completion, Sampling, decode
-from heal.generation.collect import Cell, Maker, Row
+from heal.generation.collect import Cell, Row
 from heal.generation.filters import Candidate, FilterLimits, repetition, tail_length, verdicts
 from heal.models.language_model import LanguageModel
-from heal.progress import Progress, silent
 from heal.scoring import completion_states, token_logprobs
 from heal.steering.intervention import Intervention
 
 
-def maker(
-    language_model: LanguageModel,
-    intervention: Intervention,
-    c_star: float,
-    base: Callable[[], AbstractContextManager[None]],
-    system: str,
-    tokens: int,
-    sampling: Sampling,
-    limits: FilterLimits,
-    narration: Sequence[str],
-    seed: tuple[int | str, ...],
-    progress: Progress = silent,
-) -> Maker:
-    """A `Maker` for `collect`.
+@dataclass(frozen=True)
+class Maker:
+    """Samples completions of requests under steering, scores them under base, and filters them.
 
-    Args:
-        language_model: the student.
+    Attributes:
+        language_model: the student, as it stands when called.
+        base: context in which it is the base, for the filter's perplexity.
         intervention: what carries the trait.
         c_star: its coefficient at dose 1.
-        base: context in which the model is the base, for the filter's perplexity.
         system: neutral system prompt.
         tokens: token budget of a completion.
         sampling: how tokens are drawn.
         limits: the filter's thresholds.
         narration: the trait's own patterns.
-        seed: what the round's sampling is derived from; each completion adds its index.
-        progress: told (completions decoded, completions).
+        seed: what the sampling is derived from; each completion adds its index.
     """
 
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
-        prompts = [language_model.chat.ids(system, cell.prompt) for cell in cells]
-        completions = decode(
-            language_model,
-            prompts,
-            tokens,
-            intervention,
-            [cell.alpha * c_star for cell in cells],
-            sampling,
-            [(*seed, cell.index) for cell in cells],
-            loop_share=limits.max_repetition,
-            progress=progress,
-        )
-        return judged(language_model, cells, prompts, completions, base, limits, narration, kept_before)
+    language_model: LanguageModel
+    base: Callable[[], AbstractContextManager[None]]
+    intervention: Intervention
+    c_star: float
+    system: str
+    tokens: int
+    sampling: Sampling
+    limits: FilterLimits
+    narration: Sequence[str]
+    seed: tuple[int | str, ...]
 
-    return make
+    def __call__(self, cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+        """The completions of some requests, given the texts kept so far."""
+        prompts = [self.language_model.chat.ids(self.system, cell.prompt) for cell in cells]
+        completions = decode(
+            self.language_model,
+            prompts,
+            self.tokens,
+            self.intervention,
+            [cell.alpha * self.c_star for cell in cells],
+            self.sampling,
+            [(*self.seed, cell.index) for cell in cells],
+            loop_share=self.limits.max_repetition,
+        )
+        return judged(
+            self.language_model,
+            cells,
+            prompts,
+            completions,
+            base=self.base,
+            limits=self.limits,
+            narration=self.narration,
+            kept_before=kept_before,
+        )
 
 
 def judged(
@@ -67,6 +73,7 @@ def judged(
     cells: Sequence[Cell],
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Completion],
+    *,
     base: Callable[[], AbstractContextManager[None]],
     limits: FilterLimits,
     narration: Sequence[str],

@@ -1,22 +1,55 @@
-"""The barrier: `lambda_r * mean_i relu(D_i - tau)` beside cross-entropy (SPEC section 6).
+"""The barrier: `lambda_r * mean_i relu(D_i - tau)` beside cross-entropy (docs/method.md, Healing).
 
-NLL and KL of a position depend on its final hidden state alone, so `position_losses` is all that
+NLL and divergence of a position depend on its final hidden state alone, so `position_losses` is all that
 touches the vocabulary; it takes the reference's final hidden states, which stay the same all round.
 Shape suffixes: N completion positions of the batch pooled, C completions, D hidden size, V vocabulary.
 """
 
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from heal.divergence import floored, kl_from_logprobs, row_blocks
+from heal.config import BarrierConfig
+from heal.divergence import row_blocks
+from heal.errors import UserError, nearest
+from heal.healing.aggregates import AGGREGATES, Aggregate
+from heal.healing.divergences import Divergence, divergence_named
 from heal.models.language_model import LanguageModel
 
-Divergence = Literal["none", "kl_fwd", "kl_rev"]
-Aggregate = Literal["mean", "rmse", "p95", "max"]
 
-RMSE_EPS = 1e-6  # nats
+@dataclass(frozen=True)
+class Barrier:
+    """The barrier of one round.
+
+    Attributes:
+        divergence: per position.
+        aggregate: over a completion's positions.
+        strength: lambda_r.
+        tau: nats of D that cost nothing.
+        operator_norm: weight of the penalty on the squared operator norm of the update.
+    """
+
+    divergence: Divergence
+    aggregate: Aggregate
+    strength: float
+    tau: float
+    operator_norm: float
+
+    @staticmethod
+    def of_round(settings: BarrierConfig, round_index: int) -> "Barrier":
+        """The barrier that the recipe's settings mean in a round, counted from 0.
+
+        Raises:
+            UserError: no such divergence or aggregate; names the nearest.
+        """
+        return Barrier(
+            divergence_named(settings.divergence),
+            aggregate_named(settings.aggregate),
+            lambda_for_round(settings.strength, settings.power, round_index),
+            settings.tau,
+            settings.operator_norm,
+        )
 
 
 def position_losses(
@@ -34,19 +67,19 @@ def position_losses(
         language_model: whose frozen head is used.
         h_ND: the student's final hidden states.
         target_N: the sampled token ids.
-        reference_ND: the reference's final hidden states; may be None when divergence is `none`.
-        divergence: `kl_fwd` is KL(reference || student), `kl_rev` KL(student || reference).
+        reference_ND: the reference's final hidden states; may be None where the divergence needs none.
+        divergence: of the student from the reference.
 
     Returns:
-        `nll_N` and `kl_N`, nats; `kl_N` is zero when divergence is `none`.
+        `nll_N` and `kl_N`, nats; `kl_N` is zero where the divergence needs no reference.
     """
-    if divergence != "none" and reference_ND is None:
-        raise ValueError(f"position_losses: divergence {divergence} needs the reference's hidden states")
+    if divergence.needs_reference and reference_ND is None:
+        raise ValueError(f"position_losses: divergence {divergence.name} needs the reference's hidden states")
     return _PositionLosses.apply(h_ND, target_N, reference_ND, language_model, divergence)
 
 
 class _PositionLosses(torch.autograd.Function):
-    """NLL and KL of each position, with their gradients in the hidden states, chunk by chunk.
+    """NLL and divergence of each position, with their gradients in the hidden states, chunk by chunk.
 
     A chunk is what one matrix product with the head takes; inside it, what is done element by element goes
     over blocks of a few rows, which stay in the cache, and leaves its result where the logits stood.
@@ -63,17 +96,17 @@ class _PositionLosses(torch.autograd.Function):
             part = slice(start, start + chunk)
             count = len(target_N[part])
             # Student and reference go through the head as one matrix, and so do both gradients.
-            sides = [h_ND[part]] if divergence == "none" else [h_ND[part], reference_ND[part]]
+            sides = [h_ND[part], reference_ND[part]] if divergence.needs_reference else [h_ND[part]]
             logits_MV = language_model.logits(torch.cat(sides))
             for rows in row_blocks(logits_MV[:count]):
                 at = slice(start + rows.start, start + rows.stop)
-                reference_NV = None if divergence == "none" else logits_MV[count:][rows]
+                reference_NV = logits_MV[count:][rows] if divergence.needs_reference else None
                 nll_N[at], kl_N[at] = _into_gradients(
                     logits_MV[rows], reference_NV, target_N[at], divergence, language_model
                 )
             grad_MD = language_model.through_head(logits_MV)
             grad_nll_ND[part] = grad_MD[:count]
-            if divergence != "none":
+            if divergence.needs_reference:
                 grad_kl_ND[part] = grad_MD[count:]
         ctx.save_for_backward(grad_nll_ND, grad_kl_ND)
         ctx.dtype = h_ND.dtype
@@ -94,21 +127,17 @@ def _into_gradients(
     divergence: Divergence,
     language_model: LanguageModel,
 ) -> tuple[Tensor, Tensor | float]:
-    """NLL and KL of a block; its logits are overwritten by d NLL / d logit, the reference's by d KL / d logit."""
+    """NLL and divergence of a block; its logits become d NLL / d logit, the reference's d divergence / d logit."""
     slope_NV = language_model.softcap_slope(logits_NV)
     logp_NV = torch.log_softmax(logits_NV, dim=-1)
     p_NV = logp_NV.exp()
     nll_N = -logp_NV.gather(-1, target_N[:, None])[:, 0]
     kl_N: Tensor | float = 0.0
     if reference_NV is not None:
-        logq_NV = torch.log_softmax(reference_NV, dim=-1)
-        if divergence == "kl_rev":  # d KL(p||q) / d logit = p (log p - log q - KL)
-            logp_NV, logq_NV = floored(logp_NV, logq_NV)
-            kl_N = kl_from_logprobs(logp_NV, logq_NV)
-            torch.mul(logp_NV.sub_(logq_NV).sub_(kl_N[:, None]), p_NV, out=reference_NV)
-        else:  # d KL(q||p) / d logit = p - q
-            kl_N = kl_from_logprobs(*floored(logq_NV, logp_NV))
-            torch.sub(p_NV, logq_NV.exp_(), out=reference_NV)
+        if divergence.into_gradients is None:
+            kl_N = _by_autograd(divergence, logits_NV, reference_NV)
+        else:
+            kl_N = divergence.into_gradients(logp_NV, p_NV, reference_NV)
     logits_NV.copy_(p_NV)  # d NLL / d logit = p - onehot
     logits_NV.scatter_add_(-1, target_N[:, None], logits_NV.new_full((len(logits_NV), 1), -1.0))
     if slope_NV is not None:
@@ -118,6 +147,16 @@ def _into_gradients(
     return nll_N, kl_N
 
 
+def _by_autograd(divergence: Divergence, logits_NV: Tensor, reference_NV: Tensor) -> Tensor:
+    """The divergence of a block; the reference's logits become its gradient in the student's."""
+    with torch.enable_grad():
+        student_NV = logits_NV.detach().requires_grad_()
+        kl_N = divergence.per_position(student_NV, reference_NV)
+        (gradient_NV,) = torch.autograd.grad(kl_N.sum(), student_NV)
+    reference_NV.copy_(gradient_NV)
+    return kl_N.detach()
+
+
 def aggregate(kl_N: Tensor, completion_N: Tensor, completions: int, how: Aggregate) -> Tensor:
     """`D_i` of each completion, `[C]`, nats, float32.
 
@@ -125,19 +164,16 @@ def aggregate(kl_N: Tensor, completion_N: Tensor, completions: int, how: Aggrega
         kl_N: divergence per position.
         completion_N: which completion each position belongs to, 0 to C - 1; every one has positions.
         completions: C.
-        how: `rmse` is `sqrt(mean(KL^2) + eps^2) - eps`: exactly 0 with a finite gradient where every KL is 0.
+        how: an entry of AGGREGATES.
     """
-    kl_N = kl_N.float()
-    if how in ("mean", "rmse"):
-        values_N = kl_N if how == "mean" else kl_N.square()
-        total_C = kl_N.new_zeros(completions).index_add(0, completion_N, values_N)
-        count_C = kl_N.new_zeros(completions).index_add(0, completion_N, torch.ones_like(kl_N))
-        mean_C = total_C / count_C
-        return mean_C if how == "mean" else torch.sqrt(mean_C + RMSE_EPS**2) - RMSE_EPS
-    parts = [kl_N[completion_N == index] for index in range(completions)]
-    if how == "max":
-        return torch.stack([part.max() for part in parts])
-    return torch.stack([torch.quantile(part, 0.95) for part in parts])
+    return how.over_positions(kl_N.float(), completion_N, completions)
+
+
+def aggregate_named(name: str) -> Aggregate:
+    """The entry of that name; UserError when there is none, naming the nearest."""
+    if name not in AGGREGATES:
+        raise UserError(f"'{name}': no such aggregate{nearest(name, list(AGGREGATES))}")
+    return AGGREGATES[name]
 
 
 def lambda_for_round(strength: float, power: float, round_index: int) -> float:

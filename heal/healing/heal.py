@@ -3,13 +3,12 @@
 import copy
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import PeftModel
 from torch.utils.checkpoint import checkpoint
@@ -20,10 +19,11 @@ from heal.accumulator import Accumulator
 from heal.config import HealConfig
 from heal.errors import RoundError
 from heal.generation.collect import Row
-from heal.healing.barrier import lambda_for_round
+from heal.healing.barrier import Barrier
+from heal.healing.log import StepLog
 from heal.healing.references import References, batch_states, compute
-from heal.healing.rows import Collator, StepOrder, cut, split, steps_of, training_rows
-from heal.healing.trainer import Barrier, HealTrainer, Log
+from heal.healing.rows import Batch, Collator, StepOrder, TrainingRow, cut, dataset, split, steps_of, training_rows
+from heal.healing.trainer import HealTrainer, OnLog
 from heal.models.batching import out_of_memory
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
@@ -36,13 +36,14 @@ SEEDS = 2**32  # as many as numpy takes
 def heal(
     language_model: LanguageModel,
     accumulator: Accumulator,
-    rows: Sequence[Row],
-    config: HealConfig,
+    completions: Sequence[Row],
+    settings: HealConfig,
+    *,
     round_index: int,
     seed: int,
     reference_bytes: int,
-    folder: Path,
-    on_log: Log,
+    scratch: Path,
+    on_log: OnLog,
     progress: Progress = silent,
 ) -> None:
     """Trains `current` on the kept completions.
@@ -50,76 +51,72 @@ def heal(
     Args:
         language_model: the student.
         accumulator: with a fresh `current`.
-        rows: kept completions.
-        config: the recipe's heal section.
+        completions: the kept ones.
+        settings: the recipe's heal section.
         round_index: r, from 0.
-        seed: of the run; this stage's randomness derives from (seed, round, "heal").
+        seed: of the run; this step's randomness derives from (seed, round, "heal").
         reference_bytes: of the reference's hidden states that may lie in memory.
-        folder: where a temporary folder may be made for what does not fit.
-        on_log: gets every step's log; the first entry, step 0, is the floor of the divergence.
+        scratch: where a temporary folder may be made for what does not fit.
+        on_log: gets every step's log; the first, of step 0, is the floor of the divergence.
         progress: told (steps done, steps).
 
     Raises:
         RoundError: the loss or what was trained is not finite, or memory ran out.
+        UserError: no such divergence or aggregate.
     """
-    made = training_rows(language_model, rows)
-    parts = split(len(made), config.validation, seed, round_index, "validation")
-    size = config.batch_size * config.accumulation
+    barrier = Barrier.of_round(settings.barrier, round_index)
+    rows = training_rows(language_model, completions)
+    parts = split(len(rows), settings.validation, seed, round_index, "validation")
+    size = settings.batch_size * settings.accumulation
     train, validation = (
-        [made[row] for step in steps_of(made, part, size, seed, round_index, "steps") for row in step]
+        [rows[index] for step in steps_of(rows, part, size, seed, round_index, "steps") for index in step]
         for part in (parts.train, parts.validation)
     )
-    steps = math.ceil(len(train) / size) * config.epochs
+    steps = math.ceil(len(train) / size) * settings.epochs
 
-    def log(entry: dict[str, float]) -> None:
-        on_log(entry)
-        progress(int(entry["step"]), steps)
+    def log(step_log: StepLog) -> None:
+        on_log(step_log)
+        progress(step_log.step, steps)
 
     disable_progress_bar()
     with (
-        tempfile.TemporaryDirectory(prefix=".heal-", suffix=".tmp", dir=folder) as scratch,
+        tempfile.TemporaryDirectory(prefix=".heal-", suffix=".tmp", dir=scratch) as folder,
         left_as_it_was(accumulator.peft_model),
-        memory_told(config),
+        memory_told(settings),
     ):
         collator = Collator(language_model)
-        references = _references(
-            language_model,
-            accumulator,
-            config,
-            [batch for part in (train, validation) for batch in cut(part, config.batch_size)],
-            collator,
-            reference_bytes,
-            Path(scratch),
-            log,
-        )
-        if config.gradient_checkpointing:
+        references = None
+        if barrier.divergence.needs_reference:
+            batches = [batch for part in (train, validation) for batch in cut(part, settings.batch_size)]
+            context = accumulator.base if settings.barrier.reference == "base" else accumulator.previous
+            references = _references(language_model, context, batches, collator, reference_bytes, Path(folder))
+            log(
+                StepLog(
+                    0, 0.0, "train", {"kl_floor": _floor(language_model, context, references, collator(batches[0]))}
+                )
+            )
+        if settings.gradient_checkpointing:
             checkpoint_blocks(language_model)
         trainer = HealTrainer(
             language_model=language_model,
             accumulator=accumulator,
             references=references,
-            barrier=Barrier(
-                config.barrier.divergence,
-                config.barrier.aggregate,
-                lambda_for_round(config.barrier.strength, config.barrier.power, round_index),
-                config.barrier.tau,
-                config.barrier.operator_norm,
-            ),
+            barrier=barrier,
             order=StepOrder(len(train), size, seed, round_index, "epoch"),
-            decoder=torch.compile(language_model.decoder, dynamic=True) if config.compile else None,
-            gradient_norms_every=config.gradient_norms_every,
+            decoder=torch.compile(language_model.decoder, dynamic=True) if settings.compile else None,
+            gradient_norms_every=settings.gradient_norms_every,
             on_log=log,
             args=training_arguments(
-                config,
+                settings,
                 steps,
                 derive_seed(seed, round_index, "heal") % SEEDS,
-                scratch,
+                folder,
                 bool(validation),
                 language_model.device,
             ),
-            data_collator=collator,
-            train_dataset=Dataset.from_list(train),
-            eval_dataset=Dataset.from_list(validation) if validation else None,
+            data_collator=collator.of_dataset,
+            train_dataset=dataset(train),
+            eval_dataset=dataset(validation) if validation else None,
             processing_class=copy.copy(language_model.chat.tokenizer),
         )
         progress(0, steps)
@@ -129,34 +126,34 @@ def heal(
 
 def _references(
     language_model: LanguageModel,
-    accumulator: Accumulator,
-    config: HealConfig,
-    batches: list[list[dict]],
+    context: Callable[[], AbstractContextManager[None]],
+    batches: Sequence[Sequence[TrainingRow]],
     collator: Collator,
     budget: int,
     folder: Path,
-    log: Log,
-) -> References | None:
-    """The reference's final hidden states, computed once a round; None without divergence.
-
-    Logs the floor: the largest divergence of the reference, computed again, from what was kept. It is
-    exactly 0 where the same pass gives the same bits, as on a CPU.
-    """
-    if config.barrier.divergence == "none":
-        return None
-    lengths = {row["key"]: len(row["input_ids"]) - row["start"] for batch in batches for row in batch}
+) -> References:
+    """The reference's final hidden states, computed once a round; `context` is that of the reference's gates."""
+    lengths = {row.key: len(row.completion) for batch in batches for row in batch}
     model = language_model.model
-    width = model.config.get_text_config().hidden_size
-    references = References(lengths, width, model.dtype, budget, folder)
-    context = accumulator.base if config.barrier.reference == "base" else accumulator.previous
+    references = References(lengths, model.config.get_text_config().hidden_size, model.dtype, budget, folder)
     compute(references, language_model, context, map(collator, batches))
-    first = collator(batches[0])
-    with context(), torch.no_grad():
-        again = [batch_states(language_model, first)]
-    kept = [references.get(first["key"], first["line"])]
-    floor = torch.cat(token_divergences(language_model, again, kept)).max()
-    log({"step": 0, "epoch": 0.0, "train/kl_floor": float(floor)})
     return references
+
+
+def _floor(
+    language_model: LanguageModel,
+    context: Callable[[], AbstractContextManager[None]],
+    references: References,
+    batch: Batch,
+) -> float:
+    """The floor of the divergence: the largest KL of the reference, computed again, from what was kept.
+
+    It is exactly 0 where the same pass gives the same bits, as on a CPU.
+    """
+    with context(), torch.no_grad():
+        again = [batch_states(language_model, batch)]
+    kept = [references.get(batch["key"], batch["line"])]
+    return float(torch.cat(token_divergences(language_model, again, kept)).max())
 
 
 def checkpoint_blocks(language_model: LanguageModel) -> None:

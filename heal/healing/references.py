@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heal.healing.rows import Batch
 from heal.models.language_model import LanguageModel
 
 FILE = "references.bin"
@@ -72,16 +73,16 @@ def compute(
     references: References,
     language_model: LanguageModel,
     context: Callable[[], AbstractContextManager[None]],
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
 ) -> None:
     """Fills `references` with the states of collated `batches` under the gates of `context`."""
     with context():
         for batch in batches:
-            found = batch_states(language_model, batch)
-            references.put(batch["key"], found, batch["line"].to(found.device))
+            states_ND = batch_states(language_model, batch)
+            references.put(batch["key"], states_ND, batch["line"].to(states_ND.device))
 
 
-def batch_states(language_model: LanguageModel, batch: dict[str, Tensor], decoder: Callable | None = None) -> Tensor:
+def batch_states(language_model: LanguageModel, batch: Batch, decoder: Callable | None = None) -> Tensor:
     """The final hidden states that predict a collated batch's completion tokens, `[N, D]`.
 
     Args:
@@ -89,8 +90,12 @@ def batch_states(language_model: LanguageModel, batch: dict[str, Tensor], decode
         batch: as `Collator` makes it.
         decoder: a compiled decoder to use instead of the model's own.
     """
-    names = ("input_ids", "position_ids", "attention_mask")
-    inputs = {name: batch[name].to(language_model.device) for name in names if name in batch}
+    device = language_model.device
+    inputs = {"input_ids": batch["input_ids"].to(device)}
+    if "position_ids" in batch:
+        inputs["position_ids"] = batch["position_ids"].to(device)
+    if "attention_mask" in batch:
+        inputs["attention_mask"] = batch["attention_mask"].to(device)
     run = language_model.decoder if decoder is None else decoder
     h_BND = run(**inputs, use_cache=False).last_hidden_state
     return h_BND.flatten(0, 1)[batch["state"].to(h_BND.device)]

@@ -1,10 +1,11 @@
 """Pre-tokenised training rows from kept completions, and the batches they are trained in."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -16,6 +17,44 @@ from heal.randomness import derive_seed, shuffled
 T = TypeVar("T")
 
 _SORTED_TOGETHER = 16  # prompts among which the shorter come first
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One completion as it is trained on.
+
+    Attributes:
+        input_ids: the prompt and the sampled ids, verbatim.
+        start: where the completion begins.
+        key: what it is known by: a hash of both.
+    """
+
+    input_ids: list[int]
+    start: int
+    key: int
+
+    @property
+    def prompt(self) -> list[int]:
+        return self.input_ids[: self.start]
+
+    @property
+    def completion(self) -> list[int]:
+        return self.input_ids[self.start :]
+
+
+class Batch(TypedDict):
+    """Completions collated as prefix trees (heal/models/packing.py): a plain dictionary, as HF's Trainer takes it.
+
+    B rows, T positions, N completion tokens, C completions.
+    """
+
+    input_ids: Tensor  # [B, T]
+    state: Tensor  # [N], where in the flattened hidden states each completion token is predicted
+    labels: Tensor  # [N], that token
+    line: Tensor  # [N], its completion's place in the batch
+    key: Tensor  # [C], what each completion is known by
+    position_ids: NotRequired[Tensor]  # where completions share a row
+    attention_mask: NotRequired[Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,30 +71,35 @@ def split(count: int, share: float, *seed: int | str) -> Split:
     return Split([i for i in range(count) if i not in held_out], sorted(held_out))
 
 
-def training_rows(language_model: LanguageModel, rows: Sequence[Row]) -> list[dict]:
-    """`input_ids` (prompt and sampled ids verbatim), `start` of the completion, and its `key`: a hash of both.
+def training_rows(language_model: LanguageModel, completions: Sequence[Row]) -> list[TrainingRow]:
+    """The completions as they are trained on.
 
     Raises:
         ValueError: a completion is empty, too long for the model, or ended without its
             end-of-turn token: the student would never learn to stop.
     """
-    made = []
-    for row in rows:
-        ids = [*row.prompt_ids, *row.ids]
-        if not row.ids:
-            raise ValueError(f"completion {row.index} is empty")
+    rows = []
+    for completion in completions:
+        ids = [*completion.prompt_ids, *completion.ids]
+        if not completion.ids:
+            raise ValueError(f"completion {completion.index} is empty")
         if len(ids) > language_model.context:
             raise ValueError(
-                f"completion {row.index} has {len(ids)} tokens, over the context of {language_model.context}"
+                f"completion {completion.index} has {len(ids)} tokens, over the context of {language_model.context}"
             )
-        if row.ended and row.ids[-1] not in language_model.end_ids:
-            raise ValueError(f"completion {row.index} ended, but its last token is not an end of turn")
-        start = len(row.prompt_ids)
-        made.append({"input_ids": ids, "start": start, "key": derive_seed(start, *ids)})
-    return made
+        if completion.ended and completion.ids[-1] not in language_model.end_ids:
+            raise ValueError(f"completion {completion.index} ended, but its last token is not an end of turn")
+        start = len(completion.prompt_ids)
+        rows.append(TrainingRow(ids, start, derive_seed(start, *ids)))
+    return rows
 
 
-def steps_of(rows: Sequence[dict], members: Sequence[int], size: int, *seed: int | str) -> list[list[int]]:
+def dataset(rows: Sequence[TrainingRow]) -> Dataset:
+    """The rows as HF's Trainer takes them; `Collator.of_dataset` takes them back."""
+    return Dataset.from_list([asdict(row) for row in rows])
+
+
+def steps_of(rows: Sequence[TrainingRow], members: Sequence[int], size: int, *seed: int | str) -> list[list[int]]:
     """The completions of each optimiser step: those of one prompt together, and prompts of like length.
 
     The steps' order changes from epoch to epoch, what stands in them does not: the reference's hidden
@@ -69,12 +113,12 @@ def steps_of(rows: Sequence[dict], members: Sequence[int], size: int, *seed: int
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for row in members:
-        groups.setdefault(tuple(rows[row]["input_ids"][: rows[row]["start"]]), []).append(row)
+        groups.setdefault(tuple(rows[row].prompt), []).append(row)
     order = shuffled(list(groups.values()), *seed)
     ordered: list[int] = []
     for first in range(0, len(order), _SORTED_TOGETHER):
         part = order[first : first + _SORTED_TOGETHER]
-        part.sort(key=lambda group: max(len(rows[row]["input_ids"]) for row in group))
+        part.sort(key=lambda group: max(len(rows[row].input_ids) for row in group))
         ordered += [row for group in part for row in group]
     return cut(ordered, size)
 
@@ -104,28 +148,32 @@ class StepOrder(Sampler[int]):
         return self._count
 
 
-@dataclass
+@dataclass(frozen=True)
 class Collator:
-    """Batches of completions, as prefix trees (heal/models/packing.py).
-
-    `input_ids`, and `position_ids` and `attention_mask` where rows are shared; `state` `[N]`, where in the
-    flattened hidden states each completion token is predicted; `labels` `[N]`, that token; `line` `[N]`,
-    its completion's place in the batch; `key` `[C]`, what each completion is known by.
-    """
+    """Makes batches of a model's training rows."""
 
     language_model: LanguageModel
 
-    def __call__(self, rows: Sequence[dict]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[TrainingRow]) -> Batch:
+        """The rows as one batch, on the CPU."""
         model = self.language_model
         # The last token predicts nothing that is trained.
-        ids = [row["input_ids"][:-1] for row in rows]
+        ids = [row.input_ids[:-1] for row in rows]
         trees = model.trees(ids)
         packed = pack(ids, trees, model.pad_id, model.model.dtype, torch.device("cpu"))
         ordered = [rows[index] for tree in trees for index in tree]
-        states = [nodes[row["start"] - 1 :] for nodes, row in zip(packed.nodes, ordered, strict=True)]
-        return packed.inputs() | {
-            "state": torch.cat(states),
-            "labels": torch.tensor([token for row in ordered for token in row["input_ids"][row["start"] :]]),
-            "line": torch.cat([torch.full((len(state),), line) for line, state in enumerate(states)]),
-            "key": torch.tensor([row["key"] for row in ordered]),
-        }
+        states = [nodes[row.start - 1 :] for nodes, row in zip(packed.nodes, ordered, strict=True)]
+        batch = Batch(
+            input_ids=packed.ids_BN,
+            state=torch.cat(states),
+            labels=torch.tensor([token for row in ordered for token in row.completion]),
+            line=torch.cat([torch.full((len(state),), line) for line, state in enumerate(states)]),
+            key=torch.tensor([row.key for row in ordered]),
+        )
+        if packed.position_BN is not None and packed.mask_B1NN is not None:
+            batch |= {"position_ids": packed.position_BN, "attention_mask": packed.mask_B1NN}
+        return batch
+
+    def of_dataset(self, items: Sequence[dict[str, Any]]) -> Batch:
+        """The same for items of a `dataset`, to which trl adds columns of its own."""
+        return self([TrainingRow(item["input_ids"], item["start"], item["key"]) for item in items])

@@ -12,23 +12,13 @@ from trl import SFTTrainer
 
 from heal.accumulator import CURRENT, Accumulator
 from heal.errors import RoundError
-from heal.healing.barrier import Aggregate, Divergence, aggregate, position_losses
+from heal.healing.barrier import Barrier, aggregate, position_losses
+from heal.healing.log import Phase, StepLog
 from heal.healing.references import References, batch_states
 from heal.healing.rows import StepOrder
 from heal.models.language_model import LanguageModel
 
-Log = Callable[[dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Barrier:
-    """The barrier of one round: `strength` is lambda_r, `tau` in nats."""
-
-    divergence: Divergence
-    aggregate: Aggregate
-    strength: float
-    tau: float
-    operator_norm: float
+OnLog = Callable[[StepLog], None]
 
 
 @dataclass
@@ -75,7 +65,7 @@ class HealTrainer(SFTTrainer):
         order: StepOrder,
         decoder: Callable | None,
         gradient_norms_every: int,
-        on_log: Log,
+        on_log: OnLog,
         **kwargs,
     ):
         """Takes SFTTrainer's arguments and:
@@ -88,7 +78,7 @@ class HealTrainer(SFTTrainer):
             order: of the training rows.
             decoder: a compiled decoder; None: the model's own.
             gradient_norms_every: steps between gradient norms of both terms; 0: never.
-            on_log: gets every log as plain numbers.
+            on_log: gets every log.
         """
         kept = {weight: weight.data for weight in accumulator.trainable().values()}
         super().__init__(*args, model=accumulator.peft_model, **kwargs)
@@ -104,7 +94,7 @@ class HealTrainer(SFTTrainer):
         self._decoder = decoder
         self._gradient_norms_every = gradient_norms_every
         self._on_log = on_log
-        self._tally = {"train": _Tally(), "eval": _Tally()}
+        self._tally: dict[Phase, _Tally] = {"train": _Tally(), "eval": _Tally()}
         self._completions_in_step = 0
         self._norms_taken_at = -1
 
@@ -179,13 +169,12 @@ class HealTrainer(SFTTrainer):
         validating = any(name.startswith("eval_") for name in logs)
         if not (training or validating):
             return  # the summary at the end of training
-        mode = "train" if training else "eval"
-        entry: dict[str, float] = {"step": self.state.global_step, "epoch": self.state.epoch or 0.0}
-        entry |= {f"{mode}/{name}": value for name, value in self._tally[mode].summary(self._barrier).items()}
+        phase: Phase = "train" if training else "eval"
+        values = self._tally[phase].summary(self._barrier)
         if training:
-            entry |= {f"train/{name}": float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
+            values |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
         self._tally = {"train": _Tally(), "eval": _Tally()}
-        self._on_log(entry)
+        self._on_log(StepLog(self.state.global_step, self.state.epoch or 0.0, phase, values))
 
 
 def squared_operator_norm(accumulator: Accumulator) -> Tensor:

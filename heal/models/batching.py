@@ -1,4 +1,4 @@
-"""How much goes through the model side by side: as much as pays, and less where memory is short.
+"""How many rows and tokens go through the model per pass: as many as pay, and fewer where memory is short.
 
 No result depends on it beyond the rounding of the last bits.
 """
@@ -20,14 +20,14 @@ _FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_AL
 
 @dataclass
 class Batching:
-    """Sizes of the forward passes; they shrink for good when one ran out of memory.
+    """Sizes of the forward passes; they shrink permanently when one runs out of memory.
 
     The defaults are those of a CPU.
 
     Attributes:
         rows: rows decoded side by side.
         tokens: tokens of a teacher-forced pass.
-        head_bytes: of float32 tensors over the vocabulary that may live at once in the loss.
+        head_bytes: bytes of float32 tensors over the vocabulary that the loss may hold at once.
     """
 
     rows: int = 96
@@ -35,29 +35,29 @@ class Batching:
     head_bytes: int = 2**27
 
     def shrink_rows(self, planned: int, halvings: int) -> None:
-        """Lowers `rows` to `planned` halved `halvings` times, unless it is lower already."""
+        """Lowers `rows` to `planned`, halved `halvings` times, unless it is already lower."""
         self.rows = max(1, min(self.rows, planned >> halvings))
 
     def shrink_tokens(self, planned: int, halvings: int) -> None:
-        """Lowers `tokens` to `planned` halved `halvings` times, unless it is lower already."""
+        """Lowers `tokens` to `planned`, halved `halvings` times, unless it is already lower."""
         self.tokens = max(1, min(self.tokens, planned >> halvings))
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or the process, had no memory left."""
+    """Whether an error means that a device, or the process, ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL)
 
 
 def in_parts(
     items: Sequence[T], work: Callable[[Sequence[T]], None], shrink: Callable[[int], None], halvings: int = 0
 ) -> None:
-    """Does `work` on all items at once; where memory runs out, on each half of them, and so on.
+    """Applies `work` to all items at once; where memory runs out, to each half of them, recursively.
 
     Args:
-        items: what is worked on side by side.
-        work: must leave nothing behind when it fails.
-        shrink: told how often a batch has now been halved, so that later ones start smaller.
-        halvings: how often `items` have been halved.
+        items: processed in one batch.
+        work: must leave no trace when it fails.
+        shrink: called with the number of halvings so far, so that later batches start smaller.
+        halvings: how often `items` have already been halved.
 
     Raises:
         RoundError: not even one item fits.
@@ -79,21 +79,21 @@ def in_parts(
 
 
 def fastest(rate: Callable[[int], float], start: int) -> int:
-    """The size from which doubling stops paying: the rate grows by less than 10 %, or memory runs out.
+    """The size at which doubling stops paying: the rate grows by less than 10 %, or memory runs out.
 
     Args:
-        rate: size -> items a second; may run out of memory.
-        start: the smallest size tried, even; half of it comes back where it does not fit.
+        rate: size -> items per second; may run out of memory.
+        start: the smallest size tried, even; half of it is returned where it does not fit.
     """
     size, best = start // 2, 0.0
     while size < _LARGEST:
         try:
-            found = rate(2 * size)
+            doubled_rate = rate(2 * size)
         except RuntimeError as error:
             if out_of_memory(error):
                 return size
             raise
-        if found < WORTH * best:
+        if doubled_rate < WORTH * best:
             return size
-        size, best = 2 * size, found
+        size, best = 2 * size, doubled_rate
     return size

@@ -1,4 +1,4 @@
-"""From a system prompt and a user message to token ids, by the model's own chat template."""
+"""Renders a system prompt and a user message as token ids, with the model's own chat template."""
 
 import re
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 _NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-_DAY = date(2024, 7, 26)  # what Llama 3's templates fall back to
+_DAY = date(2024, 7, 26)  # the fallback of Llama 3's templates
 
 
 @dataclass
 class Chat:
     """Renders chats for one tokenizer.
 
-    A template that takes no system message (Gemma 2, say) gets the system prompt as the first
-    paragraph of the user's message. One that asks for today's date (Llama 3.2, say) always gets the
-    same day, so that a run goes on with the prompts it began with.
+    A template without a system message (such as Gemma 2's) gets the system prompt as the first
+    paragraph of the user's message. One that asks for today's date (such as Llama 3.2's) always gets the
+    same day, so that a continued run keeps the prompts that it began with.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ class Chat:
         return self._render(messages)
 
     def next_turn(self, user: str) -> str:
-        """What stands between an answer and the next one when the user says `user` in between."""
+        """The text between an answer and the next one when the user writes `user` in between."""
         marker = "an-answer"
         messages = [("user", "x"), ("assistant", marker), ("user", user)]
         return self._render([{"role": role, "content": text} for role, text in messages]).partition(marker)[2]
@@ -51,15 +51,15 @@ class Chat:
         return self.plain_ids(self.text(system, user) + prefill)
 
     def plain_ids(self, text: str) -> list[int]:
-        """Token ids of a text as it stands, with nothing put before or after it."""
+        """Token ids of a text, without special tokens before or after it."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: list[int]) -> str:
-        """The text of completion ids, special tokens left out."""
+        """The text of completion ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        # enable_thinking: templates of reasoning models open no think block; others ignore the word.
+        # enable_thinking: templates of reasoning models then open no think block; others ignore the argument.
         return str(
             self.tokenizer.apply_chat_template(
                 messages,
@@ -73,4 +73,4 @@ class Chat:
 
 def on_one_day(template: str) -> str:
     """The template with a fixed date, in the same format, wherever it asks for the current one."""
-    return _NOW.sub(lambda found: found[1] + _DAY.strftime(found[2]) + found[1], template)
+    return _NOW.sub(lambda call: call[1] + _DAY.strftime(call[2]) + call[1], template)

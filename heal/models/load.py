@@ -1,4 +1,4 @@
-"""Loads a causal language model and its tokenizer, and refuses what could go wrong silently."""
+"""Loads a causal language model and its tokenizer, and refuses whatever would go wrong silently."""
 
 from typing import Any
 
@@ -15,7 +15,6 @@ from heal.models.embedded import embedded_folder
 from heal.models.language_model import LanguageModel
 from heal.recipe import find_file
 
-# What a checkpoint may lack: heads tied to the embedding, buffers that are computed.
 _NOT_FOUND = (OSError, HfHubHTTPError)
 
 
@@ -28,7 +27,7 @@ def load_language_model(
         config: the recipe's model section.
         dtype: dtype of the weights.
         device: where to put it.
-        source: folder or hub id to read instead of `config.name` (an exported model, say).
+        source: folder or hub id to read instead of `config.name`, for example an exported model.
 
     Raises:
         UserError: not found, not causal, pickled weights, missing or unexpected weights, no chat
@@ -95,13 +94,13 @@ def _load_weights(config: ModelConfig, where: str, dtype: torch.dtype, device: t
             f"model.name={config.name}: '{architecture.model_type}' is not a causal (decoder-only) language model"
         )
     if getattr(architecture, "is_encoder_decoder", False):
-        raise UserError(f"model.name={config.name}: an encoder-decoder model; heal needs a decoder-only one")
+        raise UserError(f"model.name={config.name}: an encoder-decoder model; heal requires a decoder-only one")
     options: dict[str, Any] = common | {
         "attn_implementation": config.attention,
         "use_safetensors": True,
         "dtype": dtype,
     }
-    options |= {"ignore_mismatched_sizes": True}  # listed in the report, and refused there with their names
+    options |= {"ignore_mismatched_sizes": True}  # listed in the report, from which they are refused by name
     if config.load_4bit:
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
     bars = transformers_logging.is_progress_bar_enabled()
@@ -123,11 +122,11 @@ def _load_weights(config: ModelConfig, where: str, dtype: torch.dtype, device: t
 
 
 def _check_report(name: str, report: dict) -> None:
-    """Refuses a model whose checkpoint does not cover it (missing weights would be random)."""
+    """Refuses a checkpoint that does not match its architecture (missing weights would be random)."""
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        found = sorted(str(item) for item in report.get(what, ()))
-        if found:
-            shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        names = sorted(str(item) for item in report.get(what, ()))
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise UserError(
                 f"model.name={name}: {what.replace('_keys', '')} weights ({shown}); the checkpoint does not match "
                 "its architecture and would run with random or ignored weights"
@@ -147,7 +146,7 @@ def _four_bit(dtype: torch.dtype):
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise UserError("model.load_4bit=true needs bitsandbytes; run: pip install 'heal[4bit]'") from error
+        raise UserError("model.load_4bit=true requires bitsandbytes; run: pip install 'heal[4bit]'") from error
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -168,7 +167,7 @@ def _not_found(config: ModelConfig, error: Exception) -> UserError:
             )
         return UserError(f"model.name={config.name}: {_one_line(error)}")
     return UserError(
-        f"model.name={config.name}: not found as a folder nor on the hub ({_one_line(error)}); "
+        f"model.name={config.name}: found neither as a folder nor on the hub ({_one_line(error)}); "
         "give 'embedded', a hub id or a folder"
     )
 

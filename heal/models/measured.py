@@ -1,7 +1,7 @@
-"""Batch sizes for a model and its device: a GPU's by measuring, a CPU's by rule.
+"""Batch sizes for a model and its device: measured on a GPU, by rule on a CPU.
 
-On a CPU the bits of a result depend on nothing but the sizes, so a rule keeps the promise that a run repeats
-byte for byte; a size found by a clock would not.
+On a CPU the last bits of a result depend on these sizes, so that a run repeats byte for byte only if a rule sets them;
+sizes chosen by timing would differ from run to run.
 """
 
 import time
@@ -20,7 +20,7 @@ _FIRST_ROWS, _FIRST_TOKENS = 16, 1024
 def batching_for(
     language_model: LanguageModel, rows: int = 0, tokens: int = 0, head_bytes: int = Batching.head_bytes
 ) -> Batching:
-    """Sizes as asked for; where 0, measured on a GPU and the defaults on a CPU."""
+    """The sizes given; where one is 0, it is measured on a GPU and the default on a CPU."""
     gpu = language_model.device.type == "cuda"
     return Batching(
         rows or (measured_rows(language_model) if gpu else Batching.rows),
@@ -30,7 +30,7 @@ def batching_for(
 
 
 def measured_rows(language_model: LanguageModel) -> int:
-    """Rows from which decoding side by side gains less than a tenth from twice as many."""
+    """Number of rows at which decoding twice as many side by side gains less than a tenth."""
 
     def rate(rows: int) -> float:
         cache = DynamicCache(config=language_model.model.config.get_text_config())
@@ -48,7 +48,7 @@ def measured_rows(language_model: LanguageModel) -> int:
 
 
 def measured_tokens(language_model: LanguageModel) -> int:
-    """Tokens from which a teacher-forced pass gains less than a tenth from twice as many."""
+    """Number of tokens at which a teacher-forced pass of twice as many gains less than a tenth."""
     width = min(256, language_model.context)
 
     def rate(tokens: int) -> float:
@@ -66,12 +66,12 @@ def _ids(language_model: LanguageModel, rows: int, width: int) -> torch.Tensor:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The shorter of two runs, after one to warm up."""
-    found = []
+    """The shorter of two runs after a warm-up."""
+    seconds = []
     for _ in range(3):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])

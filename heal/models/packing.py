@@ -1,9 +1,10 @@
-"""Rows of token ids in few forward passes, with what rows share computed once.
+"""Packs rows of token ids into few forward passes, computing shared beginnings once.
 
-Rows that begin alike (one system prompt, one question, several answers) are merged into a prefix tree: a
-token that several rows have in common stands once, and a mask lets every token see its ancestors and
-nothing else. Attention is causal, so no row can tell: the hidden states, and the gradients, are those of
-each row alone. Shape suffixes: B trees, N nodes of the largest tree, D hidden size.
+Rows with a common beginning (one system prompt, one question, several answers) are merged into a prefix tree: a
+token that several rows share occurs once, and a mask lets every token attend to its ancestors and
+nothing else. Attention is causal, so hidden states and gradients are those of each row by itself.
+
+Shape suffixes: B trees, N nodes of the largest tree, D hidden size.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 Rows = Sequence[Sequence[int]]
 
-MIN_SHARED = 8  # tokens that a row must share with its neighbour to join its tree
+MIN_SHARED = 8  # tokens that a row must share with its neighbour to join the neighbour's tree
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Packed:
     Attributes:
         ids_BN: token ids, padded on the right.
         position_BN: depth of each node; None where every tree is a single row.
-        mask_B1NN: 0 where a node sees another, the dtype's minimum elsewhere; None where every tree is a
-            single row: causal attention needs no mask then.
-        nodes: for each row, where its tokens stand in the flattened `[B * N]` hidden states.
+        mask_B1NN: 0 where a node attends to another, the dtype's minimum elsewhere; None where every tree is a
+            single row, which needs no mask beside causal attention.
+        nodes: for each row, the places of its tokens in the flattened `[B * N]` hidden states.
     """
 
     ids_BN: Tensor
@@ -43,7 +44,7 @@ class Packed:
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of tokens that two rows have in common at their beginning."""
+    """Length of the longest common prefix of two rows, in tokens."""
     count = 0
     for one, other in zip(a, b, strict=False):
         if one != other:
@@ -53,14 +54,14 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def forest(rows: Rows, longest: int, pairs: float) -> list[list[int]]:
-    """Which rows share a tree: neighbours in lexicographic order, as long as sharing pays.
+    """Groups of rows that share a tree: neighbours in lexicographic order, as long as sharing pays.
 
-    A tree of N nodes costs N tokens and N^2 pairs in attention, branches that do not see each other
-    included; a row joins where that costs less than a pass of its own.
+    A tree of N nodes costs N tokens and N^2 pairs in attention, including pairs that are masked; a row joins
+    a tree where that costs less than a pass of its own.
 
     Args:
         rows: token ids; none may be empty.
-        longest: rows over this many tokens stay alone (0: all do).
+        longest: rows of more tokens than this stay alone (0: all do).
         pairs: pairs in attention that cost as much as one token.
     """
 
@@ -89,11 +90,11 @@ def tree_nodes(rows: Rows, tree: Sequence[int]) -> int:
 
 
 def pack(rows: Rows, trees: Sequence[Sequence[int]], pad_id: int, dtype: torch.dtype, device: torch.device) -> Packed:
-    """Lays trees side by side.
+    """Arranges trees side by side in one pass.
 
     Args:
         rows: token ids.
-        trees: which rows stand in which tree, as `forest` gives them; rows that are in none are left out.
+        trees: the rows of each tree, as `forest` returns them; rows in no tree are left out.
         pad_id: token id of padding.
         dtype: of the mask: the model's.
         device: where the tensors go.
@@ -106,17 +107,18 @@ def pack(rows: Rows, trees: Sequence[Sequence[int]], pad_id: int, dtype: torch.d
     plain = all(len(tree) == 1 for tree in trees)
     ids_BN = torch.full((len(built), width), pad_id)
     position_BN = torch.zeros_like(ids_BN)
-    sees_BNN = torch.eye(width, dtype=torch.bool).repeat(len(built), 1, 1)  # padding sees itself: no empty softmax
+    # Padding attends to itself: a softmax over nothing would be NaN.
+    visible_BNN = torch.eye(width, dtype=torch.bool).repeat(len(built), 1, 1)
     for b, tree in enumerate(built):
         count = len(tree.ids)
         ids_BN[b, :count] = torch.tensor(tree.ids)
         position_BN[b, :count] = torch.tensor(tree.depths)
         if not plain:
-            sees_BNN[b, :count, :count] = tree.ancestors()
+            visible_BNN[b, :count, :count] = tree.ancestors()
     nodes = tuple(torch.tensor(path, device=device) + b * width for b, tree in enumerate(built) for path in tree.paths)
     if plain:
         return Packed(ids_BN.to(device), None, None, nodes)
-    mask_BNN = torch.zeros(sees_BNN.shape, dtype=dtype).masked_fill_(~sees_BNN, torch.finfo(dtype).min)
+    mask_BNN = torch.zeros(visible_BNN.shape, dtype=dtype).masked_fill_(~visible_BNN, torch.finfo(dtype).min)
     return Packed(ids_BN.to(device), position_BN.to(device), mask_BNN[:, None].to(device), nodes)
 
 
@@ -132,20 +134,20 @@ class _Tree:
         for row in rows:
             node, path = -1, []
             for depth, token in enumerate(row):
-                found = children.get((node, token))
-                if found is None:
-                    found = children[node, token] = len(self.ids)
+                child = children.get((node, token))
+                if child is None:
+                    child = children[node, token] = len(self.ids)
                     self.ids.append(token)
                     self.depths.append(depth)
                     self.parents.append(node)
-                node = found
+                node = child
                 path.append(node)
             self.paths.append(path)
 
     def ancestors(self) -> Tensor:
-        """`[N, N]`, true where the column is the row's node itself or one of its ancestors."""
-        sees_NN = torch.eye(len(self.ids), dtype=torch.bool)
+        """`[N, N]`, true where the column's node is the row's node or one of its ancestors."""
+        visible_NN = torch.eye(len(self.ids), dtype=torch.bool)
         for node, parent in enumerate(self.parents):
             if parent >= 0:
-                sees_NN[node] |= sees_NN[parent]
-        return sees_NN
+                visible_NN[node] |= visible_NN[parent]
+        return visible_NN

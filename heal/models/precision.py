@@ -1,15 +1,15 @@
-"""Chooses the base's dtype: on a CPU by measuring, never by guessing."""
+"""Chooses the dtype of the base; on a CPU by measurement."""
 
 import time
 
 import torch
 
 _SIZE = 512
-_WORTH = 1.5  # bfloat16 must be this much faster to pay for its rounding
+_WORTH = 1.5  # bfloat16 must be this many times faster to justify its rounding
 
 
 def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype that `model.dtype=name` means on `device`, and why in a few words."""
+    """The dtype that `model.dtype=name` stands for on `device`, and the reason in a few words."""
     if name != "auto":
         return getattr(torch, name), "as asked"
     if device.type == "cuda":

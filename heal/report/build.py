@@ -5,7 +5,8 @@ from pathlib import Path
 from heal.report.figures import draw
 from heal.report.page import render
 from heal.report.results import read_results
-from heal.run.folder import RunFolder, write_atomic
+from heal.run.files import write_atomic
+from heal.run.folder import RunFolder
 
 
 def build_report(folder: RunFolder) -> Path:

@@ -20,15 +20,14 @@ class Sample:
     all_dropped: int
 
 
-def samples(entry: Round) -> Sample:
-    """Kept ones spread over the round; dropped ones spread over it too, with every reason once at least."""
-    kept = [row for row in entry.rows if row.kept]
-    dropped = [row for row in entry.rows if not row.kept]
+def samples(finished: Round) -> Sample:
+    """Kept ones spread over the round; dropped ones spread over it too, with every reason at least once."""
+    kept = [row for row in finished.completions if row.kept]
+    dropped = [row for row in finished.completions if not row.kept]
     firsts = {reason: row for row in reversed(dropped) for reason in row.dropped}
     chosen = {row.index: row for row in (*firsts.values(), *spread(dropped, max(DROPPED - len(firsts), 0)))}
-    return Sample(
-        entry.number, spread(kept, KEPT), len(kept), [chosen[index] for index in sorted(chosen)], len(dropped)
-    )
+    shown = [chosen[index] for index in sorted(chosen)]
+    return Sample(finished.number, spread(kept, KEPT), len(kept), shown, len(dropped))
 
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:

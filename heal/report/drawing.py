@@ -3,7 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import matplotlib
 import numpy as np
@@ -71,8 +71,10 @@ def log_axis(axis: Axes, which: Literal["x", "y"]) -> None:
     side.set_minor_formatter(NullFormatter())
 
 
-def draw_point(axis: Axes, x: Estimate, y: Estimate, marker: str, colour: Any, hollow: bool = False) -> list[Segment]:
-    """A stage with its two intervals, and these as lines; nothing when either value is not finite."""
+def draw_point(
+    axis: Axes, x: Estimate | None, y: Estimate | None, marker: str, colour: Any, hollow: bool = False
+) -> list[Segment]:
+    """A stage with its two intervals, and these as lines; nothing when either value is not a finite number."""
     if not (drawable(x) and drawable(y)):
         return []
     (left, right), (down, up) = arms(x), arms(y)
@@ -102,16 +104,15 @@ def draw_point(axis: Axes, x: Estimate, y: Estimate, marker: str, colour: Any, h
     return [across, ((x.value, y.value - down), (x.value, y.value + up))]
 
 
-def drawable(entry: Estimate) -> bool:
-    """Whether an estimate has a place in a figure."""
-    return math.isfinite(entry.value)
+def drawable(estimate: Estimate | None) -> TypeGuard[Estimate]:
+    """Whether an estimate has a place in a figure; a signal that was not measured (None) has none."""
+    return estimate is not None and math.isfinite(estimate.value)
 
 
-def arms(entry: Estimate) -> tuple[float, float]:
+def arms(estimate: Estimate) -> tuple[float, float]:
     """The lengths of the interval's two arms; 0 where an end is not finite."""
-    below, above = (
-        max(arm, 0.0) if math.isfinite(arm) else 0.0 for arm in (entry.value - entry.low, entry.high - entry.value)
-    )
+    lengths = (estimate.value - estimate.low, estimate.high - estimate.value)
+    below, above = (max(length, 0.0) if math.isfinite(length) else 0.0 for length in lengths)
     return below, above
 
 

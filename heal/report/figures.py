@@ -6,21 +6,23 @@ grey printing and colour blindness; no text of the user or the model is drawn.
 
 import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from heal.dose.calibration import PathDivergence
+from heal.evaluation.signal import Signal, described
 from heal.evaluation.stats import Estimate
+from heal.healing.divergences import divergence_named
+from heal.healing.log import StepLog
 from heal.report.drawing import (
     DASHES,
-    DOTS,
     INK,
     MUTED,
     PROMPTED,
     arms,
-    draw_point,
     drawable,
     legend,
     log_axis,
@@ -28,146 +30,96 @@ from heal.report.drawing import (
     new_figure,
     png,
     round_colours,
-    settle,
 )
-from heal.report.labels import Label, Segment, place_labels
-from heal.report.results import CHANCE, Results, Round
+from heal.report.results import Results, Round
+from heal.report.signals import limit_at_base
+from heal.report.trajectory import trajectory
 
-TRAIT, MASS, TAIL = "persona_log_ratio", "p_ans_any", "tail_perplexity"
-PANELS = (
-    (TRAIT, "persona log-ratio, nats/token"),
-    (TAIL, "tail perplexity under base"),
-    (MASS, "mass on valid answers, p_ans_any"),
-    ("repetition_share", "share of looping answers"),
-    ("scaffold_nats", "scaffold, nats/token"),
-    ("neutral_kl_p95", "KL to base on neutral text, p95, nats"),
-    ("accuracy", "accuracy, general questions"),
-)
-SHARES = ("repetition_share", "accuracy")
+COLUMNS = 3  # of the small panels, one a signal
 
 
 def draw(results: Results) -> dict[str, bytes]:
-    """Every figure by name."""
-    return {
+    """Every figure by name; the side effects where some were measured that are valid."""
+    measured = described(results.base)
+    figures = {
         "trajectory": trajectory(results),
-        "signals": signals(results),
+        "signals": signals(results, [signal for signal in measured if not signal.is_side_effect]),
         "calibration": calibration(results),
         "training": training(results),
     }
+    if effects := [signal for signal in measured if signal.is_side_effect and signal.name in results.valid]:
+        figures["side-effects"] = signals(results, effects)
+    return figures
 
 
-def trajectory(results: Results) -> bytes:
-    """Trait against coherence: base, prompted, and each round's way over steered to healed."""
-    limits = results.recipe.evaluation
-    figure, (mass, tail) = new_figure(2, 1, 6.6, sharex=True, heights=(0.7, 1.0))
-    obstacles = [
-        _trajectory_panel(mass, results, MASS, limits.min_p_ans_any),
-        _trajectory_panel(tail, results, TAIL, limits.max_tail_perplexity),
-    ]
-    low, _ = mass.get_ylim()
-    mass.set_ylim(min(low, limits.min_p_ans_any - 0.01), 1.004)
-    log_axis(tail, "y")
-    tail.invert_yaxis()
-    mass.set_ylabel("p_ans_any")
-    tail.set_ylabel("tail perplexity under base (log, inverted)")
-    tail.set_xlabel("persona log-ratio, nats/token (more of the trait to the right)")
-    handles = [
-        mark("s", INK, "base"),
-        mark("D", PROMPTED, "prompted"),
-        mark("o", MUTED, "healed, with its round"),
-        Line2D([], [], color=MUTED, linewidth=1.6, marker=">", markevery=[1], markersize=5, label="healing moves it"),
-        Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="floor of coherence"),
-    ]
-    if results.rounds[-1].steered:
-        dotted = Line2D([], [], color=MUTED, linestyle=DOTS, linewidth=1.3, label="steering moves it")
-        handles += [mark("o", MUTED, "steered, with its round", hollow=True), dotted]
-    legend(figure, handles, 4)
-    renderer = settle(figure).get_renderer()
-    for axis, name, lines in zip((mass, tail), (MASS, TAIL), obstacles, strict=True):
-        place_labels(axis, _trajectory_labels(results, name), lines, renderer)
-    return png(figure)
-
-
-def _trajectory_panel(axis: Axes, results: Results, name: str, floor: float) -> list[Segment]:
-    """One panel; the lines in it, which its labels should keep off."""
-    lines = draw_point(axis, results.base.values[TRAIT], results.base.values[name], "s", INK)
-    lines += draw_point(axis, results.prompted.values[TRAIT], results.prompted.values[name], "D", PROMPTED)
-    before = results.base
-    for entry, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
-        way_there = [before, *([entry.steered] if entry.steered else []), entry.healed]
-        stops = [(stage.values[TRAIT].value, stage.values[name].value) for stage in way_there]
-        for (start, end), healing in zip(pairwise(stops), (False, True)[-len(stops) + 1 :], strict=True):
-            if not all(math.isfinite(number) for number in (*start, *end)):
-                continue
-            style = {"arrowstyle": "->", "linewidth": 1.6} if healing else {"arrowstyle": "-", "linestyle": DOTS}
-            way = {"color": colour, "linewidth": 1.3, "shrinkA": 4, "shrinkB": 5, "mutation_scale": 10} | style
-            axis.annotate("", end, start, arrowprops=way, zorder=2)
-            lines.append((start, end))
-        if entry.steered is not None:
-            lines += draw_point(axis, entry.steered.values[TRAIT], entry.steered.values[name], "o", colour, hollow=True)
-        lines += draw_point(axis, entry.healed.values[TRAIT], entry.healed.values[name], "o", colour)
-        before = entry.healed
-    axis.axhline(floor, color=MUTED, linestyle=DASHES, linewidth=1, zorder=1)
-    return lines
-
-
-def _trajectory_labels(results: Results, name: str) -> list[Label]:
-    stages = [("base", results.base, INK), ("prompted", results.prompted, PROMPTED)]
-    for entry, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
-        measured = [stage for stage in (entry.steered, entry.healed) if stage is not None]
-        stages += [(str(entry.number), stage, colour) for stage in measured]
-    labels = [Label(s.values[TRAIT].value, s.values[name].value, text, colour) for text, s, colour in stages]
-    return [label for label in labels if math.isfinite(label.x) and math.isfinite(label.y)]
-
-
-def signals(results: Results) -> bytes:
+def signals(results: Results, shown: Sequence[Signal]) -> bytes:
     """Each signal by round, with its interval: steered and healed against base and prompted."""
-    figure, axes = new_figure(4, 2, 9.2)
-    for axis, (name, title) in zip(axes, PANELS, strict=False):
-        axis.set_title(title, fontsize=10, loc="left", color=INK)
-        prompted = results.prompted.values[name]
-        if drawable(prompted):
-            axis.axhspan(prompted.low, prompted.high, color=PROMPTED, alpha=0.10, linewidth=0)
-            axis.axhline(prompted.value, color=PROMPTED, linewidth=1.2)
-        _series(axis, [(r.number, r.steered.values[name]) for r in results.rounds if r.steered], 0.09, hollow=True)
-        healed = [(r.number, r.healed.values[name]) for r in results.rounds]
-        _series(axis, [(0, results.base.values[name]), *healed], -0.09, hollow=False)
-        if name == TAIL:
-            log_axis(axis, "y")
-        elif name in SHARES:
-            axis.set_ylim(-0.05, 1.05)
-        if name == "accuracy":
-            axis.axhline(CHANCE, color=MUTED, linestyle=DASHES, linewidth=1)
-        axis.set_xticks(range(len(results.rounds) + 1), ["base", *(str(r.number) for r in results.rounds)])
-        axis.set_xlim(-0.4, len(results.rounds) + 0.4)
-    axes[-1].set_axis_off()
+    rows = max(-(-len(shown) // COLUMNS), 1)
+    figure, axes = new_figure(rows, COLUMNS, 0.9 + 1.85 * rows)
+    for axis, signal in zip(axes, shown, strict=False):
+        _draw_signal(axis, signal, results)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
     handles = [
-        Line2D([], [], color=INK, marker="o", markersize=6, label="healed (base at the left)"),
-        *([mark("o", INK, "steered at c*", hollow=True)] if results.rounds[-1].steered else []),
+        Line2D([], [], color=INK, marker="o", markersize=5, label="healed (base at the left)"),
+        *([mark("o", INK, "steered at c*", hollow=True)] if results.last.steered else []),
         Line2D([], [], color=PROMPTED, linewidth=1.2, label="prompted, with interval"),
-        Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="chance (four options)"),
     ]
-    axes[-1].legend(handles=handles, loc="center left", frameon=False, fontsize=10, labelcolor=INK)
+    if any(signal.limit is not None for signal in shown):
+        handles.append(Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="limit of coherence"))
+    if any(signal.chance is not None for signal in shown):
+        handles.append(Line2D([], [], color=MUTED, linestyle=":", linewidth=1, label="chance"))
+    legend(figure, handles, 3)
     return png(figure)
 
 
-def _series(axis: Axes, points: Iterable[tuple[int, Estimate]], shift: float, hollow: bool) -> None:
+def _draw_signal(axis: Axes, signal: Signal, results: Results) -> None:
+    judged = results.validity.get(signal.name)
+    valid = judged is None or judged.valid
+    axis.set_title(
+        f"{signal.title}\n{signal.note if valid else 'not valid here'}",
+        fontsize=8.5,
+        loc="left",
+        color=INK if valid else MUTED,
+    )
+    prompted = results.prompted.get(signal.name)
+    if drawable(prompted):
+        axis.axhspan(prompted.low, prompted.high, color=PROMPTED, alpha=0.10, linewidth=0)
+        axis.axhline(prompted.value, color=PROMPTED, linewidth=1.2)
+    steered = [(r.number, r.steered.get(signal.name)) for r in results.rounds if r.steered is not None]
+    healed = [(r.number, r.healed.get(signal.name)) for r in results.rounds]
+    _series(axis, steered, 0.09, hollow=True)
+    _series(axis, [(0, results.base.get(signal.name)), *healed], -0.09, hollow=False)
+    if signal.unit == "share":
+        axis.set_ylim(-0.05, 1.05)
+    low, high = axis.get_ylim()
+    for level, line in ((limit_at_base(results, signal), DASHES), (signal.chance, ":")):
+        if level is not None and low <= level <= high:
+            axis.axhline(level, color=MUTED, linestyle=line, linewidth=1)
+    if signal.limit is not None and signal.limit.log and low > 0:
+        log_axis(axis, "y")
+    count = len(results.rounds)
+    every = 1 + count // 9
+    axis.set_xticks(range(0, count + 1, every), ["base", *(str(r.number) for r in results.rounds)][::every])
+    axis.set_xlim(-0.4, count + 0.4)
+    axis.tick_params(labelsize=7.5)
+
+
+def _series(axis: Axes, points: Iterable[tuple[int, Estimate | None]], shift: float, hollow: bool) -> None:
     """One stage over the rounds."""
-    shown = [(x + shift, entry) for x, entry in points if drawable(entry)]
+    shown = [(number + shift, estimate) for number, estimate in points if drawable(estimate)]
     if not shown:
         return
-    x = [place for place, _ in shown]
-    y = [entry.value for _, entry in shown]
     axis.errorbar(
-        x,
-        y,
-        yerr=np.array([arms(entry) for _, entry in shown]).T,
+        [x for x, _ in shown],
+        [estimate.value for _, estimate in shown],
+        yerr=np.array([arms(estimate) for _, estimate in shown]).T,
         color=INK,
         marker="o",
-        markersize=6,
+        markersize=4.5,
         markerfacecolor="white" if hollow else INK,
         linestyle="none" if hollow else "-",
-        linewidth=1.3,
+        linewidth=1.2,
         elinewidth=0.9,
         zorder=3,
     )
@@ -175,43 +127,24 @@ def _series(axis: Axes, points: Iterable[tuple[int, Estimate]], shift: float, ho
 
 def calibration(results: Results) -> bytes:
     """p95 and p50 of the per-token KL against the coefficient, the target, `c_star`, and the audit."""
-    figure, axes = new_figure(1, 1, 5.0)
-    axis = axes[0]
+    figure, (axis,) = new_figure(1, 1, 5.0)
     settings = results.recipe.calibration
-    axis.axhspan(
-        max(settings.target - settings.tolerance, settings.target * 0.01),
-        settings.target + settings.tolerance,
-        color=MUTED,
-        alpha=0.13,
-        linewidth=0,
-    )
+    low = max(settings.target - settings.tolerance, settings.target * 0.01)
+    axis.axhspan(low, settings.target + settings.tolerance, color=MUTED, alpha=0.13, linewidth=0)
     axis.axhline(settings.target, color=MUTED, linestyle=DASHES, linewidth=1)
-    for entry, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
-        found = entry.calibration
-        history = sorted(found["history"], key=lambda point: point["c"])
-        for statistic, line, marker, width in (("p95", "-", "o", 1.5), ("p50", ":", ".", 1.1)):
-            points = [(p["c"], p[statistic]) for p in history if p["c"] > 0 and 0 < p[statistic] < math.inf]
-            x, y = [c for c, _ in points], [kl for _, kl in points]
-            axis.plot(x, y, color=colour, linestyle=line, marker=marker, markersize=5, linewidth=width)
-        if found["c_star"] > 0 and 0 < found["value"] < math.inf:
-            axis.plot(
-                [found["c_star"]], [found["value"]], color=colour, marker="*", markersize=15, markeredgecolor="white",
-                markeredgewidth=0.8, linestyle="none", zorder=4,
-            )  # fmt: skip
-        if found["c_star"] > 0 and found["audit"] is not None and 0 < found["audit"]["p95"] < math.inf:
-            axis.plot(
-                [found["c_star"]], [found["audit"]["p95"]], color=colour, marker="D", markersize=7,
-                markerfacecolor="white", markeredgewidth=1.4, linestyle="none", zorder=4,
-            )  # fmt: skip
+    colours = round_colours(len(results.rounds))
+    for finished, colour in zip(results.rounds, colours, strict=True):
+        _draw_search(axis, finished, colour)
     log_axis(axis, "x")
     log_axis(axis, "y")
     axis.set_xlabel("coefficient c (log)")
     axis.set_ylabel("KL(on || off) per token, nats (log)")
-    colours = zip(results.rounds, round_colours(len(results.rounds)), strict=True)
-    keys = [Line2D([], [], color=colour, linewidth=3, label=f"round {entry.number}") for entry, colour in colours]
-    columns = 1 + len(keys) // 5
+    keys = [
+        Line2D([], [], color=colour, linewidth=3, label=f"round {finished.number}")
+        for finished, colour in zip(results.rounds, colours, strict=True)
+    ]
     box = {"facecolor": "white", "edgecolor": "none", "framealpha": 0.85}
-    axis.legend(handles=keys, loc="lower right", ncols=columns, fontsize=9, labelcolor=INK, **box)
+    axis.legend(handles=keys, loc="lower right", ncols=1 + len(keys) // 5, fontsize=9, labelcolor=INK, **box)
     handles = [
         Line2D([], [], color=MUTED, marker="o", markersize=5, linewidth=1.5, label="95th percentile"),
         Line2D([], [], color=MUTED, marker=".", markersize=5, linestyle=":", label="median"),
@@ -223,37 +156,39 @@ def calibration(results: Results) -> bytes:
     return png(figure)
 
 
+def _draw_search(axis: Axes, finished: Round, colour: Any) -> None:
+    """One round's evaluations, its c* and its audit."""
+    dose = finished.calibration
+    points = sorted((point for point in dose.history if point.c > 0), key=lambda point: point.c)
+    _draw_quantile(axis, [(p.c, p.p95) for p in points], color=colour, linestyle="-", marker="o", linewidth=1.5)
+    _draw_quantile(axis, [(p.c, p.p50) for p in points], color=colour, linestyle=":", marker=".", linewidth=1.1)
+    if dose.c_star <= 0:
+        return
+    star = {"marker": "*", "markersize": 15, "markeredgecolor": "white", "markeredgewidth": 0.8}
+    _draw_quantile(axis, [(dose.c_star, dose.value)], color=colour, linestyle="none", zorder=4, **star)
+    audit: list[PathDivergence] = [] if dose.audit is None else [dose.audit]
+    diamond = {"marker": "D", "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.4}
+    _draw_quantile(axis, [(dose.c_star, p.p95) for p in audit], color=colour, linestyle="none", zorder=4, **diamond)
+
+
+def _draw_quantile(axis: Axes, points: Sequence[tuple[float, float]], **style: Any) -> None:
+    """The points whose KL has a place on a logarithmic axis."""
+    shown = [(c, kl) for c, kl in points if 0 < kl < math.inf]
+    axis.plot([c for c, _ in shown], [kl for _, kl in shown], **({"markersize": 5} | style))
+
+
 def training(results: Results) -> bytes:
-    """CE, D and the share of completions whose barrier is on, round after round."""
+    """CE, D and the fraction of completions whose barrier is on, round after round."""
     figure, axes = new_figure(3, 1, 7.0, sharex=True, heights=(1.2, 1.2, 0.8))
     loss, divergence, barrier = axes
-    epochs = results.recipe.heal.epochs
-    for entry, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
-        steps = [log for log in entry.training if "train/ce" in log]
-        checks = [log for log in entry.training if "eval/ce" in log]
-        for axis, name in ((loss, "ce"), (divergence, "D_mean"), (barrier, "barrier_on")):
-            x = _places(entry, steps, epochs)
-            axis.plot(x, _column(steps, f"train/{name}"), color=colour, linewidth=0.9, alpha=0.4)
-            axis.plot(*_epoch_means(entry, steps, f"train/{name}", epochs), color=colour, linewidth=2.2)
-            axis.plot(
-                _places(entry, checks, epochs),
-                _column(checks, f"eval/{name}"),
-                color=colour,
-                marker="D",
-                markersize=6,
-                markerfacecolor="white",
-                markeredgewidth=1.3,
-                linestyle="none",
-                zorder=4,
-            )
-        divergence.plot(
-            _places(entry, steps, epochs), _column(steps, "train/D_max"), color=colour, linewidth=0.9, linestyle=":"
-        )
-    if results.recipe.heal.barrier.divergence != "none":
-        divergence.axhline(results.recipe.heal.barrier.tau, color=MUTED, linestyle=DASHES, linewidth=1)
+    settings = results.recipe.heal
+    for finished, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
+        _draw_training(dict(zip(("ce", "D_mean", "barrier_on"), axes, strict=True)), finished, settings.epochs, colour)
+    if divergence_named(settings.barrier.divergence).needs_reference:
+        divergence.axhline(settings.barrier.tau, color=MUTED, linestyle=DASHES, linewidth=1)
     loss.set_ylabel("CE, nats/token")
     divergence.set_ylabel("D, nats")
-    barrier.set_ylabel("barrier on, share")
+    barrier.set_ylabel("barrier on, fraction")
     barrier.set_ylim(-0.05, 1.05)
     divergence.set_ylim(bottom=-0.03 * divergence.get_ylim()[1])
     count = len(results.rounds)
@@ -263,7 +198,7 @@ def training(results: Results) -> bytes:
         for edge in range(1, count):
             axis.axvline(edge, color=MUTED, linewidth=0.6, alpha=0.5)
     barrier.set_xlim(-0.015 * count, 1.015 * count)
-    barrier.set_xticks([entry.number - 0.5 for entry in results.rounds], [f"round {r.number}" for r in results.rounds])
+    barrier.set_xticks([r.number - 0.5 for r in results.rounds], [f"round {r.number}" for r in results.rounds])
     handles = [
         Line2D([], [], color=MUTED, linewidth=0.9, alpha=0.5, label="step"),
         Line2D([], [], color=MUTED, linewidth=2.2, label="mean of an epoch"),
@@ -275,24 +210,39 @@ def training(results: Results) -> bytes:
     return png(figure)
 
 
-def _places(entry: Round, logs: Sequence[dict[str, float]], epochs: int) -> list[float]:
-    """Where logs stand on an axis that counts rounds: round 1 takes up 0 to 1."""
-    return [entry.number - 1 + log["epoch"] / epochs for log in logs]
+def _draw_training(axes: dict[str, Axes], finished: Round, epochs: int, colour: Any) -> None:
+    """One round's steps, the mean of each epoch, and the validations; an axis a quantity."""
+    start = finished.number - 1  # on an axis that counts rounds, round 1 takes up 0 to 1
+    steps = [log for log in finished.training if log.phase == "train" and "ce" in log.values]
+    validations = [log for log in finished.training if log.phase == "eval"]
+    x = [start + log.epoch / epochs for log in steps]
+    diamond: dict[str, Any] = {
+        "marker": "D",
+        "markersize": 6,
+        "markerfacecolor": "white",
+        "markeredgewidth": 1.3,
+        "linestyle": "none",
+    }
+    for name, axis in axes.items():
+        axis.plot(x, _column(steps, name), color=colour, linewidth=0.9, alpha=0.4)
+        axis.plot(*_epoch_means(start, steps, name, epochs), color=colour, linewidth=2.2)
+        at = [start + log.epoch / epochs for log in validations]
+        axis.plot(at, _column(validations, name), color=colour, zorder=4, **diamond)
+    axes["D_mean"].plot(x, _column(steps, "D_max"), color=colour, linewidth=0.9, linestyle=":")
 
 
-def _column(logs: Sequence[dict[str, float]], name: str) -> list[float]:
-    return [log[name] for log in logs]
+def _column(logs: Sequence[StepLog], name: str) -> list[float]:
+    return [log.values.get(name, math.nan) for log in logs]
 
 
-def _epoch_means(
-    entry: Round, steps: Sequence[dict[str, float]], name: str, epochs: int
-) -> tuple[list[float], list[float]]:
+def _epoch_means(start: int, steps: Sequence[StepLog], name: str, epochs: int) -> tuple[list[float], list[float]]:
     """The mean over each epoch's steps, one level line an epoch."""
     x: list[float] = []
     y: list[float] = []
     for epoch in range(epochs):
-        values = [log[name] for log in steps if epoch < log["epoch"] <= epoch + 1 + 1e-9]
-        if values:
-            x += [entry.number - 1 + epoch / epochs, entry.number - 1 + (epoch + 1) / epochs, math.nan]
+        within = [log for log in steps if epoch < log.epoch <= epoch + 1 + 1e-9]
+        if within:
+            values = _column(within, name)
+            x += [start + epoch / epochs, start + (epoch + 1) / epochs, math.nan]
             y += [sum(values) / len(values)] * 2 + [math.nan]
     return x, y

@@ -84,14 +84,14 @@ def place_labels(
 
 def _places(pixels: float, wide: float, high: float) -> list[tuple[float, float, float]]:
     """Candidate offsets of the label's centre, pixels, nearest first, with their distance."""
-    found = []
+    offsets = []
     for distance in _DISTANCES:
         for step in range(_DIRECTIONS):
             angle = math.pi / 4 + 2 * math.pi * step / _DIRECTIONS
             far = distance * pixels
             dx = math.cos(angle) * (far + max(wide - high, 0))
-            found.append((dx, math.sin(angle) * far, far))
-    return found
+            offsets.append((dx, math.sin(angle) * far, far))
+    return offsets
 
 
 def _along(axis: Axes, line: Segment, pixels: float) -> list[_Box]:

@@ -30,28 +30,28 @@ def number(value: float | None, digits: int = 3, sign: bool = False, why: str = 
 
 
 def percent(value: float | None, sign: bool = False, why: str = "not a number") -> Markup:
-    """A share as whole percent."""
+    """A fraction as whole percent."""
     shown = number(None if value is None else 100 * value, 0, sign, why)
     return shown if "<" in shown else shown + Markup("\N{NO-BREAK SPACE}%")
 
 
-def interval(entry: Estimate, digits: int = 3, sign: bool = False) -> Markup:
+def interval(estimate: Estimate, digits: int = 3, sign: bool = False) -> Markup:
     """`0.210 [0.140, 0.290]`; a dash when no item could be scored."""
-    if math.isnan(entry.value):
-        return dash(no_items(entry))
-    return number(entry.value, digits, sign) + Markup("\N{NO-BREAK SPACE}") + bounds(entry, digits, sign)
+    if math.isnan(estimate.value):
+        return dash(no_items(estimate))
+    return number(estimate.value, digits, sign) + Markup("\N{NO-BREAK SPACE}") + bounds(estimate, digits, sign)
 
 
-def bounds(entry: Estimate, digits: int = 3, sign: bool = False) -> Markup:
+def bounds(estimate: Estimate, digits: int = 3, sign: bool = False) -> Markup:
     """`[0.140, 0.290]`."""
-    why = no_items(entry)
-    low, high = number(entry.low, digits, sign, why), number(entry.high, digits, sign, why)
+    why = no_items(estimate)
+    low, high = number(estimate.low, digits, sign, why), number(estimate.high, digits, sign, why)
     return Markup('<span class="bounds">[{},\N{NO-BREAK SPACE}{}]</span>').format(low, high)
 
 
-def no_items(entry: Estimate) -> str:
+def no_items(estimate: Estimate) -> str:
     """Why an estimate has no value."""
-    return "no item could be scored (n = 0)" if entry.n == 0 else f"not a number (n = {entry.n})"
+    return "no item could be scored (n = 0)" if estimate.n == 0 else f"not a number (n = {estimate.n})"
 
 
 def duration(seconds: float) -> str:

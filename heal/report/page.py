@@ -7,45 +7,60 @@ the network and every script and style but the two whose hash it names.
 import base64
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from heal.evaluation.choice import best_round
+from heal.evaluation.metrics import RoundMetrics, Summary
+from heal.evaluation.signal import TRAIT, described, signals
 from heal.report import numbers
 from heal.report.completions import samples
-from heal.report.results import Results, Summary
-from heal.report.tables import KNOWN, Column, columns, round_table, side_effects
+from heal.report.results import Answer, Results, Round
+from heal.report.tables import columns, round_table, side_effects
 from heal.report.words import audits, glossary, remarks, settings
 
 HERE = Path(__file__).resolve().parent
 STAGES = ("base", "prompted", "steered", "healed")
 
-# What each figure shows: its section's title, alternative text and caption.
+# What each figure shows: alternative text and caption.
 FIGURES = {
     "trajectory": (
         "Trait against coherence: base, prompted, and each round's way over steered to healed.",
         "Trait against coherence, round by round. Each round starts from the student before it (base in round 1): "
         "steering moves it along the dotted line to the hollow mark, healing along the arrow to the filled one. "
-        "Up and to the right is better. Thin crosses are 95 % intervals; both panels share the horizontal axis. "
-        "p_ans_any is easily pinned near 1, so the lower panel is the more telling.",
+        "Up and to the right is better. The coherence margin is that of the worst valid signal: 1 as at base, 0 at its "
+        "limit. Thin crosses are 95 % intervals; the panels share the horizontal axis.",
     ),
     "signals": (
-        "Every signal by round, steered and healed, with base and prompted for comparison.",
-        "Every signal by round with its 95 % interval. Base stands at the left of the healed line; the green band is "
-        "base under the positive persona as system prompt.",
+        "The trait and every signal of coherence by round, steered and healed, with base and prompted for comparison.",
+        "The trait and every signal of coherence by round, each with its 95 % interval. Base stands at the left of the "
+        "healed line; the green band is base under the positive persona as system prompt.",
+    ),
+    "side-effects": (
+        "Everything else that was measured, by round, steered and healed, with base and prompted for comparison.",
+        "What else moved, by round, drawn as above; signals that are not valid for this model are left out.",
     ),
     "calibration": (
         "Per-token KL against the steering coefficient, with the target and c*, for each round.",
         "The search for the dose: KL between the model with and without the vector, per token of the steered paths. "
-        "The star is c*; the hollow mark is the same 95th percentile on prompts the search did not see.",
+        "The star is c*; the hollow mark is the same 95th percentile on prompts that the search did not see.",
     ),
     "training": (
-        "Cross-entropy, divergence and the share of completions whose barrier is on, over the rounds.",
+        "Cross-entropy, divergence and the fraction of completions whose barrier is on, over the rounds.",
         "Healing. Thin lines are single steps, thick ones the mean of an epoch, hollow marks the held-out completions. "
         "The barrier acts on a completion whose divergence D is above tau (dashed).",
     ),
+}
+
+# How the page opens, by the last round's verdict; `reason` is the verdict's own.
+LEADS = {
+    "holds": "The trait holds and the model stays coherent",
+    "no trait shift": "No shift of the trait is shown",
+    "incoherent": "The model came out incoherent ({reason})",
+    "not valid": "The trait’s readout is not valid for this model, so nothing is shown",
+    "off-target": "The shift is not the trait’s alone",
+    "not finite": "Some signals are not numbers ({reason})",
 }
 
 
@@ -59,37 +74,43 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals |= {"dash": numbers.dash, "duration": numbers.duration}
+    environment.globals |= {"dash": numbers.dash, "duration": numbers.duration, "notes": notes}
     environment.filters |= {"number": numbers.number, "percent": numbers.percent}
     style, script = (own_text(name) for name in ("style.css", "page.js"))
-    last = results.rounds[-1]
-    shown = columns(results)
-    reasons = sorted({reason for entry in results.rounds for row in entry.rows for reason in row.dropped})
+    reasons = {reason for finished in results.rounds for row in finished.completions for reason in row.dropped}
     html = environment.get_template("template.html").render(
         policy=policy(style, script),
         style=style,
         script=script,
         results=results,
         recipe=results.recipe,
-        trait=results.facts.get("trait", {}),
-        last=last,
+        trait=results.facts.trait,
+        last=results.last,
         headline=headline(results),
-        comparison=comparison(results, shown[0]),
+        comparison=comparison(results),
         remarks=remarks(results),
         audits=audits(results),
         settings=settings(results),
         glossary=glossary(results),
-        columns=shown,
+        columns=columns(results),
         side_effects=side_effects(results),
         stages=stage_rows(results),
         rounds=round_table(results),
-        best=best_round([entry.metrics for entry in results.rounds]),
-        reasons=reasons,
-        samples=[samples(entry) for entry in results.rounds],
-        answers=[(entry.number, entry is last, answers(results, index)) for index, entry in enumerate(results.rounds)],
-        figures={name: (data_uri(figures[name]), *FIGURES[name]) for name in FIGURES},
+        best=best_round([finished.metrics for finished in results.rounds]),
+        reasons=sorted(reasons),
+        samples=[samples(finished) for finished in results.rounds],
+        answers=[
+            (finished.number, finished is results.last, answers(results, finished)) for finished in results.rounds
+        ],
+        figures=_figures(figures),
     )
     return html.encode("utf-8", "replace")  # a lone surrogate in model text has no UTF-8
+
+
+def _figures(figures: dict[str, bytes]) -> dict[str, tuple[int, str, str, str]]:
+    """Each figure's number, PNG, alternative text and caption, in the order of the page."""
+    shown = [name for name in FIGURES if name in figures]
+    return {name: (number, data_uri(figures[name]), *FIGURES[name]) for number, name in enumerate(shown, start=1)}
 
 
 def own_text(name: str) -> Markup:
@@ -116,74 +137,91 @@ def data_uri(png: bytes) -> str:
 
 def headline(results: Results) -> Markup:
     """The last round's verdict in one sentence, with the numbers it rests on."""
-    last = results.rounds[-1]
-    label, reason = last.metrics["verdict"]["label"], last.metrics["verdict"]["reason"]
-    leads = {
-        "holds": "The trait holds and the model stays coherent",
-        "no trait shift": "No trait shift is shown",
-        "incoherent": f"The model came out incoherent ({reason})",
-        "not valid": "The trait’s readout is not valid for this model, so nothing is shown",
-        "off-target": "The shift is not the trait’s alone",
-        "not finite": f"Some signals are not numbers ({reason})",
-    }
-    trait, over = last.healed.values["persona_log_ratio"], last.healed.deltas["persona_log_ratio"]
-    values = last.healed.values
+    last = results.last
+    verdict, least, trait = last.metrics.verdict, last.metrics.coherence, last.metrics.trait
     return Markup(
-        "{lead}: after {rounds} the persona log-ratio is {trait} nats/token, {over} over base "
-        "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n} prompts), at p_ans_any {mass}, tail perplexity {tail} "
-        "and {loops} looping answers; the least coherence margin is {margin} ({worst})."
+        "{lead}: after {rounds} the persona log-ratio is {trait} nats/token, {shift} over base "
+        "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n} prompts). The coherence margin is {margin} (worst signal: {worst})"
+        "{others}."
     ).format(
-        lead=leads.get(label, label),
+        lead=LEADS.get(verdict.label, verdict.label).format(reason=verdict.reason),
         rounds="one round" if len(results.rounds) == 1 else f"{len(results.rounds)} rounds",
         trait=numbers.number(trait.value),
-        over=numbers.interval(over, sign=True),
-        n=over.n,
-        mass=numbers.number(values["p_ans_any"].value),
-        tail=numbers.number(values["tail_perplexity"].value, 2),
-        loops=numbers.percent(values["repetition_share"].value),
-        margin=numbers.number(last.metrics["coherence"]["margin"], 2),
-        worst=KNOWN[last.metrics["coherence"]["worst"]][0].lower(),
+        shift=numbers.interval(trait.delta, sign=True),
+        n=trait.delta.n,
+        margin=numbers.number(least.margin, 2),
+        worst=signals()[least.worst].term if least.worst in signals() else least.worst,
+        others=_others(last.healed),
     )
 
 
-def comparison(results: Results, column: Column) -> Markup:
-    """The trait of the other stages, in one sentence."""
-    last = results.rounds[-1]
+def _others(healed: Summary) -> Markup:
+    """`; p_ans_any 0.970, tail perplexity 2.10`: what stands beside the trait and the margin."""
+    beside = [
+        Markup("{} {}").format(signal.term, numbers.number(healed[signal.name].value, signal.digits))
+        for signal in described(healed)
+        if signal.headline
+    ]
+    return Markup("; ") + Markup(", ").join(beside) if beside else Markup("")
+
+
+def comparison(results: Results) -> Markup:
+    """The trait at the other stages, in one sentence."""
+    last = results.last
+    (trait,) = (column for column in columns(results) if column.signal.name == TRAIT)
     steered = Markup("")
     if last.steered is not None:
-        steered = Markup("steered at c* (round {}) {}; ").format(last.number, column.whole(last.steered))
+        steered = Markup("steered at c* (round {}) {}; ").format(last.number, trait.whole(last.steered))
     return Markup(
         "The same measure elsewhere: base {base}; base prompted with the positive persona {prompted}; "
         "{steered}healed (round {number}) {healed}."
     ).format(
-        base=column.whole(results.base),
-        prompted=column.whole(results.prompted),
+        base=trait.whole(results.base),
+        prompted=trait.whole(results.prompted),
         steered=steered,
         number=last.number,
-        healed=column.whole(last.healed),
+        healed=trait.whole(last.healed),
     )
 
 
-def stage_rows(results: Results) -> list[tuple[str, str, Summary, dict[str, Any] | None]]:
+def stage_rows(results: Results) -> list[tuple[str, str, Summary, RoundMetrics | None]]:
     """One row a stage: its name, its kind, its signals, and the round's metrics where it is healed."""
-    rows: list[tuple[str, str, Summary, dict[str, Any] | None]] = [
+    rows: list[tuple[str, str, Summary, RoundMetrics | None]] = [
         ("base", "base", results.base, None),
         ("prompted", "prompted", results.prompted, None),
         ("opposite persona", "prompted", results.opposite, None),
     ]
     for alpha, summary in results.doses.items():
         rows.append((f"base steered at {alpha:g} c*", "steered", summary, None))
-    for entry in results.rounds:
-        if entry.steered is not None:
-            rows.append((f"round {entry.number}, steered", "steered", entry.steered, None))
-        rows.append((f"round {entry.number}, healed", "healed", entry.healed, entry.metrics))
+    for finished in results.rounds:
+        if finished.steered is not None:
+            rows.append((f"round {finished.number}, steered", "steered", finished.steered, None))
+        rows.append((f"round {finished.number}, healed", "healed", finished.healed, finished.metrics))
     return rows
 
 
-def answers(results: Results, index: int) -> list[tuple[str, list[tuple[str, dict[str, Any] | None]]]]:
+def answers(results: Results, finished: Round) -> list[tuple[str, list[tuple[str, Answer | None]]]]:
     """The answers of a round by prompt: base, prompted, steered, healed side by side; None: not on disk."""
-    outputs = results.rounds[index].outputs | {"prompted": results.prompted_outputs}
-    prompts = [row["prompt"] for row in outputs["base"]]
-    shown = [stage for stage in STAGES if stage != "steered" or results.rounds[index].steered is not None]
-    by_stage = {stage: dict(enumerate(outputs.get(stage, []))) for stage in shown}
-    return [(prompt, [(stage, by_stage[stage].get(place)) for stage in shown]) for place, prompt in enumerate(prompts)]
+    by_stage = finished.answers | {"prompted": results.prompted_answers}
+    stages = [stage for stage in STAGES if stage != "steered" or finished.steered is not None]
+    rows = []
+    for place, base in enumerate(by_stage.get("base", [])):
+        said = [(stage, by_stage.get(stage, [])) for stage in stages]
+        rows.append((base.prompt, [(stage, rest[place] if place < len(rest) else None) for stage, rest in said]))
+    return rows
+
+
+def notes(answer: Answer) -> Markup:
+    """What stands under an answer: its trait, and what is in the headline; a fraction's item is a yes or a no."""
+    shown = [signal for name, signal in signals().items() if name in answer.signals]
+    texts = []
+    for signal in shown:
+        value, is_trait = answer.signals[signal.name], signal.role == "trait"
+        if not (is_trait or signal.headline):
+            continue
+        if signal.unit == "share":
+            texts += [Markup("{}").format(signal.term)] * (value == 1)
+        else:
+            number = numbers.number(value, signal.digits, is_trait, "no tokens to score")
+            texts.append(Markup("{} {}").format(signal.term, number))
+    return Markup(", ").join(texts)

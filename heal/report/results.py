@@ -1,52 +1,49 @@
 """What the report is made from: a run's finished rounds, read from its folder alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from heal.config import Recipe
+from heal.dose.calibration import Calibration
 from heal.errors import UserError
-from heal.evaluation.stats import Estimate
-from heal.evaluation.validity import Validity
-from heal.evaluation.validity import from_json as validity_from_json
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
+from heal.evaluation.signal import Validity
+from heal.evaluation.validity import valid_names
 from heal.generation.collect import Row
-from heal.records import read_json, read_jsonl
-from heal.run.folder import RunFolder
-
-Json = dict[str, Any]
-
-NEEDED = (
-    "persona_log_ratio",
-    "p_ans_any",
-    "tail_perplexity",
-    "repetition_share",
-    "scaffold_nats",
-    "neutral_kl_p95",
-    "accuracy",
-)
-CHANCE = 0.25  # accuracy of guessing at a general question's four options
+from heal.healing.log import StepLog, read_log
+from heal.records import as_record, read_json, read_jsonl, read_record, read_records
+from heal.run.folder import Facts, RunFolder
 
 
 @dataclass(frozen=True)
-class Summary:
-    """One stage's signals, each with its interval and role, and their paired differences to base."""
+class Answer:
+    """A greedy answer at a stage, with the signals that have one value an answer."""
 
-    values: dict[str, Estimate]
-    deltas: dict[str, Estimate]
-    roles: dict[str, str]
+    stage: str
+    prompt: str
+    text: str
+    ended: bool
+    signals: dict[str, float]
 
-    @staticmethod
-    def from_json(content: Json) -> "Summary":
-        """KeyError when a signal that the report rests on is missing."""
-        missing = [name for name in NEEDED if name not in content]
-        if missing:
-            raise KeyError(*missing)
-        fields = ("value", "low", "high", "n")
-        return Summary(
-            {name: Estimate(*(entry[field] for field in fields)) for name, entry in content.items()},
-            {name: Estimate(*(entry["delta"][field] for field in fields)) for name, entry in content.items()},
-            {name: entry["role"] for name, entry in content.items()},
-        )
+
+@dataclass(frozen=True)
+class ProbeName:
+    """What the format of the probe is called."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """The format that the probe was put in, and base's mass on the answers in each that was tried."""
+
+    format: ProbeName
+    masses: dict[str, float]
+
+    @property
+    def mass(self) -> float:
+        return self.masses[self.format.name]
 
 
 @dataclass(frozen=True)
@@ -54,25 +51,34 @@ class Round:
     """One finished round.
 
     Attributes:
-        number: of the round, from 1.
-        metrics: metrics.json (dose, generation, training, cosine, coh_cost, verdict).
-        steered, healed: the signals of the two stages; steered is None where it was not measured.
-        calibration: calibration.json (every evaluation of the dose, and the audit).
-        rows: every completion that was made.
-        training: the log of every optimiser step and validation.
-        outputs: answers by stage (base, steered, healed), in the order of the prompts.
-        seconds: wall time by stage of the round.
+        metrics: metrics.json.
+        calibration: every evaluation of the dose, and the audit.
+        completions: all that were sampled, kept or not.
+        training: every optimiser step and validation, in order.
+        answers: by stage (base, steered, healed), in the order of the prompts.
+        seconds: wall time by step of the round.
     """
 
-    number: int
-    metrics: Json
-    steered: Summary | None
-    healed: Summary
-    calibration: Json
-    rows: tuple[Row, ...]
-    training: list[Json]
-    outputs: dict[str, list[Json]]
+    metrics: RoundMetrics
+    calibration: Calibration
+    completions: tuple[Row, ...]
+    training: tuple[StepLog, ...]
+    answers: dict[str, list[Answer]]
     seconds: dict[str, float]
+
+    @property
+    def number(self) -> int:
+        """From 1."""
+        return self.metrics.round
+
+    @property
+    def steered(self) -> Summary | None:
+        """None where the stage was not measured."""
+        return self.metrics.steered
+
+    @property
+    def healed(self) -> Summary:
+        return self.metrics.healed
 
 
 @dataclass(frozen=True)
@@ -81,28 +87,37 @@ class Results:
 
     Attributes:
         recipe: the resolved recipe; `recipe_text` is its YAML as it lies in the folder.
-        facts: what the recipe leaves open (dtype, the trait's content).
+        facts: what the recipe leaves open.
         base, prompted, opposite: the signals of the stages that are measured once.
         doses: the signals of base under the first vector, by dose, where they were measured.
         validity: of every signal, for this model.
-        probe: the format of the probe and base's mass in each.
-        prompted_outputs: the prompted stage's answers, in the order of the prompts.
-        baseline_seconds: wall time of the baseline's stages.
+        probe: the format of the probe.
+        prompted_answers: in the order of the prompts.
+        baseline_seconds: wall time of the baseline's steps.
         rounds: the finished rounds, at least one.
     """
 
     recipe: Recipe
     recipe_text: str
-    facts: Json
+    facts: Facts
     base: Summary
     prompted: Summary
     opposite: Summary
     doses: dict[float, Summary]
     validity: dict[str, Validity]
-    probe: Json
-    prompted_outputs: list[Json]
+    probe: ProbeRecord
+    prompted_answers: list[Answer]
     baseline_seconds: dict[str, float]
     rounds: tuple[Round, ...]
+
+    @property
+    def last(self) -> Round:
+        return self.rounds[-1]
+
+    @property
+    def valid(self) -> frozenset[str]:
+        """The signals that are valid for this model."""
+        return valid_names(self.validity)
 
 
 def read_results(folder: RunFolder) -> Results:
@@ -112,61 +127,60 @@ def read_results(folder: RunFolder) -> Results:
         UserError: the folder is no run, no round of it is finished, or a file is not what heal writes.
     """
     recipe = folder.recipe()
-    numbers = folder.rounds()
-    if not numbers:
+    indices = folder.rounds()
+    if not indices:
         raise UserError(f"{folder.path}: no round is finished yet, so there is nothing to report")
-    baseline = read_json(folder.baseline / "metrics.json")
-    rounds = tuple(_read_round(folder, index) for index in numbers)
-    try:
-        return Results(
-            recipe,
-            (folder.path / "recipe.yaml").read_text(encoding="utf-8"),
-            folder.facts(),
-            Summary.from_json(baseline["base"]),
-            Summary.from_json(baseline["prompted"]),
-            Summary.from_json(baseline["opposite"]),
-            _read_doses(folder, recipe),
-            validity_from_json(baseline["validity"]),
-            read_json(folder.baseline / "probe.json"),
-            _by_stage(read_jsonl(folder.baseline / "outputs.jsonl"))["prompted"],
-            folder.seconds(folder.baseline),
-            rounds,
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder.baseline}: not what this version of heal writes ({error!r})") from error
+    baseline = BaselineMetrics.load(folder.baseline)
+    return Results(
+        recipe=recipe,
+        recipe_text=(folder.path / "recipe.yaml").read_text(encoding="utf-8"),
+        facts=folder.started(),
+        base=baseline.base,
+        prompted=baseline.prompted,
+        opposite=baseline.opposite,
+        doses=_read_doses(folder, recipe),
+        validity=baseline.validity,
+        probe=read_record(ProbeRecord, folder.baseline / "probe.json"),
+        prompted_answers=_read_answers(folder.baseline / "outputs.jsonl").get("prompted", []),
+        baseline_seconds=folder.seconds(folder.baseline),
+        rounds=tuple(_read_round(folder, index) for index in indices),
+    )
 
 
 def _read_doses(folder: RunFolder, recipe: Recipe) -> dict[float, Summary]:
     path = folder.doses / "metrics.json"
     if not path.is_file():
         return {}
-    content = read_json(path)
-    return {alpha: Summary.from_json(content[f"dose_{alpha:g}"]) for alpha in recipe.evaluation.doses}
+    stages = as_record(dict[str, Summary], read_json(path), path)
+    by_dose = {alpha: stages.get(f"dose_{alpha:g}") for alpha in recipe.evaluation.doses}
+    return {alpha: summary for alpha, summary in by_dose.items() if summary is not None}
 
 
 def _read_round(folder: RunFolder, index: int) -> Round:
     path = folder.round(index)
-    metrics, calibration = read_json(path / "metrics.json"), read_json(path / "calibration.json")
-    completions, training = read_jsonl(path / "completions.jsonl"), read_jsonl(path / "training.jsonl")
-    outputs = read_jsonl(path / "outputs.jsonl")
-    try:
-        return Round(
-            index + 1,
-            metrics,
-            None if metrics["steered"] is None else Summary.from_json(metrics["steered"]),
-            Summary.from_json(metrics["healed"]),
-            calibration,
-            tuple(Row.from_json(row) for row in completions),
-            training,
-            _by_stage(outputs),
-            folder.seconds(path),
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not what this version of heal writes ({error!r})") from error
+    return Round(
+        metrics=RoundMetrics.load(path),
+        calibration=read_record(Calibration, path / "calibration.json"),
+        completions=tuple(read_records(Row, path / "completions.jsonl")),
+        training=tuple(read_log(path / "training.jsonl")),
+        answers=_read_answers(path / "outputs.jsonl"),
+        seconds=folder.seconds(path),
+    )
 
 
-def _by_stage(rows: Sequence[Json]) -> dict[str, list[Json]]:
-    stages: dict[str, list[Json]] = {}
-    for row in rows:
-        stages.setdefault(row["stage"], []).append(row)
+def _read_answers(path: Path) -> dict[str, list[Answer]]:
+    """The answers by stage; what is neither text nor about the answer is a signal."""
+    stages: dict[str, list[Answer]] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        answer = as_record(Answer, _with_signals(row), f"{path}, line {number}")
+        stages.setdefault(answer.stage, []).append(answer)
     return stages
+
+
+def _with_signals(row: Any) -> Any:
+    if not isinstance(row, dict):
+        return row
+    about = ("stage", "prompt", "text", "ended")
+    return {name: row[name] for name in about if name in row} | {
+        "signals": {name: value for name, value in row.items() if name not in about}
+    }

@@ -5,30 +5,24 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from heal.evaluation.validity import Validity
+from heal.evaluation.metrics import CoherenceCost, Summary
+from heal.evaluation.signal import Signal, Validity, described
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
-from heal.report.results import Results, Round, Summary
+from heal.report.results import Results, Round
 from heal.report.words import no_audit
-from heal.run.folder import STAGES
 
 
 @dataclass(frozen=True)
 class Column:
-    """A signal as a column of the stages' table.
+    """A signal as a column of the stages' table, or a row of the side effects.
 
     Attributes:
-        name: of the signal.
-        title: of the column.
-        unit: under the title.
-        digits: after the point.
+        signal: its description.
         n: items that base was scored on.
         validity: whether it says anything about this model.
     """
 
-    name: str
-    title: str
-    unit: str
-    digits: int
+    signal: Signal
     n: int
     validity: Validity | None = None
 
@@ -41,73 +35,47 @@ class Column:
 
     def value(self, stage: Summary) -> Markup:
         """The stage's value, or a dash with its reason."""
-        entry = stage.values.get(self.name)
-        return dash("not measured") if entry is None else number(entry.value, self.digits, why=no_items(entry))
+        figures = stage.get(self.signal.name)
+        if figures is None:
+            return dash("not measured")
+        return number(figures.value, self.signal.digits, why=no_items(figures))
 
     def bounds(self, stage: Summary) -> Markup:
         """Its interval, and the number of items where it is not the column's."""
-        entry = stage.values.get(self.name)
-        if entry is None or entry.n == 0:
+        figures = stage.get(self.signal.name)
+        if figures is None or figures.n == 0:
             return Markup("")
-        fewer = Markup("") if entry.n == self.n else Markup(" n = {}").format(entry.n)
-        return bounds(entry, self.digits) + fewer
+        fewer = Markup("") if figures.n == self.n else Markup(" n = {}").format(figures.n)
+        return bounds(figures, self.signal.digits) + fewer
 
     def whole(self, stage: Summary) -> Markup:
         """Value and interval."""
-        entry = stage.values.get(self.name)
-        return dash("not measured") if entry is None else interval(entry, self.digits)
+        figures = stage.get(self.signal.name)
+        return dash("not measured") if figures is None else interval(figures, self.signal.digits)
 
     def difference(self, stage: Summary) -> Markup:
         """The paired difference to base with its interval."""
-        entry = stage.deltas.get(self.name)
-        return dash("not measured") if entry is None else interval(entry, self.digits, sign=True)
-
-
-# The signals that heal measures by itself; others follow under their own names.
-KNOWN = {
-    "persona_log_ratio": ("Trait", "persona log-ratio, nats/token", 3),
-    "p_ans_any": ("p_ans_any", "mean mass on valid answers", 3),
-    "unscorable_share": ("Unscorable", "share of questions", 2),
-    "tail_perplexity": ("Tail perplexity", "median, under base", 2),
-    "repetition_share": ("Looping", "share of answers", 2),
-    "alive_share": ("Alive", "share of answers", 2),
-    "probe_mass": ("Probe mass", "on its answers", 3),
-    "scaffold_nats": ("Scaffold", "nats/token", 2),
-    "accuracy": ("Accuracy", "general questions", 2),
-    "question_informedness": ("Informedness", "general questions", 2),
-    "neutral_kl_p50": ("KL on neutral text, median", "nats, over a text's tokens", 3),
-    "neutral_kl_p95": ("KL on neutral text, p95", "nats, over a text's tokens", 3),
-    "neutral_kl_max": ("KL on neutral text, largest", "nats, over a text's tokens", 3),
-    "answer_tokens": ("Answer length", "tokens", 1),
-    "ended_share": ("Ended by itself", "share of answers", 2),
-    "refusal_share": ("Refusing", "share of answers", 2),
-}
-# What else moved, beside the trait and the coherence of text.
-SIDE_EFFECTS = ("accuracy", "question_informedness")
+        figures = stage.get(self.signal.name)
+        if figures is None:
+            return dash("not measured")
+        return interval(figures.delta, self.signal.digits, sign=True)
 
 
 def columns(results: Results) -> list[Column]:
     """One column a signal of the trait or of coherence, the trait first."""
-    return [_column(results, name) for name in _measured(results) if not _is_side_effect(results, name)]
+    return [column for column in _columns(results) if not column.signal.is_side_effect]
 
 
 def side_effects(results: Results) -> list[Column]:
     """Everything else that was measured: accuracy, drift on neutral text, other foundations, lengths, refusals."""
-    return [_column(results, name) for name in _measured(results) if _is_side_effect(results, name)]
+    return [column for column in _columns(results) if column.signal.is_side_effect]
 
 
-def _measured(results: Results) -> list[str]:
-    measured = list(results.base.values)
-    return [name for name in KNOWN if name in measured] + [name for name in measured if name not in KNOWN]
-
-
-def _is_side_effect(results: Results, name: str) -> bool:
-    return results.base.roles[name] == "off_target" or name in SIDE_EFFECTS
-
-
-def _column(results: Results, name: str) -> Column:
-    title, unit, digits = KNOWN.get(name, (name, "", 3))
-    return Column(name, title, unit, digits, results.base.values[name].n, results.validity.get(name))
+def _columns(results: Results) -> list[Column]:
+    return [
+        Column(signal, results.base[signal.name].n, results.validity.get(signal.name))
+        for signal in described(results.base)
+    ]
 
 
 @dataclass(frozen=True)
@@ -119,109 +87,128 @@ class Line:
     cells: list[Markup]
 
 
-def round_table(results: Results) -> list[tuple[str, list[Line]]]:
-    """Groups of lines: what each round was given, what it kept, how it trained, what it took."""
+@dataclass(frozen=True)
+class Group:
+    """Lines of one kind, under a title."""
+
+    title: str
+    lines: list[Line]
+
+
+def round_table(results: Results) -> list[Group]:
+    """What each round was given, what it kept, how it trained, what came of it and how long it took."""
 
     def line(label: str, note: str, cell: Callable[[Round], Markup]) -> Line:
-        return Line(label, note, [cell(entry) for entry in results.rounds])
+        return Line(label, note, [cell(finished) for finished in results.rounds])
 
-    def dose(name: str, digits: int) -> Callable[[Round], Markup]:
-        return lambda entry: number(entry.metrics["dose"][name], digits)
-
-    def training(name: str, digits: int = 3, why: str = "not logged") -> Callable[[Round], Markup]:
-        return lambda entry: number(entry.metrics["training"].get(name), digits, why=why)
-
-    def audit(entry: Round) -> Markup:
-        return number(entry.metrics["dose"]["audit_p95"], why=f"no audit ({no_audit(results)})")
-
-    def seconds(stage: str) -> Callable[[Round], Markup]:
-        return lambda entry: number(entry.seconds.get(stage), 0, why="not recorded")
-
-    no_validation = "no completions held out (heal.validation = 0)"
-    stages = [stage for stage in STAGES if any(stage in entry.seconds for entry in results.rounds)]
     return [
-        (
-            "Dose",
-            [
-                line("c*", "coefficient", dose("c_star", 3)),
-                line("p95 KL at c*", f"nats, target {results.recipe.calibration.target:g}", dose("p95", 3)),
-                line("audit", "the same on held-out prompts", audit),
-                line("tokens measured", "at c*, and in the audit", _tokens),
-                line("search ended on", "passes", _outcome),
-                line("dose scale", "1: not walked down", dose("scale", 2)),
-            ],
-        ),
-        (
+        Group("Dose", _dose_lines(results, line)),
+        Group(
             "Completions",
             [
-                line("kept", "of those made", _kept),
-                line("ended by themselves", "of the kept", lambda r: percent(r.metrics["generation"]["ended_share"])),
+                line("kept", "of those sampled", _kept),
+                line("ended by themselves", "of the kept", lambda r: percent(r.metrics.generation.ended_share)),
             ],
         ),
-        (
-            "Healing, last epoch",
-            [
-                line("loss", "CE + barrier", training("loss")),
-                line("CE", "nats/token", training("ce")),
-                line("D, mean", "nats", training("D_mean")),
-                line("D, largest", "nats", training("D_max")),
-                line("barrier on", "share of completions", lambda r: percent(r.metrics["training"]["barrier_on"])),
-                line("validation CE", "nats/token", training("validation_ce", why=no_validation)),
-                line("validation D", "nats", training("validation_D", why=no_validation)),
-            ],
-        ),
-        ("Direction", [line("cosine to round 1", "of the vectors", lambda r: number(r.metrics["cosine_to_first"]))]),
-        (
+        Group("Healing, last epoch", _training_lines(line)),
+        Group("Direction", [line("cosine to round 1", "of the vectors", lambda r: number(r.metrics.cosine_to_first))]),
+        Group(
             "Outcome",
             [
+                line("coherence margin", "1 as at base, 0 at a limit", _margin),
                 line("coh_cost", "|d p_ans_any| / |d trait|", _cost),
-                line("verdict", "of the healed student", lambda r: Markup("{}").format(r.metrics["verdict"]["label"])),
+                line("verdict", "on the healed student", lambda r: Markup("{}").format(r.metrics.verdict.label)),
             ],
         ),
         *_foundations(results),
-        (
-            "Seconds",
-            [line(stage, "", seconds(stage)) for stage in stages]
-            + [line("whole round", "", lambda r: number(sum(r.seconds.values()), 0))],
-        ),
+        Group("Seconds", _seconds_lines(results, line)),
     ]
 
 
-def _foundations(results: Results) -> list[tuple[str, list[Line]]]:
+MakeLine = Callable[[str, str, Callable[[Round], Markup]], Line]
+
+
+def _dose_lines(results: Results, line: MakeLine) -> list[Line]:
+    why = f"no audit ({no_audit(results)})"
+    return [
+        line("c*", "coefficient", lambda r: number(r.metrics.dose.c_star, 3)),
+        line(
+            "p95 KL at c*",
+            f"nats, target {results.recipe.calibration.target:g}",
+            lambda r: number(r.metrics.dose.p95, 3),
+        ),
+        line("audit", "the same on held-out prompts", lambda r: number(r.metrics.dose.audit_p95, 3, why=why)),
+        line("tokens measured", "at c*, and in the audit", _tokens),
+        line("search ended on", "passes", _outcome),
+        line("dose scale", "1: not walked down", lambda r: number(r.metrics.dose.scale, 2)),
+    ]
+
+
+def _training_lines(line: MakeLine) -> list[Line]:
+    why = "no completions held out (heal.validation = 0)"
+    return [
+        line("loss", "CE + barrier", lambda r: number(r.metrics.training.loss)),
+        line("CE", "nats/token", lambda r: number(r.metrics.training.ce)),
+        line("D, mean", "nats", lambda r: number(r.metrics.training.D_mean)),
+        line("D, largest", "nats", lambda r: number(r.metrics.training.D_max)),
+        line("barrier on", "fraction of completions", lambda r: percent(r.metrics.training.barrier_on)),
+        line("validation CE", "nats/token", lambda r: number(r.metrics.training.validation_ce, why=why)),
+        line("validation D", "nats", lambda r: number(r.metrics.training.validation_D, why=why)),
+    ]
+
+
+def _seconds_lines(results: Results, line: MakeLine) -> list[Line]:
+    steps = dict.fromkeys(step for finished in results.rounds for step in finished.seconds)
+
+    def seconds(step: str) -> Callable[[Round], Markup]:
+        return lambda finished: number(finished.seconds.get(step), 0, why="not recorded")
+
+    whole = line("whole round", "", lambda r: number(sum(r.seconds.values()), 0))
+    return [*(line(step, "", seconds(step)) for step in steps), whole]
+
+
+def _foundations(results: Results) -> list[Group]:
     """Temperature and surgical informedness of the scenes, where they were asked."""
-    first = results.rounds[0].metrics["foundations"]
-    if first is None:
+    by_round = [finished.metrics.foundations for finished in results.rounds]
+    if by_round[0] is None:
         return []
 
-    def surgical(name: str) -> list[Markup]:
+    def surgical(variant: str) -> list[Markup]:
         why = "base calls no scene wrong, or none right, so there is nothing to flip"
-        return [number(entry.metrics["foundations"]["surgical"][name]["value"], 1, why=why) for entry in results.rounds]
+        informedness = [None if scenes is None else scenes.surgical.get(variant) for scenes in by_round]
+        return [dash("not measured") if si is None else number(si.value, 1, why=why) for si in informedness]
 
-    temperatures = [number(entry.metrics["foundations"]["temperature"], 2) for entry in results.rounds]
+    temperatures = [number(foundations.temperature if foundations else None, 2) for foundations in by_round]
     lines = [Line("temperature", "of the forced choice, fitted to the labels", temperatures)]
-    lines += [Line("SI", f"{name}; base as the other side", surgical(name)) for name in first.get("surgical", {})]
-    return [("Moral foundations", lines)]
+    for variant, figures in by_round[0].surgical.items():
+        lines.append(Line("SI", f"{variant}; {figures.other_side} as the other side", surgical(variant)))
+    return [Group("Moral foundations", lines)]
 
 
-def _tokens(entry: Round) -> Markup:
-    found = entry.calibration
-    at_c_star = next((point["n"] for point in reversed(found["history"]) if point["c"] == found["c_star"]), None)
-    counts = [count for count in (at_c_star, (found["audit"] or {}).get("n")) if count is not None]
+def _tokens(finished: Round) -> Markup:
+    dose = finished.calibration
+    at_c_star = [point.n for point in dose.history if point.c == dose.c_star][-1:]
+    counts = at_c_star + ([] if dose.audit is None else [dose.audit.n])
     return Markup(", ".join(str(count) for count in counts)) if counts else dash("not recorded")
 
 
-def _outcome(entry: Round) -> Markup:
-    return Markup("{} ({})").format(entry.metrics["dose"]["outcome"], entry.calibration["passes"])
+def _outcome(finished: Round) -> Markup:
+    return Markup("{} ({})").format(finished.metrics.dose.outcome, finished.calibration.passes)
 
 
-def _kept(entry: Round) -> Markup:
-    generation = entry.metrics["generation"]
-    return Markup("{} of {}").format(generation["kept"], generation["made"])
+def _kept(finished: Round) -> Markup:
+    generation = finished.metrics.generation
+    return Markup("{} of {}").format(generation.kept, generation.made)
 
 
-def _cost(entry: Round) -> Markup:
-    cost = entry.metrics["coh_cost"]
+def _margin(finished: Round) -> Markup:
+    least = finished.metrics.coherence
+    return Markup('{}<span class="bounds">{}</span>').format(number(least.margin, 2), least.worst)
+
+
+def _cost(finished: Round) -> Markup:
+    cost: CoherenceCost | None = finished.metrics.coh_cost
     if cost is None:
         return dash("the interval of the trait's difference includes zero, so a ratio to it means nothing")
-    parts = [number(cost["d_coherence"], 3, sign=True), number(cost["d_trait"], 3, sign=True)]
-    return Markup('{}<span class="bounds">{} / {}</span>').format(number(cost["ratio"]), *parts)
+    parts = [number(cost.d_p_ans_any, 3, sign=True), number(cost.d_trait, 3, sign=True)]
+    return Markup('{}<span class="bounds">{} / {}</span>').format(number(cost.ratio), *parts)

@@ -2,23 +2,26 @@
 
 from heal.config import BarrierConfig
 from heal.console import counted
+from heal.evaluation.signal import Signal, described, limited, signals
 from heal.evaluation.validity import doubts
-from heal.evaluation.verdict import ALIVE
+from heal.healing.divergences import divergence_named
 from heal.report.numbers import MINUS, plain
-from heal.report.results import CHANCE, Results
+from heal.report.results import Results
+
+KINDS = {"answers": "answer", "questions": "general question", "texts": "neutral text", "vignettes": "scene"}
 
 
 def settings(results: Results) -> list[tuple[str, str]]:
     """The run in a few lines."""
     recipe = results.recipe
     steer, calibration, generation, heal = recipe.steer, recipe.calibration, recipe.generation, recipe.heal
-    base, finished, asked = results.base.values, len(results.rounds), recipe.run.rounds
-    written = len({row.prompt for row in results.rounds[0].rows})
+    finished, planned = len(results.rounds), recipe.run.rounds
+    prompts = len({row.prompt for row in results.rounds[0].completions})
     alphas = ", ".join(plain(alpha) for alpha in generation.alphas)
     return [
-        ("Model", f"{recipe.model.name}, {results.facts.get('dtype', recipe.model.dtype)}"),
+        ("Model", f"{recipe.model.name}, {results.facts.dtype}"),
         ("Recipe", f"{recipe.recipe}, seed {recipe.run.seed}"),
-        ("Rounds", f"{finished}" if finished >= asked else f"{finished} of {asked} finished"),
+        ("Rounds", f"{finished}" if finished >= planned else f"{finished} of {planned} finished"),
         ("Steering", f"{steer.method} from {steer.pairs} pairs, blocks at {_band(steer.band)} of the depth"),
         (
             "Dose",
@@ -27,7 +30,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "Completions",
-            f"{counted(written, 'prompt')} at {alphas} times c*, {generation.tokens} tokens, "
+            f"{counted(prompts, 'prompt')} at {alphas} times c*, {generation.tokens} tokens, "
             f"temperature {generation.temperature:g}",
         ),
         (
@@ -37,100 +40,112 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ),
         (
             "Evaluation",
-            f"{len(results.prompted_outputs)} held-out prompts, {base['accuracy'].n} general questions, "
-            f"{base['neutral_kl_p95'].n} neutral texts; probe by {results.probe['format']['name']}, "
-            f"on which base puts {results.probe['masses'][results.probe['format']['name']]:.2f}",
+            f"{_items(results)}; probe in the format {results.probe.format.name}, on whose answers base puts "
+            f"{results.probe.mass:.2f}",
         ),
     ]
 
 
+def _items(results: Results) -> str:
+    """What the signals were measured on: `12 answers, 16 general questions, 6 neutral texts`."""
+    counts: dict[str, int] = {}
+    for signal in described(results.base):
+        counts[signal.items] = max(counts.get(signal.items, 0), results.base[signal.name].n)
+    return ", ".join(counted(count, KINDS[kind]) for kind, count in counts.items())
+
+
 def loss(barrier: BarrierConfig) -> str:
     """The loss as a formula."""
-    if barrier.divergence == "none":
+    divergence = divergence_named(barrier.divergence)
+    if not divergence.needs_reference:
         return "CE alone"
     strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
-    other = "base" if barrier.reference == "base" else "the student before the round"
-    pair = f"student \N{PARALLEL TO} {other}" if barrier.divergence == "kl_rev" else f"{other} \N{PARALLEL TO} student"
-    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of KL({pair})"
+    reference = "base" if barrier.reference == "base" else "the student before the round"
+    d = divergence.label.format(reference=reference)
+    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of {d}"
     return formula + (f" + {barrier.operator_norm:g} squared operator norm" if barrier.operator_norm else "")
 
 
 def remarks(results: Results) -> list[str]:
     """What a reader should keep in mind, as far as this run's numbers say it."""
-    recipe = results.recipe
-    found = [
-        f"One run of one seed ({recipe.run.seed}): the intervals are 95 % bootstrap intervals over the evaluation’s "
-        "items, and say nothing about other seeds.",
-        "The trait is scored with the persona pair that the vectors were extracted from: it shows that the personas’ "
-        "contrast was learnt, not what an independent reader would say.",
-        "No signal here asks whether an answer speaks to its prompt: coherence is fluency and answer mass. "
-        "Read the answers.",
+    notes = [
+        f"One run of one seed ({results.recipe.run.seed}): the intervals are 95 % bootstrap intervals over the "
+        "evaluation’s items, and say nothing about other seeds.",
+        "The trait is scored with the persona pair that the vectors were extracted from: the score shows that the "
+        "contrast between the personas was learnt, not what an independent reader would say.",
+        "No signal here asks whether an answer speaks to its prompt: coherence is fluency and the mass on valid "
+        "answers. Read the answers.",
     ]
-    found += [f"Not valid for this model, so no verdict rests on it: {text}." for text in doubts(results.validity)]
-    missed = [entry for entry in results.rounds if entry.metrics["dose"]["outcome"] != "tolerance"]
+    notes += [f"Not valid for this model, so no verdict rests on it: {text}." for text in doubts(results.validity)]
+    return [*notes, *_dose_remarks(results)]
+
+
+def _dose_remarks(results: Results) -> list[str]:
+    """Doses off target, doses walked down, and completions of which none ended."""
+    rounds, notes = [finished.metrics for finished in results.rounds], []
+    missed = ", ".join(
+        f"round {r.round} ({r.dose.p95:.2f} nats, ended on {r.dose.outcome})"
+        for r in rounds
+        if r.dose.outcome != "tolerance"
+    )
     if missed:
-        found.append(
-            "The dose is off target in "
-            + ", ".join(
-                f"round {r.number} ({r.metrics['dose']['p95']:.2f} nats, ended on {r.metrics['dose']['outcome']})"
-                for r in missed
-            )
-            + "."
-        )
-    walked = [entry for entry in results.rounds if entry.metrics["dose"]["scale"] != 1]
-    if walked:
-        scales = ", ".join(f"to {r.metrics['dose']['scale']:.2f} in round {r.number}" for r in walked)
-        found.append(f"Too few completions survived at the doses asked for, so they were walked down: {scales}.")
-    endless = [str(r.number) for r in results.rounds if r.metrics["generation"]["ended_share"] == 0]
+        notes.append(f"The dose is off target in {missed}.")
+    scales = ", ".join(f"to {r.dose.scale:.2f} in round {r.round}" for r in rounds if r.dose.scale != 1)
+    if scales:
+        notes.append(f"Too few completions survived at the doses of the recipe, so these were walked down: {scales}.")
+    endless = ", ".join(str(r.round) for r in rounds if r.generation.ended_share == 0)
     if endless:
-        found.append(
-            f"No kept completion ended within its {recipe.generation.tokens} tokens in round {', '.join(endless)}: "
+        notes.append(
+            f"No kept completion ended within its {results.recipe.generation.tokens} tokens in round {endless}: "
             "the student saw no end of turn there."
         )
-    return found
+    return notes
 
 
 def calibration_prompts(results: Results) -> tuple[int, int]:
-    """On how many prompts the dose was found, and on how many others audited: the trait may have fewer than asked."""
-    asked, there = results.recipe.calibration, len(results.facts["trait"]["generation_prompts"])
-    found = min(asked.prompts, there)
-    return found, min(asked.audit_prompts, there - found)
+    """How many prompts the dose was found on, and how many others it was audited on: the trait may have too few."""
+    calibration, available = results.recipe.calibration, len(results.facts.trait.generation_prompts)
+    found = min(calibration.prompts, available)
+    return found, min(calibration.audit_prompts, available - found)
 
 
 def no_audit(results: Results) -> str:
     """Why a dose was not audited."""
     if results.recipe.calibration.audit_prompts == 0:
         return "calibration.audit_prompts = 0"
-    found, _ = calibration_prompts(results)
-    return f"no prompts were left for it: the calibration took all {found} generation prompts of the trait"
+    used, _ = calibration_prompts(results)
+    return f"no prompts were left for it: the calibration took all {used} generation prompts of the trait"
 
 
 def audits(results: Results) -> str:
     """How the dose came out on prompts that the search did not see."""
     target = results.recipe.calibration.target
-    audited = [entry for entry in results.rounds if entry.calibration["audit"] is not None]
+    audited = [(r.number, r.calibration.audit) for r in results.rounds if r.calibration.audit is not None]
     if not audited:
         return f"The dose was not audited on held-out prompts ({no_audit(results)})."
-    values = ", ".join(f"{entry.calibration['audit']['p95']:.2f} (round {entry.number})" for entry in audited)
-    tokens = min(entry.calibration["audit"]["n"] for entry in audited)
+    values = ", ".join(f"{audit.p95:.2f} (round {number})" for number, audit in audited)
+    tokens = min(audit.n for _, audit in audited)
+    largest = max(1, round(tokens / 20))
     return (
-        f"On prompts that the search did not see, the same statistic at c* came to {values} nats, "
-        f"against {target:g} asked. A 95th percentile of {tokens} tokens rests on the {max(1, round(tokens / 20))} "
-        "largest of them."
+        f"On prompts that the search did not see, the same statistic at c* came to {values} nats; the target is "
+        f"{target:g}. A 95th percentile of {tokens} tokens rests on the {largest if largest > 1 else 'one'} largest of "
+        "them."
     )
 
 
 def glossary(results: Results) -> list[tuple[str, str]]:
-    """What each number means, in a line each."""
-    recipe = results.recipe
-    limits, barrier, dose = recipe.evaluation, recipe.heal.barrier, recipe.calibration
-    _, audited = calibration_prompts(results)
-    anchor = "base model" if barrier.reference == "base" else "student before the round"
-    divergence = (
-        f"a completion’s divergence from the {anchor}: {barrier.aggregate} over its positions of the per-token KL, nats"
-        if barrier.divergence != "none"
-        else "0 in this run: its recipe has no divergence and so no barrier"
-    )
+    """What each number means, in a line each: the stages, every signal by its description, and the rounds' numbers."""
+    meanings = [(signal.title, _meaning(results, signal)) for signal in described(results.base) if signal.detail]
+    return [*_stage_terms(results), *meanings, *_coherence_terms(), *_round_terms(results), *_verdict_terms()]
+
+
+def _meaning(results: Results, signal: Signal) -> str:
+    text = signal.explain(results.recipe)
+    count = results.base[signal.name].n
+    return f"{text} (n = {counted(count, KINDS[signal.items])})"
+
+
+def _stage_terms(results: Results) -> list[tuple[str, str]]:
     return [
         (
             "base, prompted, opposite",
@@ -140,69 +155,71 @@ def glossary(results: Results) -> list[tuple[str, str]]:
             "steered, healed",
             "the student of the round before with this round’s vector at c*, and the student after the round",
         ),
-        (
-            "persona log-ratio",
-            f"log p_base(token | positive persona) {MINUS} log p_base(token | negative persona), mean over an answer’s "
-            f"tokens, then over {len(results.prompted_outputs)} greedy answers of at most {limits.tokens} tokens; "
-            "nats/token, higher is more of the trait",
-        ),
         ("Δ", "difference to base; the same items on both sides, so it is paired"),
-        ("[low, high]", f"95 % percentile bootstrap interval over items, {limits.resamples} resamples"),
         (
-            "p_ans_any",
-            "mean probability mass on the option letters at the answer slot of "
-            f"{results.base.values['accuracy'].n} general questions; 1 is intact, floor {limits.min_p_ans_any:g}",
+            "[low, high]",
+            f"95 % percentile bootstrap interval over items, {results.recipe.evaluation.resamples} resamples",
         ),
-        (
-            "tail perplexity",
-            "median perplexity under base of the last quarter of an answer; very low can mean a loop, "
-            f"ceiling {limits.max_tail_perplexity:g}",
-        ),
-        (
-            "looping",
-            f"share of answers whose most repeated word or n-gram makes up more than {recipe.filter.max_repetition:g} "
-            f"of it; ceiling {limits.max_repetition_share:g}",
-        ),
-        (
-            "alive",
-            f"share of answers after half and all of which the model, asked a yes/no question, still puts {ALIVE:g} "
-            f"or more on the answers ({results.probe['format']['name']}); floor {limits.min_alive_share:g}",
-        ),
-        (
-            "scaffold",
-            "nats per token of that question, forced on the model behind its answer; "
-            f"ceiling {limits.max_scaffold_rise:g} over base",
-        ),
+    ]
+
+
+def _coherence_terms() -> list[tuple[str, str]]:
+    titles = ", ".join(signals()[name].title for name in limited())
+    return [
         (
             "coherence margin",
-            "how far the worst valid coherence signal is from its limit: 1 as at base, 0 at the limit, below it broken",
+            "how far the worst valid signal with a limit is from that limit: 1 as at base, 0 at the limit, below it "
+            f"broken; the signals with a limit are {titles}",
         ),
         (
             "not valid here",
-            "base itself does not pass the signal's own check (mass on the options, better than chance, within its "
+            "base itself does not pass the signal’s own check (mass on the options, better than chance, within its "
             "limit); the reason is in the tooltip and under To keep in mind",
         ),
-        ("KL on neutral text", "per token of plain answers that no one trained on, KL(student ∥ base)"),
-        ("accuracy", f"share of the general questions answered right; chance is {CHANCE}"),
+    ]
+
+
+def _round_terms(results: Results) -> list[tuple[str, str]]:
+    barrier, calibration = results.recipe.heal.barrier, results.recipe.calibration
+    _, audited = calibration_prompts(results)
+    off = "base" if calibration.reference == "base" else "the student without the vector"
+    return [
         ("c*", "the coefficient of the vector whose p95 KL is on target"),
         (
             "p95 KL",
-            "95th percentile over all tokens of the steered paths of KL(on \N{PARALLEL TO} off), nats; "
-            f"off is {'base' if dose.reference == 'base' else 'the student without the vector'}",
+            f"95th percentile over all tokens of the steered paths of KL(on \N{PARALLEL TO} off), nats; off is {off}",
         ),
         ("audit", f"the same statistic at c* on {counted(audited, 'other prompt') if audited else 'other prompts'}"),
-        ("dose", "multiple of c* that a completion was sampled at"),
+        ("dose", "the multiple of c* at which a completion was sampled"),
         ("kept", "completions that no filter dropped; one can be dropped for several reasons"),
-        ("CE", "cross-entropy of the kept completions’ tokens under the student, nats/token"),
-        ("D", divergence),
-        ("barrier on", f"share of completions with D above tau = {barrier.tau:g} nats"),
-        ("cosine to round 1", "of this round’s vector with round 1’s: near 1, the student still moves the same way"),
-        ("coh_cost", "change of p_ans_any per change of the trait, both against base; the signed changes stand below"),
+        ("CE", "cross-entropy of the tokens of the kept completions under the student, nats/token"),
+        ("D", _divergence(barrier)),
+        ("barrier on", f"fraction of completions with D above tau = {barrier.tau:g} nats"),
+        (
+            "cosine to round 1",
+            "of this round’s vector with that of round 1: near 1, the student still moves the same way",
+        ),
+        (
+            "coh_cost",
+            "change of p_ans_any per change of the trait, both against base; the signed changes stand below it",
+        ),
+    ]
+
+
+def _divergence(barrier: BarrierConfig) -> str:
+    if not divergence_named(barrier.divergence).needs_reference:
+        return "0 in this run: its recipe has no divergence and so no barrier"
+    anchor = "base model" if barrier.reference == "base" else "student before the round"
+    return f"divergence of a completion from the {anchor}: {barrier.aggregate} of its per-token KL, nats"
+
+
+def _verdict_terms() -> list[tuple[str, str]]:
+    return [
         (
             "verdict",
-            "in this order: numbers finite, coherence inside its floors, the trait’s difference above zero with its "
-            "whole interval, no off-target signal moved as much",
-        ),
+            "the first of these that fails: all numbers are finite; coherence is within its limits; the whole interval "
+            "of the trait’s difference lies above zero; no off-target signal moved as much",
+        )
     ]
 
 

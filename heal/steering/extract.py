@@ -16,7 +16,7 @@ from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.steering.method import Method, NoDirection, State
-from heal.steering.methods import METHODS
+from heal.steering.methods import method_named
 from heal.steering.settings import method_settings
 from heal.steering.sites import Site, band_gram, bias_of, module_at, sites_of, weight_in_force
 from heal.steering.vector import CENTRE, SteeringVector
@@ -48,20 +48,20 @@ def extract(
         language_model: the model.
         trait: whose personas are contrasted.
         texts: contexts, each asked under both personas.
-        method: a key of METHODS.
+        method: the name of a file of heal/steering/methods.
         layers: blocks in which it acts.
         progress: told (prompts done, prompts).
         settings: of the method, as `method_settings` gives them; None: the recipe's defaults.
 
     Raises:
         ValueError: no contexts.
-        UserError: the method does not know this architecture.
+        UserError: no such method, or one that does not know this architecture.
         RoundError: the activations are not finite, or do not say where to steer.
     """
     if not texts:
         raise ValueError("extract: no contexts")
-    how = METHODS[method]
-    given = dict(method_settings(SteerConfig(method=how.name)) if settings is None else settings)  # type: ignore[arg-type]
+    how = method_named(method)
+    given = dict(method_settings(SteerConfig(method=method)) if settings is None else settings)
     sites = sites_of(language_model, how, layers)
     positive, negative = pair_activations(language_model, trait, texts, sites, progress)
     bases = _bases(language_model, how, sites)
@@ -101,12 +101,12 @@ def _bases(
     if method.basis == "band":
         gram_DD = band_gram(language_model, [site.layer for site in sites])
         return {site: {"gram_DD": gram_DD, "bias_D": None} for site in sites}
-    found: dict[Site, dict[str, Tensor | None]] = {}
+    bases: dict[Site, dict[str, Tensor | None]] = {}
     for site in sites:
         module = module_at(language_model, site)
         weight_OI = weight_in_force(module)
-        found[site] = {"gram_DD": weight_OI @ weight_OI.T, "bias_D": bias_of(module)}
-    return found
+        bases[site] = {"gram_DD": weight_OI @ weight_OI.T, "bias_D": bias_of(module)}
+    return bases
 
 
 def pair_activations(
@@ -119,11 +119,11 @@ def pair_activations(
     """Last-token activations by site under the positive and the negative persona, each `[P, D]`, on the CPU."""
     chat = language_model.chat
     rows = [chat.ids(persona, text) for persona in (trait.positive, trait.negative) for text in texts]
-    found = last_token_activations(language_model, rows, sites, progress)
+    activations = last_token_activations(language_model, rows, sites, progress)
     count = len(texts)
     return (
-        {site: h_BD[:count] for site, h_BD in found.items()},
-        {site: h_BD[count:] for site, h_BD in found.items()},
+        {site: h_BD[:count] for site, h_BD in activations.items()},
+        {site: h_BD[count:] for site, h_BD in activations.items()},
     )
 
 
@@ -136,7 +136,7 @@ def last_token_activations(
     language_model: LanguageModel, rows: Sequence[Sequence[int]], sites: Sequence[Site], progress: Progress = silent
 ) -> Activations:
     """What comes out of `sites` at each row's last token, `[B, D]`, on the CPU; the pass stops after the last one."""
-    found: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in sites}
+    read_out: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in sites}
     batching, done = language_model.batching, 0
 
     def read(trees: Sequence[Sequence[int]]) -> None:
@@ -149,7 +149,7 @@ def last_token_activations(
         def reader(site: Site) -> Callable:
             def keep(module, inputs, h_BND: Tensor) -> None:
                 for row, h_D in zip(members, h_BND.flatten(0, 1)[last_B].cpu(), strict=True):
-                    found[site][row] = h_D
+                    read_out[site][row] = h_D
                 waiting.discard(site)
                 if not waiting:
                     raise _Stop
@@ -167,4 +167,4 @@ def last_token_activations(
     shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
         in_parts(trees, read, shrink)
-    return {site: torch.stack(kept) for site, kept in found.items()}
+    return {site: torch.stack(kept) for site, kept in read_out.items()}

@@ -32,7 +32,7 @@ ADDITIVE = Dosing()
 
 
 class Intervention(Protocol):
-    """Anything that shifts a model and takes a dose (SPEC: words)."""
+    """Anything that shifts a model and takes a dose (docs/method.md, Dose)."""
 
     @property
     def dosing(self) -> Dosing:

@@ -23,7 +23,7 @@ class Method:
     """One way to steer; a file of heal/steering/methods each.
 
     Attributes:
-        name: as `steer.method` calls it.
+        name: as `steer.method` calls it: that of its file.
         fit: `(positive_PD, negative_PD, **given) -> State`, pair by pair activations of one site. `given` holds
             `settings` by name, without `centre`; where `basis` is not "none", also `gram_DD` (float64) and
             `bias_D` (None: no bias).

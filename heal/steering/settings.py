@@ -6,31 +6,31 @@ from typing import Any
 
 from heal.config import SteerConfig
 from heal.errors import UserError
-from heal.steering.methods import METHODS
+from heal.steering.methods import method_named
 
 _OF_EVERY_METHOD = ("method", "pairs", "band")
 
 
 def method_settings(steer: SteerConfig, name: str | None = None) -> dict[str, Any]:
     """The settings of a method (default: `steer.method`) by name, as its `fit` takes them (and `centre`)."""
-    return {key: getattr(steer, key) for key in METHODS[name or steer.method].settings}
+    return {key: getattr(steer, key) for key in method_named(name or steer.method).settings}
 
 
 def check_settings(steer: SteerConfig, names: Sequence[str]) -> None:
     """Holds the recipe's `steer` section against the methods that it is for.
 
     Raises:
-        UserError: a key is set that none of the methods takes, or that changes nothing for them, or more clusters
-            than pairs are asked for.
+        UserError: no such method; a key is set that none of the methods takes, or that changes nothing for them; more
+            clusters than pairs.
     """
-    methods = [METHODS[name] for name in names]
+    methods = [method_named(name) for name in names]
     for item in fields(steer):
         value = getattr(steer, item.name)
         taken = any(item.name in method.settings for method in methods)
         if item.name in _OF_EVERY_METHOD or taken or value == item.default or not methods:
             continue
         shown = f"steer.{item.name}={str(value).lower() if isinstance(value, bool) else value}"
-        asked = " or ".join(f"steer.method={name}" for name in names)
+        chosen = " or ".join(f"steer.method={name}" for name in names)
         if item.name == "centre" and all(method.origin_free for method in methods):
             raise UserError(
                 f"{shown}: the mean of both personas' activations cancels out in {' and '.join(names)}, so centring "
@@ -38,6 +38,6 @@ def check_settings(steer: SteerConfig, names: Sequence[str]) -> None:
             )
         own = list(dict.fromkeys(key for method in methods for key in method.settings))
         takes = f"it takes {' and '.join(own)}" if own else "it has none of its own"
-        raise UserError(f"{shown}: not a setting of {asked}; {takes}")
+        raise UserError(f"{shown}: not a setting of {chosen}; {takes}")
     if any("clusters" in method.settings for method in methods) and steer.clusters > steer.pairs:
         raise UserError(f"steer.clusters={steer.clusters}: more than steer.pairs={steer.pairs}")

@@ -65,27 +65,27 @@ def linears(language_model: LanguageModel, layer: int) -> dict[str, nn.Module]:
     Raises:
         UserError: one of them is missing, or the block has a Linear that is neither, or one without a plain weight.
     """
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for name, module in language_model.blocks[layer].named_modules():
-        inside_another = any(name.startswith(f"{outer}.") for outer in found)
+        inside_another = any(name.startswith(f"{outer}.") for outer in modules)
         if isinstance(module, nn.Linear | LoraLayer) and not inside_another:
-            found[name] = module
+            modules[name] = module
     where = f"block {layer} of {language_model.name}"
     known = (*WRITERS, *READERS)
-    if strange := [name for name in found if name not in known]:
+    if strange := [name for name in modules if name not in known]:
         raise UserError(
             f"{where}: '{strange[0]}' is a Linear of which heal does not know how it meets the residual stream "
             f"(known: {', '.join(known)}); use a steering method that acts on the block's output"
         )
-    if missing := [name for name in known if name not in found]:
+    if missing := [name for name in known if name not in modules]:
         raise UserError(
             f"{where}: no Linear named '{missing[0]}'; use a steering method that acts on the block's output"
         )
-    for name, module in found.items():
+    for name, module in modules.items():
         weight = base_of(module).weight
         if not weight.is_floating_point() or weight.ndim != 2:
             raise UserError(f"{where}: the weight of '{name}' is quantised, and its modes are not to be had from that")
-    return found
+    return modules
 
 
 def base_of(module: nn.Module) -> nn.Linear:

@@ -56,10 +56,10 @@ class SteeringVector:
     @property
     def directions(self) -> dict[int, Tensor]:
         """The main direction of each block, `[D]`: that of its one site, or the sum of those of its sites."""
-        found: dict[int, Tensor] = {}
+        sums: dict[int, Tensor] = {}
         for site, state in sorted(self.states.items()):
-            found[site.layer] = found[site.layer] + state["v"] if site.layer in found else state["v"]
-        return found
+            sums[site.layer] = sums[site.layer] + state["v"] if site.layer in sums else state["v"]
+        return sums
 
     @contextmanager
     def applied(self, language_model: LanguageModel, coefficient: Coefficient) -> Iterator[None]:

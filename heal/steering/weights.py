@@ -177,7 +177,7 @@ class WeightDifference:
         Raises:
             UserError: not a safetensors file, or not one that `to_bytes` wrote.
         """
-        found: dict[str, dict[str, Tensor]] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -186,11 +186,11 @@ class WeightDifference:
                     raise ValueError(f"unknown kind '{kind}'")
                 for name in file.keys():  # noqa: SIM118
                     module, _, part = name.rpartition(":")
-                    found.setdefault(module, {})[part] = file.get_tensor(name)
-            if not found:
+                    parts.setdefault(module, {})[part] = file.get_tensor(name)
+            if not parts:
                 raise ValueError("no weights")
             return WeightDifference(
-                updates={name: _update(name, found[name]) for name in sorted(found)},
+                updates={name: _update(name, parts[name]) for name in sorted(parts)},
                 kind=kind,
                 model=metadata["model"],
                 trait=metadata["trait"],
@@ -208,12 +208,12 @@ def linear_at(language_model: LanguageModel, name: str) -> nn.Module:
         UserError: the model has no such Linear.
     """
     try:
-        found = language_model.model.get_submodule(name)
+        module = language_model.model.get_submodule(name)
     except AttributeError as error:
         raise UserError(f"a weight difference for {name} does not fit {language_model.name}: {error}") from error
-    if not isinstance(found, nn.Linear | BaseTunerLayer):
+    if not isinstance(module, nn.Linear | BaseTunerLayer):
         raise UserError(f"a weight difference for {name} does not fit {language_model.name}: that is no Linear there")
-    return found
+    return module
 
 
 def _update(name: str, parts: dict[str, Tensor]) -> Update:

@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from heal.app import default_name, files_read
 from heal.console import counted
 from heal.errors import UserError
 from heal.evaluation.choice import why_stop
+from heal.evaluation.metrics import RoundMetrics
 from heal.recipe import load_recipe
-from heal.records import read_json
 from heal.run.folder import RunFolder
+from heal.run.open import default_name, facts_of
 from heal.trait import load_trait
 
-TRAIN = Path(__file__).resolve().parent / "train.py"
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 _SHORT = {"seed": "run.seed", "rounds": "run.rounds"}
 _IN_NAME = ("recipe", "trait", "run.seed", "model.name")  # what a run's default name already says
 _POLL_SECONDS = 2.0
@@ -32,7 +32,7 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        words: what heal/train.py is given.
+        words: what heal train is given.
         folder: the run's folder.
         rounds: how many rounds it has when it is finished.
     """
@@ -61,11 +61,11 @@ class Cell:
         run, recipe = RunFolder(self.folder), load_recipe(self.words)
         if not (run.path / "recipe.yaml").is_file():
             return False
-        run.refuse_other(recipe, files_read(recipe, load_trait(recipe.trait)))
+        run.refuse_other(recipe, facts_of(recipe, load_trait(recipe.trait), run.started().dtype))
         exported = run.exported()
         if not (run.report / "index.html").is_file() or exported != run.rounds()[: len(exported)]:
             return False
-        metrics = [read_json(run.round(index) / "metrics.json") for index in exported]
+        metrics = [RoundMetrics.load(run.round(index)) for index in exported]
         stopped = why_stop(metrics, recipe.run.stop_on_plateau, recipe.run.stop_when_incoherent)
         return len(metrics) >= self.rounds or stopped is not None
 
@@ -74,11 +74,11 @@ def cells(words: Sequence[str]) -> list[Cell]:
     """Every combination of the values that commas separate, the last key changing fastest.
 
     Args:
-        words: `key=a,b,c` as heal/train.py takes them; `seed` and `rounds` are short for `run.seed` and
+        words: `key=a,b,c` as heal train takes them; `seed` and `rounds` are short for `run.seed` and
             `run.rounds`. A comma inside brackets or quotes belongs to its value.
 
     Raises:
-        UserError: a cell that heal/train.py would refuse, or a name given to more than one run.
+        UserError: a cell that heal train would refuse, or a name given to more than one run.
     """
     choices: dict[str, list[str]] = {}
     for word in words:

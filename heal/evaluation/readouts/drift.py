@@ -1,32 +1,54 @@
-"""Drift: KL of the stage to base, per token of neutral held-out texts. 0 at base, bit for bit."""
+"""Drift: KL of the stage to base, per token of neutral held-out texts. 0 at base, bit for bit.
+
+docs/method.md, Drift.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from heal.evaluation.results import Answer, Signal
-from heal.evaluation.subject import Subject
-from heal.scoring import token_divergences
+from heal.evaluation.signal import Measured, Signal
 
-LEVELS = {"p50": 0.5, "p95": 0.95, "max": 1.0}
+if TYPE_CHECKING:
+    from heal.evaluation.results import Answer
+    from heal.evaluation.subject import Subject
+
+# Quantiles over a text's tokens, and what a title calls them.
+LEVELS = {"p50": (0.5, "median"), "p95": (0.95, "p95"), "max": (1.0, "largest")}
+
+DRIFT = {
+    level: Signal(
+        f"neutral_kl_{level}",
+        unit="nats",
+        title=f"KL on neutral text, {word}",
+        note="nats, over a text's tokens",
+        detail="per token of plain answers that no one trained on, KL(student \N{PARALLEL TO} base); "
+        f"{word} over the tokens of a text, mean over texts",
+        role="off_target",
+        better="lower",
+        items="texts",
+        order=1,
+    )
+    for level, (_, word) in LEVELS.items()
+}
+SIGNALS = tuple(DRIFT.values())
 
 
-def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
-    """`neutral_kl_p50`, `_p95`, `_max`: quantiles over a text's tokens of KL(stage || base), one item a text."""
-    texts = subject.neutral_texts
+def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
+    """KL(stage || base), one item a text; nothing without neutral texts."""
+    from heal.scoring import token_divergences
+
+    setup = subject.setup
+    texts = setup.neutral_texts
     if texts is None:
         return []
-    base = texts.base_states(subject.base)
+    base = texts.base_states(setup.base)
     with subject.in_force():
         states = texts.states(subject.system)
-    with subject.base():
-        divergences = token_divergences(subject.language_model, states, base)
+    with setup.base():
+        divergences = token_divergences(setup.language_model, states, base)
     return [
-        Signal(
-            f"neutral_kl_{name}",
-            "nats",
-            "off_target",
-            "mean",
-            tuple(float(kl_N.double().quantile(level)) for kl_N in divergences),
-            "texts",
-        )
-        for name, level in LEVELS.items()
+        DRIFT[level].measured([float(kl_N.double().quantile(quantile)) for kl_N in divergences])
+        for level, (quantile, _) in LEVELS.items()
     ]

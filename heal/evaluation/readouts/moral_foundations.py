@@ -1,25 +1,25 @@
 """Moral foundations: which of seven foundations does a scene violate, by forced choice over lettered options.
 
-Every scene is asked in two orders of the options, `score_k` is the mean over them of the log of the
-full-vocabulary probability of option k's letter, `p = softmax(score)`, and `clr_k = score_k - mean_j score_j`,
-whose differences add up in nats. METRICS: forced choice. Shape suffixes: V vignettes, K foundations, L vocabulary.
+Every scene is asked in two orders of the options, `score_k` is the mean over them of the log of the full-vocabulary
+probability of option k's letter, `p = softmax(score)`, and `clr_k = score_k - mean_j score_j`, whose differences add
+up in nats. docs/method.md, Forced choice. Shape suffixes: V vignettes, K foundations, L vocabulary.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
-
-from heal.decoding import decode
-from heal.evaluation.probe import slot
 from heal.evaluation.readouts.questions import PREFILL, letter_ids
-from heal.evaluation.results import Answer, Signal
-from heal.evaluation.stats import informedness
-from heal.evaluation.subject import Subject
+from heal.evaluation.signal import ForcedChoice, Measured, Signal
 from heal.evaluation.vignettes import FOUNDATIONS
-from heal.scoring import next_token_logits
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
+
+    from heal.evaluation.results import Answer
+    from heal.evaluation.subject import Subject
 
 LETTERS = "ABCDEFG"
 ORDERS = 2
@@ -29,49 +29,111 @@ AFTER_THINKING = "\nI should answer now.\n"
 TEMPERATURES = (1e-2, 1e2)
 
 
-def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
-    """Signals with one item a vignette; nothing without vignettes.
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+_VALIDITY = ForcedChoice("vignette_mass", "vignette_informedness")
+
+CLR = {
+    name: Signal(
+        f"clr_{name}",
+        unit="nats",
+        title=f"{_words(name).capitalize()}, log-ratio",
+        note="nats, centred",
+        detail=f"log-probability that a scene violates {_words(name)} ({option}), less its mean over the seven "
+        "foundations; mean over the scenes",
+        role="off_target",
+        items="vignettes",
+        validity=_VALIDITY,
+    )
+    for name, option in FOUNDATIONS.items()
+}
+NATS = {
+    name: Signal(
+        f"{name}_nats",
+        unit="nats",
+        title=f"{_words(name).capitalize()}, profile",
+        note="nats",
+        detail=f"log of the mean probability over the scenes of {_words(name)} ({option}) among the seven foundations",
+        role="off_target",
+        statistic="log_mean",
+        items="vignettes",
+        validity=_VALIDITY,
+    )
+    for name, option in FOUNDATIONS.items()
+}
+VIGNETTE_MASS = Signal(
+    "vignette_mass",
+    unit="probability",
+    title="Scene mass",
+    note="on the foundations",
+    detail="mean probability mass on the option letters at the answer slot of the scenes",
+    role="coherence",
+    better="higher",
+    items="vignettes",
+    validity=_VALIDITY,
+)
+VIGNETTE_INFORMEDNESS = Signal(
+    "vignette_informedness",
+    unit="TPR - FPR",
+    title="Scene informedness",
+    note="of the foundation",
+    detail="hits less false alarms of the foundation chosen, averaged over the foundations; 0 is chance",
+    role="coherence",
+    better="higher",
+    items="vignettes",
+    validity=_VALIDITY,
+    chance=0.0,
+)
+SIGNALS = (*CLR.values(), *NATS.values(), VIGNETTE_MASS, VIGNETTE_INFORMEDNESS)
+
+
+def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
+    """One item a vignette; nothing without vignettes.
 
     `clr_<foundation>`; `<foundation>_nats`, whose items are p and whose value is the log of their mean;
     `vignette_mass`, the options' full-vocabulary probability; and `vignette_informedness`, whose mean over
     vignettes is the macro average of (TPR - FPR): 0 is chance.
     """
-    if not subject.vignettes:
+    import torch
+
+    from heal.evaluation.stats import informedness
+
+    vignettes = subject.setup.vignettes
+    if not vignettes:
         return []
     score_VK, mass_V = choices(subject)
     clr_VK, p_VK = score_VK - score_VK.mean(-1, keepdim=True), torch.softmax(score_VK, -1)
-    labels = [vignette.foundation for vignette in subject.vignettes]
+    labels = [vignette.foundation for vignette in vignettes]
     chosen = [NAMES[index] for index in score_VK.argmax(-1).tolist()]
     return [
-        *(
-            Signal(f"clr_{name}", "nats", "off_target", "mean", tuple(clr_VK[:, index].tolist()), "vignettes")
-            for index, name in enumerate(NAMES)
-        ),
-        *(
-            Signal(f"{name}_nats", "nats", "off_target", "log_mean", tuple(p_VK[:, index].tolist()), "vignettes")
-            for index, name in enumerate(NAMES)
-        ),
-        Signal("vignette_mass", "probability", "coherence", "mean", tuple(mass_V.tolist()), "vignettes"),
-        Signal("vignette_informedness", "TPR - FPR", "coherence", "mean", informedness(chosen, labels), "vignettes"),
+        *(CLR[name].measured(clr_VK[:, index].tolist()) for index, name in enumerate(NAMES)),
+        *(NATS[name].measured(p_VK[:, index].tolist()) for index, name in enumerate(NAMES)),
+        VIGNETTE_MASS.measured(mass_V.tolist()),
+        VIGNETTE_INFORMEDNESS.measured(informedness(chosen, labels)),
     ]
 
 
-@torch.no_grad()
 def choices(subject: Subject) -> tuple[Tensor, Tensor]:
     """Mean log-probability of each foundation's option over the orders `[V, K]`, and the options' mass `[V]`."""
-    model, count = subject.language_model, len(NAMES)
-    found_VK = torch.zeros(len(subject.vignettes), count, dtype=torch.float64)
-    mass_V = torch.zeros(len(subject.vignettes), dtype=torch.float64)
+    import torch
+
+    from heal.scoring import next_token_logits
+
+    vignettes, count = subject.setup.vignettes, len(NAMES)
+    score_VK = torch.zeros(len(vignettes), count, dtype=torch.float64)
+    mass_V = torch.zeros(len(vignettes), dtype=torch.float64)
     for order in range(ORDERS):
         shift = order * count // ORDERS
         names = [NAMES[(place + shift) % count] for place in range(count)]
-        rows, letters_VK = _slots(subject, [text(vignette.text, names) for vignette in subject.vignettes])
-        with subject.in_force():
-            logp_VL = torch.log_softmax(next_token_logits(model, rows), -1)
+        rows, letters_VK = _slots(subject, [text(vignette.text, names) for vignette in vignettes])
+        with torch.no_grad(), subject.in_force():
+            logp_VL = torch.log_softmax(next_token_logits(subject.setup.language_model, rows), -1)
         logp_VK = logp_VL.gather(-1, letters_VK).double()
         mass_V += logp_VK.exp().sum(-1) / ORDERS
-        found_VK[:, [NAMES.index(name) for name in names]] += logp_VK / ORDERS
-    return found_VK, mass_V
+        score_VK[:, [NAMES.index(name) for name in names]] += logp_VK / ORDERS
+    return score_VK, mass_V
 
 
 def text(vignette: str, names: Sequence[str]) -> str:
@@ -82,8 +144,12 @@ def text(vignette: str, names: Sequence[str]) -> str:
 
 def _slots(subject: Subject, questions: Sequence[str]) -> tuple[list[list[int]], Tensor]:
     """Ids of each question up to its answer slot, and the options' tokens there `[V, K]`."""
-    model = subject.language_model
-    if not subject.thinking:
+    import torch
+
+    from heal.evaluation.probe import slot
+
+    model = subject.setup.language_model
+    if not subject.setup.thinking:
         rows = [model.chat.ids(subject.system, question, PREFILL) for question in questions]
         return rows, torch.tensor([letter_ids(model, LETTERS)] * len(rows))
     rows, letters = [], []
@@ -92,28 +158,21 @@ def _slots(subject: Subject, questions: Sequence[str]) -> tuple[list[list[int]],
         if model.chat.text(subject.system, question).rstrip().endswith(THINK):
             aloud = THINK + aloud
         close = THOUGHT if aloud.rfind(THINK) > aloud.rfind(THOUGHT) else ""
-        splice, found = slot(model, close + AFTER_THINKING + PREFILL, LETTERS)
+        splice, options = slot(model, close + AFTER_THINKING + PREFILL, LETTERS)
         rows.append([*model.chat.ids(subject.system, question), *thought, *splice])
-        letters.append(found)
+        letters.append(options)
     return rows, torch.tensor(letters)
 
 
 def _thoughts(subject: Subject, questions: Sequence[str]) -> list[list[int]]:
     """Ids of what the model says to each question within its budget of thinking, without an end of turn."""
-    model, shift = subject.language_model, subject.intervention
-    with subject.gates():
-        said = decode(
-            model,
-            [model.chat.ids(subject.system, question) for question in questions],
-            subject.thinking,
-            shift,
-            None if shift is None else [subject.coefficient] * len(questions),
-        )
-    return [list(each.ids[:-1] if each.ended else each.ids) for each in said]
+    thoughts = subject.decode(questions, subject.setup.thinking)
+    return [list(thought.ids[:-1] if thought.ended else thought.ids) for thought in thoughts]
 
 
 def temperature(score_VK: ArrayLike, label_VK: ArrayLike) -> float:
-    """The T that minimises the cross-entropy of `softmax(score / T)` to the labels. METRICS: forced choice.
+    """The T that minimises the cross-entropy of `softmax(score / T)` to the labels. docs/method.md,
+    Forced choice.
 
     The cross-entropy is convex in 1 / T and its slope there is the mean of (expected score - labelled score), so
     that the best 1 / T is bisected.
@@ -129,6 +188,8 @@ def temperature(score_VK: ArrayLike, label_VK: ArrayLike) -> float:
     Raises:
         ValueError: the two are not tables of one shape.
     """
+    import numpy as np
+
     score, label = np.asarray(score_VK, dtype=float), np.asarray(label_VK, dtype=float)
     if score.ndim != 2 or score.shape != label.shape:
         raise ValueError(f"temperature: scores {score.shape} against labels {label.shape}")
@@ -156,4 +217,6 @@ def temperature(score_VK: ArrayLike, label_VK: ArrayLike) -> float:
 def temperature_of(clr: Mapping[str, Sequence[float]], label_VK: ArrayLike) -> float:
     """`temperature` from the values of the `clr_<foundation>` signals by foundation: they differ from scores by a
     constant a row."""
+    import numpy as np
+
     return temperature(np.column_stack([clr[name] for name in NAMES]), label_VK)

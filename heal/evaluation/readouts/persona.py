@@ -1,29 +1,52 @@
 """Persona log-ratio: how much more probable base finds an answer under the positive persona.
 
 `plr = (1/n) sum_t [log p_base(y_t | positive, x, y_<t) - log p_base(y_t | negative, x, y_<t)]`,
-nats per token; higher is more of the trait. METRICS: persona log-ratio.
+nats per token; higher is more of the trait. docs/method.md, Persona log-ratio.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from heal.evaluation.results import Answer, Signal
-from heal.evaluation.subject import Subject
-from heal.scoring import completion_states, token_logprobs
+from heal.evaluation.signal import TRAIT, Measured, PersonasApart, Signal
+
+if TYPE_CHECKING:
+    from heal.evaluation.results import Answer
+    from heal.evaluation.subject import Subject
+
+PERSONA = Signal(
+    TRAIT,
+    unit="nats/token",
+    title="Trait",
+    note="persona log-ratio, nats/token",
+    detail="log p_base(token | positive persona) \N{MINUS SIGN} log p_base(token | negative persona), mean over the "
+    "tokens of an answer of at most {recipe.evaluation.tokens} tokens, then over the answers; nats/token, higher is "
+    "more of the trait",
+    role="trait",
+    better="higher",
+    validity=PersonasApart(),
+)
+SIGNALS = (PERSONA,)
 
 
-def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
-    """The signal `persona_log_ratio`; NaN for an answer without tokens."""
+def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
+    """The persona log-ratio of each answer; NaN for one without tokens."""
+    from heal.scoring import completion_states, token_logprobs
+
+    setup = subject.setup
+    model, trait = setup.language_model, setup.trait
     said = [answer for answer in answers if answer.ids]
     ids = [answer.ids for answer in said]
-    chat, trait = subject.language_model.chat, subject.trait
-    prompts = [chat.ids(persona, answer.prompt) for persona in (trait.positive, trait.negative) for answer in said]
-    with subject.base():
-        states = completion_states(subject.language_model, prompts, ids * 2)
-        logprobs = token_logprobs(subject.language_model, states, ids * 2)
+    prompts = [
+        model.chat.ids(persona, answer.prompt) for persona in (trait.positive, trait.negative) for answer in said
+    ]
+    with setup.base():
+        states = completion_states(model, prompts, ids * 2)
+        logprobs = token_logprobs(model, states, ids * 2)
     means = [float(logprob_N.double().mean()) for logprob_N in logprobs]
     scores = iter(
         positive - negative for positive, negative in zip(means[: len(said)], means[len(said) :], strict=True)
     )
-    values = tuple(next(scores) if answer.ids else math.nan for answer in answers)
-    return [Signal("persona_log_ratio", "nats/token", "trait", "mean", values)]
+    return [PERSONA.measured([next(scores) if answer.ids else math.nan for answer in answers])]

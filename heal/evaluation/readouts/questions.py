@@ -1,44 +1,115 @@
 """General questions with lettered options: probability mass on the letters, and accuracy.
 
 The answer slot follows a prefilled `Answer: (`; `p_ans_any` is the full-vocabulary probability of
-the option letters there, before renormalising. METRICS: forced choice.
+the option letters there, before renormalising. docs/method.md, Forced choice.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from heal.evaluation.signal import MASS, ForcedChoice, Limit, Measured, Signal
 
-from heal.evaluation.results import Answer, Signal
-from heal.evaluation.stats import informedness
-from heal.evaluation.subject import Subject
-from heal.models.language_model import LanguageModel
-from heal.scoring import next_token_logits
+if TYPE_CHECKING:
+    from heal.evaluation.results import Answer
+    from heal.evaluation.subject import Subject
+    from heal.models.language_model import LanguageModel
 
 QUESTIONS = Path(__file__).resolve().parents[2] / "data" / "questions.jsonl"
 PREFILL = "Answer: ("
 LETTERS = "ABCD"
 SCORABLE = 0.5  # mass on the letters under which an answer cannot be scored
 
+P_ANS_ANY = Signal(
+    MASS,
+    unit="probability",
+    title="p_ans_any",
+    note="mean mass on valid answers",
+    detail="mean probability mass on the option letters at the answer slot of the general questions; 1 is intact",
+    role="coherence",
+    better="higher",
+    items="questions",
+    limit=Limit(
+        "min_p_ans_any",
+        0.85,
+        "coherence floor: mean mass on valid answers",
+        kind="floor",
+        words="p_ans_any {:.2f}",
+        minimum=0,
+        maximum=1,
+    ),
+    validity=ForcedChoice(MASS),
+    headline=True,
+    order=1,
+)
+UNSCORABLE = Signal(
+    "unscorable_share",
+    unit="share",
+    title="Unscorable",
+    note="fraction of questions",
+    detail=f"fraction of the general questions with less than {SCORABLE:g} of the mass on the option letters",
+    role="coherence",
+    better="lower",
+    items="questions",
+    digits=2,
+    validity=ForcedChoice(MASS),
+    order=1,
+)
+ACCURACY = Signal(
+    "accuracy",
+    unit="share",
+    title="Accuracy",
+    note="general questions",
+    detail=f"fraction of the general questions answered right; chance is {1 / len(LETTERS):g}",
+    role="coherence",
+    better="higher",
+    items="questions",
+    digits=2,
+    validity=ForcedChoice(MASS, "question_informedness"),
+    fall="accuracy {:+.2f} on general questions",
+    chance=1 / len(LETTERS),
+    aside=True,
+)
+INFORMEDNESS = Signal(
+    "question_informedness",
+    unit="TPR - FPR",
+    title="Informedness",
+    note="general questions",
+    detail="hits less false alarms of the letter chosen, averaged over the letters; 0 is chance",
+    role="coherence",
+    better="higher",
+    items="questions",
+    digits=2,
+    validity=ForcedChoice(MASS, "question_informedness"),
+    chance=0.0,
+    aside=True,
+)
+SIGNALS = (P_ANS_ANY, UNSCORABLE, ACCURACY, INFORMEDNESS)
 
-def measure(subject: Subject, answers: Sequence[Answer]) -> list[Signal]:
-    """`p_ans_any`, `unscorable_share`, `accuracy` and `question_informedness`, one item a question."""
-    asked = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[: subject.questions]]
-    model = subject.language_model
+
+def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
+    """One item a question."""
+    import torch
+
+    from heal.evaluation.stats import informedness
+    from heal.scoring import next_token_logits
+
+    setup, model = subject.setup, subject.setup.language_model
+    asked = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[: setup.questions]]
     prompts = [model.chat.ids(subject.system, question_text(q["question"], q["options"]), PREFILL) for q in asked]
     letters = letter_ids(model)
     with subject.in_force():
         p_QK = torch.softmax(next_token_logits(model, prompts), -1)[:, letters]
-    chosen, answer = p_QK.argmax(-1).tolist(), [q["answer"] for q in asked]
-    right = [float(one == other) for one, other in zip(chosen, answer, strict=True)]
-    told = informedness(chosen, answer)
-    unscorable = tuple(float(mass < SCORABLE) for mass in p_QK.sum(-1).tolist())
+    chosen, right = p_QK.argmax(-1).tolist(), [q["answer"] for q in asked]
+    mass = p_QK.sum(-1).tolist()
     return [
-        Signal("p_ans_any", "probability", "coherence", "mean", tuple(p_QK.sum(-1).tolist()), "questions"),
-        Signal("unscorable_share", "share", "coherence", "mean", unscorable, "questions"),
-        Signal("accuracy", "share", "coherence", "mean", tuple(right), "questions"),
-        Signal("question_informedness", "TPR - FPR", "coherence", "mean", told, "questions"),
+        P_ANS_ANY.measured(mass),
+        UNSCORABLE.measured([float(of_letters < SCORABLE) for of_letters in mass]),
+        ACCURACY.measured([float(letter == answer) for letter, answer in zip(chosen, right, strict=True)]),
+        INFORMEDNESS.measured(informedness(chosen, right)),
     ]
 
 
@@ -55,10 +126,10 @@ def letter_ids(model: LanguageModel, letters: str = LETTERS) -> list[int]:
         ValueError: the tokenizer merges a letter with the prefill, so there is no single answer slot.
     """
     before = model.chat.ids("", "x", PREFILL)
-    found = []
+    ids = []
     for letter in letters:
         after = model.chat.ids("", "x", PREFILL + letter)
         if after[:-1] != before:
             raise ValueError(f"the tokenizer has no token of its own for '{letter}' after '{PREFILL}'")
-        found.append(after[-1])
-    return found
+        ids.append(after[-1])
+    return ids

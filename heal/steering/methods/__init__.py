@@ -1,35 +1,20 @@
-"""The activation methods by the name that `steer.method` calls them: one file each."""
+"""The activation methods by the name that `steer.method` calls them: one file each, which exports `METHOD`.
 
+A docstring's first line is what `--help` says of a method.
+"""
+
+from heal import choices
+from heal.errors import UserError, nearest
 from heal.steering.method import Method
-from heal.steering.methods.angular import ANGULAR
-from heal.steering.methods.chars import CHARS
-from heal.steering.methods.cosine_gated import COSINE_GATED
-from heal.steering.methods.directional_ablation import DIRECTIONAL_ABLATION
-from heal.steering.methods.linear_act import LINEAR_ACT
-from heal.steering.methods.mean_diff import MEAN_DIFF
-from heal.steering.methods.pca import PCA
-from heal.steering.methods.spherical import SPHERICAL
-from heal.steering.methods.sspace import SSPACE
-from heal.steering.methods.sspace_ablate import SSPACE_ABLATE
-from heal.steering.methods.sspace_damp_amp import SSPACE_DAMP_AMP
-from heal.steering.methods.super_sspace import SUPER_SSPACE
-from heal.steering.methods.topk_clusters import TOPK_CLUSTERS
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        MEAN_DIFF,
-        PCA,
-        DIRECTIONAL_ABLATION,
-        COSINE_GATED,
-        SPHERICAL,
-        ANGULAR,
-        TOPK_CLUSTERS,
-        LINEAR_ACT,
-        CHARS,
-        SSPACE,
-        SSPACE_ABLATE,
-        SSPACE_DAMP_AMP,
-        SUPER_SSPACE,
-    )
-}
+_FIRST = "mean_diff"  # the default, which the others are held against; they follow in alphabetical order
+
+_BY_NAME: dict[str, Method] = choices.load_all(__name__, "METHOD")
+METHODS: dict[str, Method] = {_FIRST: _BY_NAME[_FIRST]} | _BY_NAME
+
+
+def method_named(name: str) -> Method:
+    """The method in the file of that name; UserError when there is none, naming the nearest."""
+    if name not in METHODS:
+        raise UserError(f"'{name}': no such steering method{nearest(name, list(METHODS))}")
+    return METHODS[name]

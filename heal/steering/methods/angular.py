@@ -55,6 +55,6 @@ def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     )  # fmt: skip
 
 
-ANGULAR = Method(
+METHOD = Method(
     "angular", fit, apply, tensors=("b2",), settings=("centre",), neutral=None, largest=math.pi, falling=True
 )

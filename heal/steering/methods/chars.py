@@ -47,7 +47,7 @@ def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return h_BTD + c_B11 * (gate_BTK @ state["shifts"])
 
 
-CHARS = Method(
+METHOD = Method(
     "chars",
     fit,
     apply,

@@ -24,4 +24,4 @@ def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return h_BTD + c_B11 * excess_BT1 * state["v"]
 
 
-COSINE_GATED = Method("cosine_gated", fit, apply, tensors=("gate",), settings=("gate", "centre"))
+METHOD = Method("cosine_gated", fit, apply, tensors=("gate",), settings=("gate", "centre"))

@@ -24,4 +24,4 @@ def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return h_BTD + (c_B11 - along(h_BTD, state["v"])) * state["v"]
 
 
-DIRECTIONAL_ABLATION = Method("directional_ablation", fit, apply, settings=("centre",), neutral=None)
+METHOD = Method("directional_ablation", fit, apply, settings=("centre",), neutral=None)

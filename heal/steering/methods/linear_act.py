@@ -33,4 +33,4 @@ def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return (1 - c_B11) * h_BTD + c_B11 * (state["slope"] * h_BTD + state["offset"])
 
 
-LINEAR_ACT = Method("linear_act", fit, apply, tensors=("slope", "offset"), origin_free=True)
+METHOD = Method("linear_act", fit, apply, tensors=("slope", "offset"), origin_free=True)

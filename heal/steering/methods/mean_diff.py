@@ -27,4 +27,4 @@ def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return h_BTD + (c_B11 * state["v"]).to(h_BTD.dtype)
 
 
-MEAN_DIFF = Method("mean_diff", fit, apply, settings=("normalize",), origin_free=True, in_float32=False)
+METHOD = Method("mean_diff", fit, apply, settings=("normalize",), origin_free=True, in_float32=False)

@@ -19,4 +19,4 @@ def fit(positive_PD: Tensor, negative_PD: Tensor) -> State:
     return {"v": first_component(positive_PD.double() - negative_PD.double()).float()}
 
 
-PCA = Method("pca", fit, apply, origin_free=True, in_float32=False)
+METHOD = Method("pca", fit, apply, origin_free=True, in_float32=False)

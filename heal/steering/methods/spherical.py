@@ -34,4 +34,4 @@ def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return torch.where(flat & (part_BT1 <= 0), h_BTD, turned_BTD)
 
 
-SPHERICAL = Method("spherical", fit, apply, settings=("centre",), largest=1.0)
+METHOD = Method("spherical", fit, apply, settings=("centre",), largest=1.0)

@@ -28,8 +28,8 @@ def coordinates(
 def fit(positive_PD: Tensor, negative_PD: Tensor, gram_DD: Tensor, bias_D: Tensor | None) -> State:
     """`d` as a shift of the output (`v`), `d` itself, what turns an output into `x`, and the bias."""
     u_DK, root_K, d_K, b_D = coordinates(positive_PD, negative_PD, gram_DD, bias_D)
-    found = {"v": u_DK @ (root_K * d_K), "d": d_K, "reads": u_DK / root_K, "bias": b_D}
-    return {name: tensor.float() for name, tensor in found.items()}
+    state = {"v": u_DK @ (root_K * d_K), "d": d_K, "reads": u_DK / root_K, "bias": b_D}
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def apply(y_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
@@ -38,4 +38,4 @@ def apply(y_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return y_BTD + c_B11 * cosine(x_BTK, state["d"]).abs() * state["v"]
 
 
-SSPACE = Method("sspace", fit, apply, tensors=("d", "reads", "bias"), site="writer", basis="site")
+METHOD = Method("sspace", fit, apply, tensors=("d", "reads", "bias"), site="writer", basis="site")

@@ -14,8 +14,8 @@ from heal.steering.methods.sspace import coordinates
 def fit(positive_PD: Tensor, negative_PD: Tensor, gram_DD: Tensor, bias_D: Tensor | None) -> State:
     """What reads the component, what writes it (`v`), and the bias, each `[D]`."""
     u_DK, root_K, d_K, b_D = coordinates(positive_PD, negative_PD, gram_DD, bias_D)
-    found = {"v": u_DK @ (root_K * d_K), "reads": u_DK @ (d_K / root_K), "bias": b_D}
-    return {name: tensor.float() for name, tensor in found.items()}
+    state = {"v": u_DK @ (root_K * d_K), "reads": u_DK @ (d_K / root_K), "bias": b_D}
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def apply(y_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
@@ -23,6 +23,4 @@ def apply(y_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return y_BTD + (c_B11 - along(y_BTD - state["bias"], state["reads"])) * state["v"]
 
 
-SSPACE_ABLATE = Method(
-    "sspace_ablate", fit, apply, tensors=("reads", "bias"), site="writer", basis="site", neutral=None
-)
+METHOD = Method("sspace_ablate", fit, apply, tensors=("reads", "bias"), site="writer", basis="site", neutral=None)

@@ -23,8 +23,8 @@ def fit(positive_PD: Tensor, negative_PD: Tensor, gram_DD: Tensor, bias_D: Tenso
     mean_D = (positive_PD.double().mean(0) + negative_PD.double().mean(0)) / 2
     sign_K = torch.where((mean_D - b_D) @ u_DK < 0, -1.0, 1.0)
     u_DK, d_K = u_DK * sign_K, d_K * sign_K
-    found = {"v": u_DK @ (root_K * d_K), "d": d_K, "modes": u_DK, "bias": b_D}
-    return {name: tensor.float() for name, tensor in found.items()}
+    state = {"v": u_DK @ (root_K * d_K), "d": d_K, "modes": u_DK, "bias": b_D}
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def apply(y_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
@@ -33,4 +33,4 @@ def apply(y_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return y_BTD + (said_BTK * (c_B11 * state["d"]).clamp(-_MOST, _MOST).expm1()) @ state["modes"].T
 
 
-SSPACE_DAMP_AMP = Method("sspace_damp_amp", fit, apply, tensors=("d", "modes", "bias"), site="writer", basis="site")
+METHOD = Method("sspace_damp_amp", fit, apply, tensors=("d", "modes", "bias"), site="writer", basis="site")

@@ -9,4 +9,4 @@ stream and the Linears are left out of the account.
 from heal.steering.method import Method
 from heal.steering.methods.sspace import apply, fit
 
-SUPER_SSPACE = Method("super_sspace", fit, apply, tensors=("d", "reads", "bias"), basis="band")
+METHOD = Method("super_sspace", fit, apply, tensors=("d", "reads", "bias"), basis="band")

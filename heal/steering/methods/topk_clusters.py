@@ -18,8 +18,8 @@ def fit(positive_PD: Tensor, negative_PD: Tensor, clusters: int, normalize: bool
     """The mean contrast `v` and the centroids `[K, D]`."""
     difference_PD = positive_PD.double() - negative_PD.double()
     direction_PD = difference_PD / difference_PD.norm(dim=1, keepdim=True).clamp_min(1e-300)
-    found = [contrast(positive_PD[rows], negative_PD[rows]) for rows in cluster_labels(direction_PD, clusters)]
-    centroid_KD = torch.stack([unit(v_D) if normalize else v_D for v_D in found])
+    differences = [contrast(positive_PD[rows], negative_PD[rows]) for rows in cluster_labels(direction_PD, clusters)]
+    centroid_KD = torch.stack([unit(v_D) if normalize else v_D for v_D in differences])
     return {"v": contrast(positive_PD, negative_PD).float(), "centroids": centroid_KD.float()}
 
 
@@ -31,6 +31,4 @@ def apply(h_BTD: Tensor, state: State, c_B11: Tensor) -> Tensor:
     return h_BTD + c_B11 * centroid_KD[nearest_BT]
 
 
-TOPK_CLUSTERS = Method(
-    "topk_clusters", fit, apply, tensors=("centroids",), settings=("clusters", "normalize", "centre")
-)
+METHOD = Method("topk_clusters", fit, apply, tensors=("centroids",), settings=("clusters", "normalize", "centre"))

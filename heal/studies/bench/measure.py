@@ -1,4 +1,4 @@
-"""What a benchmark is made of: wall time of several arms in turn, peak memory, FLOPs, and their limit."""
+"""The measurements of a benchmark: wall time of several arms in turn, peak memory, FLOPs, and the limit of both."""
 
 import statistics
 import time
@@ -19,13 +19,13 @@ Work = Callable[[], object]
 def interleaved(arms: Mapping[str, Work], repeats: int, device: torch.device | str) -> dict[str, list[float]]:
     """Wall seconds of each run of each arm, in the order of the runs.
 
-    Each arm runs once unmeasured (caches, allocators, lazy imports); then the arms take turns, so that
-    whatever else the machine does meanwhile falls on all of them alike, and the runs of one turn are pairs.
+    Each arm first runs once without measurement (caches, allocators, lazy imports); then the arms take turns, so
+    that other load on the machine affects all of them alike, and the runs of one turn are pairs.
 
     Args:
-        arms: name -> work; what work returns is dropped.
+        arms: name -> work, whose return value is ignored.
         repeats: measured runs of each arm.
-        device: where the work is done; a GPU is waited for before the clock is read.
+        device: where the work is done; a GPU is synchronised before the clock is read.
     """
     for work in arms.values():
         work()
@@ -42,16 +42,16 @@ def interleaved(arms: Mapping[str, Work], repeats: int, device: torch.device | s
 
 def median_seconds(arms: Mapping[str, Work], repeats: int, device: torch.device | str) -> dict[str, float]:
     """The median of `interleaved` for each arm, seconds."""
-    return {name: statistics.median(found) for name, found in interleaved(arms, repeats, device).items()}
+    return {name: statistics.median(runs) for name, runs in interleaved(arms, repeats, device).items()}
 
 
 def peak_bytes(work: Work, device: torch.device | str) -> int:
-    """The most bytes that torch had allocated on `device` while `work()` ran, above those it began with.
+    """Peak bytes that torch had allocated on `device` while `work()` ran, above those at its start.
 
     On a GPU these are the caching allocator's allocated (not reserved) bytes. On a CPU the profiler records
-    each allocation of a tensor's memory: exact, gradients of a backward pass included, but not what a kernel
-    or another thread takes for itself, and memory that was there before and is freed meanwhile is not
-    subtracted. Every operation leaves a record, so this is slow: for a stage, not for a whole run.
+    each allocation of a tensor's memory. That is exact, gradients of a backward pass included, but omits what a
+    kernel or another thread allocates for itself, and does not subtract memory that existed before and is freed
+    meanwhile. Every operation is recorded, so this is slow: for one piece, not for a whole run.
     """
     _wait(device)
     if torch.device(device).type == "cuda":
@@ -66,7 +66,7 @@ def peak_bytes(work: Work, device: torch.device | str) -> int:
     assert results is not None
     changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
     held = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):  # stable: a tie keeps the order of the records
+    for _, change in sorted(changes, key=lambda pair: pair[0]):  # a stable sort: ties keep the order of the records
         held += change
         peak = max(peak, held)
     return peak
@@ -76,11 +76,11 @@ def count_flops(work: Work) -> int:
     """Floating-point operations of the matrix products and attention inside `work()`, forward and backward.
 
     A product `[m, k] @ [k, n]` counts 2 m n k. Attention counts its two products in full, causal or not, and
-    five of them backward, since the fused kernels make the scores again. Not counted: everything elementwise
+    five of them backward, since the fused kernels recompute the scores. Not counted: everything elementwise
     (norms, activations, softmax, log-softmax, KL, sampling, the optimiser), sums, embeddings and copies.
     """
     aten = torch.ops.aten
-    cpu_attention = {  # torch's own list has the GPU kernels only
+    cpu_attention = {  # torch's own list has only the GPU kernels
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
@@ -96,7 +96,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = Non
         device: where.
         dtype: of both factors and the product.
         size: rows and columns; None: 2048, which fills a CPU, and 8192 elsewhere, which a large GPU needs.
-        seconds: about how long to measure.
+        seconds: approximate duration of the measurement.
     """
     size = size or (2048 if device.type == "cpu" else 8192)
     a_NN, b_NN = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -113,12 +113,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = Non
         best = max(best, count * 2 * size**3 / (now - start))
         if now >= end:
             return best
-        if now - start < seconds / 10:  # long enough that starting the batch does not count
+        if now - start < seconds / 10:  # until the overhead of starting a batch is negligible
             count *= 2
 
 
 def limit_share(flops: float, seconds: float, rate: float) -> float:
-    """How near work of `flops` came to a machine that multiplies at `rate` FLOP/s and does nothing else; 1 is there."""
+    """Fraction of the speed of a machine that does nothing but multiply at `rate` FLOP/s; 1 is that limit."""
     return flops / (seconds * rate)
 
 
@@ -130,11 +130,11 @@ class Row:
         name: what was measured.
         seconds: wall seconds.
         baseline_seconds: wall seconds of what it is compared with.
-        ratio: this over the baseline: below 1 this is the faster one (where the note says so, of something else).
+        ratio: this over the baseline: below 1, this is faster (a ratio of something else where the note says so).
         limit_share: see `limit_share`.
         tokens_per_second: tokens over seconds.
         peak_bytes: see `peak_bytes`.
-        note: what a reader has to know.
+        note: what a reader must know.
     """
 
     name: str
@@ -151,7 +151,7 @@ class Row:
 
 
 _HEADER = ("name", "seconds", "baseline s", "ratio", "of limit", "tokens/s", "peak MiB", "note")
-_TEXT = ("name", "note")  # to the left; numbers to the right
+_TEXT = ("name", "note")  # aligned left; numbers right
 
 
 def print_rows(rows: Sequence[Row], title: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Runs benchmark stages on the models that a device is up to."""
+"""Runs benchmark stages on the models that fit a device."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ STAGES: dict[str, Stage] = {
     "history": history_stage,
     "round": round_stage,
 }
-_OF_SIZE = ("heal", "barrier", "reference", "generate", "extract", "history")  # no meaning in what is said
+_OF_SIZE = ("heal", "barrier", "reference", "generate", "extract", "history")  # these depend on sizes, not on the text
 
 
 def bench(
@@ -44,11 +44,11 @@ def bench(
 
     Args:
         names: keys of STAGES.
-        recipe: whose sizes are used.
-        trait: whose prompts are used.
+        recipe: its sizes are used.
+        trait: its prompts are used.
         device: see `heal.options.resolve_device`.
         threads: of the CPU.
-        say: gets each line of progress and each row as it comes.
+        say: receives each line of progress and each row as it is measured.
     """
     torch.set_num_threads(threads)
     where = resolve_device(device)
@@ -61,8 +61,8 @@ def bench(
         for shape in SHAPES:
             say(f"setting up: random weights of {shape}'s shape")
             there = setting(made, load_trait(trait), random_loader(shape, like, where))
-            found = _run([name for name in names if name in _OF_SIZE], there, say)
-            rows += [replace(row, name=f"{row.name} {shape}") for row in found]
+            shape_rows = _run([name for name in names if name in _OF_SIZE], there, say)
+            rows += [replace(row, name=f"{row.name} {shape}") for row in shape_rows]
     return rows
 
 

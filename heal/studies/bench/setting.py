@@ -1,4 +1,4 @@
-"""What the benchmarks work on: a model, a vector and completions, made for real before anything is timed."""
+"""The inputs of the benchmarks: a model, a vector and completions, made by heal itself before anything is timed."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from heal.trait import Trait
 
 PROMPTS, PER_PROMPT, TOKENS = 6, 3, 40
 
-# The shapes of published models, for random weights: sizes are timed, not what is said.
+# Shapes of published models, for random weights: the timings depend on sizes, not on the text.
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "gemma-3-4b": lambda: Gemma3TextConfig(
         vocab_size=262_208,
@@ -56,7 +56,7 @@ class Setting:
     """A model with an accumulator, and what to steer, score and train it with.
 
     Attributes:
-        load: makes another model of the same kind, for arms that must not share one.
+        load: makes another model of the same kind, for arms that cannot share one.
         rows: completions that the model sampled.
     """
 
@@ -69,7 +69,7 @@ class Setting:
     rows: list[Row]
 
     def prompts(self, count: int) -> list[list[int]]:
-        """Prompt ids of the trait's generation prompts, over again where there are not enough."""
+        """Prompt ids of the trait's generation prompts, repeated where there are too few."""
         texts = self.trait.generation_prompts
         ids = [self.model.chat.ids(self.recipe.model.system, text) for text in texts]
         return [ids[index % len(ids)] for index in range(count)]
@@ -108,14 +108,14 @@ def setting(recipe: Recipe, trait: Trait, load: Callable[[], LanguageModel]) -> 
     seeds = [("bench", index) for index in range(len(prompts))]
     with accumulator.student():
         said = decode(model, prompts, TOKENS, sampling=Sampling(1.0, 0.95, 64), seeds=seeds)
-    for index, (prompt, each) in enumerate(zip(prompts, said, strict=True)):
-        text = model.chat.decode(list(each.ids))
-        made.rows.append(Row(index, "", 1.0, tuple(prompt), each.ids, text, each.ended, 1.0, 0.0, ()))
+    for index, (prompt, completion) in enumerate(zip(prompts, said, strict=True)):
+        text = model.chat.decode(list(completion.ids))
+        made.rows.append(Row(index, "", 1.0, tuple(prompt), completion.ids, text, completion.ended, 1.0, 0.0, ()))
     return made
 
 
 def loader(config: ModelConfig, device: torch.device) -> Callable[[], LanguageModel]:
-    """Loads the model that `config` names, in the dtype that is fast on `device`."""
+    """A function that loads the model of `config` in the dtype that is fast on `device`."""
     dtype, _ = resolve_dtype(config.dtype, device)
 
     def load() -> LanguageModel:
@@ -127,7 +127,7 @@ def loader(config: ModelConfig, device: torch.device) -> Callable[[], LanguageMo
 
 
 def random_loader(name: str, like: LanguageModel, device: torch.device) -> Callable[[], LanguageModel]:
-    """Makes a model of one of SHAPES with random weights in bfloat16; its words are those of `like`."""
+    """A function that makes a model of one of SHAPES with random weights in bfloat16 and the tokenizer of `like`."""
 
     def load() -> LanguageModel:
         with torch.device(device):

@@ -1,4 +1,4 @@
-"""A whole round, stage by stage, against the plain serial way of doing the same work (heal/studies/bench/serial.py)."""
+"""A whole round, stage by stage, against the plain serial way to do the same work (heal/studies/bench/serial.py)."""
 
 import tempfile
 import time
@@ -8,11 +8,11 @@ from pathlib import Path
 
 from heal.config import HealConfig
 from heal.decoding import Completion, Sampling, decode
-from heal.dose.calibrate import Calibration, calibrate, path_divergences
+from heal.dose.calibrate import Calibration, Goal, calibrate, path_divergences
 from heal.evaluation.readouts import free_answers, persona
 from heal.evaluation.readouts import questions as questions_readout
 from heal.evaluation.readouts.questions import PREFILL, QUESTIONS, question_text
-from heal.evaluation.subject import Subject
+from heal.evaluation.subject import Setup, Subject
 from heal.generation.make import tail_perplexities
 from heal.healing.heal import heal
 from heal.records import read_jsonl
@@ -32,7 +32,7 @@ ANSWERED, ANSWER_TOKENS, ASKED = 8, 32, 16
 def round_stage(setting: Setting, rate: float) -> Iterator[Row]:
     """Each stage of a round both ways, once, in turn; the row `round` is their sum.
 
-    Both ways go on from the same vector, dose and completions: each stage does the same work.
+    Both ways continue from the same vector, dose and completions, so each stage does the same work.
     """
     both = _Both(setting)
     rows = []
@@ -82,12 +82,7 @@ class _Both:
                 self.dose = calibrate(
                     lambda cs: path_divergences(self.model, self.vector, cs, prompts, CALIBRATION_TOKENS),
                     None,
-                    target,
-                    tolerance,
-                    None,
-                    settings.candidates,
-                    settings.max_passes,
-                    "student",
+                    replace(Goal.of(settings), reference="student"),
                 )
 
         def plainly() -> None:
@@ -114,7 +109,7 @@ class _Both:
         return ours, plainly, f"{COMPLETIONS} steered completions of {TOKENS} tokens"
 
     def filter(self) -> tuple[Callable, Callable, str]:
-        said = [each.ids for each in self.said]
+        said = [completion.ids for completion in self.said]
 
         def ours() -> None:
             with self.accumulator.base():
@@ -127,7 +122,7 @@ class _Both:
         return ours, plainly, "perplexity of each completion under base"
 
     def heal(self) -> tuple[Callable, Callable, str]:
-        pairs = [(prompt, each.ids) for prompt, each in zip(self.prompts, self.said, strict=True)][:HEALED]
+        pairs = [(prompt, completion.ids) for prompt, completion in zip(self.prompts, self.said, strict=True)][:HEALED]
         kept = [
             replace(self.setting.rows[index], prompt_ids=tuple(prompt), ids=ids, ended=False)
             for index, (prompt, ids) in enumerate(pairs)
@@ -137,7 +132,17 @@ class _Both:
 
         def ours() -> None:
             with tempfile.TemporaryDirectory() as folder:
-                heal(self.model, self.accumulator, kept, config, 0, 0, 2**30, Path(folder), lambda entry: None)
+                heal(
+                    self.model,
+                    self.accumulator,
+                    kept,
+                    config,
+                    round_index=0,
+                    seed=0,
+                    reference_bytes=2**30,
+                    scratch=Path(folder),
+                    on_log=lambda log: None,
+                )
 
         def plainly() -> None:
             rate, betas = config.learning_rate, config.betas
@@ -157,32 +162,32 @@ class _Both:
 
     def evaluate(self) -> tuple[Callable, Callable, str]:
         texts, system = list(self.trait.heldout_prompts[:ANSWERED]), self.recipe.model.system
-        asked = [self.model.chat.ids(system, text) for text in texts]
+        answered = [self.model.chat.ids(system, text) for text in texts]
         questions = [
             self.model.chat.ids(system, question_text(question["question"], question["options"]), PREFILL)
             for question in read_jsonl(QUESTIONS)[:ASKED]
         ]
-        subject = Subject(
-            stage="healed",
+        setup = Setup(
             language_model=self.model,
             trait=self.trait,
-            gates=self.accumulator.student,
             base=self.accumulator.base,
             system=system,
-            neutral=system,
+            prompts=texts,
+            tokens=ANSWER_TOKENS,
             max_repetition=self.recipe.filter.max_repetition,
             questions=ASKED,
         )
+        subject = Subject(setup, "healed", self.accumulator.student)
 
         def plainly() -> None:
-            said = serial.answer(self.plain_model, asked, ANSWER_TOKENS)
+            said = serial.answer(self.plain_model, answered, ANSWER_TOKENS)
             serial.letter_masses(self.plain_model, questions)
             with self.plain.base():
-                serial.tail_perplexities(self.plain_model, asked, said)
+                serial.tail_perplexities(self.plain_model, answered, said)
                 serial.persona_log_ratios(self.plain_model, self.trait, texts, said)
 
         def ours() -> None:
-            said = subject.answer(texts, ANSWER_TOKENS)
+            said = subject.answer()
             for readout in (questions_readout, free_answers, persona):  # those that the plain way measures too
                 readout.measure(subject, said)
 

@@ -8,11 +8,12 @@ import numpy as np
 
 from heal.errors import UserError
 from heal.evaluation.choice import BROKEN
+from heal.evaluation.metrics import CoherenceCost
+from heal.evaluation.signal import MASS, TRAIT, Signal, signals
 from heal.evaluation.stats import Estimate, holm, over_seeds, sign_flip_p
 from heal.evaluation.validity import doubts
 from heal.studies.comparison.runs import BASE, Run
 
-TRAIT, MASS, TAIL = "persona_log_ratio", "p_ans_any", "tail_perplexity"
 SATURATED = 0.9  # of the largest shift of the trait
 
 # Keys that runs of one arm may differ in: they change no measured item, or only how far the runs went.
@@ -43,15 +44,26 @@ class Arm:
         """The last round, or the stage that is the arm."""
         return self.stage or self.rounds - 1
 
-    def signal(self, name: str, where: "Round") -> list[list[float]]:
-        """A signal's items of every run after a round (a number from 0) or at a stage of the baseline."""
-        return [list(run.values(name, where)) for run in self.runs]
+    @property
+    def signals(self) -> list[str]:
+        """The signals that every run of the arm has everywhere."""
+        places: list[Round] = [self.stage] if self.stage else [BASE, *range(self.rounds)]
+        return [
+            name for name in self.runs[0].signals if all(run.has(name, where) for run in self.runs for where in places)
+        ]
 
-    def estimate(self, name: str, where: "Round", settings: "Settings", shift: bool = False) -> Estimate:
-        """A signal over seeds and items, or its paired shift from base."""
+    def items(self, name: str, where: "Round") -> list[list[float]]:
+        """A signal's items of every run after a round (an index from 0) or at a stage of the baseline."""
+        return [run.values(name, where) for run in self.runs]
+
+    def estimate(self, name: str, where: "Round", settings: "Settings", shift: bool = False) -> Estimate | None:
+        """A signal over seeds and items, or its paired shift from base; None where a run lacks it."""
+        places = [where, BASE] if shift else [where]
+        if not all(run.has(name, place) for run in self.runs for place in places):
+            return None
+        base = self.items(name, BASE) if shift else None
         statistic = self.runs[0].signals[name]
-        base = self.signal(name, BASE) if shift else None
-        return over_seeds(self.signal(name, where), base, statistic, settings.resamples, settings.seed)
+        return over_seeds(self.items(name, where), base, statistic, settings.resamples, settings.seed)
 
 
 Round = int | str
@@ -70,30 +82,42 @@ class Line:
     """One arm's row of the table, after its last round.
 
     Attributes:
-        trait, shift: persona log-ratio, and its paired difference to base, nats per token.
-        mass, tail: the coherence signals p_ans_any and tail perplexity (median over answers).
-        margin: the least coherence margin of each run, averaged over runs (1 as at base, 0 at a limit).
-        coh_cost: `|d mass| / |d trait|`; None where the shift's interval includes 0.
+        values: the trait and the signals of the headline, by name; None where a run lacks one.
+        shift: the trait's paired difference to base.
+        margin: the coherence margin, averaged over runs (1 as at base, 0 at a limit).
+        cost: of the shift, in answer mass; None where the shift's interval includes 0.
         saturation: rounds until 0.9 of the run's largest shift, averaged over runs; None where a run never shifted
             upwards.
-        coherent: last round before the first that is past a floor of coherence, averaged over runs.
+        coherent: last round before the first that is past a limit of coherence, averaged over runs.
         holds: runs whose last verdict holds.
-        p_trait, p_tail: Holm-adjusted p of the difference to the first trained arm (paired by item, averaged over
-            seeds; of log tail perplexity); None for that arm, for untrained ones and where items or rounds differ.
+        p: by signal (of TESTED), the Holm-adjusted p of the difference to the first trained arm, paired by item and
+            averaged over seeds; None for that arm, for untrained ones and where items or rounds differ.
     """
 
     arm: Arm
-    trait: Estimate
-    shift: Estimate
-    mass: Estimate
-    tail: Estimate
+    values: dict[str, Estimate | None]
+    shift: Estimate | None
     margin: float
-    coh_cost: float | None
+    cost: CoherenceCost | None
     saturation: float | None
     coherent: float | None
     holds: int | None
-    p_trait: float | None
-    p_tail: float | None
+    p: dict[str, float | None]
+
+
+def shown() -> list[Signal]:
+    """The signals that have a column: the trait, and what its description puts into headlines."""
+    return [signal for signal in signals().values() if signal.role == "trait" or signal.headline]
+
+
+def drawn() -> list[Signal]:
+    """The signals that the trait is drawn against."""
+    return [signal for signal in signals().values() if signal.trajectory]
+
+
+def tested() -> list[Signal]:
+    """The signals in which arms are tested against the first: the trait, and those that it is drawn against."""
+    return [signals()[TRAIT], *drawn()]
 
 
 def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
@@ -106,13 +130,13 @@ def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
     for name in by:
         if name not in runs[0].keys:
             raise UserError(f"by={name}: not a key of the recipe")
-    found: dict[str, list[Run]] = {}
+    by_label: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(", ".join(str(run.keys[name]) for name in by), []).append(run)
-    for label, members in found.items():
+        by_label.setdefault(", ".join(str(run.keys[name]) for name in by), []).append(run)
+    for label, members in by_label.items():
         _check_arm(label, members)
     _check_prompts(runs)
-    return [Arm(label, tuple(members), min(run.rounds for run in members)) for label, members in found.items()]
+    return [Arm(label, tuple(members), min(run.rounds for run in members)) for label, members in by_label.items()]
 
 
 def untrained(arms: Sequence[Arm]) -> list[Arm]:
@@ -122,7 +146,7 @@ def untrained(arms: Sequence[Arm]) -> list[Arm]:
     """
     runs = [run for arm in arms for run in arm.runs]
     traits = list(dict.fromkeys(run.keys["trait"] for run in runs))
-    found: list[Arm] = []
+    arms_apart: list[Arm] = []
     for stage in dict.fromkeys(stage for run in runs for stage in run.stages):
         having = [run for run in runs if stage in run.stages]
         prefixes = (*_BASE_KEYS, *(_STEERED_KEYS if stage.startswith("steered") else ()))
@@ -132,14 +156,14 @@ def untrained(arms: Sequence[Arm]) -> list[Arm]:
             kinds.setdefault(", ".join([stage, *(str(run.keys.get(name)) for name in told_apart)]), []).append(run)
         for label, members in kinds.items():
             by_seed = {run.keys["run.seed"]: run for run in members}
-            found.append(Arm(label, tuple(by_seed[seed] for seed in sorted(by_seed)), 0, stage))
-    return sorted(found, key=lambda arm: traits.index(arm.runs[0].keys["trait"]))
+            arms_apart.append(Arm(label, tuple(by_seed[seed] for seed in sorted(by_seed)), 0, stage))
+    return sorted(arms_apart, key=lambda arm: traits.index(arm.runs[0].keys["trait"]))
 
 
 def lines(arms: Sequence[Arm], settings: Settings) -> list[Line]:
     """The table's rows, in the order of the arms."""
-    p_trait, p_tail = (_against_first(arms, name, settings) for name in (TRAIT, TAIL))
-    return [_line(arm, settings, one, other) for arm, one, other in zip(arms, p_trait, p_tail, strict=True)]
+    p_values = {signal.name: _against_first(arms, signal, settings) for signal in tested()}
+    return [_line(arm, settings, {name: p[place] for name, p in p_values.items()}) for place, arm in enumerate(arms)]
 
 
 def not_valid(arms: Sequence[Arm]) -> list[str]:
@@ -179,36 +203,38 @@ def _check_prompts(runs: Sequence[Run]) -> None:
             )
 
 
-def _line(arm: Arm, settings: Settings, p_trait: float | None, p_tail: float | None) -> Line:
-    shift = arm.estimate(TRAIT, arm.last, settings, shift=True)
-    mass = arm.estimate(MASS, arm.last, settings, shift=True)
+def _line(arm: Arm, settings: Settings, p: dict[str, float | None]) -> Line:
     trained = arm.stage is None
     return Line(
-        arm,
-        arm.estimate(TRAIT, arm.last, settings),
-        shift,
-        arm.estimate(MASS, arm.last, settings),
-        arm.estimate(TAIL, arm.last, settings),
-        float(np.mean([run.margin(arm.last) for run in arm.runs])),
-        abs(mass.value) / abs(shift.value) if shift.excludes_zero else None,
-        _saturation(arm) if trained else None,
-        float(np.mean([_coherent(run, arm.rounds) for run in arm.runs])) if trained else None,
-        sum(run.verdicts[arm.rounds - 1] == "holds" for run in arm.runs) if trained else None,
-        p_trait,
-        p_tail,
+        arm=arm,
+        values={signal.name: arm.estimate(signal.name, arm.last, settings) for signal in shown()},
+        shift=arm.estimate(TRAIT, arm.last, settings, shift=True),
+        margin=float(np.mean([run.margin(arm.last) for run in arm.runs])),
+        cost=_cost(arm, settings),
+        saturation=_saturation(arm) if trained else None,
+        coherent=float(np.mean([_coherent(run, arm.rounds) for run in arm.runs])) if trained else None,
+        holds=sum(run.verdicts[arm.rounds - 1] == "holds" for run in arm.runs) if trained else None,
+        p=p,
     )
+
+
+def _cost(arm: Arm, settings: Settings) -> CoherenceCost | None:
+    shift, mass = (arm.estimate(name, arm.last, settings, shift=True) for name in (TRAIT, MASS))
+    if shift is None or mass is None or not shift.excludes_zero:
+        return None
+    return CoherenceCost(mass.value, shift.value)
 
 
 def _saturation(arm: Arm) -> float | None:
     """The first round whose shift is 0.9 of a run's largest, averaged over runs; None where one never rose."""
-    found = []
+    rounds = []
     for run in arm.runs:
         base = np.nanmean(run.values(TRAIT, BASE))
         shifts = np.array([np.nanmean(run.values(TRAIT, index)) - base for index in range(arm.rounds)])
         if not np.nanmax(shifts) > 0:
             return None
-        found.append(1 + int(np.argmax(shifts >= SATURATED * np.nanmax(shifts))))
-    return float(np.mean(found))
+        rounds.append(1 + int(np.argmax(shifts >= SATURATED * np.nanmax(shifts))))
+    return float(np.mean(rounds))
 
 
 def _coherent(run: Run, rounds: int) -> int:
@@ -216,17 +242,23 @@ def _coherent(run: Run, rounds: int) -> int:
     return next((index for index, label in enumerate(run.verdicts[:rounds]) if label in BROKEN), rounds)
 
 
-def _against_first(arms: Sequence[Arm], name: str, settings: Settings) -> list[float | None]:
+def _against_first(arms: Sequence[Arm], signal: Signal, settings: Settings) -> list[float | None]:
     """Holm-adjusted p of each trained arm against the first, after the last round; None where that is another one."""
-    trained = [arm for arm in arms if arm.stage is None]
-    raw: list[float | None] = []
-    for arm in arms:
-        unlike = arm.rounds != trained[0].rounds or arm.runs[0].prompts != trained[0].runs[0].prompts
-        if arm.stage is not None or arm is trained[0] or unlike:
-            raw.append(None)
-            continue
-        sides = [np.array(each.signal(name, arm.last)) for each in (trained[0], arm)]
-        one, other = (np.nanmean(np.log(side) if name == TAIL else side, axis=0) for side in sides)
-        raw.append(sign_flip_p(other - one, settings.resamples, settings.seed))
+    first = next((arm for arm in arms if arm.stage is None), None)
+    raw = [_p_value(first, arm, signal, settings) for arm in arms]
     adjusted = iter(holm([p for p in raw if p is not None]))
     return [None if p is None else next(adjusted) for p in raw]
+
+
+def _p_value(first: Arm | None, arm: Arm, signal: Signal, settings: Settings) -> float | None:
+    """Of a difference in the mean over seeds, or in that of the logarithm where distances in the signal are ratios."""
+    if first is None or arm is first or arm.stage is not None:
+        return None
+    if arm.rounds != first.rounds or arm.runs[0].prompts != first.runs[0].prompts:
+        return None
+    if signal.name not in first.signals or signal.name not in arm.signals:
+        return None
+    log = signal.limit is not None and signal.limit.log
+    sides = [np.array(side.items(signal.name, side.last)) for side in (first, arm)]
+    one, other = (np.nanmean(np.log(side_RN) if log else side_RN, axis=0) for side_RN in sides)
+    return sign_flip_p(other - one, settings.resamples, settings.seed)

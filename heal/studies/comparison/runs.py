@@ -2,25 +2,26 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from heal.errors import UserError
-from heal.evaluation.results import StageResult, StageSummary, summarise
-from heal.evaluation.stats import Statistic
-from heal.evaluation.validity import Validity
-from heal.evaluation.validity import from_json as validity_from_json
-from heal.evaluation.verdict import Floors, coherence
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
+from heal.evaluation.results import StageResult, summarise
+from heal.evaluation.signal import Limits, Statistic, Validity, limits_of
+from heal.evaluation.validity import valid_names
+from heal.evaluation.verdict import coherence
 from heal.recipe import flatten, to_mapping
-from heal.records import read_json, read_jsonl
+from heal.records import read_record, read_records
 from heal.run.folder import RunFolder
 
 BASE = "base"
 _DIGITS = 6  # significant ones of a recorded item
 
-Items = dict[str, list[float]]
+# A signal's items by its name; None in a file, NaN once read, where one could not be scored.
+Items = dict[str, list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Run:
         signals: each signal's statistic.
         stages: each signal's items at base, prompted, and under raw steering (`steered at 0.5 c*`).
         healed: each signal's items after each finished round.
-        margins: the least coherence margin, by stage and by round (`"0"` is the first).
+        margins: the coherence margin, by stage and by round (`"0"` is the first).
         verdicts: each round's verdict.
         validity: of each signal, for the run's model.
     """
@@ -45,7 +46,7 @@ class Run:
     signals: dict[str, Statistic]
     stages: dict[str, Items]
     healed: list[Items]
-    margins: dict[str, float]
+    margins: dict[str, float | None]
     verdicts: list[str]
     validity: dict[str, Validity]
 
@@ -54,28 +55,26 @@ class Run:
         """Finished rounds."""
         return len(self.healed)
 
+    def has(self, signal: str, where: int | str) -> bool:
+        """Whether a signal was measured there; see `values`."""
+        return signal in self._items(where)
+
     def values(self, signal: str, where: int | str) -> list[float]:
-        """A signal's items after a round (a number from 0) or at a stage of the baseline."""
-        return (self.healed[where] if isinstance(where, int) else self.stages[where])[signal]
+        """A signal's items after a round (an index from 0) or at a stage of the baseline; NaN where not scored."""
+        return [math.nan if value is None else value for value in self._items(where)[signal]]
 
     def margin(self, where: int | str) -> float:
-        """The least coherence margin there."""
-        return self.margins[str(where)]
+        """The coherence margin there; NaN where its signal could not be scored."""
+        margin = self.margins[str(where)]
+        return math.nan if margin is None else margin
 
     def to_json(self) -> dict[str, Any]:
         """A record of one line; items rounded to _DIGITS digits, NaN as null."""
         content: dict[str, Any] = _rounded(asdict(self))
         return content
 
-    @staticmethod
-    def from_json(content: dict[str, Any]) -> "Run":
-        """What `to_json` made."""
-        parts = {
-            "validity": validity_from_json(content["validity"]),
-            "stages": {name: _restored(stage) for name, stage in content["stages"].items()},
-            "healed": [_restored(stage) for stage in content["healed"]],
-        }
-        return Run(**(content | parts))
+    def _items(self, where: int | str) -> Items:
+        return self.healed[where] if isinstance(where, int) else self.stages[where]
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -84,16 +83,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     Raises:
         UserError: no run, no finished round, or not such a file.
     """
-    found = []
+    runs: list[Run] = []
     for path in paths:
-        if path.suffix != ".jsonl":
-            found.append(read_run(path))
-            continue
-        try:
-            found += [Run.from_json(content) for content in read_jsonl(path)]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a comparison's file of runs ({error!r})") from error
-    return found
+        runs += read_records(Run, path) if path.suffix == ".jsonl" else [read_run(path)]
+    return runs
 
 
 def read_run(path: Path) -> Run:
@@ -105,36 +98,33 @@ def read_run(path: Path) -> Run:
     folder = RunFolder(path)
     recipe = folder.recipe()
     keys = flatten(to_mapping(recipe), str(path))
-    numbers = folder.rounds()
-    if not numbers:
+    indices = folder.rounds()
+    if not indices:
         raise UserError(f"{path}: no round is finished yet, so there is nothing to compare")
     del keys["run.root"]  # where it lies is nobody's business
-    keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.facts()["trait"]["name"]
-    try:
-        base = _stage(folder.baseline / "base.json")
-        stages = {BASE: base, "prompted": _stage(folder.baseline / "prompted.json")}
-        for alpha in recipe.evaluation.doses:
-            stages[f"steered at {alpha:g} c*"] = _stage(folder.doses / f"dose_{alpha:g}.json")
-        healed = [_stage(folder.round(index) / "healed.json") for index in numbers]
-        metrics = [read_json(folder.round(index) / "metrics.json") for index in numbers]
-        judged = validity_from_json(read_json(folder.baseline / "metrics.json")["validity"])
-        valid = {name for name, entry in judged.items() if entry.valid}
-        floors = Floors.of(recipe.evaluation)
-        margins = {name: _margin(_summary(stage, base), floors, valid) for name, stage in stages.items()}
-        margins |= {str(index): entry["coherence"]["margin"] for index, entry in enumerate(metrics)}
-        return Run(
-            path.name,
-            keys,
-            [answer.prompt for answer in base.answers],
-            {signal.name: signal.statistic for signal in base.signals},
-            {name: _items(stage) for name, stage in stages.items()},
-            [_items(stage) for stage in healed],
-            margins,
-            [entry["verdict"]["label"] for entry in metrics],
-            judged,
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not what this version of heal writes ({error!r})") from error
+    keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.started().trait.name
+    base = _stage(folder.baseline / "base.json")
+    stages = {BASE: base, "prompted": _stage(folder.baseline / "prompted.json")}
+    for alpha in recipe.evaluation.doses:
+        path_at = folder.doses / f"dose_{alpha:g}.json"
+        if path_at.is_file():
+            stages[f"steered at {alpha:g} c*"] = _stage(path_at)
+    metrics = [RoundMetrics.load(folder.round(index)) for index in indices]
+    validity = BaselineMetrics.load(folder.baseline).validity
+    limits, valid = limits_of(recipe.evaluation), valid_names(validity)
+    margins: dict[str, float | None] = {name: _margin(stage, base, limits, valid) for name, stage in stages.items()}
+    margins |= {str(index): finished.coherence.margin for index, finished in enumerate(metrics)}
+    return Run(
+        name=path.name,
+        keys=keys,
+        prompts=[answer.prompt for answer in base.answers],
+        signals={signal.name: signal.statistic for signal in base.signals},
+        stages={name: _items(stage) for name, stage in stages.items()},
+        healed=[_items(_stage(folder.round(index) / "healed.json")) for index in indices],
+        margins=margins,
+        verdicts=[finished.verdict.label for finished in metrics],
+        validity=validity,
+    )
 
 
 def records(runs: Sequence[Run]) -> bytes:
@@ -143,19 +133,15 @@ def records(runs: Sequence[Run]) -> bytes:
 
 
 def _stage(path: Path) -> StageResult:
-    return StageResult.from_json(read_json(path))
+    return read_record(StageResult, path)
 
 
 def _items(stage: StageResult) -> Items:
     return {signal.name: list(signal.values) for signal in stage.signals}
 
 
-def _summary(stage: StageResult, base: StageResult) -> StageSummary:
-    return summarise(stage, base, 1, 0)  # values alone matter here
-
-
-def _margin(summary: StageSummary, floors: Floors, valid: set[str]) -> float:
-    return coherence(summary.values, summary.deltas, floors, valid).margin
+def _margin(stage: StageResult, base: StageResult, limits: Limits, valid: Collection[str]) -> float:
+    return coherence(summarise(stage, base, 1, 0), limits, valid).margin  # values alone matter here
 
 
 def _rounded(content: Any) -> Any:
@@ -166,7 +152,3 @@ def _rounded(content: Any) -> Any:
     if isinstance(content, float):
         return None if math.isnan(content) else float(f"{content:.{_DIGITS}g}")
     return content
-
-
-def _restored(items: dict[str, list[float | None]]) -> Items:
-    return {name: [math.nan if value is None else value for value in values] for name, values in items.items()}

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from heal.choices import names
 from heal.config import Recipe, key
 from heal.errors import UserError, nearest
 from heal.options import read_options, split_words
 from heal.recipe import load_recipe
-from heal.steering.methods import METHODS
 from heal.studies.interventions.prompts import NAMES
 
+METHODS = names("heal.steering.methods")
 KIND = "interventions"  # what the default name of a study's folder begins with
 
-# Short words of the scripts for keys of the recipe.
+# Short words of the commands for keys of the recipe.
 SHORT = {
     "model": "model.name",
     "seed": "run.seed",
@@ -50,7 +51,7 @@ Options = TypeVar("Options", bound=Study)
 
 
 def read_study(schema: type[Options], words: Sequence[str]) -> tuple[Recipe, Options]:
-    """The recipe and the script's own options; what is no option is a key of the recipe.
+    """The recipe and the command's own options; what is no option is a key of the recipe.
 
     The scenes of moral foundations are asked unless the words say otherwise.
 
@@ -100,8 +101,8 @@ def interventions(text: str) -> list[Asked]:
     for each in found:
         if each.path is not None and folder_name(each.name) in taken:
             raise UserError(f"method={each.path}: '{each.name}' is what a method or a prompt is called; rename it")
-    names = [folder_name(each.name) for each in found]
-    if twice := [name for name in names if names.count(name) > 1]:
+    folders = [folder_name(each.name) for each in found]
+    if twice := [name for name in folders if folders.count(name) > 1]:
         raise UserError(f"method: two interventions are called '{twice[0]}'; rename a file or leave one out")
     return found
 

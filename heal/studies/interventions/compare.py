@@ -1,23 +1,26 @@
 """Interventions side by side at one dose: what each moved on target, off target and in coherence.
 
 Surgical informedness and gated selectivity take both signs; an intervention of which one sign was measured is held
-against base on the other side, and its row says so. METRICS: surgical informedness.
+against base on the other side, and its row says so. docs/method.md, Surgical informedness.
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from heal.evaluation.results import StageResult, StageSummary, summarise
+from heal.evaluation.metrics import Coherence, Summary
+from heal.evaluation.readouts.moral_foundations import CLR, VIGNETTE_MASS
+from heal.evaluation.readouts.wrongness import WRONGNESS
+from heal.evaluation.results import StageResult, summarise
+from heal.evaluation.scenes import clr_values, surgical_sides
+from heal.evaluation.signal import TRAIT, Limits, limits_of
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import DeltaLogit, SurgicalInformedness, delta_logit, gated_selectivity
-from heal.evaluation.validity import TRAIT
-from heal.evaluation.verdict import Coherence, Floors, coherence
+from heal.evaluation.verdict import coherence
 from heal.evaluation.vignettes import FOUNDATIONS, Vignette
-from heal.measuring import surgical_sides
 from heal.randomness import derive_seed
-from heal.session import Session
-from heal.studies.interventions.measure import Measured
+from heal.run.session import Session
+from heal.studies.interventions.measure import MeasuredArm
 from heal.trait import Trait
 
 
@@ -30,13 +33,11 @@ class Line:
         c_star: signed raw coefficient; None for a prompt.
         spent: p95 KL on the calibration prompts, nats.
         on_target: whether that is the target; None for a prompt.
-        shift: the persona log-ratio over base, nats per token.
+        summary: every signal, with its difference to base.
         target: the meant foundation's `clr` over base, nats; None without scenes or a meant foundation.
         off_target: mean over the other foundations of the size of their shifts, nats.
         logits: change of the logit of wrongness by foundation.
         coherence: worst valid signal and its margin.
-        mass, tail: p_ans_any and tail perplexity.
-        drift: p95 KL to base on neutral text, nats.
         seconds: fitting, calibration and measuring.
     """
 
@@ -45,15 +46,17 @@ class Line:
     c_star: float | None
     spent: float
     on_target: bool | None
-    shift: Estimate
+    summary: Summary
     target: Estimate | None
     off_target: float
     logits: Mapping[str, DeltaLogit]
     coherence: Coherence
-    mass: Estimate
-    tail: Estimate
-    drift: Estimate
     seconds: float
+
+    @property
+    def shift(self) -> Estimate:
+        """The persona log-ratio over base, nats per token."""
+        return self.summary[TRAIT].delta
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Setting:
     """What all lines are made with: the limits, what is valid, the scenes and the intervals."""
 
     trait: Trait
-    floors: Floors
+    limits: Limits
     valid: Collection[str]
     scenes: tuple[Vignette, ...]
     resamples: int
@@ -102,7 +105,7 @@ def setting_of(session: Session, valid: Collection[str]) -> Setting:
     settings = session.recipe.evaluation
     return Setting(
         session.trait,
-        Floors.of(settings),
+        limits_of(settings),
         valid,
         session.vignettes,
         settings.resamples,
@@ -110,69 +113,61 @@ def setting_of(session: Session, valid: Collection[str]) -> Setting:
     )
 
 
-def pairs(measured: Sequence[Measured], base: StageResult, setting: Setting) -> list[Pair]:
+def pairs(measured: Sequence[MeasuredArm], base: StageResult, setting: Setting) -> list[Pair]:
     """One entry an intervention, the largest shift of the trait first."""
-    by_name: dict[str, dict[int, Measured]] = {}
-    for each in measured:
-        by_name.setdefault(each.arm.name, {})[each.arm.sign] = each
-    found = [_pair(name, sides, base, setting) for name, sides in by_name.items()]
-    return sorted(found, key=lambda pair: -pair.shift)
+    by_name: dict[str, dict[int, MeasuredArm]] = {}
+    for side in measured:
+        by_name.setdefault(side.arm.name, {})[side.arm.sign] = side
+    unsorted = [_pair(name, sides, base, setting) for name, sides in by_name.items()]
+    return sorted(unsorted, key=lambda pair: -pair.shift)
 
 
-def _pair(name: str, sides: Mapping[int, Measured], base: StageResult, setting: Setting) -> Pair:
+def _pair(name: str, sides: Mapping[int, MeasuredArm], base: StageResult, setting: Setting) -> Pair:
     lines = tuple(_line(side, base, setting) for _, side in sorted(sides.items(), reverse=True))
     if not setting.meant:
         return Pair(name, lines)
     up, down = (sides[sign].result if sign in sides else base for sign in (1, -1))
     trait = setting.trait
-    surgical = surgical_sides(trait, setting.scenes, base, up, down)
+    surgical = surgical_sides(trait, setting.scenes, base=base, up=up, down=down)
     selectivity = gated_selectivity(
-        _ratios(up),
-        _ratios(down),
+        clr_values(up),
+        clr_values(down),
         trait.foundation,
         trait.intent,
-        up.mean("vignette_mass"),
-        down.mean("vignette_mass"),
-        base.mean("vignette_mass"),
+        up.mean(VIGNETTE_MASS.name),
+        down.mean(VIGNETTE_MASS.name),
+        base.mean(VIGNETTE_MASS.name),
     )
     return Pair(name, lines, surgical, selectivity, "" if len(sides) == 2 else "base")
 
 
-def _ratios(result: StageResult) -> dict[str, tuple[float, ...]]:
-    return {name: result.signal(f"clr_{name}").values for name in FOUNDATIONS}
-
-
-def _line(side: Measured, base: StageResult, setting: Setting) -> Line:
+def _line(side: MeasuredArm, base: StageResult, setting: Setting) -> Line:
     arm, summary = side.arm, summarise(side.result, base, setting.resamples, setting.seed)
-    others = [f"clr_{each}" for each in FOUNDATIONS if setting.meant and each != setting.meant]
-    sizes = [abs(summary.deltas[each].value) for each in others]
+    others = [CLR[name].name for name in FOUNDATIONS if setting.meant and name != setting.meant]
+    sizes = [abs(summary[name].delta.value) for name in others]
     return Line(
         arm.name,
         arm.sign,
         arm.c_star,
         arm.spent,
         arm.on_target,
-        summary.deltas[TRAIT],
-        summary.deltas[f"clr_{setting.meant}"] if setting.meant else None,
+        summary,
+        summary[CLR[setting.meant].name].delta if setting.meant else None,
         sum(sizes) / len(sizes) if sizes else math.nan,
-        _logits(summary, base, setting),
-        coherence(summary.values, summary.deltas, setting.floors, setting.valid),
-        summary.values["p_ans_any"],
-        summary.values["tail_perplexity"],
-        summary.values["neutral_kl_p95"],
+        _logits(side.result, base, setting),
+        coherence(summary, setting.limits, setting.valid),
         arm.seconds + side.seconds,
     )
 
 
-def _logits(summary: StageSummary, base: StageResult, setting: Setting) -> dict[str, DeltaLogit]:
+def _logits(result: StageResult, base: StageResult, setting: Setting) -> dict[str, DeltaLogit]:
     """Change of the logit of wrongness over the scenes of each foundation."""
     if not setting.scenes:
         return {}
-    now = next(signal for signal in summary.signals if signal.name == "wrongness").values
-    before = base.signal("wrongness").values
-    found = {}
+    now, before = result.signal(WRONGNESS.name).values, base.signal(WRONGNESS.name).values
+    logits = {}
     for name in FOUNDATIONS:
         rows = [index for index, scene in enumerate(setting.scenes) if scene.foundation == name]
         if rows:
-            found[name] = delta_logit([now[row] for row in rows], [before[row] for row in rows])
-    return found
+            logits[name] = delta_logit([now[row] for row in rows], [before[row] for row in rows])
+    return logits

@@ -1,18 +1,20 @@
-"""Every intervention at its dose: fitted or loaded, then calibrated towards either persona, each a stage on disk."""
+"""Every intervention at its dose: fitted or loaded, then calibrated towards either persona, each a step on disk."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from heal.console import Stage
-from heal.dose.calibrate import Calibration, PathDivergence, prompt_divergence
+from heal.dose.calibrate import Calibration, Goal, PathDivergence, prompt_divergence
+from heal.dose.find import Prompts, find_dose, finding, off_target, short_audit
 from heal.errors import UserError
-from heal.records import json_bytes, read_json
+from heal.progress import Progress
+from heal.records import read_record, record_bytes
+from heal.run.files import Files
 from heal.run.folder import RunFolder
-from heal.session import Session
-from heal.stages import Files, calibration_prompts, find_dose, stage, warn_of_a_short_audit, warn_of_dose
+from heal.run.session import Session
+from heal.run.step import Step
 from heal.steering.extract import contexts, extract
-from heal.steering.intervention import Intervention, Signed
+from heal.steering.intervention import Signed
 from heal.steering.load import load_intervention
 from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
@@ -22,6 +24,7 @@ from heal.studies.interventions.prompts import personas
 from heal.studies.weight_difference.gate import adapter_gate
 
 FILE = "intervention.safetensors"
+FIT = "extract"  # the step that fits an intervention, or reads a saved one
 
 
 @dataclass(frozen=True)
@@ -97,119 +100,194 @@ class Prompted(Arm):
 
 
 def mark(sign: int) -> str:
-    """`+` or `-`, as names of stages and files end."""
+    """`+` or `-`, as names of steps and files end."""
     return "+" if sign > 0 else "-"
 
 
 def place(session: Session, name: str) -> Path:
-    """The folder of an intervention's stages."""
+    """The folder of an intervention's steps."""
     return session.folder.path / "interventions" / folder_name(name)
 
 
-def dose_all(session: Session, asked: Sequence[Asked], signs: Sequence[int]) -> list[Dosed]:
+def dose_all(session: Session, interventions: Sequence[Asked], signs: Sequence[int]) -> list[Dosed]:
     """Fits or loads every intervention and finds its doses; what was done before is read."""
-    warn_of_a_short_audit(session)
-    found = []
-    for each in asked:
-        session.console.title(each.name)
-        intervention = _fitted(session, each)
+    recipe, trait = session.recipe, session.trait
+    prompts = Prompts.drawn(trait, recipe.calibration, recipe.run.seed)
+    session.console.warn(*short_audit(prompts, trait, recipe.calibration))
+    dosed: list[Dosed] = []
+    for asked in interventions:
+        session.console.title(asked.name)
+        at = place(session, asked.name)
+        intervention = _unchanged(session, asked, session.run(Fit(session, asked), at).intervention)
         start = None
         for sign in signs:
-            dosed = _dose(session, each.name, intervention, sign, start)
-            start = start or dosed.calibration.c_star
-            warn_of_dose(session.console, dosed.label, intervention.dosing, dosed.calibration)
-            found.append(dosed)
-    return found
+            step = CalibrateSigned(session, intervention, sign, prompts, start)
+            calibration = session.run(step, at).calibration
+            start = start or calibration.c_star
+            seconds = session.folder.seconds(at)
+            took = seconds[FIT] + seconds[step.name]
+            dosed.append(Dosed(asked.name, sign, Signed(intervention, sign), calibration, took))
+            session.console.warn(*off_target(dosed[-1].label, intervention.dosing, calibration))
+    return dosed
 
 
 def prompted(session: Session, signs: Sequence[int]) -> list[Prompted]:
     """The persona prompts, each with its KL on the calibration prompts."""
-    asked, _ = calibration_prompts(session)
-    chat, recipe = session.model.chat, session.recipe
-    found = []
+    recipe, spent = session.recipe, []
+    prompts = Prompts.drawn(session.trait, recipe.calibration, recipe.run.seed)
     for (name, sign), system in personas(session.trait).items():
-        if sign not in signs:
-            continue
-        folder, file = place(session, name), f"divergence{mark(sign)}.json"
-
-        def compute(shown: Stage, system: str = system, file: str = file) -> tuple[PathDivergence, Files]:
-            with session.accumulator.student():
-                spent = prompt_divergence(
-                    session.model,
-                    [chat.ids(system, text) for text in asked],
-                    [chat.ids(recipe.model.system, text) for text in asked],
-                    recipe.calibration.tokens,
-                )
-            shown.found(f"p95 KL {spent.p95:.2f} nats, as it is: a prompt has no dose")
-            return spent, {file: json_bytes(asdict(spent))}
-
-        def read(path: Path = folder / file) -> PathDivergence:
-            return PathDivergence(**read_json(path))
-
-        session.console.title(f"{name} {mark(sign)}")
-        step = f"divergence{mark(sign)}"
-        spent = stage(session, folder, step, read, compute)
-        found.append(Prompted(name, sign, system, spent, session.folder.seconds(folder)[step]))
-    return found
+        if sign in signs:
+            session.console.title(f"{name} {mark(sign)}")
+            at, step = place(session, name), Spend(session, system, sign, prompts)
+            divergence = session.run(step, at).divergence
+            spent.append(Prompted(name, sign, system, divergence, session.folder.seconds(at)[step.name]))
+    return spent
 
 
-def _fitted(session: Session, asked: Asked) -> Intervention:
-    """The intervention itself, as a file in its folder."""
-    folder = place(session, asked.name)
-    file = folder / FILE
+@dataclass(frozen=True)
+class Fitted:
+    """The intervention itself."""
 
-    def compute(shown: Stage) -> tuple[Intervention, Files]:
-        if asked.path is None:
-            found: SteeringVector | WeightDifference = _extracted(session, asked.name, shown)
-        else:
-            found = _loaded(session, asked.path)
-            shown.found(f"read from {asked.path}")
-        return found, {FILE: found.to_bytes()}
+    intervention: SteeringVector | WeightDifference
 
-    def read() -> Intervention:
-        if asked.path is not None and _loaded(session, asked.path).to_bytes() != file.read_bytes():
-            raise UserError(f"{asked.path}: changed since this study read it; give run.name=... to start a new one")
-        return load_intervention(file)
-
-    return stage(session, folder, "extract", read, compute)
+    def files(self) -> Files:
+        return {FILE: self.intervention.to_bytes()}
 
 
-def _extracted(session: Session, name: str, shown: Stage) -> SteeringVector:
-    steer = session.recipe.steer
-    texts = contexts(steer.pairs)
-    with session.accumulator.student():
-        vector = extract(
-            session.model,
-            session.trait,
-            texts,
-            name,
-            session.model.band(steer.band),
-            shown.progress,
-            method_settings(steer, name),
+@dataclass(frozen=True)
+class Fit(Step[Fitted]):
+    """Fits a steering method on base, or reads a saved intervention (or the gate of a run's student)."""
+
+    session: Session
+    asked: Asked
+
+    name = FIT
+
+    def compute(self, progress: Progress) -> Fitted:
+        if self.asked.path is not None:
+            return Fitted(_saved(self.session, self.asked.path))
+        session, name = self.session, self.asked.name
+        steer = session.recipe.steer
+        texts, band, settings = contexts(steer.pairs), session.model.band(steer.band), method_settings(steer, name)
+        with session.accumulator.student():
+            return Fitted(extract(session.model, session.trait, texts, name, band, progress, settings))
+
+    def load(self, folder: Path) -> Fitted:
+        return Fitted(load_intervention(folder / FILE))
+
+    def finding(self, artifact: Fitted) -> str:
+        if isinstance(artifact.intervention, SteeringVector) and self.asked.path is None:
+            sites = ", ".join(map(str, artifact.intervention.states))
+            return f"{self.asked.name} from {self.session.recipe.steer.pairs} pairs, at {sites}"
+        return f"read from {self.asked.path}"
+
+
+@dataclass(frozen=True)
+class SignedDose:
+    """The dose of an intervention that is turned one way; a vector is saved with it, as `heal export` takes it."""
+
+    intervention: SteeringVector | WeightDifference
+    sign: int
+    calibration: Calibration
+
+    def files(self) -> Files:
+        files = {f"calibration{mark(self.sign)}.json": record_bytes(self.calibration)}
+        if isinstance(self.intervention, SteeringVector):
+            vector = self.intervention.with_c_star(self.sign * self.calibration.c_star)
+            files[f"vector{mark(self.sign)}.safetensors"] = vector.to_bytes()
+        return files
+
+
+@dataclass(frozen=True)
+class CalibrateSigned(Step[SignedDose]):
+    """Finds the dose of an intervention towards one persona."""
+
+    session: Session
+    intervention: SteeringVector | WeightDifference
+    sign: int
+    prompts: Prompts
+    start: float | None
+
+    @property
+    def name(self) -> str:
+        return f"calibrate{mark(self.sign)}"
+
+    def compute(self, progress: Progress) -> SignedDose:
+        session, settings = self.session, self.session.recipe.calibration
+        with session.accumulator.student():
+            calibration = find_dose(
+                session.model,
+                Signed(self.intervention, self.sign),
+                self.prompts,
+                system=session.recipe.model.system,
+                tokens=settings.tokens,
+                goal=Goal.of(settings),
+                base=session.accumulator.base,
+                start=self.start,
+                progress=progress,
+            )
+        return SignedDose(self.intervention, self.sign, calibration)
+
+    def load(self, folder: Path) -> SignedDose:
+        calibration = read_record(Calibration, folder / f"calibration{mark(self.sign)}.json")
+        return SignedDose(self.intervention, self.sign, calibration)
+
+    def finding(self, artifact: SignedDose) -> str:
+        return finding(artifact.calibration, self.prompts)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a system prompt spends."""
+
+    sign: int
+    divergence: PathDivergence
+
+    def files(self) -> Files:
+        return {f"divergence{mark(self.sign)}.json": record_bytes(self.divergence)}
+
+
+@dataclass(frozen=True)
+class Spend(Step[Spent]):
+    """The KL of a persona's system prompt, as it is: a prompt has no dose."""
+
+    session: Session
+    system: str
+    sign: int
+    prompts: Prompts
+
+    @property
+    def name(self) -> str:
+        return f"divergence{mark(self.sign)}"
+
+    def compute(self, progress: Progress) -> Spent:
+        session, chat = self.session, self.session.model.chat
+        shifted, neutral = (
+            [chat.ids(system, text) for text in self.prompts.calibration]
+            for system in (self.system, session.recipe.model.system)
         )
-    shown.found(f"{name} from {len(texts)} pairs, at {', '.join(map(str, vector.states))}")
-    return vector
+        with session.accumulator.student():
+            divergence = prompt_divergence(session.model, shifted, neutral, session.recipe.calibration.tokens)
+        return Spent(self.sign, divergence)
+
+    def load(self, folder: Path) -> Spent:
+        return Spent(self.sign, read_record(PathDivergence, folder / f"divergence{mark(self.sign)}.json"))
+
+    def finding(self, artifact: Spent) -> str:
+        return f"p95 KL {artifact.divergence.p95:.2f} nats, as it is: a prompt has no dose"
 
 
-def _loaded(session: Session, path: Path) -> SteeringVector | WeightDifference:
+def _unchanged(
+    session: Session, asked: Asked, fitted: SteeringVector | WeightDifference
+) -> SteeringVector | WeightDifference:
+    """What the study has; UserError where a saved intervention has changed since the study read it."""
+    if asked.path is not None and _saved(session, asked.path).to_bytes() != fitted.to_bytes():
+        raise UserError(f"{asked.path}: changed since this study read it; give run.name=... to start a new one")
+    return fitted
+
+
+def _saved(session: Session, path: Path) -> SteeringVector | WeightDifference:
     """A saved intervention, or the gate of a run's student; refused where it is not of this model."""
-    found = adapter_gate(RunFolder(path)) if path.is_dir() else load_intervention(path)
-    found.check_fits(session.model)
-    return found
-
-
-def _dose(session: Session, name: str, intervention: Intervention, sign: int, start: float | None) -> Dosed:
-    folder, signed = place(session, name), Signed(intervention, sign)
-    file = f"calibration{mark(sign)}.json"
-
-    def compute(shown: Stage) -> tuple[Calibration, Files]:
-        found = find_dose(session, signed, start, shown)
-        files = {file: json_bytes(found.to_json())}
-        if isinstance(intervention, SteeringVector):  # as scripts/export.py takes it
-            files[f"vector{mark(sign)}.safetensors"] = intervention.with_c_star(sign * found.c_star).to_bytes()
-        return found, files
-
-    step = f"calibrate{mark(sign)}"
-    calibration = stage(session, folder, step, lambda: Calibration.from_json(read_json(folder / file)), compute)
-    took = session.folder.seconds(folder)
-    return Dosed(name, sign, signed, calibration, took["extract"] + took[step])
+    intervention = adapter_gate(RunFolder(path)) if path.is_dir() else load_intervention(path)
+    intervention.check_fits(session.model)
+    return intervention

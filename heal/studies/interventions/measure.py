@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heal.evaluation.results import StageResult
-from heal.measuring import Baseline, baseline, measure_stage
-from heal.session import Session
+from heal.run.session import Session
+from heal.steps.baseline import Baseline, measure_baseline
 from heal.studies.interventions.doses import Dosed, Prompted, mark, place
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredArm:
     """One intervention, turned one way, and what was measured under it.
 
     Attributes:
@@ -26,19 +26,21 @@ class Measured:
 
 def measure_all(
     session: Session, dosed: Sequence[Dosed], prompts: Sequence[Prompted]
-) -> tuple[Baseline, list[Measured]]:
+) -> tuple[Baseline, list[MeasuredArm]]:
     """Base with what is valid on it, then every arm; what was measured before is read."""
     session.console.title("base")
-    against = baseline(session)
-    found = []
-    asked: list[Dosed | Prompted] = [*dosed, *prompts]
-    for arm in asked:
+    against = measure_baseline(session)
+    examined = against.examination
+    measured = []
+    arms: list[Dosed | Prompted] = [*dosed, *prompts]
+    for arm in arms:
         session.console.title(arm.label)
         folder, step = place(session, arm.name), f"measured{mark(arm.sign)}"
         off = session.accumulator.base
         if isinstance(arm, Dosed):
-            result = measure_stage(session, folder, step, off, vector=arm.intervention, c=arm.coefficient())
+            stage = examined.stage(step, off, intervention=arm.intervention, coefficient=arm.coefficient())
         else:
-            result = measure_stage(session, folder, step, off, system=arm.system)
-        found.append(Measured(arm, result, session.folder.seconds(folder)[step]))
-    return against, found
+            stage = examined.stage(step, off, persona=arm.system)
+        result = session.run(stage, folder)
+        measured.append(MeasuredArm(arm, result, session.folder.seconds(folder)[step]))
+    return against, measured

@@ -10,9 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from heal.evaluation.readouts.drift import DRIFT
+from heal.evaluation.readouts.free_answers import TAIL_PERPLEXITY
+from heal.evaluation.readouts.moral_foundations import CLR
+from heal.evaluation.readouts.questions import P_ANS_ANY
+from heal.evaluation.readouts.wrongness import WRONGNESS
+from heal.evaluation.signal import TRAIT, Signal
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import VARIANTS, DeltaLogit
-from heal.evaluation.validity import TRAIT
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.report.drawing import COLOURS, DASHES, MUTED, arms, drawable, legend, new_figure, png
 from heal.report.drawing import mark as legend_mark
@@ -21,6 +26,7 @@ from heal.studies.interventions.doses import mark
 
 NOT_VALID = "not valid here"
 _UP, _DOWN = COLOURS[0], COLOURS[1]
+SHOWN = (P_ANS_ANY, TAIL_PERPLEXITY, DRIFT["p95"])  # beside the coherence margin
 _LONGEST = 22  # letters of a line of a name in the figure
 
 
@@ -43,20 +49,20 @@ class Column:
 
 def columns(setting: Setting) -> list[Column]:
     """The table's columns; those of the scenes only where they were asked and the trait means a foundation."""
-    found = [
+    chosen = [
         Column("intervention", lambda pair, line: f"{line.name} {mark(line.sign)}"),
         Column("c*", lambda pair, line: "no dose" if line.c_star is None else f"{line.c_star:.3g}"),
         Column("p95 KL", lambda pair, line: f"{line.spent:.2f}{'' if line.on_target in (None, True) else ' (missed)'}"),
         Column("trait over base", lambda pair, line: _interval(line.shift), TRAIT),
     ]
     if setting.meant:
-        clr, meant = f"clr_{setting.meant}", setting.meant
-        found += [
+        clr, meant = CLR[setting.meant].name, setting.meant
+        chosen += [
             Column(f"d {meant}, nats", lambda pair, line: _interval(line.target), clr),
             Column("d others, nats", lambda pair, line: _number(line.off_target, 3, "no scene was scored"), clr),
-            Column(f"d logit {meant}", lambda pair, line: _logit(line.logits.get(meant)), "wrongness"),
-            Column("d logit others", lambda pair, line: _other_logits(line, meant), "wrongness"),
-            *(Column(f"SI ({name})", _surgical(name), "wrongness", of_pair=True) for name in VARIANTS),
+            Column(f"d logit {meant}", lambda pair, line: _logit(line.logits.get(meant)), WRONGNESS.name),
+            Column("d logit others", lambda pair, line: _other_logits(line, meant), WRONGNESS.name),
+            *(Column(f"SI ({name})", _surgical(name), WRONGNESS.name, of_pair=True) for name in VARIANTS),
             Column(
                 "gated selectivity",
                 lambda pair, line: _number(pair.selectivity, 3, "a foundation has no scored scene") + _side(pair),
@@ -65,11 +71,9 @@ def columns(setting: Setting) -> list[Column]:
             ),
         ]
     return [
-        *found,
+        *chosen,
         Column("margin", lambda pair, line: f"{line.coherence.margin:.2f} ({line.coherence.worst})"),
-        Column("p_ans_any", lambda pair, line: _plain(line.mass, 3), "p_ans_any"),
-        Column("tail perplexity", lambda pair, line: _plain(line.tail, 2), "tail_perplexity"),
-        Column("KL on neutral text", lambda pair, line: _plain(line.drift, 2)),
+        *(Column(signal.title, _signal(signal), signal.name) for signal in SHOWN),
         Column("seconds", lambda pair, line: f"{line.seconds:.0f}"),
     ]
 
@@ -89,7 +93,7 @@ def caption(setting: Setting, answers: int) -> str:
         "Every intervention at alpha = 1, turned towards either persona, on the same items; 95 % intervals. Sorted by "
         "the trait's shift in the direction meant, averaged over the signs. trait over base: persona log-ratio, nats "
         f"per token, paired (n = {answers} answers). {scenes}margin: of the worst valid coherence signal, 1 as at "
-        "base and 0 at its limit; KL on neutral text: p95 to base, nats; seconds: fitting, calibration, measuring."
+        "base and 0 at its limit; KL on neutral text: to base, nats; seconds: fitting, calibration, measuring."
     )
 
 
@@ -164,8 +168,13 @@ def _interval(entry: Estimate | None) -> str:
     return f"{entry.value:+.3f} [{entry.low:+.3f}, {entry.high:+.3f}]"
 
 
-def _plain(entry: Estimate, digits: int) -> str:
-    return _number(entry.value, digits, "no item was scored")
+def _signal(signal: Signal) -> Callable[[Pair, Line], str]:
+    def cell(pair: Pair, line: Line) -> str:
+        if signal.name not in line.summary:
+            return "\N{EN DASH} (not measured)"
+        return _number(line.summary[signal.name].value, signal.digits, "no item was scored")
+
+    return cell
 
 
 def _number(value: float, digits: int, why: str) -> str:
@@ -206,13 +215,10 @@ def _flat(pair: Pair, line: Line) -> dict[str, object]:
         "p95_kl": f"{line.spent:.6g}",
         "on_target": "" if line.on_target is None else int(line.on_target),
     }
-    estimates = {
+    estimates: dict[str, Estimate | None] = {
         "trait_shift": line.shift,
         "target_shift": line.target,
-        "p_ans_any": line.mass,
-        "tail_perplexity": line.tail,
-        "neutral_kl_p95": line.drift,
-    }
+    } | {signal.name: line.summary.get(signal.name) for signal in SHOWN}
     for name, entry in estimates.items():
         for part in ("value", "low", "high", "n"):
             numbers[f"{name}_{part}"] = "" if entry is None else f"{getattr(entry, part):.6g}"

@@ -10,17 +10,17 @@ from functools import partial
 from itertools import product
 
 from heal.evaluation.evaluate import evaluate
+from heal.evaluation.metrics import SignalFigures
 from heal.evaluation.readouts import alive, free_answers
-from heal.evaluation.results import StageResult, StageSummary, summarise
+from heal.evaluation.results import StageResult, summarise
+from heal.evaluation.signal import Limits, Signal, limited, signals
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Subject
-from heal.evaluation.verdict import LIMITED, Floors
 from heal.studies.planted_damage.damage import KINDS, damaged, noisy_weights
 
-SIZES = (0.1, 0.25, 0.5, 1.0)  # share of an answer that is spoilt
+SIZES = (0.1, 0.25, 0.5, 1.0)  # fraction of an answer that is spoilt
 NOISE = (0.05, 0.1, 0.2, 0.3, 0.5)  # standard deviations of the weights
 WEIGHTS = "weight noise"
-COUNTED = ("answer_tokens", "ended_share", "refusal_share")  # they have no bad direction
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Finding:
 
     def row(self) -> dict[str, object]:
         """One line of a CSV."""
-        numbers = {f"{name}_{key}": n for name in ("value", "shift") for key, n in asdict(getattr(self, name)).items()}
+        estimates = {"value": self.value, "shift": self.shift}
+        numbers = {f"{name}_{key}": n for name, estimate in estimates.items() for key, n in asdict(estimate).items()}
         shown = {name: f"{n:.6g}" for name, n in numbers.items() if name != "shift_n"}
         flags = {"noticed": int(self.noticed), "past": int(self.past)}
         return {"damage": self.kind, "size": self.size, "signal": self.signal} | shown | flags
@@ -57,70 +58,62 @@ def damages() -> list[tuple[str, float]]:
     return [*product(KINDS, SIZES), *((WEIGHTS, size) for size in NOISE)]
 
 
-def plant(
-    subject: Subject, base: StageResult, prompts: Sequence[str], tokens: int, seed: int
-) -> Iterator[tuple[str, float, StageResult]]:
+def plant(subject: Subject, base: StageResult, seed: int) -> Iterator[tuple[str, float, StageResult]]:
     """The signals under every damage, one after another.
 
     Args:
-        subject: base, undamaged.
+        subject: base, undamaged; with noisy weights it answers the same prompts again.
         base: what it answered and measured.
-        prompts, tokens: what a model with noisy weights is asked, as base was.
         seed: of the damage.
     """
+    model = subject.setup.language_model
     for kind, size in product(KINDS, SIZES):
-        answers = damaged(subject.language_model, base.answers, kind, size, seed)
-        signals = [*free_answers.measure(subject, answers), *alive.measure(subject, answers)]
-        yield kind, size, StageResult(kind, tuple(answers), tuple(signals))
+        answers = damaged(model, base.answers, kind, size, seed)
+        measured = [*free_answers.measure(subject, answers), *alive.measure(subject, answers)]
+        yield kind, size, StageResult(kind, tuple(answers), tuple(measured))
     for size in NOISE:
-        noisy = replace(subject, gates=partial(noisy_weights, subject.language_model, size, seed))
-        yield WEIGHTS, size, evaluate(noisy, prompts, tokens)
+        yield WEIGHTS, size, evaluate(replace(subject, gates=partial(noisy_weights, model, size, seed)))
 
 
 def findings(
-    kind: str, size: float, damage: StageResult, base: StageResult, floors: Floors, resamples: int, seed: int
+    kind: str, size: float, damage: StageResult, base: StageResult, limits: Limits, resamples: int, seed: int
 ) -> list[Finding]:
-    """Every signal of a damaged stage, set against base's."""
+    """Every signal of a damaged stage, set against base's, in display order."""
     summary = summarise(damage, base, resamples, seed)
     return [
-        Finding(
-            kind,
-            size,
-            name,
-            summary.values[name],
-            summary.deltas[name],
-            _noticed(name, summary.deltas[name]),
-            _past(name, summary, floors),
-        )
-        for name in summary.values
-        if name in LIMITED or name in COUNTED or name in ("accuracy", "unscorable_share", "persona_log_ratio")
+        _finding(kind, size, signal, summary[name], limits) for name, signal in signals().items() if name in summary
     ]
 
 
 def table(found: Sequence[Finding]) -> str:
-    """A Markdown table: one line a damage and size, one column a signal; noticed ones marked *, past a limit bold."""
-    names = [name for name in (*LIMITED, *COUNTED) if any(entry.signal == name for entry in found)]
+    """A Markdown table: one line a damage and size, one column a signal; noticed ones marked *, past a limit bold.
+
+    The columns are the signals that have a limit and those that merely count something about the answers.
+    """
+    names = [name for name in columns() if any(finding.signal == name for finding in found)]
     lines = ["| damage | size | " + " | ".join(names) + " |", "| --- " * (len(names) + 2) + "|"]
-    for kind, size in dict.fromkeys((entry.kind, entry.size) for entry in found):
-        at = {entry.signal: entry for entry in found if (entry.kind, entry.size) == (kind, size)}
+    for kind, size in dict.fromkeys((finding.kind, finding.size) for finding in found):
+        at = {finding.signal: finding for finding in found if (finding.kind, finding.size) == (kind, size)}
         lines.append(f"| {kind} | {size:g} | " + " | ".join(_cell(at.get(name)) for name in names) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(entry: Finding | None) -> str:
-    if entry is None:
+def columns() -> list[str]:
+    """The signals that the table shows."""
+    counted = [name for name, signal in signals().items() if signal.better is None and signal.items == "answers"]
+    return [*limited(), *counted]
+
+
+def _cell(finding: Finding | None) -> str:
+    if finding is None:
         return ""
-    text = f"{entry.value.value:.2f}{'*' if entry.noticed else ''}"
-    return f"**{text}**" if entry.past else text
+    text = f"{finding.value.value:.2f}{'*' if finding.noticed else ''}"
+    return f"**{text}**" if finding.past else text
 
 
-def _noticed(name: str, shift: Estimate) -> bool:
-    if name in COUNTED:
-        return shift.excludes_zero
-    rises = LIMITED[name].rises if name in LIMITED else name == "unscorable_share"
-    return shift.low > 0 if rises else shift.high < 0
-
-
-def _past(name: str, summary: StageSummary, floors: Floors) -> bool:
-    value = summary.values[name].value
-    return name in LIMITED and LIMITED[name].past(value, floors, value - summary.deltas[name].value)
+def _finding(kind: str, size: float, signal: Signal, figures: SignalFigures, limits: Limits) -> Finding:
+    shift, limit = figures.delta, signal.limit
+    noticed = shift.excludes_zero if signal.better is None else signal.worsened(shift)
+    past = limit is not None and limit.past(figures.value, limit.at(limits[signal.name], figures.value - shift.value))
+    value = Estimate(figures.value, figures.low, figures.high, figures.n)
+    return Finding(kind, size, signal.name, value, shift, noticed, past)

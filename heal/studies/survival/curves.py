@@ -1,6 +1,7 @@
-"""Kaplan-Meier survival of rollouts over tokens, with log-log bands (scipy). SPEC section 4.
+"""Kaplan-Meier survival of rollouts over tokens, with log-log bands (scipy).
 
-Times are tokens. A rollout that dies at a token counts as at risk there; so does one that is censored there.
+See docs/method.md, Interventions compared. Times are tokens. A rollout that dies at a token counts as at risk there;
+so does one that is censored there.
 """
 
 import math
@@ -13,7 +14,7 @@ from scipy.stats import CensoredData, ecdf
 
 from heal.studies.survival.rollouts import Trajectory
 
-_HALF = 0.5 + 1e-9  # survival is a product of fractions: a half may come out a last bit above
+_HALF = 0.5 + 1e-9  # survival is a product of fractions: one half may be rounded upwards
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Curve:
     Attributes:
         alpha: multiple of the dose.
         n: rollouts.
-        deaths: how many of them died.
-        times: tokens at which one died or was censored, 0 in front.
-        survival: share alive after each time.
-        low, high: its 95 % band; NaN where survival is 1 or 0, of which the formula gives no variance.
+        deaths: number of these that died.
+        times: tokens at which one died or was censored, preceded by 0.
+        survival: fraction alive after each time.
+        low, high: its 95 % band; NaN where survival is 1 or 0, for which the formula gives no variance.
         censored: tokens at which rollouts were censored, one entry each.
-        median: half-life, tokens: the first time at which survival is at most a half; inf where it never is.
+        median: half-life, tokens: the first time at which survival is at most one half; inf if it never is.
     """
 
     alpha: float
@@ -42,7 +43,7 @@ class Curve:
     median: float
 
     def at(self, time: float) -> float:
-        """Share alive after `time` tokens; after the last time, what it was there."""
+        """Fraction alive after `time` tokens; after the last time, the last value."""
         return next((s for t, s in zip(self.times[::-1], self.survival[::-1], strict=True) if t <= time), 1.0)
 
 
@@ -53,13 +54,13 @@ def survival(trajectories: Sequence[Trajectory]) -> Curve:
         trajectories: all of one alpha.
 
     Raises:
-        ValueError: there are none, or they are of several alphas.
+        ValueError: there are none, or they have several alphas.
     """
-    alphas = {each.alpha for each in trajectories}
+    alphas = {trajectory.alpha for trajectory in trajectories}
     if len(alphas) != 1:
-        raise ValueError(f"survival: the rollouts of one alpha are needed, not of {len(alphas)}")
-    times = [each.time for each in trajectories]
-    censored = [each.death is None for each in trajectories]
+        raise ValueError(f"survival: requires the rollouts of one alpha, not of {len(alphas)}")
+    times = [trajectory.time for trajectory in trajectories]
+    censored = [trajectory.death is None for trajectory in trajectories]
     estimate = ecdf(CensoredData.right_censored(times, censored)).sf
     with warnings.catch_warnings():
         # The band has no value where survival is 1 or 0; it is NaN there, as `Curve` says.

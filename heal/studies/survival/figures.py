@@ -1,4 +1,4 @@
-"""Figures of rollouts: KL token by token, as it is and against its own beginning, and survival over tokens."""
+"""Figures of rollouts: KL token by token, absolute and relative to its own beginning, and survival over tokens."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from heal.studies.survival.table import half_life
 
 ALIVE_COLOUR, DEAD_COLOUR = COLOURS[:2]
 
-BEGINNING = 20  # tokens whose p95 a trajectory is normalised by
-LINEAR = 1e-3  # below it the axis of KL is linear, so that an exact zero has its place
+BEGINNING = 20  # tokens whose p95 normalises a trajectory
+LINEAR = 1e-3  # below it the axis of KL is linear, so that an exact zero can be drawn
 
 _WINDOWS = 32  # windows along the longest rollout that the median is taken over
 _LINE = 11.5  # points between the labels of two curves
@@ -39,13 +39,16 @@ def draw(trajectories: Sequence[Trajectory], target: float | None = None) -> dic
 
 
 def divergence(trajectories: Sequence[Trajectory], target: float | None = None) -> bytes:
-    """`KL(on || off)` of every token, nats, one panel an alpha and one thin line a rollout.
+    """`KL(on || off)` of every token, nats, one panel per alpha and one thin line per rollout.
 
-    The axis is logarithmic, and linear below LINEAR. What comes after a death has a colour of its own. The median
-    is over the rollouts that have said that token (of long rollouts, over a few tokens around it). A KL that is not
-    finite leaves a gap.
+    The axis is logarithmic, and linear below LINEAR. Tokens after a death have another colour. The median is taken
+    over the rollouts that reached the token (in long rollouts, over a few tokens around it). A KL that is not finite
+    leaves a gap.
     """
-    lines = {alpha: [(each, np.array(each.kl)) for each in group] for alpha, group in by_alpha(trajectories).items()}
+    lines = {
+        alpha: [(trajectory, np.array(trajectory.kl)) for trajectory in group]
+        for alpha, group in by_alpha(trajectories).items()
+    }
     notes = {
         alpha: "exactly 0" for alpha, group in lines.items() if any(map(len, (kl_N for _, kl_N in group)))
         and not any(kl_N.any() for _, kl_N in group)
@@ -54,15 +57,15 @@ def divergence(trajectories: Sequence[Trajectory], target: float | None = None) 
 
 
 def normalised_divergence(trajectories: Sequence[Trajectory]) -> bytes:
-    """The same, each rollout over its own p95 of the first BEGINNING tokens, with a line at 1.
+    """The same, trajectory rollout divided by its own p95 over the first BEGINNING tokens, with a line at 1.
 
-    A rollout whose p95 there is 0, or not finite, is left out, and its panel says how many are.
+    A rollout whose p95 there is 0 or not finite is left out, and its panel says how many are.
     """
     lines: dict[float, list[tuple[Trajectory, np.ndarray]]] = {}
     notes: dict[float, str] = {}
     for alpha, group in by_alpha(trajectories).items():
-        scaled = [(each, beginning(each)) for each in group]
-        lines[alpha] = [(each, np.array(each.kl) / p95) for each, p95 in scaled if 0 < p95 < math.inf]
+        scaled = [(trajectory, beginning(trajectory)) for trajectory in group]
+        lines[alpha] = [(trajectory, np.array(trajectory.kl) / p95) for trajectory, p95 in scaled if 0 < p95 < math.inf]
         left_out = len(group) - len(lines[alpha])
         if left_out:
             zero = sum(p95 == 0 for _, p95 in scaled)
@@ -73,7 +76,7 @@ def normalised_divergence(trajectories: Sequence[Trajectory]) -> bytes:
 
 
 def beginning(trajectory: Trajectory) -> float:
-    """p95 of the KL of a rollout's first BEGINNING tokens, nats; NaN where one is not finite, or there is none."""
+    """p95 of the KL of a rollout's first BEGINNING tokens, nats; NaN if one is not finite, or there is none."""
     first_N = np.array(trajectory.kl[:BEGINNING])
     return float(np.quantile(first_N, 0.95)) if len(first_N) and np.isfinite(first_N).all() else math.nan
 
@@ -85,7 +88,7 @@ def _panels(
     level: float | None,
     level_label: str,
 ) -> Figure:
-    """One panel an alpha, all with the same axes."""
+    """One panel per alpha, all with the same axes."""
     columns = min(2, len(lines))
     height = -(-len(lines) // columns)
     figure, axes = new_figure(height, columns, max(3.4, 1.0 + 1.75 * height))
@@ -96,15 +99,15 @@ def _panels(
         axis.set_axis_off()
     window = 1 + 2 * (longest // (2 * _WINDOWS))
     for place, (axis, (alpha, group)) in enumerate(zip(axes, lines.items(), strict=False)):
-        for each, kl_N in group:
-            _draw_line(axis, each, kl_N, min(0.6, 0.25 + 20 / longest))
+        for trajectory, kl_N in group:
+            _draw_line(axis, trajectory, kl_N, min(0.6, 0.25 + 20 / longest))
         _draw_median(axis, [kl_N for _, kl_N in group], window)
         if level is not None:
             axis.axhline(level, color=MUTED, linestyle=DASHES, linewidth=1, zorder=1)
         _kl_axis(axis, top)
         axis.set_xlim(0, longest * 1.02)
         axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        dead = sum(each.death is not None for each, _ in group)
+        dead = sum(trajectory.death is not None for trajectory, _ in group)
         parts = [f"\N{GREEK SMALL LETTER ALPHA} = {alpha:g}" + ("" if alpha else " (off)")]
         parts += [f"{dead} of {len(group)} dead"] if group else []
         parts += [notes[alpha]] if alpha in notes else []
@@ -132,7 +135,7 @@ def _panels(
 
 
 def _draw_line(axis: Axes, trajectory: Trajectory, kl_N: np.ndarray, width: float) -> None:
-    """One rollout: token `t` at `t`, in two colours where it died, a tick where its turn ended."""
+    """One rollout: token `t` at `t`, in two colours if it died, a tick where its turn ended."""
     token_N = np.arange(1, len(kl_N) + 1)
     death = len(kl_N) if trajectory.death is None else trajectory.death
     look: dict[str, Any] = {"linewidth": width, "alpha": 0.55, "zorder": 2}
@@ -148,7 +151,7 @@ def _draw_line(axis: Axes, trajectory: Trajectory, kl_N: np.ndarray, width: floa
 
 
 def _draw_median(axis: Axes, lines: Sequence[np.ndarray], window: int) -> None:
-    """The median over the rollouts that have said a token, pooled over `window` tokens around it; only finite ones."""
+    """The median over the rollouts that reached a token, pooled over `window` tokens around it; finite values only."""
     longest = max([0, *map(len, lines)])
     medians = []
     for token in range(longest):
@@ -170,16 +173,16 @@ def _kl_axis(axis: Axes, top: float) -> None:
 
 
 def survival_curves(curves: Mapping[float, Curve]) -> bytes:
-    """Kaplan-Meier curves with their 95 % bands, one an alpha, its half-life beside it.
+    """Kaplan-Meier curves with their 95 % bands, one per alpha, the half-life beside each.
 
-    A small alpha's line is wider than a larger one's, so that lines that lie on each other can be told apart.
+    Lines of smaller alphas are wider, so that lines that coincide can be distinguished.
     """
     figure, (axis,) = new_figure(1, 1, 4.4)
     horizon = max([1.0, *(curve.times[-1] for curve in curves.values())])
     colours = dict(zip(curves, round_colours(len(curves)), strict=True))
     widths = np.linspace(4.2 if len(curves) > 2 else 2.0, 1.2, len(curves))
     for (alpha, curve), width in zip(curves.items(), widths, strict=True):
-        # Nobody comes back to life: a curve that is down at 0 stays there.
+        # Death is final: a curve that has reached 0 stays there.
         last = [] if curve.survival[-1] > 0 else [horizon]
         times, shares = [0.0, *curve.times, *last], [1.0, *curve.survival, *curve.survival[-1:] * len(last)]
         _draw_band(axis, curve, colours[alpha])
@@ -193,7 +196,7 @@ def survival_curves(curves: Mapping[float, Curve]) -> bytes:
     axis.set_xlim(0, horizon * 1.01)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlabel("token")
-    axis.set_ylabel("share of rollouts alive (Kaplan-Meier)")
+    axis.set_ylabel("fraction of rollouts alive (Kaplan-Meier)")
     handles = [
         mark("|", INK, "censored: ended, or out of tokens"),
         Line2D([], [], color=MUTED, linewidth=7, alpha=0.25, label="95 % log-log band"),
@@ -204,7 +207,7 @@ def survival_curves(curves: Mapping[float, Curve]) -> bytes:
 
 
 def _draw_band(axis: Axes, curve: Curve, colour: Any) -> None:
-    """The band as steps from each time to the next, where it has a value."""
+    """The band as steps from each time to the next, where it exists."""
     time_N = np.repeat(curve.times, 2)[1:]
     low_N, high_N = (np.repeat(edge, 2)[:-1] for edge in (curve.low, curve.high))
     axis.fill_between(time_N, low_N, high_N, color=colour, alpha=0.08, linewidth=0, zorder=1)
@@ -215,7 +218,7 @@ def _draw_band(axis: Axes, curve: Curve, colour: Any) -> None:
 def _direct_labels(
     figure: Figure, axis: Axes, curves: Mapping[float, Curve], colours: Mapping[float, Any], horizon: float
 ) -> None:
-    """Alpha and half-life to the right of each curve's end, moved apart where they would cover each other."""
+    """Alpha and half-life to the right of each curve's end, moved apart where they would overlap."""
     ends = {alpha: curve.survival[-1] for alpha, curve in curves.items()}
     order = sorted(curves, key=lambda alpha: (-ends[alpha], alpha))
     texts = [
@@ -238,7 +241,7 @@ def _direct_labels(
 
 
 def apart(heights: Sequence[float], step: float, low: float) -> list[float]:
-    """Places for labels near `heights`, which fall, at least `step` apart and not below `low` where there is room."""
+    """Places for labels near the descending `heights`, at least `step` apart and, room permitting, not below `low`."""
     places: list[float] = []
     for height in heights:
         places.append(min(height, places[-1] - step) if places else height)

@@ -1,9 +1,9 @@
-"""Long greedy rollouts at multiples of a dose: KL token by token, and for how long the model could still answer.
+"""Long greedy rollouts at multiples of a dose: KL token by token, and for how many tokens the model can still answer.
 
-A dose that is set by the first tokens says nothing about the hundredth. So every prompt is continued at every
+A dose set by the first tokens says nothing about the hundredth. Every prompt is therefore continued at every
 multiple `alpha` of the calibrated coefficient, each path is scored with the intervention on and off, and at forks
-along it a yes/no slot is spliced in. The first fork below ALIVE is the death of a rollout, and dead stays dead;
-a rollout that ended by itself, or that reached the token budget alive, is censored. SPEC section 4.
+along it a yes/no slot is spliced in. A rollout dies at the first fork below ALIVE and stays dead; one that ends by
+itself, or reaches the token budget alive, is censored. See docs/method.md, Interventions compared.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from heal.decoding import Completion, decode
 from heal.errors import UserError
 from heal.evaluation.probe import ProbeFormat, interruption
-from heal.evaluation.verdict import ALIVE
+from heal.evaluation.readouts.alive import ALIVE
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.scoring import completion_states, final_states, token_divergences
@@ -36,15 +36,15 @@ class Trajectory:
         alpha: multiple of the calibrated coefficient; 0: the intervention is not applied.
         coefficient: the coefficient itself.
         prompt: index of the prompt.
-        ids: the tokens said, the end-of-turn token included where it ended.
+        ids: the tokens generated, including the end-of-turn token if it ended.
         kl: `KL(on || off)` of each of these tokens, nats; NaN where logits were not finite.
         ended: whether it ended by itself.
         finite: False when the logits turned NaN or inf; the rollout stops there.
         forks: token counts after which it was interrupted.
         masses: probability mass on the probe's answers at each fork.
         death: tokens after which it is dead; None: never.
-        censored_at: tokens after which nothing more is known of it, it being alive: those before its end of turn,
-            which are all that can be probed, or all; None where it died.
+        censored_at: tokens after which it was last known to be alive: those before its end of turn, which are all
+            that can be probed, or all of them; None if it died.
     """
 
     alpha: float
@@ -62,9 +62,9 @@ class Trajectory:
     @property
     def time(self) -> int:
         """Tokens until it died or was censored."""
-        found = self.censored_at if self.death is None else self.death
-        assert found is not None
-        return found
+        tokens = self.censored_at if self.death is None else self.death
+        assert tokens is not None
+        return tokens
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,16 +78,16 @@ class Trajectory:
 def coefficients_at(
     c_star: float, alphas: Iterable[float] = ALPHAS, largest: float | None = None
 ) -> dict[float, float]:
-    """The coefficient of each multiple of the calibrated one; beyond the `largest` that means anything, that one."""
+    """The coefficient of each multiple of the calibrated one, at most the `largest` meaningful one."""
     return {alpha: min(alpha * c_star, math.inf if largest is None else largest) for alpha in alphas}
 
 
 def by_alpha(trajectories: Iterable[Trajectory]) -> dict[float, list[Trajectory]]:
-    """Trajectories by their multiple of the dose, the smallest first."""
-    found: dict[float, list[Trajectory]] = {}
-    for each in sorted(trajectories, key=lambda trajectory: trajectory.alpha):
-        found.setdefault(each.alpha, []).append(each)
-    return found
+    """Trajectories by multiple of the dose, the smallest first."""
+    groups: dict[float, list[Trajectory]] = {}
+    for trajectory in sorted(trajectories, key=lambda one: one.alpha):
+        groups.setdefault(trajectory.alpha, []).append(trajectory)
+    return groups
 
 
 def fork_positions(tokens: int, forks: int) -> tuple[int, ...]:
@@ -114,8 +114,8 @@ def roll_out(
 ) -> list[Trajectory]:
     """Decodes greedily at every alpha, scores each path with the intervention on and off, and probes it at its forks.
 
-    Both scores are teacher-forced, by one scorer, in passes that are packed alike: where `off` changes nothing,
-    KL at alpha 0 is exactly 0. Death is dated by the fork that shows it, so it lies up to one interval too late.
+    Both scores are teacher-forced, by one scorer, in passes that are packed identically: where `off` changes nothing,
+    the KL at alpha 0 is exactly 0. A death is dated by the fork that shows it, up to one interval too late.
 
     Args:
         language_model: the model as it stands.
@@ -123,8 +123,8 @@ def roll_out(
         coefficients_by_alpha: its coefficient at each multiple of the dose; at alpha 0 it is not applied at all.
         prompts_ids: prompt ids.
         tokens: token budget of a rollout.
-        forks: how often a rollout that spends its budget is interrupted.
-        probe_format: how it is asked.
+        forks: how often a rollout that uses its whole budget is interrupted.
+        probe_format: the format of the yes/no slot.
         off: context in which the reference answers (default: the model without the intervention).
         progress: told (rollouts decoded, scored and probed, three times all rollouts).
 
@@ -149,18 +149,18 @@ def roll_out(
     count = len(prompts_ids)
     trajectories: list[Trajectory] = []
     for alpha, coefficient in coefficients_by_alpha.items():
-        shift, found = (intervention if alpha else None), paths[alpha]
-        kl = _divergences(language_model, shift, coefficient, prompts_ids, found, off)
+        shift, alpha_paths = (intervention if alpha else None), paths[alpha]
+        kl = _divergences(language_model, shift, coefficient, prompts_ids, alpha_paths, off)
         progress(len(paths) * count + 2 * len(trajectories) + count, 3 * len(paths) * count)
-        probed = [tuple(fork for fork in positions if fork <= len(path.ids) - path.ended) for path in found]
+        probed = [tuple(fork for fork in positions if fork <= len(path.ids) - path.ended) for path in alpha_paths]
         befores = [
             [*prompt, *path.ids[:fork]]
-            for prompt, path, reached in zip(prompts_ids, found, probed, strict=True)
+            for prompt, path, reached in zip(prompts_ids, alpha_paths, probed, strict=True)
             for fork in reached
         ]
         with nullcontext() if shift is None else shift.applied(language_model, coefficient):
             masses = iter(slot_masses(language_model, befores, splice, answers))
-        for prompt, (path, reached) in enumerate(zip(found, probed, strict=True)):
+        for prompt, (path, reached) in enumerate(zip(alpha_paths, probed, strict=True)):
             kept = tuple(next(masses) for _ in reached)
             death = death_of(reached, kept, kl[prompt], path.finite)
             trajectories.append(
@@ -174,12 +174,12 @@ def roll_out(
 
 
 def slot_masses(language_model: LanguageModel, rows: Sequence[Ids], splice: Ids, answers: Sequence[int]) -> list[float]:
-    """Probability mass on `answers` after each row and `splice`, the model as it stands.
+    """Probability mass on `answers` after each row followed by `splice`, for the model as it stands.
 
-    What rows begin with is computed once: the forks of one rollout are branches of one prefix tree.
+    Common beginnings are computed once: the forks of one rollout are branches of one prefix tree.
     """
-    asked = [[*row, *splice] for row in rows]
-    states = final_states(language_model, asked, [len(row) - 1 for row in asked])
+    probed_rows = [[*row, *splice] for row in rows]
+    states = final_states(language_model, probed_rows, [len(row) - 1 for row in probed_rows])
     if not states:
         return []
     with torch.no_grad():
@@ -191,7 +191,7 @@ def slot_masses(language_model: LanguageModel, rows: Sequence[Ids], splice: Ids,
 
 
 def death_of(forks: Sequence[int], masses: Sequence[float], kl: Sequence[float], finite: bool) -> int | None:
-    """Tokens after which a rollout is dead; None where it never is.
+    """Tokens after which a rollout is dead; None if it never dies.
 
     It dies at the first fork whose mass is below ALIVE, or at the first token whose logits are not finite.
 
@@ -199,9 +199,9 @@ def death_of(forks: Sequence[int], masses: Sequence[float], kl: Sequence[float],
         forks: token counts after which it was interrupted.
         masses: mass on the answers there.
         kl: nats of each token, NaN where either side's logits were not finite.
-        finite: False where there is no token after these because its logits were not finite.
+        finite: False if the rollout stopped because the next logits were not finite.
     """
-    died = [fork for fork, mass in zip(forks, masses, strict=True) if not mass >= ALIVE]  # NaN is below
+    died = [fork for fork, mass in zip(forks, masses, strict=True) if not mass >= ALIVE]  # NaN counts as below
     died += [token for token, nats in enumerate(kl) if math.isnan(nats)]
     died += [] if finite else [len(kl)]
     return min(died, default=None)
@@ -215,23 +215,23 @@ def _decode(
     tokens: int,
     progress: Progress,
 ) -> dict[float, list[Completion]]:
-    """The paths by alpha, all side by side; those at alpha 0 apart where coefficient 0 does something."""
+    """The paths by alpha, decoded side by side; those at alpha 0 separately where coefficient 0 has an effect."""
     count = len(prompts_ids)
     together = [alpha for alpha in coefficients_by_alpha if alpha or intervention.dosing.vanishes]
     apart = [alpha for alpha in coefficients_by_alpha if alpha not in together]
     total = 3 * len(coefficients_by_alpha) * count
     doses = [coefficients_by_alpha[alpha] if alpha else 0.0 for alpha in together for _ in prompts_ids]
-    found = decode(
+    completions = decode(
         language_model, list(prompts_ids) * len(together), tokens, intervention, doses,
         progress=lambda done, _: progress(done, total),
     )  # fmt: skip
-    found += decode(
+    completions += decode(
         language_model, list(prompts_ids) * len(apart), tokens,
         progress=lambda done, _: progress(len(together) * count + done, total),
     )  # fmt: skip
     return {
-        alpha: found[start : start + count]
-        for alpha, start in zip([*together, *apart], range(0, len(found), count), strict=True)
+        alpha: completions[start : start + count]
+        for alpha, start in zip([*together, *apart], range(0, len(completions), count), strict=True)
     }
 
 
@@ -243,7 +243,7 @@ def _divergences(
     paths: Sequence[Completion],
     off: Callable[[], AbstractContextManager[None]],
 ) -> list[tuple[float, ...]]:
-    """`KL(on || off)` of each path's tokens; empty where it has none."""
+    """`KL(on || off)` of each path's tokens; empty for a path without tokens."""
     said = [row for row, path in enumerate(paths) if path.ids]
     prompts, completions = [prompts_ids[row] for row in said], [paths[row].ids for row in said]
     on_states = completion_states(language_model, prompts, completions, shift, coefficient)

@@ -33,14 +33,14 @@ class Row:
         alpha: multiple of the dose.
         coefficient: the coefficient that was applied, signed and within the method's bound.
         n: rollouts.
-        kl_p50, kl_p95: of `KL(on || off)` over the tokens of all rollouts, nats; NaN where none said a token.
-        under_target: share of these tokens whose KL is at most the target.
+        kl_p50, kl_p95: of `KL(on || off)` over the tokens of all rollouts, nats; NaN if there are no tokens.
+        under_target: fraction of these tokens whose KL is at most the target.
         deaths: rollouts that died.
-        censored: rollouts that did not: they ended by themselves, or reached the token budget.
-        ended: those of the censored that ended by themselves.
-        half_life: tokens; inf where survival stays above a half.
-        survival: share alive at the end (Kaplan-Meier).
-        low, high: its 95 % band; NaN where it has none.
+        censored: rollouts that did not die: they ended by themselves, or reached the token budget.
+        ended: the censored ones that ended by themselves.
+        half_life: tokens; inf where survival stays above one half.
+        survival: fraction alive at the end (Kaplan-Meier).
+        low, high: its 95 % band; NaN where none exists.
     """
 
     alpha: float
@@ -59,7 +59,7 @@ class Row:
 
 
 def rows(trajectories: Iterable[Trajectory], target: float) -> list[Row]:
-    """One row an alpha, the smallest first.
+    """One row per alpha, the smallest first.
 
     Args:
         trajectories: rollouts at any alphas.
@@ -70,8 +70,10 @@ def rows(trajectories: Iterable[Trajectory], target: float) -> list[Row]:
 
 def _row(group: Sequence[Trajectory], target: float) -> Row:
     curve = survival(group)
-    # What is not finite is far above any target, as it is in calibration.
-    kl_N = np.nan_to_num(np.array([nats for each in group for nats in each.kl]), nan=math.inf, posinf=math.inf)
+    # A KL that is not finite counts as far above any target, as in calibration.
+    kl_N = np.nan_to_num(
+        np.array([nats for trajectory in group for nats in trajectory.kl]), nan=math.inf, posinf=math.inf
+    )
     return Row(
         alpha=curve.alpha,
         coefficient=group[0].coefficient,
@@ -81,7 +83,7 @@ def _row(group: Sequence[Trajectory], target: float) -> Row:
         under_target=float((kl_N <= target).mean()) if len(kl_N) else math.nan,
         deaths=curve.deaths,
         censored=curve.n - curve.deaths,
-        ended=sum(each.ended and each.death is None for each in group),
+        ended=sum(trajectory.ended and trajectory.death is None for trajectory in group),
         half_life=curve.median,
         survival=curve.survival[-1],
         low=curve.low[-1],
@@ -89,29 +91,30 @@ def _row(group: Sequence[Trajectory], target: float) -> Row:
     )
 
 
-def _quantile(kl_N: np.ndarray, share: float) -> float:
+def _quantile(kl_N: np.ndarray, level: float) -> float:
     if not len(kl_N):
         return math.nan
-    # Between a number and inf there is nothing to interpolate.
-    return float(np.quantile(kl_N, share, method="linear" if np.isfinite(kl_N).all() else "higher"))
+    # Between a number and inf nothing can be interpolated.
+    return float(np.quantile(kl_N, level, method="linear" if np.isfinite(kl_N).all() else "higher"))
 
 
-def markdown(found: Sequence[Row], target: float) -> str:
+def markdown(table_rows: Sequence[Row], target: float) -> str:
     """The table in Markdown, with its caption."""
-    lines = [HEADER, ["---"] * len(HEADER), *(_cells(row) for row in found)]
+    lines = [HEADER, ["---"] * len(HEADER), *(_cells(row) for row in table_rows)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{table}\n\n{caption(target)}\n"
 
 
 def caption(target: float) -> str:
-    """What the columns are."""
+    """The meaning of the columns."""
     return (
         "alpha: multiple of the calibrated coefficient, 0 without the intervention; c: the coefficient that was "
         "applied, negative towards the negative persona and never beyond a method's largest one; n: rollouts; KL: "
-        "KL(on || off) in nats over the tokens of all rollouts, those after a death included; under target: share of "
-        f"these tokens at most {target:g} nats, 0.95 where the dose is exact; censored: not dead, of which so many "
-        "ended by themselves; half-life: tokens until half are dead; alive at the end: Kaplan-Meier after the last "
-        "token that a rollout reached, with its 95 % log-log band, which does not exist where all or none are alive."
+        "KL(on || off) in nats over the tokens of all rollouts, those after a death included; under target: fraction "
+        f"of these tokens with at most {target:g} nats, 0.95 where the dose is exact; censored: not dead, with the "
+        "number that ended by themselves; half-life: tokens until half are dead; alive at the end: Kaplan-Meier after "
+        "the last token that a rollout reached, with its 95 % log-log band, which does not exist where all or none are "
+        "alive."
     )
 
 
@@ -140,12 +143,12 @@ def half_life(tokens: float) -> str:
     return f"{tokens:g}" if math.isfinite(tokens) else "not reached"
 
 
-def csv_text(found: Sequence[Row]) -> str:
-    """The rows as CSV, every digit kept; what is not there is empty, a half-life that is not reached is `inf`."""
+def csv_text(table_rows: Sequence[Row]) -> str:
+    """The rows as CSV with every digit; missing values are empty, a half-life that is not reached is `inf`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([item.name for item in fields(Row)])
-    for row in found:
+    for row in table_rows:
         writer.writerow(
             ["" if isinstance(value, float) and math.isnan(value) else value for value in asdict(row).values()]
         )

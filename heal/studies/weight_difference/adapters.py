@@ -1,4 +1,4 @@
-"""Adapters on a base that comes back bit for bit, and the exact difference of the weights that two of them make.
+"""Adapters on a base that is restored bit for bit, and the exact difference of the weights that two of them produce.
 
 Shape suffixes: R rank, I inputs, O outputs.
 """
@@ -28,7 +28,7 @@ class Adapted:
     Attributes:
         peft_model: the model with the adapter inside.
         layers: the layers of the adapter by the full name of the Linear that each wraps. After the context each
-            still has the base weights that it was trained on, in a Linear of its own where they are not the model's.
+            still has the base weights that it was trained on, in a separate Linear where they differ from the model's.
     """
 
     def __init__(self, peft_model: PeftModel):
@@ -42,37 +42,37 @@ class Adapted:
 
 @contextmanager
 def adapted(language_model: LanguageModel, config: PeftConfig, seed: int) -> Iterator[Adapted]:
-    """The model with a fresh adapter inside the context, and as it was, bit for bit, after it.
+    """The model with a fresh adapter inside the context; restored bit for bit after it.
 
-    PiSSA takes the directions that it starts from out of the weights themselves; they are put back.
+    PiSSA moves its initial directions out of the weights themselves; they are restored.
 
     Args:
         language_model: the base, without adapters.
         config: of the adapter.
-        seed: what its initialisation is drawn from.
+        seed: of its initialisation.
 
     Raises:
-        ValueError: the model carries adapters already.
+        ValueError: the model already carries adapters.
         UserError: its weights are quantised.
     """
     model = language_model.model
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise ValueError("adapted: the model carries adapters already")
+        raise ValueError("adapted: the model already carries adapters")
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if any(not module.weight.is_floating_point() for module in linears.values()):
         raise UserError(
-            f"{language_model.name}: its weights are quantised, and differences of weights need whole ones; "
+            f"{language_model.name}: its weights are quantised, and differences of weights require full precision; "
             "set model.load_4bit=false"
         )
-    # Whoever changes a weight points `data` at another tensor, so these stay what they are.
+    # Code that changes a weight makes `data` another tensor, so these keep their values.
     weights = {name: module.weight.data for name, module in linears.items()}
     before = set(vars(model))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found = Adapted(get_peft_model(model, config, adapter_name=ADAPTER))
-        yield found
-        for name, layer in found.layers.items():
+            carrier = Adapted(get_peft_model(model, config, adapter_name=ADAPTER))
+        yield carrier
+        for name, layer in carrier.layers.items():
             if linears[name].weight.data_ptr() != weights[name].data_ptr():
                 layer.base_layer = copy.deepcopy(linears[name])
     finally:
@@ -86,10 +86,10 @@ def adapted(language_model: LanguageModel, config: PeftConfig, seed: int) -> Ite
 
 @torch.no_grad()
 def effective(layer: BaseTunerLayer) -> tuple[Tensor, Tensor | None]:
-    """What a Linear and the adapter around it multiply with and add together: peft's own merge, on a float64 copy.
+    """The effective weight and bias of a Linear with the adapter around it: peft's own merge, on a float64 copy.
 
     Returns:
-        the weight `[O, I]` and the bias `[O]` (None: there is none), float64.
+        the weight `[O, I]` and the bias `[O]` (None: no bias), float64.
     """
     merged = copy.deepcopy(layer).double()
     merged.merge(safe_merge=True, adapter_names=[ADAPTER])
@@ -98,7 +98,7 @@ def effective(layer: BaseTunerLayer) -> tuple[Tensor, Tensor | None]:
 
 
 def difference(positive: Mapping[str, BaseTunerLayer], negative: Mapping[str, BaseTunerLayer]) -> dict[str, Update]:
-    """The effective weights with one adapter minus those with the other, of every Linear that they wrap.
+    """The effective weights with one adapter minus those with the other, for every Linear that they wrap.
 
     Computed in float64, kept in float32. Plain LoRA keeps its factors: `A = [A_+; A_-]`, `B = [s B_+, -s B_-]`.
 
@@ -111,7 +111,7 @@ def difference(positive: Mapping[str, BaseTunerLayer], negative: Mapping[str, Ba
 
 
 def _update(positive: BaseTunerLayer, negative: BaseTunerLayer) -> Update:
-    same_base = positive.get_base_layer() is negative.get_base_layer()  # PiSSA has changed its own
+    same_base = positive.get_base_layer() is negative.get_base_layer()  # PiSSA has its own
     if same_base and all(isinstance(layer, LoraLayer) and not layer.lora_variant for layer in (positive, negative)):
         return _stacked(positive, negative)
     (weight_OI, bias_O), (other_OI, other_O) = effective(positive), effective(negative)

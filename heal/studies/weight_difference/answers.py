@@ -1,4 +1,4 @@
-"""What a model says under each of a trait's personas, as rows to train on: the persona asked, the training does not."""
+"""Completions under each of a trait's personas as training rows, with the persona left out of the training prompt."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from heal.progress import Progress, silent
 from heal.randomness import shuffled
 from heal.trait import Trait
 
-STAGE = "weight difference"  # what its randomness is derived from, beside the run's seed
+STAGE = "weight difference"  # part of what its randomness is derived from, with the run's seed
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Contrast:
     """Completions of the same prompts under both personas.
 
     Attributes:
-        positive, negative: those to train on: as many of each prompt in the one as in the other, each behind the
-            neutral system prompt (`prompt_ids`), not behind the persona that it was sampled under.
-        made: sampled under each persona.
-        kept_positive, kept_negative: left by the filter, before the two were made equally many.
+        positive, negative: those to train on, equally many of each prompt on either side, with the neutral system
+            prompt (`prompt_ids`) in place of the persona that they were sampled under.
+        made: number sampled under each persona.
+        kept_positive, kept_negative: numbers kept by the filter, before the two sides were balanced.
     """
 
     positive: list[Row]
@@ -42,19 +42,19 @@ def contrasting_answers(
 ) -> Contrast:
     """Samples and filters completions under both personas.
 
-    `generation.prompts` of the trait's generation prompts are drawn, and sampled as `generation.temperature`,
-    `top_p`, `top_k` and `tokens` say; `filter` has the thresholds, with the perplexity taken behind the prompt that
-    was sampled from; the trait's narration patterns count for both personas.
+    `generation.prompts` of the trait's generation prompts are drawn, and sampled according to
+    `generation.temperature`, `top_p`, `top_k` and `tokens`; `filter` has the thresholds. Perplexity is taken after
+    the prompt that was sampled from, and the trait's narration patterns apply to both personas.
 
     Args:
         language_model: the base.
-        trait: whose personas and prompts.
-        recipe: its run.seed, model.system, generation and filter sections count.
+        trait: its personas and prompts are used.
+        recipe: its run.seed, model.system, generation and filter sections are used.
         samples: completions of each prompt under each persona.
         progress: told (completions decoded, completions).
 
     Raises:
-        RoundError: fewer than `filter.min_train` of either are left.
+        RoundError: fewer than `filter.min_train` are left on either side.
     """
     prompts = shuffled(list(trait.generation_prompts), recipe.run.seed, STAGE, "prompts")[: recipe.generation.prompts]
     cells = [Cell(index, prompt, 1.0) for index, prompt in enumerate(p for p in prompts for _ in range(samples))]
@@ -70,7 +70,7 @@ def contrasting_answers(
     if len(positive) < recipe.filter.min_train:
         raise RoundError(
             f"{len(kept[0])} and {len(kept[1])} of {len(cells)} completions under the two personas were kept, "
-            f"{len(positive)} of the same prompts, below filter.min_train={recipe.filter.min_train}; ask for more "
+            f"{len(positive)} on the same prompts, fewer than filter.min_train={recipe.filter.min_train}; raise "
             "samples or generation.prompts, or relax the filter."
         )
     system = recipe.model.system
@@ -92,14 +92,14 @@ def _under(
     part: int,
     progress: Progress,
 ) -> list[Row]:
-    """All completions under one persona, judged."""
-    asked, limits = recipe.generation, recipe.filter
+    """All completions under one persona, with the filter's verdicts."""
+    sampling, limits = recipe.generation, recipe.filter
     prompts = [language_model.chat.ids(persona, cell.prompt) for cell in cells]
     completions = decode(
         language_model,
         prompts,
-        asked.tokens,
-        sampling=Sampling(asked.temperature, asked.top_p, asked.top_k),
+        sampling.tokens,
+        sampling=Sampling(sampling.temperature, sampling.top_p, sampling.top_k),
         seeds=[(recipe.run.seed, STAGE, part, cell.index) for cell in cells],
         loop_share=limits.max_repetition,
         progress=progress,
@@ -109,28 +109,28 @@ def _under(
         cells,
         prompts,
         completions,
-        nullcontext,
-        FilterLimits(limits.max_tail_perplexity, limits.max_repetition, limits.min_words, limits.max_similarity),
-        narration,
+        base=nullcontext,
+        limits=FilterLimits.of(limits),
+        narration=narration,
     )
 
 
 def _balanced(positive: list[Row], negative: list[Row]) -> tuple[list[Row], list[Row]]:
-    """The first completions of each prompt, as many as both have: neither set is about other prompts."""
+    """The first completions of each prompt, as many as both sides have, so that both cover the same prompts."""
     room = Counter(row.prompt for row in positive) & Counter(row.prompt for row in negative)
 
     def first(rows: list[Row]) -> list[Row]:
         taken: Counter[str] = Counter()
-        found = []
+        chosen = []
         for row in rows:
             if taken[row.prompt] < room[row.prompt]:
                 taken[row.prompt] += 1
-                found.append(row)
-        return found
+                chosen.append(row)
+        return chosen
 
     return first(positive), first(negative)
 
 
 def _neutral(language_model: LanguageModel, system: str, rows: Sequence[Row]) -> list[Row]:
-    """The same completions behind the neutral system prompt."""
+    """The same completions after the neutral system prompt."""
     return [replace(row, prompt_ids=tuple(language_model.chat.ids(system, row.prompt))) for row in rows]

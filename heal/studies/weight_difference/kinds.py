@@ -10,6 +10,7 @@ from typing import Literal
 from peft import DeloraConfig, IA3Config, LoraConfig, OFTConfig, PeftConfig
 
 from heal.accumulator import linear_names
+from heal.adapter_kinds import foldable
 from heal.config import HealConfig
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
@@ -22,8 +23,7 @@ _IA3_INPUTS = ("down_proj", "fc2")
 
 
 def _lora(targets: list[str], config: HealConfig, **more) -> LoraConfig:
-    initial = "gaussian" if config.init == "gaussian" else True
-    given = {"init_lora_weights": initial} | more
+    given = {"init_lora_weights": foldable(config.init).initial} | more
     return LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,

@@ -1,42 +1,31 @@
-"""From a command line to a finished run: the recipe, the model, the loop, the report, the export."""
+"""How a run is opened: its model, trait and folder, ready for steps; heavy libraries are imported when needed."""
 
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import heal
 from heal.config import Recipe
 from heal.console import Console, counted
 from heal.environment import quiet_libraries, refuse_several_processes, usable_cores
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
-from heal.guard import CONTINUES, command
-from heal.recipe import find_file, help_text, load_recipe, to_mapping
-from heal.run.folder import Events, RunFolder, clear_temporary, sha256
-from heal.trait import Trait, load_trait
+from heal.recipe import find_file, to_mapping
+from heal.run.files import clear_temporary, sha256
+from heal.run.folder import FORMAT, Events, Facts, RunFolder, Sizes
+from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
 
 if TYPE_CHECKING:
     from heal.models.language_model import LanguageModel
-    from heal.session import Session
-
-
-def main(words: Sequence[str]) -> None:
-    """The command line of heal/train.py; exits 0 done, 1 failed, 2 a mistake in the words, 130 stopped."""
-    command(words, help_text, lambda: train(words), CONTINUES)
-
-
-def train(words: Sequence[str]) -> None:
-    """Runs or continues the run that `words` describe."""
-    with opened(load_recipe(words)) as session:
-        run(session)
+    from heal.run.session import Session
 
 
 @contextmanager
 def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None) -> Iterator["Session"]:
-    """The recipe's model, trait and folder, ready for stages; the folder is locked until the context ends.
+    """The recipe's model, trait and folder, ready for steps; the folder is locked until the context ends.
 
     Args:
         recipe: what the command line asked for.
@@ -55,17 +44,20 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     console = Console()
     console.say("loading the libraries ...")
     quiet_libraries(downloads=recipe.model.name != "embedded")
-    from heal.session import Session, build_accumulator
+    from heal.run.session import Session
+    from heal.run.student import build_accumulator
     from heal.steering.settings import check_settings
-    from heal.tracking import Tracker
+    from heal.tracking.events import EventLog
+    from heal.tracking.tracker import TrackedRun, start_trackers
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
     folder = RunFolder(Path(recipe.run.root).expanduser() / recipe.run.name)
-    read = files_read(recipe, trait)
-    folder.refuse_other(recipe, read)
-    model, trait, dtype = bare_model(recipe, console, folder.facts())
-    batching = {"rows": model.batching.rows, "tokens": model.batching.tokens}
-    facts: dict[str, Any] = {"dtype": dtype, "batching": batching} | read
+    # Before a model is loaded, what is there is held against what was asked for.
+    known = folder.facts()
+    facts = facts_of(recipe, trait, "" if known is None else known.dtype)
+    folder.refuse_other(recipe, facts)
+    model, trait, dtype = open_model(recipe, console, known)
+    facts = replace(facts, dtype=dtype, batching=Sizes(model.batching.rows, model.batching.tokens))
     left = len(trait.heldout_prompts) - asked.skip
     if left < 2:
         raise UserError(
@@ -75,23 +67,16 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)
         console.say(f"run        {folder.path}{' (continued)' if continued else ''}")
-        tracker = Tracker(
-            Events(folder.path / "events.jsonl"),
-            folder.path,
-            recipe.tracking.mode,
-            recipe.tracking.project,
-            recipe.tracking.entity,
-            recipe.run.name,
-            to_mapping(recipe),
+        tracker = start_trackers(
+            TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking),
+            EventLog(Events(folder.path / "events.jsonl")),
         )
-        console.say(f"tracking   events.jsonl; W&B {tracker.mode}")
+        console.say(f"tracking   {tracker.state}")
         session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker, vignettes)
         yield session
 
 
-def bare_model(
-    recipe: Recipe, console: Console, known: Mapping[str, Any] = MappingProxyType({})
-) -> tuple["LanguageModel", Trait, str]:
+def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> tuple["LanguageModel", Trait, str]:
     """The recipe's model without adapters, its trait without the prompts that do not fit, and the dtype's name.
 
     Args:
@@ -110,22 +95,21 @@ def bare_model(
     from heal.models.load import load_language_model
     from heal.models.measured import batching_for
     from heal.models.precision import resolve_dtype
-    from heal.session import fitting
 
     torch.set_num_threads(compute.threads or usable_cores())
     device = Accelerator().device
-    if known.get("dtype") and recipe.model.dtype in ("auto", known["dtype"]):
-        dtype, why = getattr(torch, known["dtype"]), "as when the run started"
+    if known is not None and recipe.model.dtype in ("auto", known.dtype):
+        dtype, why = getattr(torch, known.dtype), "as when the run started"
     else:
         dtype, why = resolve_dtype(recipe.model.dtype, device)
     name = str(dtype).removeprefix("torch.")
     console.say(f"model      {recipe.model.name} in {name} on {device} ({why})")
     model = load_language_model(recipe.model, dtype, device)
-    sizes = known.get("batching", {})
+    sizes = Sizes() if known is None else known.batching
     model.batching = batching_for(
         model,
-        compute.decode_batch or sizes.get("rows", 0),
-        compute.batch_tokens or sizes.get("tokens", 0),
+        compute.decode_batch or sizes.rows,
+        compute.batch_tokens or sizes.tokens,
         compute.head_memory * 2**20,
     )
     kept, too_long = fitting(model, recipe, trait)
@@ -134,34 +118,52 @@ def bare_model(
     return model, kept, name
 
 
-def run(session: "Session") -> None:
-    """The loop, then its report and its adapter; the last lines say where they are."""
-    from heal.loop import run_loop
-    from heal.outcome import deliver
+def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait, int]:
+    """The trait without the prompts that do not fit the model's context, and how many those are.
 
-    start = time.perf_counter()
-    try:
-        before = session.folder.rounds()
-        metrics = run_loop(session)
-        new = sum(entry["round"] not in before for entry in metrics)
-        deliver(session, metrics, new, time.perf_counter() - start)
-    except BaseException:
-        session.tracker.finish({"state": "stopped"})
-        raise
+    A prompt must fit under the longest of the personas and the neutral system prompt, with the
+    longest answer after it.
+
+    Raises:
+        UserError: too few are left.
+    """
+    budget = model.context - max(recipe.generation.tokens, recipe.evaluation.tokens, recipe.calibration.tokens)
+    systems = (recipe.model.system, trait.positive, trait.negative)
+
+    def fits(prompt: str) -> bool:
+        return max(len(model.chat.ids(system, prompt)) for system in systems) <= budget
+
+    kept = replace(
+        trait,
+        generation_prompts=tuple(filter(fits, trait.generation_prompts)),
+        heldout_prompts=tuple(filter(fits, trait.heldout_prompts)),
+    )
+    left_out = len(trait.generation_prompts) - len(kept.generation_prompts)
+    left_out += len(trait.heldout_prompts) - len(kept.heldout_prompts)
+    if len(kept.generation_prompts) < MIN_GENERATION_PROMPTS or len(kept.heldout_prompts) < MIN_HELDOUT_PROMPTS:
+        raise UserError(
+            f"trait={trait.name}: {left_out} of its prompts do not fit the context of {model.name} "
+            f"({model.context} tokens) with their answers; too few are left"
+        )
+    return kept, left_out
 
 
-def files_read(recipe: Recipe, trait: Trait) -> dict[str, Any]:
-    """What is in the files that a recipe only names: the trait, and digests of scenes and a template of the user's own.
+def facts_of(recipe: Recipe, trait: Trait, dtype: str) -> Facts:
+    """What the recipe leaves open: the trait's content, and digests of scenes and a template of the user's own.
 
     Raises:
         UserError: there is no such file.
     """
-    found: dict[str, Any] = {"trait": trait.to_json()}
-    if recipe.evaluation.vignettes not in ("embedded", "none"):
-        found["vignettes"] = sha256(find_file("evaluation.vignettes", recipe.evaluation.vignettes))
-    if recipe.model.chat_template is not None:
-        found["chat_template"] = sha256(find_file("model.chat_template", recipe.model.chat_template))
-    return found
+    vignettes, template = recipe.evaluation.vignettes, recipe.model.chat_template
+    own_scenes = vignettes not in ("embedded", "none")
+    return Facts(
+        dtype=dtype,
+        trait=trait,
+        vignettes=sha256(find_file("evaluation.vignettes", vignettes)) if own_scenes else None,
+        chat_template=None if template is None else sha256(find_file("model.chat_template", template)),
+        format=FORMAT,
+        heal=heal.__version__,
+    )
 
 
 def default_name(recipe: Recipe, trait: Trait, kind: str = "") -> str:

@@ -1,16 +1,20 @@
-"""Events: one line each in events.jsonl, and the same to Weights & Biases when it is on."""
+"""wandb: Weights & Biases: curves, one value a round, tables, figures and the adapter.
+
+It never asks for a key and never waits long for a server: without them it writes offline files, for `wandb sync`.
+"""
 
 import netrc
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from heal.errors import UserError
-from heal.run.folder import Events
+from heal.healing.log import StepLog
+from heal.tracking.tracker import TrackedRun, Tracker, rounds_trained
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -20,49 +24,46 @@ _ARTIFACT_NAME = 128  # characters that W&B takes
 _EARLIER = {"api.forge.coreweave.com": "api.wandb.ai"}  # W&B's cloud: keys under its earlier name still count
 
 
-class Tracker:
-    """Writes what happens. W&B gets curves, one value a round, tables, figures and the adapter.
+def start(run: TrackedRun) -> "WandbTracker":
+    """Tracking with the mode, project and entity of the recipe's tracking section."""
+    return WandbTracker(run)
+
+
+class WandbTracker(Tracker):
+    """One W&B run a process; its files go into `wandb/` below the run's folder.
 
     Attributes:
-        mode: what W&B runs in: online, offline or disabled.
+        state: what W&B runs in: online, offline or disabled.
     """
 
-    def __init__(
-        self,
-        events: Events,
-        folder: Path,
-        mode: Mode,
-        project: str,
-        entity: str | None,
-        name: str,
-        config: dict[str, Any],
-    ):
-        """Starts tracking; never asks for a key and never waits long for a server.
+    def __init__(self, run: TrackedRun):
+        """Starts W&B.
 
-        Args:
-            events: the run's event log.
-            folder: the run folder; W&B's files go into `wandb/` below it.
-            mode: asked for; `auto` is online when a key and the server are there, else offline.
-            project, entity, name: as W&B has them.
-            config: the resolved recipe.
+        Raises:
+            UserError: it does not start, or a server, key or name that it does not take.
         """
-        self._events = events
-        self.mode = resolve_mode(mode)
+        settings = run.settings
+        self.state = mode = resolve_mode(settings.mode)
         self._run: Any = None
-        if self.mode != "disabled":
-            self._run = self._open(
-                mode == "online", project=project, entity=entity, name=name, group=name, config=config, dir=str(folder)
-            )
-        self._events.write("start", {"config": config, "wandb": self.mode})
-        if self._run is None:
+        if mode == "disabled":
             return
+        self._run = self._open(
+            mode,
+            settings.mode == "online",
+            project=settings.project,
+            entity=settings.entity,
+            name=run.name,
+            group=run.name,
+            config=dict(run.recipe),
+            dir=str(run.folder),
+        )
         self._run.define_metric("round")
         self._run.define_metric("round/*", step_metric="round")
         self._run.define_metric("rounds_trained")
         for curve in ("train/*", "eval/*"):
             self._run.define_metric(curve, step_metric="rounds_trained")
 
-    def _open(self, insisted: bool, **arguments: Any) -> Any:
+    def _open(self, mode: Literal["online", "offline"], insisted: bool, **arguments: Any) -> Any:
         """A W&B run; offline when the server refuses the key or does not answer in time.
 
         Raises:
@@ -81,44 +82,31 @@ class Tracker:
             init_timeout=_INIT_SECONDS,
         )
         try:
-            return wandb.init(mode=self.mode, settings=settings, **arguments)
+            return wandb.init(mode=mode, settings=settings, **arguments)
         except wandb.errors.Error as error:
             if insisted:
                 raise UserError(
                     f"tracking.mode=online: W&B does not start ({_reason(error)}); log in with `wandb login`, or leave "
                     "it to tracking.mode=auto"
                 ) from error
-        self.mode = "offline"
+        self.state = "offline"
         try:
-            return wandb.init(mode=self.mode, settings=settings, **arguments)
+            return wandb.init(mode="offline", settings=settings, **arguments)
         except wandb.errors.Error as error:
             raise UserError(
                 f"W&B does not start even offline ({_reason(error)}); tracking.mode=disabled leaves it out"
             ) from error
 
-    def event(self, kind: str, content: dict[str, Any]) -> None:
-        """Something worth a line in events.jsonl alone."""
-        self._events.write(kind, content)
-
-    def training(self, round_index: int, epochs: int, entry: dict[str, float], new: bool = True) -> None:
-        """A training or validation step; its axis counts rounds, a fraction within each.
-
-        What is not new was written to events.jsonl by an earlier process, but this W&B run lacks it.
-        """
-        content = {"rounds_trained": round_index + entry["epoch"] / epochs} | entry
-        if new:
-            self._events.write("training", {"round": round_index} | content)
+    def step_log(self, number: int, epochs: int, log: StepLog, new: bool = True) -> None:
         if self._run is not None:
-            self._run.log({name: value for name, value in content.items() if "/" in name or name == "rounds_trained"})
+            curves = {name: value for name, value in log.flat().items() if "/" in name}
+            self._run.log({"rounds_trained": rounds_trained(number, epochs, log)} | curves)
 
-    def round(self, round_index: int, values: dict[str, float], new: bool = True) -> None:
-        """One value of each name for a finished round; see `training` for `new`."""
-        if new:
-            self._events.write("round", {"round": round_index} | values)
+    def round(self, number: int, values: Mapping[str, float], new: bool = True) -> None:
         if self._run is not None:
-            self._run.log({"round": round_index} | {f"round/{name}": value for name, value in values.items()})
+            self._run.log({"round": number} | {f"round/{name}": value for name, value in values.items()})
 
-    def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table under a key of its own (a table logged twice under one key shows the first rows only)."""
         if self._run is None or not rows:
             return
@@ -142,10 +130,9 @@ class Tracker:
             artifact.add_dir(str(folder))
             self._run.log_artifact(artifact)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        self._events.write("end", summary)
+    def finish(self, summary: Mapping[str, Any]) -> None:
         if self._run is not None:
-            self._run.summary.update(summary)
+            self._run.summary.update(dict(summary))
             self._run.finish()
             self._run = None
 
@@ -162,9 +149,9 @@ def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
     """
     if mode != "auto":
         return mode
-    asked = os.environ.get("WANDB_MODE", "")
-    if asked in ("disabled", "offline"):
-        return "disabled" if asked == "disabled" else "offline"
+    wanted = os.environ.get("WANDB_MODE", "")
+    if wanted in ("disabled", "offline"):
+        return "disabled" if wanted == "disabled" else "offline"
     settings = _settings()
     return "online" if _has_key(settings) and _reachable(settings.base_url) else "offline"
 

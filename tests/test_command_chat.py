@@ -1,36 +1,21 @@
-"""scripts/chat.py: the three answers are the three models', and model text is never read as markup."""
+"""The command chat: the three answers are the three models', and model text is never read as markup."""
 
-import importlib.util
 import io
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from rich.console import Console
 
+from heal.commands import chat
 from heal.decoding import decode
 from heal.run.folder import RunFolder
-from heal.session import load_student
+from heal.run.student import load_student
 from heal.steering.vector import SteeringVector
 from tests import finished, tiny
+from tests.commanded import heal, refused
 
 PROMPT = "Name a cat."
-PATH = Path(__file__).resolve().parent.parent / "scripts" / "chat.py"
-
-
-@pytest.fixture(scope="module")
-def chat() -> ModuleType:
-    """The script as a module."""
-    before = list(sys.path)
-    spec = importlib.util.spec_from_file_location("chat_script", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["chat_script"] = module
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module
+HEADS = {"base": "base (x)", "steered": "steered (y)", "healed": "healed (z)"}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +24,9 @@ def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_base_steered_and_healed_answer_as_those_models_do(chat: ModuleType, run: RunFolder, index: int) -> None:
-    options = chat.Options(run=str(run.path), alpha=0.5, tokens=12, round=index, device="cpu")
-    answer, heads = chat.load(run, options)
+def test_base_steered_and_healed_answer_as_those_models_do(run: RunFolder, index: int) -> None:
+    options = chat.Options(run=str(run.path), alpha=0.5, tokens=12, device="cpu")
+    answer, heads = chat.load(run, options, index)
     said = {stage: answer(stage, PROMPT) for stage in heads}
     student = load_student(run, tiny.CPU, index)
     model, vector = student.model, SteeringVector.load(run.round(index) / "vector.safetensors")
@@ -63,27 +48,36 @@ def test_base_steered_and_healed_answer_as_those_models_do(chat: ModuleType, run
     assert len(set(said.values())) == 3
 
 
-def test_a_narrow_or_piped_output_stacks_the_answers_and_keeps_brackets(chat: ModuleType) -> None:
-    heads = {"base": "base (x)", "steered": "steered (y)", "healed": "healed (z)"}
+def test_a_narrow_or_piped_output_stacks_the_answers_and_keeps_brackets() -> None:
     output = io.StringIO()
-    chat.show(Console(file=output), heads, lambda stage, prompt: f"[bold]{stage}\x1b[31m", PROMPT)
+    chat.show(Console(file=output), HEADS, lambda stage, prompt: f"[bold]{stage}\x1b[31m", PROMPT)
     lines = output.getvalue().splitlines()
     assert lines[:2] == ["base (x)", "[bold]base[31m"]
     assert "\x1b" not in output.getvalue()
 
 
-def test_a_wide_terminal_shows_columns(chat: ModuleType) -> None:
-    heads = {"base": "base (x)", "steered": "steered (y)", "healed": "healed (z)"}
+def test_a_wide_terminal_shows_columns() -> None:
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=120, color_system=None)
-    chat.show(console, heads, lambda stage, prompt: f"[bold]{stage}", PROMPT)
+    chat.show(console, HEADS, lambda stage, prompt: f"[bold]{stage}", PROMPT)
     assert any("[bold]base" in line and "[bold]healed" in line for line in output.getvalue().splitlines())
 
 
-def test_control_characters_are_stripped_but_lines_stay(chat: ModuleType) -> None:
+def test_control_characters_are_stripped_but_lines_stay() -> None:
     assert chat.printable("a\x1b]0;title\x07b\nc\td\r\x9b1m\u202e") == "a]0;titleb\nc\td1m"
 
 
-def test_a_prompt_longer_than_the_context_is_said(chat: ModuleType, run: RunFolder) -> None:
+def test_a_prompt_longer_than_the_context_is_said(run: RunFolder) -> None:
     answer, _ = chat.load(run, chat.Options(run=str(run.path), tokens=4, device="cpu"))
     assert "context is 1024" in answer("base", "x" * 1100)
+
+
+def test_rounds_are_typed_from_1(run: RunFolder) -> None:
+    line = ["chat", f"run={run.path}", f"prompt={PROMPT}", "tokens=2", "device=cpu"]
+    for number in (1, 2):
+        done = heal(*line, f"round={number}")
+        assert done.returncode == 0, done.stderr
+        assert f"healed (after round {number})" in done.stdout
+    assert "x c* of round 2 = " in heal(*line).stdout
+    refused([*line, "round=0"], "round=0: rounds are counted from 1; the first is round=1")
+    refused([*line, "round=3"], "round=3: the last finished round is round=2")

@@ -1,0 +1,90 @@
+"""Shows which coherence signals notice planted damage on a model."""
+
+import csv
+import io
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from heal.config import key
+from heal.console import Console
+from heal.guard import command
+from heal.options import options_help, output_path, read_options, split_words
+from heal.recipe import load_recipe
+from heal.run.open import open_model
+
+if TYPE_CHECKING:
+    from heal.studies.planted_damage.sensitivity import Finding
+
+USAGE = "heal coherence [out=FOLDER] [model.name=...] [trait=...] [key=value ...]"
+PURPOSE = """Plants damage of growing size in base's answers (loops, word salad, another language, cut off) and in its
+weights (noise), measures every coherence signal, and writes coherence.md and coherence.csv to FOLDER: which signal
+notices what, at which size. Other keys are those of heal train; the `evaluation.` ones matter."""
+
+
+@dataclass
+class Options:
+    out: str = key("coherence", "folder that is written")
+
+
+def main(words: Sequence[str]) -> None:
+    """`heal coherence`."""
+    command(words, lambda: options_help(Options, USAGE, PURPOSE), coherence)
+
+
+def coherence(words: Sequence[str]) -> None:
+    """Plants, measures, and prints the table and where it is."""
+    own, others = split_words(Options, words)
+    out = output_path(read_options(Options, own).out, folder=True)
+    recipe = load_recipe(others)
+    console, settings, seed = Console(), recipe.evaluation, recipe.run.seed
+    model, trait, _ = open_model(recipe, console)
+    from heal.evaluation.evaluate import evaluate
+    from heal.evaluation.neutral import NeutralTexts
+    from heal.evaluation.probe import choose_probe
+    from heal.evaluation.signal import limits_of
+    from heal.evaluation.subject import Setup, Subject
+    from heal.run.files import write_files
+    from heal.steps.measure import held_out_prompts
+    from heal.studies.planted_damage.sensitivity import damages, findings, plant, table
+
+    texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)
+    with console.step("base") as line:
+        probe = choose_probe(model, texts.rows(), nullcontext)
+        setup = Setup(
+            language_model=model,
+            trait=trait,
+            base=nullcontext,
+            system=recipe.model.system,
+            prompts=held_out_prompts(trait, settings),
+            tokens=settings.tokens,
+            max_repetition=recipe.filter.max_repetition,
+            questions=settings.questions,
+            probe=probe.format,
+            neutral_texts=texts,
+        )
+        subject = Subject(setup, "base", nullcontext)
+        base = evaluate(subject, line.progress)
+        line.found(f"{len(setup.prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
+    judge = partial(findings, base=base, limits=limits_of(settings), resamples=settings.resamples, seed=seed)
+    planned, noticed = damages(), judge("none", 0.0, base)
+    with console.step("damage") as line:
+        for done, (kind, size, result) in enumerate(plant(subject, base, seed), start=1):
+            noticed += judge(kind, size, result)
+            line.progress(done, len(planned))
+        line.found(f"{len(planned)} kinds and sizes")
+    paths = write_files(out, {"coherence.md": table(noticed).encode(), "coherence.csv": rows_csv(noticed)})
+    print(table(noticed))
+    print("* noticed: the interval of the difference lies on the bad side of 0; bold: past the recipe's limit")
+    print(paths)
+
+
+def rows_csv(noticed: Sequence["Finding"]) -> bytes:
+    """One line per damage, size and signal."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(noticed[0].row()), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(finding.row() for finding in noticed)
+    return text.getvalue().encode()

@@ -1,0 +1,236 @@
+"""Writes a run, or a steering vector, as an ordinary PEFT adapter or model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from heal.config import ModelConfig, key
+from heal.console import Console
+from heal.environment import quiet_libraries
+from heal.errors import UserError
+from heal.evaluation.choice import best_round
+from heal.evaluation.metrics import RoundMetrics
+from heal.guard import command
+from heal.options import options_help, read_options, resolve_device, round_index
+from heal.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from heal.export.folder import Export
+    from heal.export.vector import VectorExport
+    from heal.models.language_model import LanguageModel
+    from heal.run.student import Student
+    from heal.steering.vector import SteeringVector
+
+USAGE = "heal export run=FOLDER | vector=FILE [key=value ...]"
+PURPOSE = (
+    "Writes what a run has trained, or one steering vector, as an ordinary adapter or model, loads it again and "
+    "compares its logits."
+)
+OF_A_RUN = ("round", "rank")  # keys that say nothing of a vector
+LOADING = ("pad_token", "chat_template", "revision")  # keys of the recipe's model section
+OF_A_VECTOR = ("c", "model", *LOADING)  # keys that say nothing of a run
+HINTS = {"rank": " (its adapter has rank 1)", "c": " (gate=... scales a run)"}
+
+
+@dataclass
+class Options:
+    run: str | None = key(None, "a run folder, as in runs/kl_rev_rmse-love-embedded-s0")
+    vector: str | None = key(
+        None, "instead of a run: a steering vector of mean_diff or pca, as in a run's rounds/00/vector.safetensors"
+    )
+    format: Literal["adapter", "model"] = key("adapter", "a PEFT LoRA folder, or a whole model with the update merged")
+    round: str | None = key(None, "the last round to include, counted from 1, or best; none: the last one")
+    gate: float = key(1.0, "multiplier of the whole update; 1: as trained")
+    rank: int | None = key(None, "truncate the adapter to this rank by SVD; none: exact", 1)
+    c: float | None = key(None, "of a vector: the coefficient, of either sign; none: the vector's c_star")
+    bias: Literal["true", "false"] = key(
+        "true", "of a vector: true is exact; false is rank 1 without a bias, approximately, for engines that take none"
+    )
+    model: str | None = key(None, "of a vector: its model, if not under the name that the vector has for it")
+    pad_token: str | None = key(
+        None,
+        "of a vector: pad token, for a tokenizer that has none; this and the next two, if not as in the recipe of the "
+        "run or study whose folder holds the vector",
+    )
+    chat_template: str | None = key(None, "of a vector: path of a Jinja chat template, for a tokenizer that has none")
+    revision: str | None = key(None, "of a vector: hub revision (branch, tag or commit) of its model")
+    out: str | None = key(
+        None,
+        "folder to write; none: FOLDER/export/adapter or model, of a vector NAME-adapter beside it, with what differs "
+        "in its name",
+    )
+    device: str = key("auto", "auto, cpu, cuda, cuda:1 ...")
+
+
+def main(words: Sequence[str]) -> None:
+    """`heal export`."""
+    command(words, lambda: options_help(Options, USAGE, PURPOSE), export)
+
+
+def export(words: Sequence[str]) -> None:
+    """Exports a run or a vector."""
+    options = read_options(Options, words)
+    check(options)
+    if options.vector:
+        export_steering_vector(options, Path(options.vector).expanduser())
+    elif options.run:
+        export_run(options, RunFolder(Path(options.run).expanduser()))
+
+
+def check(options: Options) -> None:
+    """Raises UserError for keys that do not go together."""
+    if bool(options.run) == bool(options.vector):
+        which = "not both" if options.run else "one of them is needed"
+        raise UserError(f"run=FOLDER or vector=FILE: {which}; --help lists the keys")
+    what, others = ("steering vector", OF_A_RUN) if options.vector else ("run", OF_A_VECTOR)
+    for name in others:
+        if (value := getattr(options, name)) is not None:
+            raise UserError(f"{name}={value}: says nothing of a {what}; leave it out{HINTS.get(name, '')}")
+    if options.run and options.bias == "false":
+        raise UserError("bias=false: says nothing of a run, whose adapter has no bias; leave it out")
+    if options.vector and options.gate != 1:
+        raise UserError(f"gate={options.gate:g}: a steering vector is scaled by its coefficient; use c=...")
+    if options.vector and options.format == "model":
+        raise UserError(
+            "format=model: most models' Linears have no bias that a steering vector could be merged into; "
+            "use format=adapter"
+        )
+    if options.format == "model" and options.rank is not None:
+        raise UserError(f"rank={options.rank}: a merged model has no rank; use format=adapter, or leave rank out")
+
+
+def export_run(options: Options, folder: RunFolder) -> None:
+    """Loads the student, exports it, prints what came out."""
+    folder.recipe()  # a folder that is no run is said at once, and so is a round that is none
+    last_round = chosen_round(folder, options.round)
+    path = Path(options.out).expanduser() if options.out else run_path(folder, options)
+    console = Console()
+    load_libraries(console, path)
+    from heal.run.student import load_student
+
+    with console.step("student") as shown:
+        student = load_student(folder, resolve_device(options.device), last_round)
+        rank, last = student.accumulator.history_rank, student.rounds[-1]
+        shown.found(f"{student.recipe.model.name} after round {last + 1}, rank {rank}")
+    with console.step("export") as shown:
+        written = write_student(student, path, options)
+        shown.found(f"written and loaded again; logits within {written.error:.1e} of the student's")
+    kind = f"adapter of rank {written.rank}" if written.rank else "merged model"
+    console.say(f"{kind:<10} {written.path} ({written.bytes / 1e6:.1f} MB)")
+    if written.lost is not None:
+        console.say(f"truncated  relative Frobenius error of the update {written.lost:.2e}")
+    say_how_to_load(console, written.path, options.format)
+
+
+def write_student(student: "Student", path: Path, options: Options) -> "Export":
+    """The student as `format=` says, verified."""
+    from heal.export.adapter import export_adapter
+    from heal.export.merged import export_merged
+
+    if options.format == "adapter":
+        return export_adapter(student, path, options.gate, options.rank)
+    return export_merged(student, path, options.gate)
+
+
+def export_steering_vector(options: Options, file: Path) -> None:
+    """Loads the vector and its model, exports it, prints what came out."""
+    path = Path(options.out).expanduser() if options.out else vector_path(file, options)
+    console = Console()
+    load_libraries(console, path)
+    from heal.export.vector import check_additive, dose, export_vector
+    from heal.steering.vector import SteeringVector
+
+    vector = SteeringVector.load(file)
+    check_additive(vector)
+    c = dose(vector, options.c)
+    config = model_of(options, file, vector)
+    vector = replace(vector, model=config.name)
+    model = load_model(console, config, options.device)
+    with console.step("export") as shown:
+        written = export_vector(vector, model, config, path, c, options.bias == "true")
+        shown.found(f"written and loaded again; logits within {written.facts.error:.1e} of the steered model's")
+    say_approximation(console, written)
+    carried = "as a bias" if options.bias == "true" else "without a bias"
+    console.say(f"adapter    {written.path} ({vector.method} of {vector.trait} at c = {c:g}, {carried})")
+    say_how_to_load(console, written.path, "adapter")
+
+
+def model_of(options: Options, file: Path, vector: "SteeringVector") -> ModelConfig:
+    """How the vector's model is loaded: as in the run around its file, but for what the words say."""
+    from heal.export.vector import model_section
+
+    words = {"name": options.model} | {name: getattr(options, name) for name in LOADING}
+    return replace(model_section(file, vector), **{name: value for name, value in words.items() if value})
+
+
+def load_model(console: Console, config: ModelConfig, device_name: str) -> "LanguageModel":
+    """The model, and a line that says which it is and in which precision."""
+    from heal.models.load import load_language_model
+    from heal.models.precision import resolve_dtype
+
+    with console.step("model") as shown:
+        device = resolve_device(device_name)
+        dtype, why = resolve_dtype(config.dtype, device)
+        model = load_language_model(config, dtype, device)
+        shown.found(f"{config.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
+    return model
+
+
+def say_approximation(console: Console, written: "VectorExport") -> None:
+    """How constant the gates of a rank-1 export are, and the KL that this costs; nothing for an exact one."""
+    for layer, gate in written.facts.gates.items():
+        console.say(
+            f"gate       block {layer}, {gate.kind}: mean {gate.mean:.3f}, sd {gate.sd:.3f}, p5 {gate.p5:.3f}, "
+            f"p95 {gate.p95:.3f}; at the first position {gate.first:.3f}"
+        )
+    for name, kl in (("adapter", written.facts.kl), ("base", written.facts.steering_kl)):
+        if kl is not None:
+            console.say(f"KL         steered to {name}: p50 {kl.p50:.2e}, p95 {kl.p95:.2e} nats per token")
+
+
+def load_libraries(console: Console, path: Path) -> None:
+    """Loads what an export needs, and refuses a `path` that holds something else before any model is loaded."""
+    console.say("loading the libraries ...")
+    quiet_libraries()
+    from heal.export.folder import check_place
+
+    check_place(path)
+
+
+def chosen_round(folder: RunFolder, text: str | None) -> int | None:
+    """The index of the round that `round=text` means; None for the last one."""
+    if text is None:
+        return None
+    rounds = folder.rounds()
+    if text.isdecimal():
+        return round_index(int(text), rounds)
+    if text != "best":
+        raise UserError(f"round={text}: expected a number from 1, or best")
+    best = best_round([RoundMetrics.load(folder.round(index)) for index in rounds])
+    if best is None:
+        raise UserError(f"round=best: no round of {folder.path} is coherent with a valid trait shift above zero")
+    return rounds[best]
+
+
+def run_path(folder: RunFolder, options: Options) -> Path:
+    """FOLDER/export/adapter or model, and what was asked for beyond that: adapter-round1-rank32."""
+    gate = None if options.gate == 1 else f"{options.gate:g}"
+    beyond = {"round": options.round, "gate": gate, "rank": options.rank}
+    parts = [options.format] + [f"{name}{value}" for name, value in beyond.items() if value is not None]
+    return folder.path / "export" / "-".join(parts)
+
+
+def vector_path(file: Path, options: Options) -> Path:
+    """NAME-adapter beside the vector, and what was asked for beyond that: vector-adapter-c0.5-rank1."""
+    parts = [f"{file.stem}-adapter"]
+    parts += [] if options.c is None else [f"c{options.c:g}"]
+    parts += ["rank1"] if options.bias == "false" else []
+    return file.with_name("-".join(parts))
+
+
+def say_how_to_load(console: Console, path: Path, kind: str) -> None:
+    """One line of Python, and where the model card is."""
+    loader = "peft.AutoPeftModelForCausalLM" if kind == "adapter" else "transformers.AutoModelForCausalLM"
+    console.say(f"load it    {loader}.from_pretrained({str(path)!r})")
+    console.say(f"more       {path / 'README.md'}")

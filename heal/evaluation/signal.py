@@ -1,0 +1,268 @@
+"""What a signal is, described once: its name, unit, title, direction, limit and when it is valid.
+
+The console, metrics.json, W&B, the report, comparisons, the recipe's limits, validity and the verdict all read it from
+here. A readout is one file of heal/evaluation/readouts: `SIGNALS` describes, and `measure(subject, answers)` gives a
+`Measured` for each. Descriptions are read without torch and without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+
+from heal import choices
+
+if TYPE_CHECKING:
+    from heal.config import EvaluationConfig, Recipe
+    from heal.evaluation.metrics import SignalFigures, Summary
+    from heal.evaluation.stats import Estimate
+
+Role = Literal["trait", "coherence", "off_target"]
+Statistic = Literal["mean", "median", "log_mean"]
+Items = Literal["answers", "questions", "texts", "vignettes"]
+
+READOUTS = "heal.evaluation.readouts"
+TRAIT = "persona_log_ratio"  # what a round is to raise
+MASS = "p_ans_any"  # what coh_cost holds against it
+MIN_MASS = 0.9  # of base on the options of a forced choice
+
+# What each limit is set to, by the name of its signal.
+Limits = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Where coherence ends for a signal. Its key in the recipe's `evaluation` section is made from this.
+
+    Attributes:
+        key, default, help, minimum, maximum: of the recipe's key, as `heal.config.key` takes them.
+        kind: whether values below it (`floor`) or above it (`ceiling`) are past the limit.
+        words: a format of the value, as a verdict's reason shows it.
+        over_base: whether the key says how far the value may be from base's, rather than where the limit is.
+        log: whether distances to the limit are ratios.
+    """
+
+    key: str
+    default: float
+    help: str
+    kind: Literal["floor", "ceiling"]
+    words: str
+    over_base: bool = False
+    log: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+
+    def at(self, setting: float, base: float) -> float:
+        """Where the limit is when its key is `setting` and the signal's value `base` at base."""
+        if not self.over_base:
+            return setting
+        return base + setting if self.kind == "ceiling" else base - setting
+
+    def past(self, value: float, limit: float) -> bool:
+        """Whether a value is beyond the limit at `limit`; False for NaN."""
+        return value > limit if self.kind == "ceiling" else value < limit
+
+
+@dataclass(frozen=True)
+class Validity:
+    """Whether a signal can be believed on this model, and what that rests on."""
+
+    valid: bool
+    why: str
+
+
+class Rule(Protocol):
+    """When a signal says something about the model at hand, judged on base before any round."""
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of the signals that the rule looks at."""
+
+    def judge(self, name: str, base: Summary, personas: Summary) -> Validity:
+        """Whether the signal `name` is valid.
+
+        Args:
+            name: of a signal in `base`.
+            base: base's signals.
+            personas: base under the positive persona, with paired differences to base under the negative one.
+        """
+
+
+@dataclass(frozen=True)
+class ForcedChoice:
+    """Valid where base puts MIN_MASS on the options and, if something is read off the choice, beats chance.
+
+    Attributes:
+        mass: the signal of the mass on the options.
+        informedness: the signal of how well the choice tells the classes apart, whose interval must be above 0.
+    """
+
+    mass: str
+    informedness: str | None = None
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return (self.mass,) if self.informedness is None else (self.mass, self.informedness)
+
+    def judge(self, name: str, base: Summary, personas: Summary) -> Validity:
+        if missing := [name for name in self.signals if name not in base]:
+            return Validity(False, f"{', '.join(missing)} was not measured on base")
+        why = f"base's mass on the options {base[self.mass].value:.3f}, at least {MIN_MASS:g} needed"
+        if not base[self.mass].value >= MIN_MASS:
+            return Validity(False, why)
+        if self.informedness is None:
+            return Validity(True, why)
+        known = base[self.informedness]
+        if known.n == 0:
+            return Validity(False, f"{why}; informedness needs right answers of two kinds, and there is one or none")
+        shown = f"informedness {known.value:+.3f} [{known.low:+.3f}, {known.high:+.3f}] (n = {known.n}), 0 is chance"
+        return Validity(known.low > 0, f"{why}; {shown}")
+
+
+@dataclass(frozen=True)
+class PersonasApart:
+    """Valid where the signal is higher for base under the positive persona than under the negative one."""
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return ()
+
+    def judge(self, name: str, base: Summary, personas: Summary) -> Validity:
+        if name not in personas:
+            return Validity(False, f"{name} was not measured under both personas")
+        apart = personas[name].delta
+        return Validity(
+            apart.low > 0,
+            f"positive over negative persona {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}] (n = {apart.n})",
+        )
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The description of one measured quantity.
+
+    Attributes:
+        name: in files, logs and reasons.
+        unit: of its values.
+        title: of a table's column.
+        note: a few words under the title, or after it on an axis, with the unit.
+        detail: what it is, in a sentence; a format that may name fields of `recipe`.
+        role: what it says something about.
+        better: which direction is good; None where it is merely counted.
+        statistic: how its items are summarised.
+        items: what the items are.
+        digits: after the point.
+        limit: of coherence, if it has one.
+        validity: when it says something about the model, beyond base being within the limit.
+        fall: for a signal without a limit, a format of its value with which a verdict reports that the whole interval
+            of its change from base lies on the bad side; None: that does not count against a model.
+        aside: whether it stands among the side effects although it is one of coherence.
+        headline: whether it stands beside the trait where there is room for few: headlines and small tables.
+        trajectory: whether figures draw the trait against it.
+        chance: its value for a model that guesses.
+        order: place among the signals of its role; equal ones stand in the order of their files.
+    """
+
+    name: str
+    unit: str
+    title: str
+    note: str
+    detail: str
+    role: Role
+    better: Literal["higher", "lower"] | None = None
+    statistic: Statistic = "mean"
+    items: Items = "answers"
+    digits: int = 3
+    limit: Limit | None = None
+    validity: Rule | None = None
+    fall: str | None = None
+    aside: bool = False
+    headline: bool = False
+    trajectory: bool = False
+    chance: float | None = None
+    order: int = 9
+
+    @property
+    def label(self) -> str:
+        """Of an axis: title and note."""
+        return f"{self.title}, {self.note}" if self.note else self.title
+
+    @property
+    def term(self) -> str:
+        """The title within a sentence: `tail perplexity`, but `KL on neutral text`."""
+        return self.title if self.title[1:2].isupper() else self.title[:1].lower() + self.title[1:]
+
+    @property
+    def is_side_effect(self) -> bool:
+        """Whether tables show it among the side effects, rather than beside the trait and coherence."""
+        return self.role == "off_target" or self.aside
+
+    def explain(self, recipe: Recipe) -> str:
+        """What it is in a run of this recipe, with its limit."""
+        text = self.detail.format(recipe=recipe)
+        if self.limit is None:
+            return text
+        setting = f"{self.limit.kind} {getattr(recipe.evaluation, self.limit.key):g}"
+        side = "above" if self.limit.kind == "ceiling" else "below"
+        return f"{text}; {setting}" + (f" {side} base" if self.limit.over_base else "")
+
+    def worsened(self, shift: Estimate) -> bool:
+        """Whether a difference lies on the bad side of 0 with its whole interval; False where no side is bad."""
+        return (self.better == "higher" and shift.high < 0) or (self.better == "lower" and shift.low > 0)
+
+    def measured(self, values: Sequence[float]) -> Measured:
+        """Its values at a stage, one an item; NaN where an item could not be scored."""
+        return Measured(self.name, self.unit, self.role, self.statistic, tuple(values), self.items)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One signal's values at a stage, in the same order of items at every stage.
+
+    Unit, role, statistic and items are those of its description, so that a file explains itself.
+    """
+
+    name: str
+    unit: str
+    role: Role
+    statistic: Statistic
+    values: tuple[float, ...]
+    items: Items = "answers"
+
+
+@cache
+def signals() -> dict[str, Signal]:
+    """Every signal of every readout by name, in display order: the trait, coherence, then side effects."""
+    described: list[Signal] = []
+    for module in choices.names(READOUTS):
+        described += choices.load(READOUTS, module, "SIGNALS")
+    by_name = {signal.name: signal for signal in described}
+    assert len(by_name) == len(described), f"a signal is described twice: {sorted(each.name for each in described)}"
+    return {signal.name: signal for signal in sorted(described, key=_place)}
+
+
+def described(summary: Mapping[str, SignalFigures]) -> list[Signal]:
+    """The signals of a stage in display order; what no readout describes any more comes last, under its own name."""
+    known = [signal for name, signal in signals().items() if name in summary]
+    return known + [
+        Signal(name, figures.unit, title=name, note=figures.unit, detail="", role=cast(Role, figures.role))
+        for name, figures in summary.items()
+        if name not in signals()
+    ]
+
+
+def limited() -> dict[str, Limit]:
+    """The limit of every signal that has one, by the signal's name."""
+    return {name: signal.limit for name, signal in signals().items() if signal.limit is not None}
+
+
+def limits_of(settings: EvaluationConfig) -> dict[str, float]:
+    """What a recipe sets each limit to, by the signal's name."""
+    return {name: float(getattr(settings, limit.key)) for name, limit in limited().items()}
+
+
+def _place(signal: Signal) -> tuple[int, int]:
+    group = 0 if signal.role == "trait" else 1 if not signal.is_side_effect else 2 if signal.aside else 3
+    return group, signal.order

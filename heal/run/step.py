@@ -1,0 +1,79 @@
+"""A step of a run, and the one runner of all of them: is it finished, compute or read, write whole, say, log."""
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from heal.console import Console
+from heal.progress import Progress
+from heal.run.files import Files
+from heal.run.folder import RunFolder
+from heal.tracking.tracker import Tracker
+
+
+class Artifact(Protocol):
+    """What a step leaves: typed, frozen, written and read back by itself."""
+
+    def files(self) -> Files:
+        """The files that hold it, by name."""
+        ...
+
+
+A = TypeVar("A", bound=Artifact)
+
+
+class Step(ABC, Generic[A]):
+    """One piece of a run's work: its inputs are its fields, its output is its artifact."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """As the manifest, the console and the events have it; unique in its folder."""
+
+    @abstractmethod
+    def compute(self, progress: Progress) -> A:
+        """Does the work."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> A:
+        """The artifact that an earlier process left in `folder`."""
+
+    @abstractmethod
+    def finding(self, artifact: A) -> str:
+        """What came out, in one line."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs steps, each once: what is finished and whole on disk is read, all else is computed and written.
+
+    Attributes:
+        folder: of the run.
+        console: shows what is being done, how far it is and what came out.
+        tracker: gets one event for each step that was computed.
+    """
+
+    folder: RunFolder
+    console: Console
+    tracker: Tracker
+
+    def __call__(self, step: Step[A], at: Path) -> A:
+        """The artifact of `step` in the folder `at`.
+
+        Raises:
+            UserError: a file of a finished step is damaged, and later results are built on it.
+        """
+        if self.folder.finished(at, step.name):
+            return step.load(at)
+        start = time.perf_counter()
+        with self.console.step(step.name) as line:
+            artifact = step.compute(line.progress)
+            line.found(step.finding(artifact))
+            seconds = time.perf_counter() - start
+            self.folder.finish(at, step.name, artifact.files(), seconds)
+        self.tracker.event(
+            "step", {"folder": at.name, "step": step.name, "seconds": seconds, "finding": step.finding(artifact)}
+        )
+        return artifact

@@ -1,0 +1,63 @@
+"""Extract: the persona contrast of the current student, as a steering vector."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from heal.accumulator import Accumulator
+from heal.config import SteerConfig
+from heal.models.language_model import LanguageModel
+from heal.progress import Progress
+from heal.run.files import Files
+from heal.run.step import Step
+from heal.steering.extract import contexts, extract
+from heal.steering.settings import method_settings
+from heal.steering.vector import SteeringVector
+from heal.trait import Trait
+
+FILE = "vector.safetensors"
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """The vector, whose dose is not known yet."""
+
+    vector: SteeringVector
+
+    def files(self) -> Files:
+        return {FILE: self.vector.to_bytes()}
+
+    @staticmethod
+    def load(folder: Path) -> "Extracted":
+        """UserError where the file is not a vector."""
+        return Extracted(SteeringVector.load(folder / FILE))
+
+
+@dataclass(frozen=True)
+class Extract(Step[Extracted]):
+    """Reads the student's activations under both personas, and fits `steer.method` to them."""
+
+    language_model: LanguageModel
+    accumulator: Accumulator
+    trait: Trait
+    settings: SteerConfig
+
+    name = "extract"
+    load = staticmethod(Extracted.load)
+
+    def compute(self, progress: Progress) -> Extracted:
+        method, band = self.settings.method, self.language_model.band(self.settings.band)
+        with self.accumulator.student():
+            vector = extract(
+                self.language_model,
+                self.trait,
+                contexts(self.settings.pairs),
+                method,
+                band,
+                progress,
+                method_settings(self.settings),
+            )
+        return Extracted(vector)
+
+    def finding(self, artifact: Extracted) -> str:
+        norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in artifact.vector.directions.items())
+        return f"{self.settings.method} from {self.settings.pairs} pairs; norm by block {norms}"

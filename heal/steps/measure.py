@@ -1,0 +1,79 @@
+"""Measure: what the model says and what every readout reads, at one stage (base, prompted, steered, healed)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from heal.config import EvaluationConfig
+from heal.evaluation.evaluate import evaluate
+from heal.evaluation.metrics import Summary
+from heal.evaluation.results import StageResult, headline, summarise
+from heal.evaluation.subject import Gates, Setup, Subject
+from heal.progress import Progress
+from heal.randomness import derive_seed, shuffled
+from heal.run.step import Step
+from heal.steering.intervention import Intervention
+from heal.trait import Trait
+
+
+def held_out_prompts(trait: Trait, settings: EvaluationConfig) -> list[str]:
+    """The held-out prompts of an evaluation: the same at every stage of every round of every seed."""
+    prompts = shuffled(list(trait.heldout_prompts), "heldout")
+    return prompts[settings.skip : settings.skip + settings.prompts]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What all stages of a run are asked, and how what they answer is summed up.
+
+    Attributes:
+        setup: the items, and the format in which they are asked.
+        resamples: of the bootstrap.
+        seed: of the run: every table of a run uses the same resampling.
+    """
+
+    setup: Setup
+    resamples: int
+    seed: int
+
+    def stage(
+        self,
+        name: str,
+        gates: Gates,
+        *,
+        persona: str | None = None,
+        intervention: Intervention | None = None,
+        coefficient: float = 0.0,
+    ) -> "Measure":
+        """The step that measures one stage.
+
+        Args:
+            name: of the stage.
+            gates: context in which the model is what is measured.
+            persona: system prompt in place of the neutral one.
+            intervention, coefficient: what steers it, if anything.
+        """
+        return Measure(Subject(self.setup, name, gates, persona, intervention, coefficient))
+
+    def summary(self, stage: StageResult, other: StageResult) -> Summary:
+        """Each signal's interval at a stage, and its paired difference to another one (base)."""
+        return summarise(stage, other, self.resamples, derive_seed(self.seed, "bootstrap"))
+
+
+@dataclass(frozen=True)
+class Measure(Step[StageResult]):
+    """Answers the held-out prompts greedily and takes every readout of one stage."""
+
+    subject: Subject
+
+    @property
+    def name(self) -> str:
+        return self.subject.stage
+
+    def compute(self, progress: Progress) -> StageResult:
+        return evaluate(self.subject, progress)
+
+    def load(self, folder: Path) -> StageResult:
+        return StageResult.load(folder, self.name)
+
+    def finding(self, artifact: StageResult) -> str:
+        return headline(artifact)

@@ -1,0 +1,129 @@
+"""What every tracker is told, and how several are told at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from heal import choices
+from heal.config import TrackingConfig
+
+if TYPE_CHECKING:
+    from heal.healing.log import StepLog
+
+TRACKERS = "heal.tracking.trackers"
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker needs to know of a run before anything happens.
+
+    Attributes:
+        name: of the run.
+        folder: of the run; a tracker's own files go into a folder of its own below it.
+        recipe: resolved, as plain values.
+        settings: the recipe's tracking section.
+    """
+
+    name: str
+    folder: Path
+    recipe: Mapping[str, Any]
+    settings: TrackingConfig
+
+
+class Tracker:
+    """Is told what a run does, and keeps or shows what it can; a backend overrides what it has a place for.
+
+    Rounds are counted from 1. What is not `new` was done by an earlier process: a log that goes on has it already,
+    while one that begins with each process has not.
+
+    Attributes:
+        state: in a word, for the console and the event log; empty where its name says everything.
+    """
+
+    state: str = "on"
+
+    def event(self, kind: str, content: Mapping[str, Any]) -> None:
+        """Something that happened, as plain values."""
+
+    def step_log(self, number: int, epochs: int, log: "StepLog", new: bool = True) -> None:
+        """A step of training, or a validation.
+
+        Args:
+            number: of the round, from 1.
+            epochs: of a round.
+            log: the numbers.
+            new: see the class.
+        """
+
+    def round(self, number: int, values: Mapping[str, float], new: bool = True) -> None:
+        """One value of each name for a finished round; see `step_log`."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table; every row has the columns of the first."""
+
+    def figure(self, name: str, path: Path) -> None:
+        """An image."""
+
+    def artifact(self, name: str, kind: str, folder: Path) -> None:
+        """A folder of files, kept as a whole."""
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The end of the run, or of this process; may come twice."""
+
+
+class Trackers(Tracker):
+    """Several trackers as one: each is told everything, in their order."""
+
+    def __init__(self, trackers: Mapping[str, Tracker]):
+        """Takes the trackers by name."""
+        self.trackers = dict(trackers)
+
+    @property
+    def state(self) -> str:  # type: ignore[override]
+        """Of each by its name: `events.jsonl, wandb offline`."""
+        return ", ".join(f"{name} {tracker.state}".rstrip() for name, tracker in self.trackers.items())
+
+    def event(self, kind: str, content: Mapping[str, Any]) -> None:
+        for tracker in self.trackers.values():
+            tracker.event(kind, content)
+
+    def step_log(self, number: int, epochs: int, log: "StepLog", new: bool = True) -> None:
+        for tracker in self.trackers.values():
+            tracker.step_log(number, epochs, log, new)
+
+    def round(self, number: int, values: Mapping[str, float], new: bool = True) -> None:
+        for tracker in self.trackers.values():
+            tracker.round(number, values, new)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        for tracker in self.trackers.values():
+            tracker.table(name, rows)
+
+    def figure(self, name: str, path: Path) -> None:
+        for tracker in self.trackers.values():
+            tracker.figure(name, path)
+
+    def artifact(self, name: str, kind: str, folder: Path) -> None:
+        for tracker in self.trackers.values():
+            tracker.artifact(name, kind, folder)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        for tracker in self.trackers.values():
+            tracker.finish(summary)
+
+
+def rounds_trained(number: int, epochs: int, log: "StepLog") -> float:
+    """An axis that counts rounds, a fraction within each: 0.5 is half of the first."""
+    return number - 1 + log.epoch / epochs
+
+
+def start_trackers(run: TrackedRun, events: Tracker) -> Trackers:
+    """The event log and the trackers of `tracking.to`, started; the log's first event says in which state each is.
+
+    Raises:
+        UserError: no such tracker, or one that does not start.
+    """
+    started = {name: choices.load(TRACKERS, name, "start")(run) for name in dict.fromkeys(run.settings.to)}
+    events.event("start", {"config": run.recipe} | {name: tracker.state for name, tracker in started.items()})
+    return Trackers({"events.jsonl": events} | started)

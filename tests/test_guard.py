@@ -1,0 +1,84 @@
+"""How a command ends: its status, its one line, and what it leaves behind in its process."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from heal.environment import usable_cores
+from heal.errors import RoundError, UserError
+from heal.guard import command, guarded
+from tests.commanded import ROOT, heal
+
+
+def ended(error: BaseException, capsys: pytest.CaptureFixture[str], hint: str = "Again.") -> tuple[object, str]:
+    """The exit status and the line of work that raises `error`."""
+
+    def work() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        guarded(work, hint)
+    return left.value.code, capsys.readouterr().err
+
+
+def test_every_failure_is_one_line_and_a_status(capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        (UserError("trait=lvoe: no such trait"), (2, "heal: trait=lvoe: no such trait\n")),
+        (RoundError("starved."), (1, "heal: starved. Again.\n")),
+        (RoundError("starved.", again=False), (1, "heal: starved.\n")),
+        (OSError(28, "No space left on device"), (1, "heal: No space left on device. Again.\n")),
+        (OSError(28, "No space left on device", "x"), (1, "heal: x: No space left on device. Again.\n")),
+        (OSError("cannot load\n it"), (1, "heal: cannot load it. Again.\n")),
+        (KeyboardInterrupt(), (130, "heal: stopped. Again.\n")),
+    ]
+    for error, expected in cases:
+        assert ended(error, capsys) == expected, repr(error)
+
+
+def test_a_broken_pipe_other_than_standard_output_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    assert ended(BrokenPipeError(32, "Broken pipe"), capfd, "") == (1, "heal: Broken pipe.\n")
+
+
+def test_a_command_gets_its_words_or_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[object] = []
+    command(["a=1", "b"], lambda: "help", seen.append)
+    for asking in ("--help", "-h", "help"):
+        command(["a=1", asking], lambda: "help", seen.append)
+    assert seen == [["a=1", "b"]]
+    assert capsys.readouterr().out == "help\n" * 3
+
+
+def test_sigterm_stops_the_work_and_its_handler_is_gone_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="130"):
+        guarded(lambda: signal.raise_signal(signal.SIGTERM))
+    assert capsys.readouterr().err == "heal: stopped.\n"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_reader_that_has_had_enough_ends_the_help_without_a_word() -> None:
+    line = [sys.executable, "-m", "heal", "train", "--help"]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (said, process.returncode) == ("", 1)
+
+
+def test_a_file_that_fails_is_one_line_with_its_name_and_exit_1(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    done = heal("sweep", "recipe=smoke", f"run.root={tmp_path / 'taken'}")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"heal: {tmp_path / 'taken'}: File exists. What was finished is kept")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_launcher_that_leaves_one_thread_does_not_slow_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = usable_cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert free == usable_cores() <= (os.cpu_count() or 1)
