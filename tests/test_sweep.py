@@ -9,7 +9,7 @@ from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.records import json_bytes
 from heal.run.files import write_atomic
-from heal.run.folder import STEPS, EXPORT_RECORD, RunFolder
+from heal.run.folder import EXPORT_RECORD, STEPS, RunFolder
 from heal.studies.sweep import Cell, cells, run_cells, split_values
 from heal.trait import load_trait
 from tests.commanded import heal
