@@ -13,6 +13,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from heal.decoding import Completion, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
+from tests.closeness import assert_near
 from tests.tiny import prompts, sized, vector
 
 TOKENS = 12
@@ -278,7 +279,7 @@ def test_kept_states_are_those_that_each_token_was_chosen_from(any_architecture:
     expected = completion_states(model, asked, [each.ids for each in said])
     for each, h_ND in zip(said, expected, strict=True):
         assert each.states_ND is not None
-        torch.testing.assert_close(each.states_ND, h_ND, rtol=1e-4, atol=1e-4)
+        assert_near(each.states_ND, h_ND)
 
 
 # The choice of one token
