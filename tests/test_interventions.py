@@ -23,11 +23,11 @@ from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
 from heal.steps.baseline import Baseline
 from heal.studies.interventions import dose_table, show
-from heal.studies.interventions.asked import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.studies.interventions.compare import Setting, pairs, setting_of
 from heal.studies.interventions.doses import Dosed, Prompted, dose_all, prompted
-from heal.studies.interventions.measure import MeasuredArm, measure_all
+from heal.studies.interventions.effects import MeasuredArm, measure_all
 from heal.studies.interventions.prompts import NAMES, personas
+from heal.studies.interventions.request import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.studies.survival import study as survival
 from heal.studies.survival.table import markdown, rows
 from tests import tiny
