@@ -133,8 +133,8 @@ def tail_perplexities(
         [h_ND[-tail:] for h_ND, tail in zip(states, tails, strict=True)],
         [completions[row][-tail:] for row, tail in zip(rows, tails, strict=True)],
     )
-    found = dict(zip(rows, map(_perplexity, logprobs), strict=True))
-    return [found.get(row, math.nan) for row in range(len(completions))]
+    by_row = dict(zip(rows, map(_perplexity, logprobs), strict=True))
+    return [by_row.get(row, math.nan) for row in range(len(completions))]
 
 
 def _perplexity(logprob_N: Tensor) -> float:
