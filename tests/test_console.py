@@ -35,7 +35,7 @@ def say_everything(console: Console) -> None:
     console.warn("a warning")
     with console.step("extract") as line:
         for done in range(5):
-            stage.progress(done, 4)
+            line.progress(done, 4)
         line.result("norm 3.14")
     console.table("round 1", {"dose": "1.00", "kept": "12 of 16"})
 
@@ -84,7 +84,7 @@ def test_text_of_a_model_is_shown_as_it_is_and_never_as_markup(
 def test_a_stage_leaves_one_line_with_its_finding_and_its_duration(
     where: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ):
-    with request.getfixturevalue(where).stage("calibrate") as line:
+    with request.getfixturevalue(where).step("calibrate") as line:
         line.result("an earlier finding")
         time.sleep(0.11)
         line.result("c* = 1.25")
@@ -121,9 +121,9 @@ def test_a_long_stage_tells_a_pipe_how_far_it_is_and_how_long_it_will_take(
 ):
     now = [100.0]
     monkeypatch.setattr("heal.console.time.perf_counter", lambda: now[0])
-    with pipe.stage("generate") as line:
+    with pipe.step("generate") as line:
         for done in range(101):
-            stage.progress(done, 100)
+            line.progress(done, 100)
             now[0] += 1.0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["generate", "10/100,", "about", "1", "min", "30", "s", "left"]
@@ -133,9 +133,9 @@ def test_a_long_stage_tells_a_pipe_how_far_it_is_and_how_long_it_will_take(
 
 
 def test_a_short_stage_tells_a_pipe_nothing_but_its_end(pipe: Console, capsys: pytest.CaptureFixture[str]):
-    with pipe.stage("extract") as line:
+    with pipe.step("extract") as line:
         for done in range(1000):
-            stage.progress(done, 999)
+            line.progress(done, 999)
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
