@@ -65,7 +65,7 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
     if not earlier:
         measure_doses(session, baseline, dosed)
 
-    collection = run(Generate(model, student, trait, dosed, recipe, index), at)
+    collection = run(Generate(model, student, trait, dosed.vector, recipe, index), at)
     session.console.warn(*endless(collection, recipe.generation.tokens))
 
     steered = None
@@ -82,9 +82,6 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
     judged = run(
         Judge(
             number=index + 1,
-            trait=trait,
-            scenes=session.vignettes,
-            settings=recipe.evaluation,
             baseline=baseline,
             dosed=dosed,
             collection=collection,

@@ -42,8 +42,7 @@ def show_round(session: Session, metrics: RoundMetrics) -> None:
 
 def interval(estimate: Estimate, sign: bool = False) -> str:
     """`0.21 [0.14, 0.29]`."""
-    form = "{:+.3f} [{:+.3f}, {:+.3f}]" if sign else "{:.3f} [{:.3f}, {:.3f}]"
-    return form.format(estimate.value, estimate.low, estimate.high)
+    return format(estimate, "+.3f" if sign else ".3f")
 
 
 def round_values(metrics: RoundMetrics) -> dict[str, float]:

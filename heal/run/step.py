@@ -24,6 +24,14 @@ class Artifact(Protocol):
 A = TypeVar("A", bound=Artifact)
 
 
+class Runs(Protocol):
+    """Whatever gets steps done: a run's Runner, or nothing more than their computation."""
+
+    def __call__(self, step: "Step[A]", at: Path) -> A:
+        """The artifact of `step` in the folder `at`."""
+        ...
+
+
 class Step(ABC, Generic[A]):
     """One piece of a run's work: its inputs are its fields, its output is its artifact."""
 

@@ -12,18 +12,23 @@ from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.randomness import shuffled
 from heal.run.step import Step
-from heal.steps.calibrate import Dosed
+from heal.steering.vector import SteeringVector
+from heal.steering.weights import WeightDifference
 from heal.trait import Trait
 
 
 @dataclass(frozen=True)
 class Generate(Step[Collection]):
-    """Samples the round's prompts at every dose of the recipe, and keeps what is whole."""
+    """Samples the round's prompts at every dose of the recipe, and keeps what is whole.
+
+    Attributes:
+        vector: with its c_star; a weight difference does as well.
+    """
 
     language_model: LanguageModel
     accumulator: Accumulator
     trait: Trait
-    dosed: Dosed
+    vector: SteeringVector | WeightDifference
     recipe: Recipe
     round_index: int
 
@@ -33,11 +38,12 @@ class Generate(Step[Collection]):
     def compute(self, progress: Progress) -> Collection:
         settings, limits, seed = self.recipe.generation, self.recipe.filter, self.recipe.run.seed
         prompts = shuffled(list(self.trait.generation_prompts), seed, self.round_index, "prompts")
+        assert self.vector.c_star is not None, "generate: the vector has no dose"
         make = Sampler(
             language_model=self.language_model,
             base=self.accumulator.base,
-            intervention=self.dosed.vector,
-            c_star=self.dosed.c_star,
+            intervention=self.vector,
+            c_star=self.vector.c_star,
             system=self.recipe.model.system,
             tokens=settings.tokens,
             sampling=Sampling(settings.temperature, settings.top_p, settings.top_k),

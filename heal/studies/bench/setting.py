@@ -135,7 +135,7 @@ def random_loader(name: str, like: LanguageModel, device: torch.device) -> Calla
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=torch.bfloat16)
         model.eval().requires_grad_(False)
-        made = LanguageModel(model, copy.copy(like.chat), name, like.end_ids, like.pad_id)
+        made = LanguageModel(model, copy.copy(like.chat), name, like.end_ids, like.pad_id, like.config)
         made.check_supported()
         made.batching = batching_for(made)
         return made
