@@ -119,10 +119,10 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
     console.title("results")
     with console.step("report") as line:
         page = build_report(folder)
-        line.found(str(page))
+        line.result(str(page))
     with console.step("export") as line:
         exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
-        line.found(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
+        line.result(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
     verdict = rounds[-1].verdict
     for figure in sorted(folder.report.glob("*.png")):
         session.tracker.figure(f"report/{figure.stem}", figure)

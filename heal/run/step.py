@@ -70,7 +70,7 @@ class Runner:
         start = time.perf_counter()
         with self.console.step(step.name) as line:
             artifact = step.compute(line.progress)
-            line.found(step.finding(artifact))
+            line.result(step.finding(artifact))
             seconds = time.perf_counter() - start
             self.folder.finish(at, step.name, artifact.files(), seconds)
         self.tracker.event(

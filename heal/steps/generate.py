@@ -7,7 +7,7 @@ from heal.config import Recipe
 from heal.decoding import Sampling
 from heal.generation.collect import Collection, Plan, collect, drops
 from heal.generation.filters import FilterLimits
-from heal.generation.make import Maker
+from heal.generation.sample import Sampler
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.randomness import shuffled
@@ -33,7 +33,7 @@ class Generate(Step[Collection]):
     def compute(self, progress: Progress) -> Collection:
         settings, limits, seed = self.recipe.generation, self.recipe.filter, self.recipe.run.seed
         prompts = shuffled(list(self.trait.generation_prompts), seed, self.round_index, "prompts")
-        make = Maker(
+        make = Sampler(
             language_model=self.language_model,
             base=self.accumulator.base,
             intervention=self.dosed.vector,

@@ -19,8 +19,8 @@ from heal.steering.load import load_intervention
 from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
-from heal.studies.interventions.asked import Asked, folder_name
 from heal.studies.interventions.prompts import personas
+from heal.studies.interventions.request import Asked, folder_name
 from heal.studies.weight_difference.gate import adapter_gate
 
 FILE = "intervention.safetensors"
