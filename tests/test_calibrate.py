@@ -165,7 +165,7 @@ def test_a_warm_start_looks_around_it(tiny: LanguageModel):
         asked.extend(coefficients)
         return [PathDivergence(c, c, c / 4, c, c, 1) for c in coefficients]
 
-    found = calibrate(measure, None, 1.0, 0.01, 4.0, 3, 6, "student")
+    found = calibrate(measure, None, Goal(tolerance=0.01, candidates=3), start=4.0)
     assert asked == pytest.approx([4 / 1.2, 4.0, 4 * 1.2])
     assert (found.c_star, found.passes) == (4.0, 1)
 

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 from heal.errors import UserError
+from heal.evaluation.metrics import METRICS
 from heal.recipe import load_recipe
-from heal.records import json_bytes
+from heal.records import json_bytes, record_bytes
 from heal.run.files import write_atomic
 from heal.run.folder import EXPORT_RECORD, STEPS, RunFolder
+from heal.run.open import facts_of
 from heal.studies.sweep import Cell, cells, run_cells, split_values
 from heal.trait import load_trait
 from tests.commanded import heal
-from tests.finished import metrics
+from tests.finished import round_metrics
 from tests.running import words
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,11 +84,11 @@ def finish(cell: Cell, rounds: int = 1, exported: int = 1, grows: bool = True) -
         grows: whether there is more of the trait in each round.
     """
     run, recipe = RunFolder(cell.folder), load_recipe(cell.words)
-    run.start(recipe, {"dtype": "float32", "trait": load_trait(recipe.trait).to_json()})
+    run.start(recipe, facts_of(recipe, load_trait(recipe.trait), "float32"))
     for index in range(rounds):
-        for stage in STEPS:
-            content = metrics(index if grows else 0)
-            run.finish(run.round(index), stage, {"metrics.json": json_bytes(content)}, 0.0)
+        for step in STEPS:
+            content = round_metrics(index if grows else 0)
+            run.finish(run.round(index), step, {METRICS: record_bytes(content)}, 0.0)
     write_atomic(run.report / "index.html", b"")
     if exported:
         write_atomic(run.adapter / EXPORT_RECORD, json_bytes({"rounds": list(range(exported))}))
@@ -106,38 +108,34 @@ def test_a_finished_run_of_other_settings_is_no_cell_of_the_sweep(tmp_path: Path
         only(*line, "heal.learning_rate=0.5").finished()
 
 
-@pytest.mark.parametrize("word", ["compute.threads=3", "tracking.mode=disabled", "run.stop_on_plateau=2"])
-def test_a_key_that_may_change_between_two_starts_may_change_between_two_sweeps(tmp_path: Path, word: str):
+def test_a_key_that_may_change_between_two_starts_may_change_between_two_sweeps(tmp_path: Path):
     line = ["recipe=nll", f"run.root={tmp_path}", "rounds=1"]
     finish(only(*line))
-    assert only(*line, word).finished()
+    for word in ("compute.threads=3", "tracking.mode=disabled", "run.stop_on_plateau=2"):
+        assert only(*line, word).finished(), word
 
 
-@pytest.mark.parametrize(
-    ("asked", "rounds", "exported", "finished"),
-    [
-        (3, 3, 3, True),
-        (3, 3, 0, False),  # killed in the export
-        (8, 3, 3, False),
-        (8, 8, 3, False),  # three rounds continued to eight, and killed before the new adapter
-        (2, 3, 3, True),
-        (2, 3, 2, True),  # three rounds, then the same folder with two
-        (3, 2, 3, False),  # a damaged round
-    ],
-)
-def test_a_run_is_finished_once_its_adapter_holds_the_rounds_that_were_asked_for(
-    tmp_path: Path, asked: int, rounds: int, exported: int, finished: bool
-):
-    cell = only("recipe=nll", f"run.root={tmp_path}", f"rounds={asked}")
-    finish(cell, rounds, exported)
-    assert cell.finished() is finished
+def test_a_run_is_finished_once_its_adapter_holds_the_rounds_that_were_asked_for(tmp_path: Path):
+    for case, (asked, rounds, exported, finished) in {
+        "whole": (3, 3, 3, True),
+        "killed in the export": (3, 3, 0, False),
+        "shorter": (8, 3, 3, False),
+        "three rounds continued to eight, and killed before the new adapter": (8, 8, 3, False),
+        "longer": (2, 3, 3, True),
+        "three rounds, then the same folder with two": (2, 3, 2, True),
+        "a damaged round": (3, 2, 3, False),
+    }.items():
+        cell = only("recipe=nll", f"run.root={tmp_path / case.replace(' ', '_').replace(',', '')}", f"rounds={asked}")
+        finish(cell, rounds, exported)
+        assert cell.finished() is finished, case
 
 
-@pytest.mark.parametrize(("rounds", "exported", "finished"), [(2, 2, True), (3, 2, True), (2, 0, False), (1, 1, False)])
-def test_a_run_that_its_own_rule_stopped_is_finished(tmp_path: Path, rounds: int, exported: int, finished: bool):
-    cell = only("recipe=nll", f"run.root={tmp_path}", "rounds=8", "run.stop_on_plateau=1")
-    finish(cell, rounds, exported, grows=False)
-    assert cell.finished() is finished
+def test_a_run_that_its_own_rule_stopped_is_finished(tmp_path: Path):
+    for rounds, exported, finished in ((2, 2, True), (3, 2, True), (2, 0, False), (1, 1, False)):
+        root = tmp_path / f"{rounds}-{exported}"
+        cell = only("recipe=nll", f"run.root={root}", "rounds=8", "run.stop_on_plateau=1")
+        finish(cell, rounds, exported, grows=False)
+        assert cell.finished() is finished, (rounds, exported)
 
 
 @pytest.mark.parametrize(

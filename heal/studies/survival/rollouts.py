@@ -9,8 +9,7 @@ itself, or reaches the token budget alive, is censored. See docs/method.md, Inte
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -65,14 +64,6 @@ class Trajectory:
         tokens = self.censored_at if self.death is None else self.death
         assert tokens is not None
         return tokens
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(content: dict[str, Any]) -> "Trajectory":
-        lists = {name: tuple(content[name]) for name in ("ids", "kl", "forks", "masses")}
-        return Trajectory(**(content | lists))
 
 
 def coefficients_at(
