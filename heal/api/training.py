@@ -14,7 +14,7 @@ from heal.api.keywords import Keywords
 from heal.api.model import coefficient
 from heal.api.steering import prompts_that_fit
 from heal.errors import UserError
-from heal.generation.collect import Collection, Row
+from heal.generation.collect import Collection, Completion
 from heal.healing.log import StepLog
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
@@ -103,7 +103,7 @@ def generate(
 @_HEAL.documented
 def heal(
     student: Accumulator,
-    completions: Collection | Sequence[Row],
+    completions: Collection | Sequence[Completion],
     *,
     round_index: int | None = None,
     seed: int = 0,
