@@ -185,12 +185,11 @@ def test_answers_are_greedy_steered_or_sampled(tiny_folder: Path) -> None:
 def test_a_dose_against_base_counts_the_drift_of_the_student(made: Made) -> None:
     small = {"prompts": 2, "audit_prompts": 0, "tokens": 4, "tolerance": 0.5, "max_passes": 2}
     model, vector = made.student.language_model, made.rounds[0].vector
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="the dose"):
         dose = heal.calibrate(
             model, vector, made.trait, off=made.student.base, target=1e-3, **small | {"tolerance": 1e-4}
         )
     assert dose.reference == "base"
-    assert any("the dose" in str(warning.message) for warning in told)
     assert heal.calibrate(model, vector, made.trait, **small).reference == "student"
 
 
