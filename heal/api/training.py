@@ -21,7 +21,7 @@ from heal.progress import Progress, silent
 from heal.run.student import build_accumulator, lora_seed
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
-from heal.steps.generate import Generate, endless
+from heal.steps.generate import Generate
 from heal.steps.heal import Heal, Healed
 from heal.trait import Trait
 
@@ -94,8 +94,9 @@ def generate(
     recipe.run.seed, index = seed, _round(student, round_index)
     model, dosed = student.language_model, replace(vector, c_star=coefficient(vector, c_star))
     trait = prompts_that_fit(model, recipe, trait)
-    collection = Generate(model, student, trait, dosed, recipe, index).compute(progress)
-    for text in endless(collection, recipe.generation.tokens):
+    step = Generate(model, student, trait, dosed, recipe, index)
+    collection = step.compute(progress)
+    for text in step.warnings(collection):
         warnings.warn(text, stacklevel=2)
     return collection
 

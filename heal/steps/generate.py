@@ -61,12 +61,10 @@ class Generate(Step[Collection]):
         ended = sum(row.ended for row in artifact.kept)
         return f"kept {len(artifact.kept)} of {len(artifact.rows)}{scaled}{why}; {ended} ended by themselves"
 
-
-def endless(collection: Collection, tokens: int) -> list[str]:
-    """A warning where no kept completion ended within the token budget."""
-    if any(row.ended for row in collection.kept):
-        return []
-    return [
-        f"no kept completion ended within {tokens} tokens: the student sees no end of turn; "
-        "raise generation.tokens if answers should stop by themselves"
-    ]
+    def warnings(self, artifact: Collection) -> list[str]:
+        if any(completion.ended for completion in artifact.kept):
+            return []
+        return [
+            f"no kept completion ended within {self.recipe.generation.tokens} tokens: the student sees no end of turn; "
+            "raise generation.tokens if answers should stop by themselves"
+        ]
