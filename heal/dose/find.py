@@ -93,8 +93,8 @@ def short_audit(prompts: Prompts, settings: CalibrationConfig) -> list[str]:
     if left >= settings.audit_prompts:
         return []
     return [
-        f"the audit of the dose has {left} of calibration.audit_prompts={settings.audit_prompts} prompts: the trait has "
-        f"{used + left} generation prompts, and calibration.prompts={settings.prompts} come first"
+        f"the audit of the dose has {left} of calibration.audit_prompts={settings.audit_prompts} prompts: the trait "
+        f"has {used + left} generation prompts, and calibration.prompts={settings.prompts} come first"
     ]
 
 
