@@ -32,10 +32,10 @@ lint: install
 	$(BIN)/mypy
 
 results: install
-	$(BIN)/python scripts/sweep.py recipe=$(subst $(space),$(comma),$(ARMS:%=recipes/results/%.yaml)) \
+	$(BIN)/heal sweep recipe=$(subst $(space),$(comma),$(ARMS:%=recipes/results/%.yaml)) \
 		trait=$(subst $(space),$(comma),$(TRAITS)) seed=0,1,2 jobs=2
 	for trait in $(TRAITS); do \
-		$(BIN)/python scripts/compare.py runs/results/*-$$trait-embedded-s? by=recipe against=kl_rev_rmse \
+		$(BIN)/heal compare runs/results/*-$$trait-embedded-s? by=recipe against=kl_rev_rmse \
 			out=runs/results/$$trait || exit 1; \
 	done
 

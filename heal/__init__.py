@@ -6,7 +6,7 @@ What a notebook needs is here, loaded when it is first used; docs/quickstart.ipy
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 if TYPE_CHECKING:
     from heal.accumulator import Accumulator

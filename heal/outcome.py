@@ -7,6 +7,7 @@ from pathlib import Path
 from heal.console import counted
 from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import RoundMetrics, Summary
+from heal.evaluation.signal import described
 from heal.evaluation.stats import Estimate
 from heal.healing.log import read_log
 from heal.records import read_jsonl
@@ -31,7 +32,7 @@ def show_round(session: Session, metrics: RoundMetrics) -> None:
             "trait": interval(metrics.trait) + " nats/token",
             "over base": interval(metrics.trait.delta, sign=True),
             "coherence": f"{metrics.coherence.margin:.2f} ({metrics.coherence.worst})",
-            **{signal: interval(metrics.healed[signal]) for signal in ("p_ans_any", "tail_perplexity")},
+            **{s.term: interval(metrics.healed[s.name]) for s in described(metrics.healed) if s.headline},
             "cosine to round 1": f"{metrics.cosine_to_first:.2f}",
             "verdict": metrics.verdict.label,
             "seconds": ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
@@ -117,10 +118,10 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
     console.title("results")
     with console.step("report") as line:
         page = build_report(folder)
-        line.found(str(page))
+        line.result(str(page))
     with console.step("export") as line:
         exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
-        line.found(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
+        line.result(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
     verdict = rounds[-1].verdict
     for figure in sorted(folder.report.glob("*.png")):
         session.tracker.figure(f"report/{figure.stem}", figure)

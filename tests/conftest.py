@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no network, and tiny models built once."""
+"""What all tests share: a known machine, no network, and tiny models built once."""
 
 import gc
 import os
@@ -11,16 +11,16 @@ os.environ["GOMP_SPINCOUNT"] = "10000"
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from heal.healing import heal as healing
 from heal.healing.trainer import HealTrainer
 from heal.models.language_model import LanguageModel
 from heal.trait import Trait
+from tests import machine
 from tests import tiny as tiny_models
 
-torch.set_num_threads(1)
+machine.prepare()
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,34 @@
 """A finished run on disk, written by hand: two rounds of random LoRA on a tiny model, with made-up metrics."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from heal.accumulator import Accumulator
-from heal.config import Recipe
+from heal.evaluation.metrics import (
+    METRICS,
+    BaselineMetrics,
+    Coherence,
+    DoseFigures,
+    GenerationFigures,
+    RoundMetrics,
+    SignalFigures,
+    Summary,
+    TrainingFigures,
+    Verdict,
+)
 from heal.evaluation.probe import FORMATS, Probe
+from heal.evaluation.signal import Validity
+from heal.evaluation.stats import Estimate
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import load_recipe
-from heal.records import json_bytes
-from heal.run.folder import RunFolder
+from heal.records import record_bytes
+from heal.run.folder import Facts, RunFolder
+from heal.run.manifest import JUDGE
 from heal.run.student import Student, build_accumulator, load_student, lora_seed
 from heal.trait import Trait
 from tests import tiny
@@ -22,11 +37,13 @@ RANK = 4
 ROUNDS = 2
 
 
-def estimate(value: float, **delta: Any) -> dict[str, Any]:
-    return {"value": value, "low": value - 0.125, "high": value + 0.125, "n": 4, **delta}
+def figures(value: float, unit: str, role: str) -> SignalFigures:
+    """A signal whose interval reaches 1/8 to either side, and half of whose value is its difference to base."""
+    delta = Estimate(value / 2, value / 2 - 0.125, value / 2 + 0.125, 4)
+    return SignalFigures(value, value - 0.125, value + 0.125, 4, delta, role, unit)
 
 
-def signals(trait: float) -> dict[str, Any]:
+def signals(trait: float) -> Summary:
     """A stage's signals: value, unit and role of each."""
     values = {
         "tail_perplexity": (3.0, "perplexity", "coherence"),
@@ -37,38 +54,37 @@ def signals(trait: float) -> dict[str, Any]:
         "alive_share": (1.0, "share", "coherence"),
         "neutral_kl_p95": (0.125, "nats", "off_target"),
     }
-    return {
-        name: estimate(value, delta=estimate(value / 2), unit=unit, role=role)
-        for name, (value, unit, role) in values.items()
-    }
+    return {name: figures(*signal) for name, signal in values.items()}
 
 
-def validity() -> dict[str, dict[str, Any]]:
-    """What the baseline says of every signal: all are valid but `p_ans_any` and what rests on it."""
-    doubted = ("p_ans_any", "accuracy")
-    why = "base's mass on the options 0.750, at least 0.9 needed"
-    return {
-        name: {"valid": name not in doubted, "why": why if name in doubted else "counted, not judged"}
-        for name in signals(0.0)
-    }
+def baseline() -> BaselineMetrics:
+    """The baseline's metrics: all signals are valid but `p_ans_any` and what rests on it."""
+    doubt = Validity(False, "base's mass on the options 0.750, at least 0.9 needed")
+    sure = Validity(True, "counted, not judged")
+    validity = {name: doubt if name in ("p_ans_any", "accuracy") else sure for name in signals(0.0)}
+    return BaselineMetrics(signals(0.0), signals(0.5), signals(-0.5), validity)
+
+
+def round_metrics(index: int, steered: bool = True) -> RoundMetrics:
+    """What a round comes to; `index` is from 0."""
+    return RoundMetrics(
+        round=index + 1,
+        dose=DoseFigures(1.5 + index, 1.01, "tolerance", audit_p95=None, scale=1.0),
+        generation=GenerationFigures(made=8, kept=7, kept_share=0.875, ended_share=0.5),
+        training=TrainingFigures(loss=1.5, ce=1.25, D_mean=0.5, D_max=1.0, barrier_on=0.5),
+        cosine_to_first=1.0,
+        steered=signals(0.5) if steered else None,
+        healed=signals(0.25 + index),
+        coherence=Coherence("tail_perplexity", 0.5),
+        valid=tuple(sorted(name for name, judged in baseline().validity.items() if judged.valid)),
+        foundations=None,
+        verdict=Verdict("holds", "persona_log_ratio +0.125 [+0.000, +0.250] over base (n = 4)"),
+    )
 
 
 def metrics(index: int, steered: bool = True) -> dict[str, Any]:
-    """What a round's metrics.json holds."""
-    return {
-        "round": index,
-        "dose": {"c_star": 1.5 + index, "p95": 1.01, "outcome": "tolerance", "audit_p95": None, "scale": 1.0},
-        "generation": {"made": 8, "kept": 7, "kept_share": 0.875},
-        "training": {"barrier_on": 0.5},
-        "cosine_to_first": 1.0,
-        "steered": signals(0.5) if steered else None,
-        "healed": signals(0.25 + index),
-        "coherence": {"worst": "tail_perplexity", "margin": 0.5},
-        "valid": sorted(name for name, entry in validity().items() if entry["valid"]),
-        "coh_cost": None,
-        "foundations": None,
-        "verdict": {"label": "holds", "reason": "persona_log_ratio +0.125 [+0.000, +0.250] over base (n = 4)"},
-    }
+    """The same as metrics.json has it."""
+    return asdict(round_metrics(index, steered))
 
 
 def write_run(
@@ -86,28 +102,23 @@ def write_run(
     more.append(f"evaluation.steered={str(steered).lower()}")
     recipe = load_recipe(["recipe=smoke", f"model.name={model}", f"heal.rank={rank}", f"heal.alpha={2 * rank}", *more])
     folder = RunFolder(path)
-    folder.start(recipe, {"dtype": dtype, "trait": (trait or tiny.trait()).to_json()})
+    folder.start(recipe, Facts(dtype, trait or tiny.trait()))
     probe = Probe(FORMATS[-1], {"letters": 0.975})
-    folder.finish(folder.baseline, "probe", {"probe.json": json_bytes(probe.to_json())}, 0.0)
-    for stage in ("base", "prompted"):
+    folder.finish(folder.baseline, "probe", {"probe.json": record_bytes(probe)}, 0.0)
+    for stage in ("base", "prompted", "opposite"):
         folder.finish(folder.baseline, stage, {}, 0.0)
-    baseline = {"base": signals(0.0), "prompted": signals(0.5), "opposite": signals(-0.5), "validity": validity()}
-    folder.finish(folder.baseline, "opposite", {"metrics.json": json_bytes(baseline)}, 0.0)
+    folder.finish(folder.baseline, JUDGE, {METRICS: record_bytes(baseline())}, 0.0)
     language_model = load_language_model(recipe.model, getattr(torch, dtype), tiny.CPU)
     accumulator = build_accumulator(language_model, recipe)
     for index in range(ROUNDS):
-        _write_round(folder, recipe, language_model, accumulator, index, size)
+        _write_round(folder, language_model, accumulator, index, size)
     return folder
 
 
 def _write_round(
-    folder: RunFolder,
-    recipe: Recipe,
-    language_model: LanguageModel,
-    accumulator: Accumulator,
-    index: int,
-    size: float,
+    folder: RunFolder, language_model: LanguageModel, accumulator: Accumulator, index: int, size: float
 ) -> None:
+    recipe = folder.recipe()
     accumulator.start_round(lora_seed(recipe, index))
     source = torch.Generator().manual_seed(index)
     for layer in accumulator.current_layers():
@@ -115,11 +126,11 @@ def _write_round(
         weight.data = size * torch.randn(weight.shape, generator=source)
     vector = tiny.vector(language_model, norm=3.0 + index).with_c_star(1.0)
     files = {f"adapter/{name}": content for name, content in accumulator.save_current().items()}
-    content = metrics(index, recipe.evaluation.steered)
-    files |= {"metrics.json": json_bytes(content), "vector.safetensors": vector.to_bytes()}
+    content = round_metrics(index, recipe.evaluation.steered)
+    files |= {METRICS: record_bytes(content), "vector.safetensors": vector.to_bytes()}
     *earlier, last = folder.steps()
-    for stage in earlier:
-        folder.finish(folder.round(index), stage, {}, 0.0)
+    for step in earlier:
+        folder.finish(folder.round(index), step, {}, 0.0)
     folder.finish(folder.round(index), last, files, 0.0)
 
 

@@ -11,15 +11,15 @@ import torch
 from heal.accumulator import Accumulator
 from heal.evaluation.probe import FORMATS, ProbeFormat, interruption
 from heal.evaluation.readouts import alive
+from heal.evaluation.readouts.alive import ALIVE
 from heal.evaluation.results import Answer
 from heal.evaluation.subject import Subject
-from heal.evaluation.verdict import ALIVE
 from heal.models.language_model import LanguageModel
+from tests.stages import setup
 from tests.students import student
 from tests.tiny import sized, trait, vector
 
 Model = tuple[LanguageModel, Accumulator]
-SYSTEM = "Be brief."
 TEXTS = ("Cats sleep a lot.", "no", "x", "?! ?! ?! ?! ?! ?! ?! ?!", "Yes, of course.")
 
 
@@ -29,21 +29,15 @@ def healed(tiny_folder: Path) -> Model:
     return student(tiny_folder, rounds=1)
 
 
-def subject(model: Model, probe: ProbeFormat = FORMATS[-1], **changes) -> Subject:
+def subject(
+    model: Model, probe: ProbeFormat = FORMATS[-1], tokens: int | None = None, persona: str | None = None, **changes
+) -> Subject:
+    """The healed stage, in batches of so many tokens."""
     language_model, accumulator = model
-    settings = {
-        "stage": "healed",
-        "language_model": language_model,
-        "trait": trait(),
-        "gates": accumulator.student,
-        "base": accumulator.base,
-        "system": SYSTEM,
-        "neutral": "",
-        "max_repetition": 0.3,
-        "questions": 4,
-        "probe": probe,
-    }
-    return Subject(**(settings | changes))
+    asked = setup(
+        language_model if tokens is None else sized(language_model, tokens), base=accumulator.base, probe=probe
+    )
+    return Subject(asked, "healed", changes.pop("gates", accumulator.student), persona, **changes)
 
 
 def answers(language_model: LanguageModel, texts: Sequence[str] = TEXTS) -> list[Answer]:
@@ -60,8 +54,8 @@ def measured(about: Subject, given: Sequence[Answer]) -> dict[str, tuple[float, 
 
 def dense(about: Subject, answer: Answer, share: float) -> tuple[float, float]:
     """Mass on the probe's answers, and nats per token of its text, after a share of an answer; one row at a time."""
-    model = about.language_model
-    splice, options = interruption(model, about.probe)
+    model = about.setup.language_model
+    splice, options = interruption(model, about.setup.probe)
     said = answer.ids[: max(1, round(share * len(answer.ids)))]
     before = [*model.chat.ids(about.system, answer.prompt), *said]
     with about.in_force(), torch.no_grad():
@@ -74,39 +68,27 @@ def dense(about: Subject, answer: Answer, share: float) -> tuple[float, float]:
 # Values.
 
 
-@pytest.mark.parametrize("probe", FORMATS, ids=lambda each: each.name)
-def test_masses_and_nats_are_those_of_dense_passes_in_the_stage_s_own_state(healed: Model, probe: ProbeFormat):
+def test_masses_and_nats_are_those_of_dense_passes_in_the_stage_s_own_state(healed: Model):
     given = answers(healed[0])
     for about in (
-        subject(healed, probe),
-        subject(healed, probe, gates=healed[1].base),
-        subject(healed, probe, intervention=vector(healed[0], norm=3.0), coefficient=1.5),
-        subject(healed, probe, system=trait().positive),
+        *(subject(healed, probe) for probe in FORMATS),
+        subject(healed, gates=healed[1].base),
+        subject(healed, intervention=vector(healed[0], norm=3.0), coefficient=1.5),
+        subject(healed, persona=trait().positive),
     ):
         found = measured(about, given)
-        expected = [dense(about, each, 1.0) for each in given]
+        expected = [dense(about, answer, 1.0) for answer in given]
         assert found["probe_mass"] == pytest.approx([mass for mass, _ in expected], rel=1e-4)
         assert found["scaffold_nats"] == pytest.approx([nats for _, nats in expected], rel=1e-4)
 
 
-def test_every_signal_is_of_coherence_with_one_item_an_answer(healed: Model):
-    signals = alive.measure(subject(healed), answers(healed[0]))
-    shapes = [(s.name, s.unit, s.role, s.statistic, s.items, len(s.values)) for s in signals]
-    assert shapes == [
-        ("alive_share", "share", "coherence", "mean", "answers", len(TEXTS)),
-        ("probe_mass", "probability", "coherence", "mean", "answers", len(TEXTS)),
-        ("scaffold_nats", "nats/token", "coherence", "mean", "answers", len(TEXTS)),
-    ]
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 200, 4096])
-@pytest.mark.parametrize("probe", FORMATS, ids=lambda each: each.name)
-def test_an_answer_in_a_batch_is_measured_as_it_is_alone(healed: Model, probe: ProbeFormat, batch_tokens: int):
+def test_an_answer_in_a_batch_is_measured_as_it_is_alone(healed: Model):
     given = answers(healed[0])
-    together = measured(subject(healed, probe, language_model=sized(healed[0], batch_tokens)), given)
-    for index, each in enumerate(given):
-        for name, (value,) in measured(subject(healed, probe), [each]).items():
-            assert together[name][index] == pytest.approx(value, rel=1e-4), name
+    for probe, tokens in zip(FORMATS, (1, 200, 4096), strict=True):
+        together = measured(subject(healed, probe, tokens), given)
+        for index, answer in enumerate(given):
+            for name, (value,) in measured(subject(healed, probe), [answer]).items():
+                assert together[name][index] == pytest.approx(value, rel=1e-4), (probe.name, tokens, name)
 
 
 def test_the_order_of_the_answers_decides_nothing(healed: Model):
@@ -129,7 +111,7 @@ def test_an_empty_answer_has_no_values_and_does_not_shift_the_others(healed: Mod
 
 
 def test_nothing_but_empty_answers_is_nothing_but_nan(healed: Model):
-    silent = [replace(each, ids=()) for each in answers(healed[0])]
+    silent = [replace(answer, ids=()) for answer in answers(healed[0])]
     for values in measured(subject(healed), silent).values():
         assert len(values) == len(silent)
         assert all(math.isnan(value) for value in values)
@@ -156,23 +138,20 @@ def masses_by(monkeypatch: pytest.MonkeyPatch, mass: Callable[[int], float]) -> 
     monkeypatch.setattr(alive, "_mass", lambda about, h_1D, options: torch.tensor(mass(next(rows))))
 
 
-@pytest.mark.parametrize(
-    ("first", "last", "lives"),
-    [
-        (0.9, 0.9, 1.0),
-        (0.1, 0.9, 0.0),
-        (0.9, 0.1, 0.0),
-        (0.1, 0.1, 0.0),
-        (ALIVE, ALIVE, 1.0),
-        (ALIVE - 0.01, 1.0, 0.0),
-    ],
-)
-def test_dead_stays_dead(healed: Model, monkeypatch: pytest.MonkeyPatch, first: float, last: float, lives: float):
+def test_dead_stays_dead(healed: Model, monkeypatch: pytest.MonkeyPatch):
     """The first fork below the limit kills; the mass that is shown is that after the last one."""
-    masses_by(monkeypatch, lambda row: (first, last)[row % len(alive.FORKS)])
-    found = measured(subject(healed), answers(healed[0]))
-    assert found["alive_share"] == (lives,) * len(TEXTS)
-    assert found["probe_mass"] == pytest.approx((last,) * len(TEXTS))
+    for masses, lives in (
+        ((0.9, 0.9), 1.0),
+        ((0.1, 0.9), 0.0),
+        ((0.9, 0.1), 0.0),
+        ((0.1, 0.1), 0.0),
+        ((ALIVE, ALIVE), 1.0),
+        ((ALIVE - 0.01, 1.0), 0.0),
+    ):
+        masses_by(monkeypatch, lambda row, masses=masses: masses[row % len(alive.FORKS)])
+        found = measured(subject(healed), answers(healed[0]))
+        assert found["alive_share"] == (lives,) * len(TEXTS), masses
+        assert found["probe_mass"] == pytest.approx((masses[-1],) * len(TEXTS))
 
 
 def test_one_dead_answer_kills_no_other(healed: Model, monkeypatch: pytest.MonkeyPatch):

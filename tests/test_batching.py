@@ -8,12 +8,13 @@ import torch
 
 from heal.decoding import Sampling, decode
 from heal.errors import RoundError
+from heal.models.batch_sizes import batching_for, measured_rows, measured_tokens
 from heal.models.batching import Batching, fastest, in_parts, out_of_memory
 from heal.models.language_model import LanguageModel
-from heal.models.measured import batching_for, measured_rows, measured_tokens
 from heal.scoring import completion_states
 from heal.steering.extract import last_token_activations
 from heal.steering.sites import Site
+from tests.closeness import assert_near
 from tests.tiny import prompts, sized
 
 FULL = torch.OutOfMemoryError("out of memory: tried to allocate 2 GiB")
@@ -63,8 +64,8 @@ def test_scoring_and_extraction_that_run_out_of_memory_go_on_with_halves(
     assert small.failed
     assert model.batching.tokens < 4096
     for a, b in zip(found[0], expected[0], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
+        assert_near(a, b)
+    assert_near(found[1], expected[1])
 
 
 @pytest.mark.parametrize("room", [96, 48, 12, 5, 1])

@@ -1,34 +1,28 @@
-"""Calibration: the statistic is what SPEC says, and its result is honest."""
+"""Calibration: the statistic is what docs/method.md, Dose, says, and its result is honest."""
 
-import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal
 
 import numpy
 import pytest
 import torch
-from heal.stages import calibration_prompts, warn_of_a_short_audit
 from torch.nn.functional import kl_div, log_softmax
 
-from heal import stages
-from heal.config import Recipe
-from heal.console import Console
+from heal.config import CalibrationConfig
 from heal.decoding import decode
-from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate, path_divergences, prompt_divergence
+from heal.dose import find
+from heal.dose.calibrate import Goal, Measure, calibrate, path_divergences, prompt_divergence
+from heal.dose.calibration import Calibration, PathDivergence
+from heal.dose.find import Prompts, find_dose, odd_multiples, off_target, short_audit
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
-from heal.recipe import load_recipe
-from heal.run.folder import Events, RunFolder
-from heal.run.student import Session
+from heal.records import read_record, record_bytes
 from heal.steering.intervention import Dosing
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
-from heal.tracking import Tracker
-from tests.students import student
 from tests.tiny import prompts, sized, trait, vector
 
 TOKENS = 8
@@ -55,7 +49,7 @@ def calibrated(
         asked = prompts(language_model)
         return path_divergences(language_model, steering_vector, [sign * c for c in coefficients], asked, TOKENS)
 
-    return calibrate(measure, audit, target, 0.05, None, 3, max_passes, "student")
+    return calibrate(measure, audit, Goal(target, 0.05, candidates=3, max_passes=max_passes))
 
 
 def test_no_dose_diverges_by_nothing_but_rounding(any_architecture: LanguageModel):
@@ -171,7 +165,7 @@ def test_a_warm_start_looks_around_it(tiny: LanguageModel):
         asked.extend(coefficients)
         return [PathDivergence(c, c, c / 4, c, c, 1) for c in coefficients]
 
-    found = calibrate(measure, None, 1.0, 0.01, 4.0, 3, 6, "student")
+    found = calibrate(measure, None, Goal(tolerance=0.01, candidates=3), start=4.0)
     assert asked == pytest.approx([4 / 1.2, 4.0, 4 * 1.2])
     assert (found.c_star, found.passes) == (4.0, 1)
 
@@ -210,20 +204,21 @@ def test_progress_ends_when_the_calibration_does():
     def quadratic(coefficients: Sequence[float]) -> list[PathDivergence]:
         return [PathDivergence(c, c, c * c / 900, c, c, 1) for c in coefficients]
 
-    found = calibrate(
-        quadratic, quadratic, 1.0, 0.05, None, 2, 6, "student", lambda done, total: told.append((done, total))
-    )
+    goal = Goal(candidates=2)
+    found = calibrate(quadratic, quadratic, goal, progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1] == (7, 7)
     assert len(told) == found.passes + 1 > 2
 
 
-@pytest.mark.parametrize("broken", [1.0, math.inf])
-def test_a_calibration_written_as_json_and_read_again_is_the_same(broken: float):
-    entries = tuple(PathDivergence(c, 0.1, value, 0.2, 3.0, 40) for c, value in ((1.0, 0.25), (2.0, broken)))
-    for audit in (None, entries[0]):
-        calibration = Calibration(2.0, 1.0, 1.0, 0.05, "tolerance", 1, entries, audit, "student")
-        assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+def test_a_calibration_written_to_a_file_and_read_again_is_the_same(tmp_path: Path):
+    path = tmp_path / "calibration.json"
+    for broken in (1.0, math.inf):
+        history = tuple(PathDivergence(c, 0.1, value, 0.2, 3.0, 40) for c, value in ((1.0, 0.25), (2.0, broken)))
+        for audit in (None, history[0]):
+            calibration = Calibration(2.0, 1.0, 1.0, 0.05, "tolerance", 1, history, audit, "student")
+            path.write_bytes(record_bytes(calibration))
+            assert read_record(Calibration, path) == calibration
 
 
 # What has a bound, or does something at coefficient 0
@@ -242,7 +237,8 @@ def bounded(
         asked.append(list(coefficients))
         return [PathDivergence(c, c, 0.5 + 0.1 * c * c, c, c, 1) for c in coefficients]
 
-    return calibrate(measure, measure, 1.0, 0.05, start, 3, 6, "student", progress, dosing), asked
+    goal = Goal(candidates=3)
+    return calibrate(measure, measure, goal, start=start, dosing=dosing, progress=progress), asked
 
 
 def test_a_bound_ends_the_search_and_the_most_that_is_reached_is_the_result():
@@ -286,54 +282,40 @@ def test_a_drift_beyond_the_target_is_unreachable_and_the_least_is_at_zero():
     def measure(coefficients: Sequence[float]) -> list[PathDivergence]:
         return [PathDivergence(c, c, drifted(c), c, c, 1) for c in coefficients]
 
-    found = calibrate(measure, None, 1.0, 0.05, 3.0, 3, 6, "base", dosing=ALWAYS)
+    found = calibrate(measure, None, Goal(candidates=3, reference="base"), start=3.0, dosing=ALWAYS)
     assert (found.c_star, found.value, found.outcome) == (0.0, 2.0, "unreachable")
 
 
-@pytest.fixture
-def session(tiny_folder: Path, tmp_path: Path) -> Session:
-    """The first round of a run on a tiny model, as far as calibration needs it."""
-    few = ("calibration.candidates=3", "calibration.max_passes=6", "calibration.tolerance=0.05")
-    recipe = load_recipe(["recipe=smoke", "calibration.audit_prompts=0", *few])
-    tracker = Tracker(Events(tmp_path / "events.jsonl"), tmp_path, "disabled", "heal", None, "tiny", {})
-    return Session(recipe, trait(), RunFolder(tmp_path), *student(tiny_folder), Console(), tracker)
-
-
-@pytest.mark.parametrize(("reference", "expected"), [("base", (0.0, "unreachable")), ("student", (1.0, "tolerance"))])
 def test_a_dose_against_the_base_is_measured_at_zero_too_and_says_when_it_is_none(
-    session: Session,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    reference: Literal["base", "student"],
-    expected: tuple[float, str],
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ):
-    def measure(language_model, intervention, coefficients, *rest) -> list[PathDivergence]:
-        curve = drifted if reference == "base" else lambda c: c * c
-        return [PathDivergence(c, c, curve(c), c, c, 1) for c in coefficients]
+    def curve(language_model, intervention, coefficients, prompts, tokens, off) -> list[PathDivergence]:
+        against_base = off is not nullcontext
+        return [PathDivergence(c, c, drifted(c) if against_base else c * c, c, c, 1) for c in coefficients]
 
-    monkeypatch.setattr(stages, "path_divergences", measure)
-    session.recipe.calibration.reference = reference
-    found = stages.calibrate_dose(session, 0, vector(session.model), None)
-    assert (pytest.approx(found.c_star, abs=0.05), found.outcome) == expected
-    assert (found.history[0].c == 0) == (reference == "base")
-    said = capsys.readouterr().out
-    assert ("the dose of mean_diff: c* = 0, so nothing is steered" in said) == (reference == "base")
-    assert ("calibration.reference=student" in said) == (reference == "base")
+    monkeypatch.setattr(find, "path_divergences", curve)
+    steering = vector(tiny)
+    for reference, c_star, outcome in (("base", 0.0, "unreachable"), ("student", 1.0, "tolerance")):
+        goal = Goal(candidates=3, reference=reference)
+        base = lambda: nullcontext()  # noqa: E731
+        found = find_dose(tiny, steering, Prompts(("x",)), system="", tokens=4, goal=goal, base=base)
+        assert (pytest.approx(found.c_star, abs=0.05), found.outcome) == (c_star, outcome), reference
+        assert (found.history[0].c == 0) == (reference == "base")
+        warned = " ".join(off_target("the dose of mean_diff", steering.dosing, found))
+        assert ("the dose of mean_diff: c* = 0, so nothing is steered" in warned) == (reference == "base")
+        assert ("calibration.reference=student" in warned) == (reference == "base")
 
 
 # Multiples of a dose
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_where_a_dose_below_1_does_not_shift_less_a_warning_says_so(
-    tiny: LanguageModel, capsys: pytest.CaptureFixture[str], name: str
-):
+def test_where_a_dose_below_1_does_not_shift_less_a_warning_says_so(tiny: LanguageModel):
     expected = {"angular": "shifts more and not less"}
     expected |= dict.fromkeys(("directional_ablation", "sspace_ablate"), "takes nothing of that back")
-    stages.warn_of_multiples(Console(), name, replace(vector(tiny), method=name).dosing)
-    said = capsys.readouterr().out
-    assert expected.get(name, "") in said
-    assert bool(said) == (name in expected)
+    for name in METHODS:
+        warnings = odd_multiples(name, replace(vector(tiny), method=name).dosing)
+        assert len(warnings) == (name in expected), name
+        assert expected.get(name, "") in " ".join(warnings), name
 
 
 # Prompts
@@ -365,21 +347,13 @@ def test_what_a_prompt_spends_is_the_kl_of_its_own_paths_to_the_neutral_prompt(t
     assert spent.max == pytest.approx(max(found), rel=1e-3)
 
 
-@pytest.mark.parametrize(("asked", "left"), [(8, 0), (5, 3)])
-def test_an_audit_with_fewer_prompts_than_asked_for_is_said_with_what_took_them(asked: int, left: int):
-    said: list[str] = []
-    recipe = Recipe()
-    recipe.calibration.prompts, recipe.calibration.audit_prompts = asked, 4
-    session = SimpleNamespace(recipe=recipe, trait=trait(), console=SimpleNamespace(warn=said.append))
-    assert len(calibration_prompts(session)[1]) == left
-    warn_of_a_short_audit(session)
-    assert said == [
-        f"the audit of the dose has {left} of calibration.audit_prompts=4 prompts: warm has 8 generation prompts, and "
-        f"calibration.prompts={asked} come first"
-    ]
-
-
-def test_an_audit_with_all_its_prompts_is_not_spoken_of():
-    recipe = Recipe()
-    recipe.calibration.prompts, recipe.calibration.audit_prompts = 4, 4
-    warn_of_a_short_audit(SimpleNamespace(recipe=recipe, trait=trait(), console=None))
+def test_an_audit_with_fewer_prompts_than_asked_for_is_said_with_what_took_them():
+    for asked, left in ((8, 0), (5, 3), (4, 4)):
+        settings = CalibrationConfig(prompts=asked, audit_prompts=4)
+        drawn = Prompts.drawn(trait(), settings, seed=0)
+        assert (len(drawn.calibration), len(drawn.audit)) == (asked, left)
+        assert not set(drawn.calibration) & set(drawn.audit)
+        assert short_audit(drawn, settings) == [
+            f"the audit of the dose has {left} of calibration.audit_prompts=4 prompts: the trait has 8 generation "
+            f"prompts, and calibration.prompts={asked} come first"
+        ] * (left < 4)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from heal.decoding import Completion, Sampling, choose, decode
+from heal.decoding import Decoded, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
+from tests.closeness import assert_near
 from tests.tiny import prompts, sized, vector
 
 TOKENS = 12
@@ -45,7 +46,7 @@ def ending(language_model: LanguageModel) -> LanguageModel:
     return replace(language_model, end_ids=frozenset({said[0].ids[2], said[1].ids[7], said[2].ids[0]}))
 
 
-def cut(completion: Completion, end_ids: frozenset[int]) -> tuple[int, ...]:
+def cut(completion: Decoded, end_ids: frozenset[int]) -> tuple[int, ...]:
     """The ids up to and including the first that ends the turn."""
     stop = next((place for place, token in enumerate(completion.ids) if token in end_ids), len(completion.ids))
     return completion.ids[: stop + 1]
@@ -120,8 +121,8 @@ def test_a_row_that_ends_on_the_last_token_of_its_budget_has_ended(tiny: Languag
     said = decode(endless(tiny), asked, TOKENS)[0].ids
     place = next(place for place in range(1, TOKENS) if said[place] not in said[:place])
     model = replace(tiny, end_ids=frozenset({said[place]}))
-    assert decode(model, asked, place + 1)[0] == Completion(said[: place + 1], ended=True)
-    assert decode(model, asked, place)[0] == Completion(said[:place], ended=False)
+    assert decode(model, asked, place + 1)[0] == Decoded(said[: place + 1], ended=True)
+    assert decode(model, asked, place)[0] == Decoded(said[:place], ended=False)
 
 
 def test_a_larger_budget_only_adds_to_what_was_said(tiny: LanguageModel):
@@ -165,7 +166,7 @@ def test_decoding_leaves_the_model_as_it_was(tiny: LanguageModel):
 def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
     broken = replace(tiny, model=copy.deepcopy(tiny.model))
     broken.model.get_output_embeddings().weight.fill_(math.nan)
-    assert decode(broken, prompts(tiny), TOKENS) == [Completion((), ended=False, finite=False)] * 5
+    assert decode(broken, prompts(tiny), TOKENS) == [Decoded((), ended=False, finite=False)] * 5
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
@@ -176,7 +177,7 @@ def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(
     asked, steering_vector = prompts(tiny), vector(tiny)
     sound = decode(tiny, asked, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
     found = decode(tiny, asked, TOKENS, steering_vector, [1.0, dose, 1.0, 1.0, 1.0], sampling, SEEDS)
-    assert found[1] == Completion((), ended=False, finite=False)
+    assert found[1] == Decoded((), ended=False, finite=False)
     assert [*found[:1], *found[2:]] == [*sound[:1], *sound[2:]]
 
 
@@ -186,7 +187,7 @@ def test_a_row_that_breaks_on_its_way_keeps_what_it_had_said(tiny: LanguageModel
     place = next(place for place in range(2, TOKENS) if said[place] not in said[:place] and said[place] not in asked[0])
     broken = replace(tiny, model=copy.deepcopy(tiny.model))
     broken.model.get_input_embeddings().weight[said[place]] = math.nan
-    assert decode(broken, asked, TOKENS) == [Completion(said[: place + 1], ended=False, finite=False)]
+    assert decode(broken, asked, TOKENS) == [Decoded(said[: place + 1], ended=False, finite=False)]
 
 
 # Sampling
@@ -278,7 +279,7 @@ def test_kept_states_are_those_that_each_token_was_chosen_from(any_architecture:
     expected = completion_states(model, asked, [each.ids for each in said])
     for each, h_ND in zip(said, expected, strict=True):
         assert each.states_ND is not None
-        torch.testing.assert_close(each.states_ND, h_ND, rtol=1e-4, atol=1e-4)
+        assert_near(each.states_ND, h_ND)
 
 
 # The choice of one token

@@ -11,11 +11,11 @@ from heal.evaluation.neutral import TOKENS, NeutralTexts
 from heal.evaluation.readouts import drift
 from heal.evaluation.subject import Subject
 from heal.models.language_model import LanguageModel
+from tests.stages import NEUTRAL, setup
 from tests.students import student
 from tests.tiny import load_architecture, sized, trait, vector
 
 Model = tuple[LanguageModel, Accumulator]
-NEUTRAL = "Be brief."
 COUNT = 5
 
 
@@ -25,21 +25,12 @@ def healed(tiny_folder: Path) -> Model:
     return student(tiny_folder, rounds=1)
 
 
-def subject(model: Model, **changes) -> Subject:
-    language_model, accumulator = model
-    settings = {
-        "stage": "healed",
-        "language_model": language_model,
-        "trait": trait(),
-        "gates": accumulator.student,
-        "base": accumulator.base,
-        "system": NEUTRAL,
-        "neutral": NEUTRAL,
-        "max_repetition": 0.3,
-        "questions": 4,
-        "neutral_texts": NeutralTexts(changes.get("language_model", language_model), NEUTRAL, COUNT),
-    }
-    return Subject(**(settings | changes))
+def subject(model: Model, tokens: int = 4096, persona: str | None = None, **changes) -> Subject:
+    """The healed stage, in batches of so many tokens."""
+    language_model, accumulator = sized(model[0], tokens), model[1]
+    texts = changes.pop("neutral_texts", NeutralTexts(language_model, NEUTRAL, COUNT))
+    asked = setup(language_model, base=accumulator.base, neutral_texts=texts)
+    return Subject(asked, "healed", changes.pop("gates", accumulator.student), persona, **changes)
 
 
 def measured(about: Subject) -> dict[str, tuple[float, ...]]:
@@ -48,7 +39,7 @@ def measured(about: Subject) -> dict[str, tuple[float, ...]]:
 
 def stages(model: Model) -> dict[str, Subject]:
     return {
-        "prompted": subject(model, gates=model[1].base, system=trait().positive),
+        "prompted": subject(model, gates=model[1].base, persona=trait().positive),
         "steered": subject(model, intervention=vector(model[0], norm=3.0), coefficient=1.5),
         "healed": subject(model),
     }
@@ -56,7 +47,7 @@ def stages(model: Model) -> dict[str, Subject]:
 
 def dense(about: Subject) -> list[torch.Tensor]:
     """KL(stage || base) at each scored token, one text at a time, with full logits in float64."""
-    model, texts = about.language_model, about.neutral_texts
+    model, texts = about.setup.language_model, about.setup.neutral_texts
     assert texts is not None
 
     def logprobs(system: str, index: int) -> torch.Tensor:
@@ -69,47 +60,40 @@ def dense(about: Subject) -> list[torch.Tensor]:
     for index in range(len(texts.prompts)):
         with about.in_force():
             stage = logprobs(about.system, index)
-        with about.base():
-            base = logprobs(about.neutral, index)
+        with about.setup.base():
+            base = logprobs(about.setup.system, index)
         found.append(kl_div(base, stage, reduction="none", log_target=True).sum(-1))
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_base_does_not_drift_from_itself_by_a_single_bit(architecture: str, tmp_path: Path):
-    model = load_architecture(architecture, tmp_path)
-    accumulator = Accumulator(model, 4, 8, [1, 2])
-    accumulator.start_round(0)
-    for values in measured(subject((model, accumulator), gates=accumulator.base)).values():
-        assert values == (0.0,) * COUNT
+def test_base_does_not_drift_from_itself_by_a_single_bit(tmp_path: Path):
+    for architecture in ("llama", "gemma2"):
+        model = load_architecture(architecture, tmp_path / architecture)
+        accumulator = Accumulator(model, 4, 8, [1, 2])
+        accumulator.start_round(0)
+        for values in measured(subject((model, accumulator), gates=accumulator.base)).values():
+            assert values == (0.0,) * COUNT, architecture
 
 
 def test_base_does_not_drift_beside_a_student_that_learned(healed: Model):
     for tokens in (1, 150, 4096):
-        about = subject(healed, gates=healed[1].base, language_model=sized(healed[0], tokens))
+        about = subject(healed, tokens, gates=healed[1].base)
         assert all(values == (0.0,) * COUNT for values in measured(about).values())
 
 
-@pytest.mark.parametrize("stage", ["prompted", "steered", "healed"])
-def test_drift_is_the_kl_of_dense_passes_from_stage_to_base(healed: Model, stage: str):
-    about = stages(healed)[stage]
-    found, expected = measured(about), dense(about)
-    for name, level in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)):
-        quantiles = [float(kl_N.quantile(level)) for kl_N in expected]
-        assert found[f"neutral_kl_{name}"] == pytest.approx(quantiles, rel=1e-3, abs=1e-6)
+def test_drift_is_the_kl_of_dense_passes_from_stage_to_base(healed: Model):
+    for stage, about in stages(healed).items():
+        found, expected = measured(about), dense(about)
+        for name, level in (("p50", 0.5), ("p95", 0.95), ("max", 1.0)):
+            quantiles = [float(kl_N.quantile(level)) for kl_N in expected]
+            assert found[f"neutral_kl_{name}"] == pytest.approx(quantiles, rel=1e-3, abs=1e-6), stage
 
 
-@pytest.mark.parametrize("stage", ["prompted", "steered", "healed"])
-def test_any_other_stage_drifts_on_every_text(healed: Model, stage: str):
-    for values in measured(stages(healed)[stage]).values():
-        assert all(value > 0 for value in values)
-
-
-@pytest.mark.parametrize("stage", ["prompted", "steered", "healed"])
-def test_half_drifts_no_more_than_the_95th_percentile_and_that_no_more_than_the_largest(healed: Model, stage: str):
-    found = measured(stages(healed)[stage])
-    for p50, p95, largest in zip(*(found[f"neutral_kl_{name}"] for name in ("p50", "p95", "max")), strict=True):
-        assert p50 <= p95 <= largest
+def test_any_other_stage_drifts_on_every_text_and_quantiles_are_in_order(healed: Model):
+    for stage, about in stages(healed).items():
+        found = measured(about)
+        for p50, p95, largest in zip(*(found[f"neutral_kl_{name}"] for name in ("p50", "p95", "max")), strict=True):
+            assert 0 < p50 <= p95 <= largest, stage
 
 
 def test_a_student_that_learned_more_drifts_more(tiny_folder: Path):
@@ -143,14 +127,6 @@ def test_base_s_states_are_base_s_whatever_the_model_was_when_they_were_first_wa
 
 def test_without_neutral_texts_no_drift_is_measured(healed: Model):
     assert drift.measure(subject(healed, neutral_texts=None), []) == []
-
-
-def test_drift_is_a_side_effect_with_one_item_a_text(healed: Model):
-    signals = drift.measure(subject(healed), [])
-    assert [signal.name for signal in signals] == ["neutral_kl_p50", "neutral_kl_p95", "neutral_kl_max"]
-    assert {(s.unit, s.role, s.statistic, s.items, len(s.values)) for s in signals} == {
-        ("nats", "off_target", "mean", "texts", COUNT)
-    }
 
 
 def test_a_text_is_scored_from_its_beginning_and_no_further_than_needed(healed: Model):

@@ -4,25 +4,31 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 
+from heal import choices
 from heal.accumulator import Accumulator
-from heal.evaluation import readouts
-from heal.evaluation.evaluate import evaluate
+from heal.evaluation.evaluate import evaluate, measure_all
+from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.readouts import free_answers, persona, questions
-from heal.evaluation.results import Answer, Signal, StageResult, output_rows, summarise
-from heal.evaluation.stats import estimate, paired_difference
+from heal.evaluation.results import Answer, StageResult, headline, output_rows, summarise
+from heal.evaluation.signal import READOUTS, Measured, limited, signals
+from heal.evaluation.stats import Estimate, estimate, paired_difference
 from heal.evaluation.subject import Subject
+from heal.evaluation.vignettes import read_vignettes
 from heal.generation.filters import tail_length
 from heal.models.language_model import LanguageModel
+from heal.records import json_bytes, read_record, record_bytes
+from tests.stages import NEUTRAL, setup
 from tests.students import learn, logits, student
 from tests.tiny import sized, vector
 from tests.tiny import trait as warm
 
 TRAIT = warm()
-NEUTRAL = "Be brief."
+NATS = 1e-4  # log-probabilities near ten nats in float32, and the difference of two of them
 Model = tuple[LanguageModel, Accumulator]
 
 
@@ -32,43 +38,32 @@ def healed(tiny_folder: Path) -> Model:
     return student(tiny_folder, rounds=1)
 
 
-def subject(model: Model, stage: str = "healed", **changes) -> Subject:
-    language_model, accumulator = model
-    settings = {
-        "stage": stage,
-        "language_model": language_model,
-        "trait": TRAIT,
-        "gates": accumulator.student,
-        "base": accumulator.base,
-        "system": NEUTRAL,
-        "neutral": NEUTRAL,
-        "max_repetition": 0.3,
-        "questions": 8,
-    }
-    return Subject(**(settings | changes))
+def subject(model: Model, **changes) -> Subject:
+    """The healed stage; `changes` are made to the setup."""
+    return Subject(setup(**({"language_model": model[0], "base": model[1].base} | changes)), "healed", model[1].student)
 
 
-def stages(model: Model) -> dict[str, Subject]:
+def stages(model: Model, **changes) -> dict[str, Subject]:
     """The four stages of a round."""
-    accumulator = model[1]
+    healed, accumulator = subject(model, **changes), model[1]
     return {
-        "base": subject(model, "base", gates=accumulator.base),
-        "prompted": subject(model, "prompted", gates=accumulator.base, system=TRAIT.positive),
-        "steered": subject(model, "steered", intervention=vector(model[0], norm=3.0), coefficient=1.5),
-        "healed": subject(model, "healed"),
+        "base": replace(healed, stage="base", gates=accumulator.base),
+        "prompted": replace(healed, stage="prompted", gates=accumulator.base, persona=TRAIT.positive),
+        "steered": replace(healed, stage="steered", intervention=vector(model[0], norm=3.0), coefficient=1.5),
+        "healed": healed,
     }
 
 
 @pytest.fixture(scope="module")
 def results(healed: Model) -> dict[str, StageResult]:
     """What each stage measures."""
-    return {name: evaluate(each, TRAIT.heldout_prompts, 12) for name, each in stages(healed).items()}
+    return {name: evaluate(stage) for name, stage in stages(healed).items()}
 
 
 def dense_logprobs(language_model: LanguageModel, prompt: list[int], said: list[int]) -> torch.Tensor:
     with torch.no_grad():
-        found = language_model.model(input_ids=torch.tensor([[*prompt, *said]])).logits[0].double()
-    return torch.log_softmax(found, -1)[len(prompt) - 1 : -1][range(len(said)), said]
+        logits_NV = language_model.model(input_ids=torch.tensor([[*prompt, *said]])).logits[0].double()
+    return torch.log_softmax(logits_NV, -1)[len(prompt) - 1 : -1][range(len(said)), said]
 
 
 def answers(language_model: LanguageModel, texts: tuple[str, ...] = ("Yes, of course.", "no", "?!")) -> list[Answer]:
@@ -85,18 +80,16 @@ def answers(language_model: LanguageModel, texts: tuple[str, ...] = ("Yes, of co
     ]
 
 
-def named(signals: list[Signal]) -> dict[str, Signal]:
-    return {signal.name: signal for signal in signals}
+def named(measured: list[Measured]) -> dict[str, Measured]:
+    return {signal.name: signal for signal in measured}
 
 
 # The persona log-ratio.
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 4096])
-def test_the_persona_log_ratio_is_that_of_a_dense_computation_under_base(healed: Model, batch_tokens: int):
+def test_the_persona_log_ratio_is_that_of_a_dense_computation_under_base(healed: Model):
     model, accumulator = healed
     given = answers(model)
-    (signal,) = persona.measure(subject(healed, language_model=sized(model, batch_tokens)), given)
     with accumulator.base():
         expected = [
             float(
@@ -107,8 +100,9 @@ def test_the_persona_log_ratio_is_that_of_a_dense_computation_under_base(healed:
             )
             for each in given
         ]
-    assert signal.values == pytest.approx(expected, abs=1e-5)
-    assert (signal.name, signal.role, signal.unit) == ("persona_log_ratio", "trait", "nats/token")
+    for tokens in (1, 4096):
+        (signal,) = persona.measure(subject(healed, language_model=sized(model, tokens)), given)
+        assert signal.values == pytest.approx(expected, abs=NATS), tokens
 
 
 def test_swapping_the_personas_turns_the_sign(healed: Model):
@@ -116,7 +110,7 @@ def test_swapping_the_personas_turns_the_sign(healed: Model):
     turned = replace(TRAIT, positive=TRAIT.negative, negative=TRAIT.positive)
     (signal,) = persona.measure(subject(healed), given)
     (mirrored,) = persona.measure(subject(healed, trait=turned), given)
-    assert mirrored.values == pytest.approx([-value for value in signal.values], abs=1e-6)
+    assert mirrored.values == pytest.approx([-value for value in signal.values], abs=NATS)
 
 
 def test_an_empty_answer_has_no_persona_log_ratio_and_does_not_shift_the_others(healed: Model):
@@ -124,7 +118,7 @@ def test_an_empty_answer_has_no_persona_log_ratio_and_does_not_shift_the_others(
     (whole,) = persona.measure(subject(healed), [first, second, third])
     (gap,) = persona.measure(subject(healed), [first, replace(second, ids=()), third])
     assert math.isnan(gap.values[1])
-    assert [gap.values[0], gap.values[2]] == pytest.approx([whole.values[0], whole.values[2]], abs=1e-5)
+    assert [gap.values[0], gap.values[2]] == pytest.approx([whole.values[0], whole.values[2]], abs=NATS)
 
 
 def test_without_any_answer_of_length_every_persona_log_ratio_is_missing(healed: Model):
@@ -138,8 +132,8 @@ def test_the_stage_does_not_decide_how_its_answers_are_scored(healed: Model):
     """Base scores every stage's answers, without steering and with every gate off."""
     given = answers(healed[0])
     for measure in (persona.measure, free_answers.measure):
-        found = [measure(each, given) for each in stages(healed).values()]
-        assert all(signals == found[0] for signals in found)
+        measured = [measure(stage, given) for stage in stages(healed).values()]
+        assert all(signals == measured[0] for signals in measured)
 
 
 # Free answers.
@@ -170,8 +164,6 @@ def test_lengths_endings_and_refusals_are_counted_answer_by_answer(healed: Model
     assert found["answer_tokens"].values == (12.0, 38.0, 0.0)
     assert found["ended_share"].values == (1.0, 0.0, 0.0)
     assert found["refusal_share"].values == (0.0, 1.0, 0.0)
-    counted = [found[name] for name in ("answer_tokens", "ended_share", "refusal_share")]
-    assert {signal.role for signal in counted} == {"off_target"}
 
 
 # Questions.
@@ -210,26 +202,23 @@ def test_a_model_that_knows_the_letter_has_all_the_mass_and_is_right(tiny_folder
     assert sum(found["question_informedness"].values) == pytest.approx(0.0)  # who says one letter alone knows nothing
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 300])
-def test_the_batch_decides_nothing_about_the_questions(healed: Model, batch_tokens: int):
-    many, few = (
-        questions.measure(subject(healed, language_model=sized(healed[0], tokens)), [])
-        for tokens in (4096, batch_tokens)
+def test_the_batch_decides_nothing_about_the_questions(healed: Model):
+    many, *fewer = (
+        questions.measure(subject(healed, language_model=sized(healed[0], tokens)), []) for tokens in (4096, 1, 300)
     )
-    for a, b in zip(many, few, strict=True):
-        assert a.values == pytest.approx(b.values, rel=1e-4)
+    for few in fewer:
+        for a, b in zip(many, few, strict=True):
+            assert a.values == pytest.approx(b.values, rel=1e-4)
 
 
-@pytest.mark.parametrize(("says", "unscorable"), [("B", 0.0), ("x", 1.0)])
-def test_a_question_is_unscorable_where_most_mass_is_not_on_its_letters(
-    tiny_folder: Path, says: str, unscorable: float
-):
+def test_a_question_is_unscorable_where_most_mass_is_not_on_its_letters(tiny_folder: Path):
     model = student(tiny_folder)
     head = model[0].model.get_output_embeddings()
     torch.nn.init.zeros_(head.weight)
-    head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
-    head.bias[model[0].chat.tokenizer.convert_tokens_to_ids(says)] = 50.0
-    assert named(questions.measure(subject(model), []))["unscorable_share"].values == (unscorable,) * 8
+    for says, unscorable in (("B", 0.0), ("x", 1.0)):
+        head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
+        head.bias[model[0].chat.tokenizer.convert_tokens_to_ids(says)] = 50.0
+        assert named(questions.measure(subject(model), []))["unscorable_share"].values == (unscorable,) * 8
 
 
 def test_every_question_has_one_right_option_and_no_letter_is_favoured():
@@ -255,16 +244,11 @@ def test_every_stage_has_the_same_signals_over_the_same_items(results: dict[str,
 
 
 def test_signals_follow_the_answers_in_any_order(healed: Model, results: dict[str, StageResult]):
-    turned = evaluate(subject(healed), TRAIT.heldout_prompts[::-1], 12)
+    turned = evaluate(subject(healed, prompts=TRAIT.heldout_prompts[::-1]))
     assert [a.text for a in turned.answers] == [a.text for a in results["healed"].answers][::-1]
     for signal in turned.signals:
         if signal.items == "answers":
             assert signal.values[::-1] == pytest.approx(results["healed"].signal(signal.name).values, rel=1e-4)
-
-
-def test_each_signal_has_a_name_of_its_own(results: dict[str, StageResult]):
-    names = [signal.name for signal in results["base"].signals]
-    assert len(set(names)) == len(names)
 
 
 def test_the_four_stages_answer_differently(results: dict[str, StageResult]):
@@ -278,7 +262,7 @@ def test_the_mass_on_valid_answers_is_a_probability_at_every_stage(results: dict
 
 
 def test_answers_are_greedy_and_repeatable(healed: Model, results: dict[str, StageResult]):
-    assert evaluate(subject(healed), TRAIT.heldout_prompts, 12) == results["healed"]
+    assert evaluate(subject(healed)) == results["healed"]
     model = healed[0]
     for answer in results["healed"].answers:
         with torch.no_grad():
@@ -288,7 +272,7 @@ def test_answers_are_greedy_and_repeatable(healed: Model, results: dict[str, Sta
 
 def test_the_prompted_stage_reads_the_persona_and_nothing_else_differs(healed: Model):
     model, accumulator = healed
-    answered = stages(healed)["prompted"].answer(TRAIT.heldout_prompts, 6)
+    answered = stages(healed, tokens=6)["prompted"].answer()
     for answer in answered:
         prompt = model.chat.ids(TRAIT.positive, answer.prompt)
         with accumulator.base(), torch.no_grad():
@@ -299,7 +283,7 @@ def test_the_prompted_stage_reads_the_persona_and_nothing_else_differs(healed: M
 
 def test_answers_tell_their_progress(healed: Model):
     told: list[tuple[int, int]] = []
-    subject(healed).answer(TRAIT.heldout_prompts, 6, lambda done, total: told.append((done, total)))
+    subject(healed, tokens=6).answer(lambda done, total: told.append((done, total)))
     assert told[-1] == (4, 4)
     assert told == sorted(told)
 
@@ -312,13 +296,9 @@ def test_in_force_the_stage_is_steered_and_gated_and_afterwards_all_is_as_before
     steering = vector(model, norm=3.0)
     with steering.applied(model, 1.5):
         steered = logits(model)
-    found = stages(healed)
-    with found["steered"].in_force():
-        assert torch.equal(logits(model), steered)
-    with found["base"].in_force():
-        assert torch.equal(logits(model), base)
-    with found["healed"].in_force():
-        assert torch.equal(logits(model), before)
+    for stage, expected in (("steered", steered), ("base", base), ("healed", before)):
+        with stages(healed)[stage].in_force():
+            assert torch.equal(logits(model), expected), stage
     assert torch.equal(logits(model), before)
     assert not torch.equal(steered, before)
     assert not torch.equal(base, before)
@@ -341,8 +321,8 @@ def test_evaluation_leaves_the_student_and_what_trains_as_they_were(tiny_folder:
     model = student(tiny_folder, rounds=1)
     learn(model[1], 1)
     before, trainable = logits(model[0]), list(model[1].trainable())
-    for each in stages(model).values():
-        evaluate(each, TRAIT.heldout_prompts, 4)
+    for stage in stages(model, tokens=4).values():
+        evaluate(stage)
     assert torch.equal(logits(model[0]), before)
     assert list(model[1].trainable()) == trainable
 
@@ -350,52 +330,69 @@ def test_evaluation_leaves_the_student_and_what_trains_as_they_were(tiny_folder:
 # Readouts and results.
 
 
-def test_the_readouts_are_the_modules_of_the_package():
-    folder = Path(readouts.__file__).parent
-    assert readouts.names() == sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-
-
-def test_a_readout_put_into_the_package_is_found_by_itself(
-    healed: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "zz_length.py").write_text(
-        "from heal.evaluation.results import Signal\n"
-        "def measure(subject, answers):\n"
-        "    return [Signal('length', 'tokens', 'off_target', 'mean', tuple(len(a.ids) for a in answers))]\n"
-    )
-    monkeypatch.setattr(readouts, "__path__", [*readouts.__path__, str(tmp_path)])
+def test_every_readout_measures_exactly_what_it_describes(healed: Model):
+    about = subject(healed, vignettes=read_vignettes("embedded", 7), neutral_texts=NeutralTexts(healed[0], NEUTRAL, 2))
     given = answers(healed[0])
-    assert readouts.measure_all(subject(healed), given)[-1].values == tuple(len(each.ids) for each in given)
+    for name, described in choices.load_all(READOUTS, "SIGNALS").items():
+        measured = choices.load(READOUTS, name, "measure")(about, given)
+        assert sorted(each.name for each in measured) == sorted(each.name for each in described), name
+        for values in measured:
+            assert values == signals()[values.name].measured(values.values), "a description of its own"
+            items = {"answers": len(given), "questions": 8, "texts": 2, "vignettes": 7}[values.items]
+            assert len(values.values) == items, values.name
 
 
-def test_a_stage_comes_back_from_its_file_as_it_was(results: dict[str, StageResult]):
-    for result in results.values():
-        assert StageResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+def test_a_readout_that_measures_other_than_it_describes_is_caught(healed: Model, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(free_answers, "SIGNALS", free_answers.SIGNALS[1:])
+    with pytest.raises(AssertionError, match="free_answers: measures other than it describes"):
+        measure_all(subject(healed), answers(healed[0]))
 
 
-def test_a_value_that_is_not_a_number_survives_the_file():
-    signal = Signal("x", "share", "coherence", "mean", (0.1, math.nan, math.inf))
-    back = StageResult.from_json(json.loads(json.dumps(StageResult("base", (), (signal,)).to_json())))
-    assert repr(back) == repr(StageResult("base", (), (signal,)))
+def test_a_stage_comes_back_from_its_file_as_it_was(results: dict[str, StageResult], tmp_path: Path):
+    odd = StageResult("odd", (), (signals()["accuracy"].measured([0.1, math.nan, math.inf]),))
+    for result in (*results.values(), odd):
+        (tmp_path / "stage.json").write_bytes(record_bytes(result))
+        assert repr(read_record(StageResult, tmp_path / "stage.json")) == repr(result)
+
+
+def test_a_signal_of_another_version_is_read_and_summarised_from_what_its_file_says(tmp_path: Path):
+    """A file explains itself: unit, role and statistic stand beside the values; fields that are new are ignored."""
+    row = {
+        "name": "gone",
+        "unit": "nats",
+        "role": "coherence",
+        "statistic": "median",
+        "values": [1, 2, 9],
+        "items": "texts",
+        "new": 1,
+    }
+    (tmp_path / "old.json").write_bytes(json_bytes({"stage": "base", "answers": [], "signals": [row]}))
+    stage = read_record(StageResult, tmp_path / "old.json")
+    figures = summarise(stage, stage, 100, 0)["gone"]
+    assert (figures.value, figures.role, figures.unit) == (2.0, "coherence", "nats")
 
 
 def test_a_summary_has_each_signal_and_its_paired_difference_to_base(results: dict[str, StageResult]):
     summary = summarise(results["healed"], results["base"], 200, 7)
     for signal in results["healed"].signals:
-        base = results["base"].signal(signal.name)
-        assert summary.values[signal.name] == estimate(signal.values, signal.statistic, 200, 7)
-        assert summary.deltas[signal.name] == paired_difference(signal.values, base.values, signal.statistic, 200, 7)
-        shown = summary.to_json()[signal.name]
-        assert (shown["value"], shown["delta"]["n"]) == (
-            summary.values[signal.name].value,
-            summary.deltas[signal.name].n,
-        )
-        assert (shown["role"], shown["unit"]) == (signal.role, signal.unit)
+        base, figures = results["base"].signal(signal.name), summary[signal.name]
+        value = Estimate(figures.value, figures.low, figures.high, figures.n)
+        assert value == estimate(signal.values, signal.statistic, 200, 7)
+        assert figures.delta == paired_difference(signal.values, base.values, signal.statistic, 200, 7)
+        assert (figures.role, figures.unit) == (signal.role, signal.unit)
+
+
+def test_a_signal_that_base_or_the_stage_lacks_is_left_out_of_the_summary(results: dict[str, StageResult]):
+    whole = results["healed"]
+    part = replace(whole, signals=tuple(signal for signal in whole.signals if signal.name != "accuracy"))
+    names = {signal.name for signal in part.signals}
+    assert summarise(whole, part, 100, 0).keys() == summarise(part, whole, 100, 0).keys() == names
+    assert "accuracy" not in headline(part)
 
 
 def test_base_does_not_differ_from_itself(results: dict[str, StageResult]):
-    for delta in summarise(results["base"], results["base"], 200, 7).deltas.values():
-        assert (delta.value, delta.low, delta.high) == (0.0, 0.0, 0.0)
+    for figures in summarise(results["base"], results["base"], 200, 7).values():
+        assert (figures.delta.value, figures.delta.low, figures.delta.high) == (0.0, 0.0, 0.0)
 
 
 def test_output_rows_hold_each_answer_with_its_own_values(results: dict[str, StageResult]):
@@ -406,3 +403,10 @@ def test_output_rows_hold_each_answer_with_its_own_values(results: dict[str, Sta
     for index, row in enumerate(rows):
         assert row["persona_log_ratio"] == result.signal("persona_log_ratio").values[index]
         assert "accuracy" not in row
+
+
+def test_a_stage_s_line_shows_the_trait_and_every_signal_with_a_limit(results: dict[str, StageResult]):
+    line = headline(results["healed"])
+    tails = [value for value in results["healed"].signal("tail_perplexity").values if not math.isnan(value)]
+    assert f"tail_perplexity {median(tails):.2f}" in line
+    assert [part.split()[0] for part in line.split(", ")] == ["persona_log_ratio", *limited()]

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from heal.records import read_jsonl
 from heal.run.folder import Events
+from tests.cases import case
 
 
 def test_events_are_lines_of_json_with_time_and_kind(tmp_path: Path):
@@ -25,16 +24,17 @@ def test_a_later_process_adds_to_the_events(tmp_path: Path):
     assert [event["number"] for event in read_jsonl(tmp_path / "events.jsonl")] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("cut", range(1, 20))
-def test_a_line_that_a_killed_process_left_half_written_is_cut(tmp_path: Path, cut: int):
-    path = tmp_path / "events.jsonl"
-    Events(path).write("one", {})
-    whole = path.read_bytes()
-    Events(path).write("two", {"text": "é" * 20})
-    path.write_bytes(path.read_bytes()[:-cut])
-    Events(path).write("three", {})
-    assert path.read_bytes().startswith(whole)
-    assert [json.loads(line)["kind"] for line in path.read_bytes().splitlines()] == ["one", "three"]
+def test_a_line_that_a_killed_process_left_half_written_is_cut(tmp_path: Path):
+    for cut in range(1, 20):
+        with case(cut):
+            path = tmp_path / str(cut) / "events.jsonl"
+            Events(path).write("one", {})
+            whole = path.read_bytes()
+            Events(path).write("two", {"text": "é" * 20})
+            path.write_bytes(path.read_bytes()[:-cut])
+            Events(path).write("three", {})
+            assert path.read_bytes().startswith(whole)
+            assert [json.loads(line)["kind"] for line in path.read_bytes().splitlines()] == ["one", "three"]
 
 
 def test_whole_events_are_never_cut(tmp_path: Path):

@@ -96,7 +96,7 @@ def test_a_scale_before_the_residual_stream_is_noticed(tiny_folder: Path, dtype:
     model = tiny_models.load(tiny_folder, dtype)
     assert straight_writer(model, 1)
     model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 0.9 * output)
-    with pytest.raises(UserError, match=r"block 1 of .* not added straight"):
+    with pytest.raises(UserError, match=r"block 1 of .* not added directly"):
         straight_writer(model, 1)
 
 

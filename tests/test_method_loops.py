@@ -1,4 +1,4 @@
-"""Every steering method in the loop: one whole round on a tiny model, from the vector to the folded student."""
+"""Every kind of steering method in the loop: one whole round on a tiny model, from the vector to the folded student."""
 
 import json
 from pathlib import Path
@@ -13,8 +13,17 @@ from tests.running import finish, words
 SMALL = ("run.rounds=1", "evaluation.steered=false", "evaluation.prompts=2", "evaluation.tokens=4", "heal.epochs=1")
 
 
-@pytest.mark.parametrize("name", list(METHODS))
-def test_a_round_can_be_steered_by_each_method(name: str, tiny_folder: Path, tmp_path: Path):
+def kinds() -> list[str]:
+    """The first method of each kind: where it acts, in which basis, and how its coefficient counts."""
+    first: dict[tuple[object, ...], str] = {}
+    for name, method in METHODS.items():
+        kind = (method.site, method.basis, method.neutral, method.largest is None, method.falling)
+        first.setdefault(kind, name)
+    return list(first.values())
+
+
+@pytest.mark.parametrize("name", kinds())
+def test_a_round_can_be_steered_by_each_kind_of_method(name: str, tiny_folder: Path, tmp_path: Path):
     few = ("steer.clusters=2",) if "clusters" in METHODS[name].settings else ()
     line = words(
         tiny_folder, tmp_path, f"steer.method={name}", "run.name=one", *SMALL, "calibration.audit_prompts=0", *few

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from heal.steering.method import NoDirection, State
+from tests.cases import case
 from tests.planted import PAIRS, WIDTH, components, cosine, draw, fitted, on_plants, planted_pairs, positions, shifted
 
 # Plain directions
@@ -42,13 +43,14 @@ def test_pca_takes_the_sign_of_most_pairs_and_not_of_their_sum():
     torch.testing.assert_close(found_D, axis_D)
 
 
-@pytest.mark.parametrize("c", [0.0, 2.5, -1.0])
-def test_directional_ablation_sets_the_component_and_leaves_the_rest(c: float):
-    state, h_BTD = on_plants("directional_ablation"), positions()
-    found = shifted("directional_ablation", state, h_BTD, c)
-    torch.testing.assert_close(components(state, found), torch.full((3, 5), c), atol=1e-5, rtol=0)
-    rest = [h - components(state, h)[..., None] * state["v"] for h in (h_BTD, found)]
-    torch.testing.assert_close(*rest)
+def test_directional_ablation_sets_the_component_and_leaves_the_rest():
+    for c in [0.0, 2.5, -1.0]:
+        with case(c):
+            state, h_BTD = on_plants("directional_ablation"), positions()
+            found = shifted("directional_ablation", state, h_BTD, c)
+            torch.testing.assert_close(components(state, found), torch.full((3, 5), c), atol=1e-5, rtol=0)
+            rest = [h - components(state, h)[..., None] * state["v"] for h in (h_BTD, found)]
+            torch.testing.assert_close(*rest)
 
 
 def test_ablation_makes_no_position_longer():
@@ -77,14 +79,15 @@ def test_the_gate_opens_with_the_cosine_on_either_side():
 # Rotations
 
 
-@pytest.mark.parametrize("c", [0.0, 0.3, 1.0, -0.6])
-def test_spherical_turns_by_a_fraction_of_the_angle_and_keeps_the_norm(c: float):
-    state, h_BTD = on_plants("spherical"), positions()
-    found = shifted("spherical", state, h_BTD, c)
-    torch.testing.assert_close(found.norm(dim=-1), h_BTD.norm(dim=-1))
-    target_D = state["v"] * math.copysign(1, c)
-    angle, left = (torch.cosine_similarity(h, target_D, dim=-1).clamp(-1, 1).acos() for h in (h_BTD, found))
-    torch.testing.assert_close(left, (1 - abs(c)) * angle, atol=1e-3, rtol=0)
+def test_spherical_turns_by_a_fraction_of_the_angle_and_keeps_the_norm():
+    for c in [0.0, 0.3, 1.0, -0.6]:
+        with case(c):
+            state, h_BTD = on_plants("spherical"), positions()
+            found = shifted("spherical", state, h_BTD, c)
+            torch.testing.assert_close(found.norm(dim=-1), h_BTD.norm(dim=-1))
+            target_D = state["v"] * math.copysign(1, c)
+            angle, left = (torch.cosine_similarity(h, target_D, dim=-1).clamp(-1, 1).acos() for h in (h_BTD, found))
+            torch.testing.assert_close(left, (1 - abs(c)) * angle, atol=1e-3, rtol=0)
 
 
 def test_spherical_keeps_the_norm_of_what_lies_along_the_direction_or_against_it():
@@ -95,18 +98,19 @@ def test_spherical_keeps_the_norm_of_what_lies_along_the_direction_or_against_it
     torch.testing.assert_close(found.norm(dim=-1), h_1TD.norm(dim=-1), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("c", [0.0, 0.8, math.pi, -0.0, -1.0, -math.pi])
-def test_angular_sets_the_angle_in_its_plane_and_keeps_every_norm(c: float):
-    state, h_BTD = on_plants("angular"), positions()
-    axes_2D = torch.stack([state["v"], state["b2"]])
-    torch.testing.assert_close(axes_2D @ axes_2D.T, torch.eye(2), atol=1e-5, rtol=0)
-    before_BT2, found = h_BTD @ axes_2D.T, shifted("angular", state, h_BTD, c)
-    after_BT2 = found @ axes_2D.T
-    angle = c if math.copysign(1, c) > 0 else math.pi + c
-    expected = before_BT2.norm(dim=-1, keepdim=True) * torch.tensor([math.cos(angle), math.sin(angle)])
-    torch.testing.assert_close(after_BT2, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found - after_BT2 @ axes_2D, h_BTD - before_BT2 @ axes_2D, atol=1e-4, rtol=0)
-    torch.testing.assert_close(found.norm(dim=-1), h_BTD.norm(dim=-1))
+def test_angular_sets_the_angle_in_its_plane_and_keeps_every_norm():
+    for c in [0.0, 0.8, math.pi, -0.0, -1.0, -math.pi]:
+        with case(c):
+            state, h_BTD = on_plants("angular"), positions()
+            axes_2D = torch.stack([state["v"], state["b2"]])
+            torch.testing.assert_close(axes_2D @ axes_2D.T, torch.eye(2), atol=1e-5, rtol=0)
+            before_BT2, found = h_BTD @ axes_2D.T, shifted("angular", state, h_BTD, c)
+            after_BT2 = found @ axes_2D.T
+            angle = c if math.copysign(1, c) > 0 else math.pi + c
+            expected = before_BT2.norm(dim=-1, keepdim=True) * torch.tensor([math.cos(angle), math.sin(angle)])
+            torch.testing.assert_close(after_BT2, expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found - after_BT2 @ axes_2D, h_BTD - before_BT2 @ axes_2D, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found.norm(dim=-1), h_BTD.norm(dim=-1))
 
 
 def test_the_second_axis_of_angular_is_the_first_component_of_the_unit_differences():
@@ -126,10 +130,11 @@ def apart(along_b2: float, **settings) -> tuple[State, Tensor]:
     return fitted("angular", positive_PD + moved_D, negative_PD + moved_D, **settings), mean_D + moved_D
 
 
-@pytest.mark.parametrize("along_b2", [20.0, -20.0, -0.5])
-def test_the_second_axis_of_angular_points_to_where_the_activations_are(along_b2: float):
-    state, mean_D = apart(along_b2)
-    assert float(mean_D @ state["b2"]) == pytest.approx(abs(along_b2), rel=1e-3)
+def test_the_second_axis_of_angular_points_to_where_the_activations_are():
+    for along_b2 in [20.0, -20.0, -0.5]:
+        with case(along_b2):
+            state, mean_D = apart(along_b2)
+            assert float(mean_D @ state["b2"]) == pytest.approx(abs(along_b2), rel=1e-3)
 
 
 def test_blocks_whose_activations_mirror_each_other_in_the_second_axis_have_one_natural_angle():
@@ -148,12 +153,13 @@ def test_a_centred_plane_does_not_depend_on_where_the_activations_lie():
         torch.testing.assert_close(here[name], there[name], atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("c", [0.0, 0.8, math.pi])
-def test_a_negative_angle_is_the_same_angle_of_the_opposite_trait(c: float):
-    _, positive_PD, negative_PD = planted_pairs()
-    state, swapped = fitted("angular", positive_PD, negative_PD), fitted("angular", negative_PD, positive_PD)
-    expected = shifted("angular", swapped, positions(), c)
-    torch.testing.assert_close(shifted("angular", state, positions(), -c), expected, atol=1e-4, rtol=1e-4)
+def test_a_negative_angle_is_the_same_angle_of_the_opposite_trait():
+    for c in [0.0, 0.8, math.pi]:
+        with case(c):
+            _, positive_PD, negative_PD = planted_pairs()
+            state, swapped = fitted("angular", positive_PD, negative_PD), fitted("angular", negative_PD, positive_PD)
+            expected = shifted("angular", swapped, positions(), c)
+            torch.testing.assert_close(shifted("angular", state, positions(), -c), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_pairs_on_one_line_make_no_plane():

@@ -23,14 +23,13 @@ from heal.steering.sites import WRITERS
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.tiny import BLOCKS, HIDDEN, load, prompts
 
 TEXTS = [f"Tell me about {thing}." for thing in ("elks", "the sea", "tea", "the law", "x", "maps")]
 DOSES = [0.4, -0.7, 0.9]
 NAMES = list(METHODS)
 NEEDS_LINEARS = [name for name, method in METHODS.items() if method.basis != "none"]
-
-every_method = pytest.mark.parametrize("name", NAMES)
 
 
 def settings(name: str) -> dict:
@@ -42,10 +41,13 @@ def settings(name: str) -> dict:
 _extracted: dict[tuple[str, str], SteeringVector] = {}
 
 
+def fitting(language_model: LanguageModel) -> list[str]:
+    """The methods that the model has Linears for."""
+    return NAMES if hasattr(language_model.blocks[0], "mlp") else [n for n in NAMES if n not in NEEDS_LINEARS]
+
+
 def steering(language_model: LanguageModel, name: str) -> SteeringVector:
-    """A vector of a model by a method; extracted once. Skips what the architecture has no Linears for."""
-    if name in NEEDS_LINEARS and not hasattr(language_model.blocks[0], "mlp"):
-        pytest.skip("no Linears that the method knows")
+    """A vector of a model by a method; extracted once."""
     key = language_model.name, name
     if key not in _extracted:
         _extracted[key] = vector_of(language_model, tiny_models.trait(), name)
@@ -68,84 +70,89 @@ def hook_count(language_model: LanguageModel) -> int:
 # Applying
 
 
-@every_method
-def test_no_dose_is_the_model_itself_bit_for_bit_unless_the_method_always_shifts(
-    any_architecture: LanguageModel, name: str
-):
-    steering_vector, ids_BT = steering(any_architecture, name), torch.tensor([prompts(any_architecture)[2]])
-    before = logits(any_architecture, ids_BT)
-    with steering_vector.applied(any_architecture, 0.0):
-        assert torch.equal(logits(any_architecture, ids_BT), before) == (METHODS[name].neutral == 0)
-    with steering_vector.applied(any_architecture, 0.9):
-        assert not torch.allclose(logits(any_architecture, ids_BT), before, atol=1e-4)
-    assert torch.equal(logits(any_architecture, ids_BT), before)
+def test_no_dose_is_the_model_itself_bit_for_bit_unless_the_method_always_shifts(any_architecture: LanguageModel):
+    for name in fitting(any_architecture):
+        with case(name):
+            steering_vector, ids_BT = steering(any_architecture, name), torch.tensor([prompts(any_architecture)[2]])
+            before = logits(any_architecture, ids_BT)
+            with steering_vector.applied(any_architecture, 0.0):
+                assert torch.equal(logits(any_architecture, ids_BT), before) == (METHODS[name].neutral == 0)
+            with steering_vector.applied(any_architecture, 0.9):
+                assert not torch.allclose(logits(any_architecture, ids_BT), before, atol=1e-4)
+            assert torch.equal(logits(any_architecture, ids_BT), before)
 
 
-@every_method
-def test_a_dose_for_each_row_equals_separate_runs(any_architecture: LanguageModel, name: str):
-    steering_vector, ids = steering(any_architecture, name), prompts(any_architecture)[2]
-    with steering_vector.applied(any_architecture, DOSES):
-        together = logits(any_architecture, torch.tensor([ids] * len(DOSES)))
-    for row, dose in enumerate(DOSES):
-        with steering_vector.applied(any_architecture, dose):
-            alone = logits(any_architecture, torch.tensor([ids]))[0]
-        torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
+def test_a_dose_for_each_row_equals_separate_runs(any_architecture: LanguageModel):
+    for name in fitting(any_architecture):
+        with case(name):
+            steering_vector, ids = steering(any_architecture, name), prompts(any_architecture)[2]
+            with steering_vector.applied(any_architecture, DOSES):
+                together = logits(any_architecture, torch.tensor([ids] * len(DOSES)))
+            for row, dose in enumerate(DOSES):
+                with steering_vector.applied(any_architecture, dose):
+                    alone = logits(any_architecture, torch.tensor([ids]))[0]
+                torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
 
 
-@every_method
-def test_rows_that_share_a_prefix_tree_are_shifted_as_each_alone(tiny: LanguageModel, name: str):
-    steering_vector, asked = steering(tiny, name), prompts(tiny)
-    said = [[40 + row, 50, 60] for row in range(len(asked))]
-    together = completion_states(tiny, asked, said, steering_vector, 0.7)
-    for row, (prompt, completion) in enumerate(zip(asked, said, strict=True)):
-        alone = completion_states(tiny, [prompt], [completion], steering_vector, 0.7)[0]
-        torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
+def test_rows_that_share_a_prefix_tree_are_shifted_as_each_alone(tiny: LanguageModel):
+    for name in NAMES:
+        with case(name):
+            steering_vector, asked = steering(tiny, name), prompts(tiny)
+            said = [[40 + row, 50, 60] for row in range(len(asked))]
+            together = completion_states(tiny, asked, said, steering_vector, 0.7)
+            for row, (prompt, completion) in enumerate(zip(asked, said, strict=True)):
+                alone = completion_states(tiny, [prompt], [completion], steering_vector, 0.7)[0]
+                torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
 
 
-@every_method
-def test_a_shift_while_decoding_is_the_one_while_scoring(tiny: LanguageModel, name: str):
-    steering_vector, asked = steering(tiny, name), prompts(tiny)[:3]
-    paths = decode(tiny, asked, 5, steering_vector, DOSES, keep_states=True)
-    for prompt, path, dose in zip(asked, paths, DOSES, strict=True):
-        assert path.finite
-        assert path.states_ND is not None
-        scored = completion_states(tiny, [prompt], [path.ids], steering_vector, dose)[0]
-        torch.testing.assert_close(path.states_ND, scored, rtol=1e-3, atol=1e-3)
+def test_a_shift_while_decoding_is_the_one_while_scoring(tiny: LanguageModel):
+    for name in NAMES:
+        with case(name):
+            steering_vector, asked = steering(tiny, name), prompts(tiny)[:3]
+            paths = decode(tiny, asked, 5, steering_vector, DOSES, keep_states=True)
+            for prompt, path, dose in zip(asked, paths, DOSES, strict=True):
+                assert path.finite
+                assert path.states_ND is not None
+                scored = completion_states(tiny, [prompt], [path.ids], steering_vector, dose)[0]
+                torch.testing.assert_close(path.states_ND, scored, rtol=1e-3, atol=1e-3)
 
 
-@every_method
-def test_a_half_precision_model_keeps_its_dtype_and_its_identity(tiny_folder: Path, tiny_trait: Trait, name: str):
-    half = load(tiny_folder, torch.bfloat16)
-    steering_vector, ids_BT = vector_of(half, tiny_trait, name), torch.tensor([prompts(half)[0]])
-    before = logits(half, ids_BT)
-    with steering_vector.applied(half, 0.7):
-        found = logits(half, ids_BT)
-    assert found.dtype == torch.bfloat16
-    assert found.isfinite().all()
-    with steering_vector.applied(half, 0.0):
-        assert torch.equal(logits(half, ids_BT), before) == (METHODS[name].neutral == 0)
+def test_a_half_precision_model_keeps_its_dtype_and_its_identity(tiny_folder: Path, tiny_trait: Trait):
+    for name in NAMES:
+        with case(name):
+            half = load(tiny_folder, torch.bfloat16)
+            steering_vector, ids_BT = vector_of(half, tiny_trait, name), torch.tensor([prompts(half)[0]])
+            before = logits(half, ids_BT)
+            with steering_vector.applied(half, 0.7):
+                found = logits(half, ids_BT)
+            assert found.dtype == torch.bfloat16
+            assert found.isfinite().all()
+            with steering_vector.applied(half, 0.0):
+                assert torch.equal(logits(half, ids_BT), before) == (METHODS[name].neutral == 0)
 
 
-@every_method
-def test_nothing_is_left_in_the_model_after_an_exception(tiny: LanguageModel, name: str):
-    steering_vector = steering(tiny, name)
-    with steering_vector.applied(tiny, 1.0):
-        assert hook_count(tiny) == len(steering_vector.states)
-    with pytest.raises(KeyboardInterrupt), steering_vector.applied(tiny, 1.0):
-        raise KeyboardInterrupt
-    assert hook_count(tiny) == 0
+def test_nothing_is_left_in_the_model_after_an_exception(tiny: LanguageModel):
+    for name in NAMES:
+        with case(name):
+            steering_vector = steering(tiny, name)
+            with steering_vector.applied(tiny, 1.0):
+                assert hook_count(tiny) == len(steering_vector.states)
+            with pytest.raises(KeyboardInterrupt), steering_vector.applied(tiny, 1.0):
+                raise KeyboardInterrupt
+            assert hook_count(tiny) == 0
 
 
-@pytest.mark.parametrize("name", ["spherical", "angular"])
-def test_beyond_the_largest_coefficient_that_one_counts(tiny: LanguageModel, name: str):
-    steering_vector, ids_BT = steering(tiny, name), torch.tensor([prompts(tiny)[1]])
-    largest = METHODS[name].largest
-    assert largest is not None
-    for sign in (1, -1):
-        with steering_vector.applied(tiny, sign * largest):
-            expected = logits(tiny, ids_BT)
-        with steering_vector.applied(tiny, sign * (largest + 3)):
-            assert torch.equal(logits(tiny, ids_BT), expected)
+def test_beyond_the_largest_coefficient_that_one_counts(tiny: LanguageModel):
+    for name in ["spherical", "angular"]:
+        with case(name):
+            steering_vector, ids_BT = steering(tiny, name), torch.tensor([prompts(tiny)[1]])
+            largest = METHODS[name].largest
+            assert largest is not None
+            for sign in (1, -1):
+                with steering_vector.applied(tiny, sign * largest):
+                    expected = logits(tiny, ids_BT)
+                with steering_vector.applied(tiny, sign * (largest + 3)):
+                    assert torch.equal(logits(tiny, ids_BT), expected)
 
 
 def test_one_cluster_of_chars_answers_as_mean_diff_does(any_architecture: LanguageModel, tiny_trait: Trait):
@@ -162,31 +169,33 @@ def test_one_cluster_of_chars_answers_as_mean_diff_does(any_architecture: Langua
 # Extracting
 
 
-@every_method
-def test_a_vector_says_where_it_acts_and_with_which_settings(tiny: LanguageModel, name: str):
-    steering_vector = steering(tiny, name)
-    modules = WRITERS if METHODS[name].site == "writer" else ("",)
-    assert list(steering_vector.states) == [(layer, module) for layer in (1, 2) for module in modules]
-    assert list(steering_vector.directions) == [1, 2]
-    assert all(v_D.shape == (HIDDEN,) for v_D in steering_vector.directions.values())
-    assert steering_vector.settings == settings(name)
+def test_a_vector_says_where_it_acts_and_with_which_settings(tiny: LanguageModel):
+    for name in NAMES:
+        with case(name):
+            steering_vector = steering(tiny, name)
+            modules = WRITERS if METHODS[name].site == "writer" else ("",)
+            assert list(steering_vector.states) == [(layer, module) for layer in (1, 2) for module in modules]
+            assert list(steering_vector.directions) == [1, 2]
+            assert all(v_D.shape == (HIDDEN,) for v_D in steering_vector.directions.values())
+            assert steering_vector.settings == settings(name)
 
 
-@every_method
-def test_swapped_personas_turn_the_main_direction_round(tiny: LanguageModel, tiny_trait: Trait, name: str):
-    swapped = replace(tiny_trait, positive=tiny_trait.negative, negative=tiny_trait.positive)
-    there, back = steering(tiny, name), vector_of(tiny, swapped, name)
-    assert there.cosine(back) == pytest.approx(-1.0, abs=1e-3)
-    assert there.cosine(there) == pytest.approx(1.0)
+def test_swapped_personas_turn_the_main_direction_round(tiny: LanguageModel, tiny_trait: Trait):
+    for name in NAMES:
+        with case(name):
+            swapped = replace(tiny_trait, positive=tiny_trait.negative, negative=tiny_trait.positive)
+            there, back = steering(tiny, name), vector_of(tiny, swapped, name)
+            assert there.cosine(back) == pytest.approx(-1.0, abs=1e-3)
+            assert there.cosine(there) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", NEEDS_LINEARS)
 def test_a_method_that_needs_linears_refuses_blocks_without_them_before_it_reads_anything(
-    tiny_trait: Trait, tmp_path: Path, name: str
+    tiny_trait: Trait, tmp_path: Path
 ):
     opt = tiny_models.load_architecture("opt", tmp_path)
-    with pytest.raises(UserError, match=r"block 1 of .*: 'self_attn.k_proj|block 1 of .*'self_attn.out_proj'"):
-        extract(opt, tiny_trait, TEXTS, name, [1], lambda done, total: pytest.fail("read something"))
+    for name in NEEDS_LINEARS:
+        with case(name), pytest.raises(UserError, match=r"block 1 of .*: 'self_attn\.(k_proj|out_proj)'"):
+            extract(opt, tiny_trait, TEXTS, name, [1], lambda done, total: pytest.fail("read something"))
 
 
 def test_activations_that_are_not_finite_stop_the_round(tiny_folder: Path, tiny_trait: Trait):
@@ -205,18 +214,19 @@ def test_personas_that_leave_no_trace_stop_the_round(tiny: LanguageModel, tiny_t
 # On disk
 
 
-@every_method
-def test_a_vector_saved_and_loaded_again_is_the_same_to_the_byte(tiny: LanguageModel, tmp_path: Path, name: str):
-    steering_vector, path = replace(steering(tiny, name), c_star=1.25), tmp_path / "vector.safetensors"
-    path.write_bytes(steering_vector.to_bytes())
-    loaded = SteeringVector.load(path)
-    assert replace(loaded, states={}) == replace(steering_vector, states={})
-    assert {site: state.keys() for site, state in loaded.states.items()} == {
-        site: state.keys() for site, state in steering_vector.states.items()
-    }
-    for site, state in steering_vector.states.items():
-        assert all(torch.equal(loaded.states[site][key], tensor) for key, tensor in state.items())
-    assert loaded.to_bytes() == path.read_bytes()
+def test_a_vector_saved_and_loaded_again_is_the_same_to_the_byte(tiny: LanguageModel, tmp_path: Path):
+    for name in NAMES:
+        with case(name):
+            steering_vector, path = replace(steering(tiny, name), c_star=1.25), tmp_path / "vector.safetensors"
+            path.write_bytes(steering_vector.to_bytes())
+            loaded = SteeringVector.load(path)
+            assert replace(loaded, states={}) == replace(steering_vector, states={})
+            assert {site: state.keys() for site, state in loaded.states.items()} == {
+                site: state.keys() for site, state in steering_vector.states.items()
+            }
+            for site, state in steering_vector.states.items():
+                assert all(torch.equal(loaded.states[site][key], tensor) for key, tensor in state.items())
+            assert loaded.to_bytes() == path.read_bytes()
 
 
 def test_the_file_of_mean_diff_holds_what_it_always_held(tiny: LanguageModel, tmp_path: Path):
@@ -236,23 +246,19 @@ def test_the_file_of_mean_diff_holds_what_it_always_held(tiny: LanguageModel, tm
     }
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
+def test_a_file_that_is_not_what_it_says_is_refused_in_one_line(tiny: LanguageModel, tmp_path: Path):
+    for change, why in [
         ({"method": "telepathy"}, "unknown method 'telepathy'"),
         ({"method": "angular"}, "block.1 does not hold what angular keeps: b2, v"),
         ({"states": {}}, "no directions"),
-    ],
-)
-def test_a_file_that_is_not_what_it_says_is_refused_in_one_line(
-    tiny: LanguageModel, tmp_path: Path, change: dict, why: str
-):
-    path = tmp_path / "vector.safetensors"
-    path.write_bytes(replace(steering(tiny, "mean_diff"), **change).to_bytes())
-    with pytest.raises(UserError) as caught:
-        SteeringVector.load(path)
-    assert why in str(caught.value)
-    assert "\n" not in str(caught.value)
+    ]:
+        with case(change, why):
+            path = tmp_path / "vector.safetensors"
+            path.write_bytes(replace(steering(tiny, "mean_diff"), **change).to_bytes())
+            with pytest.raises(UserError) as caught:
+                SteeringVector.load(path)
+            assert why in str(caught.value)
+            assert "\n" not in str(caught.value)
 
 
 def test_a_vector_for_modules_that_a_model_does_not_have_is_refused(tiny: LanguageModel, tmp_path: Path):
@@ -267,23 +273,24 @@ def test_a_vector_for_modules_that_a_model_does_not_have_is_refused(tiny: Langua
 # Dosing
 
 
-@every_method
-def test_each_method_can_be_dosed_and_then_decodes_finite_logits(tiny: LanguageModel, name: str):
-    steering_vector, asked, method = steering(tiny, name), prompts(tiny)[:3], METHODS[name]
-    found = calibrate(
-        lambda coefficients: path_divergences(tiny, steering_vector, coefficients, asked, 6),
-        None,
-        0.3,
-        0.05,
-        None,
-        3,
-        5,
-        "student",
-        dosing=steering_vector.dosing,
-    )
-    assert found.on_target == (abs(found.value - 0.3) <= 0.05)
-    assert found.c_star <= (method.largest or math.inf)
-    assert [entry.c for entry in found.history if entry.c == 0] == ([] if method.neutral == 0 else [0.0])
-    assert math.isfinite(found.value)
-    said = decode(tiny, asked, 6, steering_vector, [found.c_star] * len(asked))
-    assert all(path.finite and path.ids for path in said)
+def test_each_method_can_be_dosed_and_then_decodes_finite_logits(tiny: LanguageModel):
+    for name in NAMES:
+        with case(name):
+            steering_vector, asked, method = steering(tiny, name), prompts(tiny)[:3], METHODS[name]
+            found = calibrate(
+                lambda coefficients, v=steering_vector: path_divergences(tiny, v, coefficients, prompts(tiny)[:3], 6),
+                None,
+                0.3,
+                0.05,
+                None,
+                3,
+                5,
+                "student",
+                dosing=steering_vector.dosing,
+            )
+            assert found.on_target == (abs(found.value - 0.3) <= 0.05)
+            assert found.c_star <= (method.largest or math.inf)
+            assert [entry.c for entry in found.history if entry.c == 0] == ([] if method.neutral == 0 else [0.0])
+            assert math.isfinite(found.value)
+            said = decode(tiny, asked, 6, steering_vector, [found.c_star] * len(asked))
+            assert all(path.finite and path.ids for path in said)

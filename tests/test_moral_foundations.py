@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from heal.decoding import Completion, decode
+from heal import scoring
+from heal.accumulator import Accumulator
+from heal.decoding import Decoded, decode
+from heal.evaluation import subject as subject_module
 from heal.evaluation.readouts import moral_foundations
 from heal.evaluation.readouts.moral_foundations import (
     LETTERS,
@@ -21,30 +24,26 @@ from heal.evaluation.readouts.moral_foundations import (
 )
 from heal.evaluation.readouts.questions import PREFILL, letter_ids
 from heal.evaluation.stats import estimate
-from heal.evaluation.subject import Subject
+from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.vignettes import FOUNDATIONS, read_vignettes
 from heal.models.language_model import LanguageModel
-from heal.scoring import next_token_logits
+from heal.scoring import next_token_logits  # before a test watches it
+from tests.stages import setup
 from tests.students import learn, student
-from tests.tiny import trait, vector
+from tests.tiny import vector
 
 ORDERS = (list(NAMES), [*NAMES[3:], *NAMES[:3]])
 
 
 def subject(folder: Path, count: int = 7) -> tuple[LanguageModel, Subject]:
     model, accumulator = student(folder)
-    return model, Subject(
-        stage="base",
-        language_model=model,
-        trait=trait(),
-        gates=accumulator.base,
-        base=accumulator.base,
-        system="Be brief.",
-        neutral="Be brief.",
-        max_repetition=0.3,
-        questions=2,
-        vignettes=read_vignettes("embedded", count),
-    )
+    asked = setup(model, base=accumulator.base, vignettes=read_vignettes("embedded", count))
+    return model, Subject(asked, "base", accumulator.base)
+
+
+def thoughtful(scene: Subject, tokens: int) -> Subject:
+    """The same with a budget of thinking."""
+    return replace(scene, setup=replace(scene.setup, thinking=tokens))
 
 
 def test_without_vignettes_nothing_is_measured(tiny_folder: Path):
@@ -67,7 +66,6 @@ def test_a_foundation_s_nats_are_the_logarithm_of_its_mean_share_of_the_options(
     p_VK = torch.softmax(choices(scene)[0], -1).numpy()
     for index, name in enumerate(FOUNDATIONS):
         signal = signals[f"{name}_nats"]
-        assert (signal.role, signal.unit, signal.statistic) == ("off_target", "nats", "log_mean")
         found = estimate(signal.values, signal.statistic, 100, 0).value
         assert found == pytest.approx(np.log(p_VK[:, index].mean()))
 
@@ -77,7 +75,7 @@ def test_scores_are_the_mean_log_probabilities_of_each_option_s_letter_in_two_or
     model, scene = subject(tiny_folder, 3)
     found_VK, mass_V = choices(scene)
     letters = letter_ids(model, LETTERS)
-    for row, vignette in enumerate(scene.vignettes):
+    for row, vignette in enumerate(scene.setup.vignettes):
         scores, masses = dict.fromkeys(NAMES, 0.0), []
         for names in ORDERS:
             ids = model.chat.ids("Be brief.", text(vignette.text, names), PREFILL)
@@ -96,7 +94,7 @@ def test_a_model_that_favours_a_letter_is_at_chance_and_one_that_knows_is_at_one
     for knows, expected in ((False, 0.0), (True, 1.0)):
 
         def answers(scene: Subject, knows: bool = knows) -> tuple[torch.Tensor, torch.Tensor]:
-            rows = [NAMES.index(v.foundation) if knows else 2 for v in scene.vignettes]
+            rows = [NAMES.index(v.foundation) if knows else 2 for v in scene.setup.vignettes]
             return torch.nn.functional.one_hot(torch.tensor(rows), 7).double(), torch.ones(len(rows))
 
         monkeypatch.setattr(moral_foundations, "choices", answers)
@@ -107,23 +105,19 @@ def test_a_model_that_favours_a_letter_is_at_chance_and_one_that_knows_is_at_one
 # Thinking first.
 
 
-@pytest.mark.parametrize("state", ["base", "student"])
 @torch.no_grad()
-def test_thinking_is_greedy_in_the_state_of_the_stage_and_the_slot_follows_it(tiny_folder: Path, state: str):
+def test_thinking_is_greedy_in_the_state_of_the_stage_and_the_slot_follows_it(tiny_folder: Path):
     """Token by token and dense, under the stage's gates and its steering."""
     model, accumulator = student(tiny_folder)
     learn(accumulator, 0, size=0.5)
-    gates = {"base": accumulator.base, "student": accumulator.student}[state]
-    shift, budget = vector(model, norm=3.0), 6
-    stage = replace(
-        subject(tiny_folder, 2)[1],
-        language_model=model,
-        gates=gates,
-        intervention=shift,
-        coefficient=1.5,
-        thinking=budget,
-    )
-    found_VK, mass_V = choices(stage)
+    for gates in (accumulator.base, accumulator.student):
+        check_thinking(model, accumulator, gates)
+
+
+def check_thinking(model: LanguageModel, accumulator: Accumulator, gates: Gates) -> None:
+    shift, budget, scenes = vector(model, norm=3.0), 6, read_vignettes("embedded", 2)
+    asked = setup(model, base=accumulator.base, vignettes=scenes, thinking=budget)
+    found_VK, mass_V = choices(Subject(asked, "steered", gates, intervention=shift, coefficient=1.5))
     splice = model.chat.plain_ids("\nI should answer now.\nAnswer: (")
     letters = [model.chat.plain_ids(letter)[0] for letter in LETTERS]
 
@@ -131,7 +125,7 @@ def test_thinking_is_greedy_in_the_state_of_the_stage_and_the_slot_follows_it(ti
         with gates(), shift.applied(model, 1.5):
             return model.model(input_ids=torch.tensor([ids])).logits[0, -1].double()
 
-    for row, vignette in enumerate(stage.vignettes):
+    for row, vignette in enumerate(scenes):
         scores, masses = dict.fromkeys(NAMES, 0.0), []
         for names in ORDERS:
             ids = model.chat.ids("Be brief.", text(vignette.text, names))
@@ -152,26 +146,28 @@ def asked(
     scene: Subject, monkeypatch: pytest.MonkeyPatch, thought: str = "", ended: bool = False
 ) -> tuple[list[int], ...]:
     """The rows that are scored when the model thinks `thought`."""
-    model, rows = scene.language_model, []
+    model, rows = scene.setup.language_model, []
 
-    def think(model: LanguageModel, prompts: Sequence[Sequence[int]], *_: object) -> list[Completion]:
+    def think(model: LanguageModel, prompts: Sequence[Sequence[int]], *_: object, **__: object) -> list[Decoded]:
         ids = (*model.chat.plain_ids(thought), *([2] if ended else []))
-        return [Completion(ids, ended)] * len(prompts)
+        return [Decoded(ids, ended)] * len(prompts)
 
     def score(model: LanguageModel, prompts: Sequence[list[int]]) -> torch.Tensor:
         rows.extend(prompts)
         return next_token_logits(model, prompts)
 
-    monkeypatch.setattr(moral_foundations, "decode", think)
-    monkeypatch.setattr(moral_foundations, "next_token_logits", score)
+    monkeypatch.setattr(subject_module, "decode", think)
+    monkeypatch.setattr(scoring, "next_token_logits", score)
     choices(scene)
     assert 2 in model.end_ids
     return tuple(rows)
 
 
-@pytest.mark.parametrize(
-    ("thought", "ended", "kept"),
-    [
+def test_a_thought_is_closed_where_it_is_open_and_its_end_of_turn_is_dropped(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, scene = subject(tiny_folder, 1)
+    for thought, ended, kept in (
         ("Well.", False, "Well."),
         ("Well.", True, "Well."),
         ("", True, ""),
@@ -179,23 +175,18 @@ def asked(
         ("<think>Well.", True, "<think>Well.</think>"),
         ("<think>Well.</think> So.", False, "<think>Well.</think> So."),
         ("<think>a</think><think>b", False, "<think>a</think><think>b</think>"),
-    ],
-)
-def test_a_thought_is_closed_where_it_is_open_and_its_end_of_turn_is_dropped(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, thought: str, ended: bool, kept: str
-):
-    model, scene = subject(tiny_folder, 1)
-    rows = asked(replace(scene, thinking=20), monkeypatch, thought, ended)
-    for row, names in zip(rows, ORDERS, strict=True):
-        before = model.chat.text("Be brief.", text(scene.vignettes[0].text, names))
-        assert row == model.chat.plain_ids(before + kept + "\nI should answer now.\nAnswer: (")
+    ):
+        rows = asked(thoughtful(scene, 20), monkeypatch, thought, ended)
+        for row, names in zip(rows, ORDERS, strict=True):
+            before = model.chat.text("Be brief.", text(scene.setup.vignettes[0].text, names))
+            assert row == model.chat.plain_ids(before + kept + "\nI should answer now.\nAnswer: ("), thought
 
 
 def test_a_template_that_opens_the_thought_itself_has_it_closed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     model, scene = subject(tiny_folder, 1)
     model.chat.tokenizer.chat_template += "{{ '<think>\n' }}"
     for thought, close in (("Well.", "</think>"), ("Well.</think>So.", "")):
-        for row in asked(replace(scene, thinking=20), monkeypatch, thought):
+        for row in asked(thoughtful(scene, 20), monkeypatch, thought):
             expected = f"<think>\n{thought}{close}\nI should answer now.\nAnswer: ("
             assert model.chat.tokenizer.decode(row).endswith(expected)
 
@@ -204,7 +195,7 @@ def test_without_a_budget_of_thinking_nothing_is_decoded(tiny_folder: Path, monk
     model, scene = subject(tiny_folder, 1)
     rows = asked(scene, monkeypatch, "never said")
     assert list(rows) == [
-        model.chat.ids("Be brief.", text(scene.vignettes[0].text, names), PREFILL) for names in ORDERS
+        model.chat.ids("Be brief.", text(scene.setup.vignettes[0].text, names), PREFILL) for names in ORDERS
     ]
 
 
@@ -212,13 +203,13 @@ def test_a_larger_budget_goes_on_from_a_smaller_one_s_thought(tiny_folder: Path,
     _, scene = subject(tiny_folder, 2)
     budgets, thoughts = (3, 7), []
 
-    def watched(*given, **settings) -> list[Completion]:
+    def watched(*given, **settings) -> list[Decoded]:
         thoughts.append(decode(*given, **settings))
         return thoughts[-1]
 
-    monkeypatch.setattr(moral_foundations, "decode", watched)
+    monkeypatch.setattr(subject_module, "decode", watched)
     for budget in budgets:
-        choices(replace(scene, thinking=budget))
+        choices(thoughtful(scene, budget))
     assert [len(each) for each in thoughts] == [2, 2, 2, 2]
     for short, long in zip(thoughts[0] + thoughts[1], thoughts[2] + thoughts[3], strict=True):
         assert len(short.ids) <= 3
@@ -238,9 +229,9 @@ def softmax(score: np.ndarray) -> np.ndarray:
     return odds / odds.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize("expected", [0.05, 0.5, 1.0, 2.0, 30.0])
-def test_labels_made_at_a_temperature_give_it_back(expected: float):
-    assert temperature(scores(), softmax(scores() / expected)) == pytest.approx(expected, rel=1e-6)
+def test_labels_made_at_a_temperature_give_it_back():
+    for expected in (0.05, 0.5, 1.0, 2.0, 30.0):
+        assert temperature(scores(), softmax(scores() / expected)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_no_other_temperature_has_a_smaller_cross_entropy_to_people_s_labels():

@@ -5,13 +5,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 import heal
 from heal.generation.filters import REFUSALS, matches, repetition
 from heal.recipe import RECIPES
 from heal.studies.planted_damage.damage import LANGUAGES
-from heal.trait import Trait, load_trait
+from heal.trait import load_trait
 
 DATA = Path(heal.__file__).parent / "data"
 
@@ -63,42 +61,32 @@ def test_there_are_24_different_neutral_prompts_each_with_a_text_of_its_own():
     assert len(NEUTRAL) == 24
 
 
-@pytest.mark.parametrize("line", NEUTRAL, ids=lambda line: line["prompt"])
-def test_a_neutral_text_has_45_to_60_words_in_whole_plain_sentences(line: dict[str, str]):
-    assert 45 <= len(line["text"].split()) <= 60
-    assert line["text"][-1] == "."
-    assert line["text"][0].isupper()
-    assert re.search(r"[\n`#|_]|\*\*|  ", line["text"]) is None
-    assert line["prompt"][-1] in ".?"
-    assert (line["prompt"] + line["text"]).isascii()
+def test_a_neutral_text_has_45_to_60_words_in_whole_plain_sentences_of_nobody_in_particular():
+    for line in NEUTRAL:
+        text = line["text"]
+        assert 45 <= len(text.split()) <= 60, text
+        assert text[-1] == ".", text
+        assert text[0].isupper(), text
+        assert re.search(r"[\n`#|_]|\*\*|  ", text) is None, text
+        assert line["prompt"][-1] in ".?", line["prompt"]
+        assert (line["prompt"] + text).isascii(), text
+        assert re.findall(r"\b(?:I|me|my|mine|we|us|our)\b", text, re.IGNORECASE) == [], text
 
 
-@pytest.mark.parametrize("line", NEUTRAL, ids=lambda line: line["prompt"])
-def test_a_neutral_text_neither_loops_nor_refuses(line: dict[str, str]):
-    assert repetition(line["text"]) < 0.2
-    assert not matches(line["text"], REFUSALS)
+def test_a_neutral_text_neither_loops_nor_refuses_nor_touches_or_verbalises_a_trait():
+    for line in NEUTRAL:
+        assert repetition(line["text"]) < 0.2, line
+        assert not matches(line["text"], REFUSALS), line
+        assert THEMES.findall(line["prompt"] + " " + line["text"]) == [], line
+        for trait in TRAITS:
+            assert not matches(line["text"], trait.narration), (trait.name, line)
 
 
-@pytest.mark.parametrize("line", NEUTRAL, ids=lambda line: line["prompt"])
-def test_a_neutral_text_touches_no_theme_of_a_trait(line: dict[str, str]):
-    assert THEMES.findall(line["prompt"] + " " + line["text"]) == []
-
-
-@pytest.mark.parametrize("line", NEUTRAL, ids=lambda line: line["prompt"])
-def test_a_neutral_text_speaks_of_nobody_in_the_first_person(line: dict[str, str]):
-    assert re.findall(r"\b(?:I|me|my|mine|we|us|our)\b", line["text"], re.IGNORECASE) == []
-
-
-@pytest.mark.parametrize("trait", TRAITS, ids=lambda trait: trait.name)
-def test_no_neutral_text_verbalises_a_trait(trait: Trait):
-    assert [line["prompt"] for line in NEUTRAL if matches(line["text"], trait.narration)] == []
-
-
-@pytest.mark.parametrize("line", NEUTRAL, ids=lambda line: line["prompt"])
-def test_a_neutral_prompt_is_like_no_prompt_of_a_trait_a_context_or_a_question(line: dict[str, str]):
-    asked = words(line["prompt"])
-    like = [text for text in seen_elsewhere() if len(asked & words(text)) > 0.5 * len(asked | words(text))]
-    assert like == []
+def test_a_neutral_prompt_is_like_no_prompt_of_a_trait_a_context_or_a_question():
+    elsewhere = [words(text) for text in seen_elsewhere()]
+    for line in NEUTRAL:
+        asked = words(line["prompt"])
+        assert not any(len(asked & seen) > 0.5 * len(asked | seen) for seen in elsewhere), line["prompt"]
 
 
 def test_there_are_4_different_texts_in_each_of_4_languages():
@@ -107,18 +95,16 @@ def test_there_are_4_different_texts_in_each_of_4_languages():
     assert len({line["text"].lower() for line in FOREIGN}) == 16
 
 
-@pytest.mark.parametrize("line", FOREIGN, ids=lambda line: f"{line['language']}: {line['text'][:24]}")
-def test_a_foreign_text_has_35_to_50_words_in_whole_sentences(line: dict[str, str]):
-    assert 35 <= len(line["text"].split()) <= 50
-    assert line["text"][-1] == "."
-    assert line["text"][0].isupper()
-    assert re.search(r"[\n�`#*]|Ã|Â|  ", line["text"]) is None
-
-
-@pytest.mark.parametrize("line", FOREIGN, ids=lambda line: f"{line['language']}: {line['text'][:24]}")
-def test_a_foreign_text_is_in_its_language_and_no_other(line: dict[str, str]):
-    said = re.findall(r"\w+", line["text"].lower())
-    found = {language: sum(word in common for word in said) for language, common in COMMON.items()}
-    assert found[line["language"]] >= 3
-    assert all(found[line["language"]] >= 2 * found[other] for other in COMMON if other != line["language"])
-    assert not {"the", "of", "is", "with", "it"} & set(said)
+def test_a_foreign_text_has_35_to_50_words_in_whole_sentences_of_its_language_and_no_other():
+    for line in FOREIGN:
+        text = line["text"]
+        assert 35 <= len(text.split()) <= 50, text
+        assert text[-1] == ".", text
+        assert text[0].isupper(), text
+        assert re.search(r"[\n�`#*]|Ã|Â|  ", text) is None, text
+        said = re.findall(r"\w+", text.lower())
+        counts = {language: sum(word in common for word in said) for language, common in COMMON.items()}
+        own = counts.pop(line["language"])
+        assert own >= 3, text
+        assert all(own >= 2 * other for other in counts.values()), text
+        assert not {"the", "of", "is", "with", "it"} & set(said), text

@@ -16,6 +16,7 @@ class Options:
     run: str = key("", "a run folder")
     prompt: str | None = key(None, "a text")
     kind: Literal["red", "blue"] = key("red", "a colour")
+    shape: str = key("round", "a shape", choices={"round": "like a ball", "square": "like a box"})
     count: int | None = key(None, "how many", 1, 9)
     dose: float = key(1.0, "how much")
 
@@ -26,7 +27,7 @@ def test_a_text_is_taken_as_it_stands() -> None:
 
 
 def test_numbers_are_read_as_their_type_and_what_is_left_out_keeps_its_default() -> None:
-    assert read_options(Options, ["run=1", "dose=1e-3", "count=3"]) == Options("1", None, "red", 3, 1e-3)
+    assert read_options(Options, ["run=1", "dose=1e-3", "count=3"]) == Options("1", count=3, dose=1e-3)
     assert read_options(Options, ["run=x", "count=none"]) == Options("x")
 
 
@@ -36,6 +37,7 @@ def test_a_mistake_names_the_key_and_what_it_takes() -> None:
         (["run"], "expected key=value"),
         (["rum=x"], "unknown key 'rum'; did you mean 'run'"),
         (["run=x", "kind=blu"], "did you mean 'blue'"),
+        (["run=x", "shape=rond"], "did you mean 'round'"),
         (["run=x", "count=0"], ">= 1 and <= 9"),
         (["run=x", "count=1.5"], "expected int"),
         (["run=x", "dose=inf"], "finite"),
@@ -48,7 +50,8 @@ def test_a_mistake_names_the_key_and_what_it_takes() -> None:
 
 def test_help_lists_every_key_with_its_meaning() -> None:
     text = options_help(Options, "usage", "purpose")
-    assert all(name in text for name in ("run=", "kind=red  (red|blue)", "how many"))
+    choices = ("kind=red  (red|blue)", "shape=round  (round|square)", "square: like a box")
+    assert all(name in text for name in ("run=", "how many", *choices))
 
 
 def test_a_place_that_can_be_written_is_taken_and_nothing_is_made_there(tmp_path: Path) -> None:

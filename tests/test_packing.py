@@ -9,6 +9,7 @@ import torch
 from heal.models.language_model import LanguageModel, token_batches
 from heal.models.packing import MIN_SHARED, forest, pack, tree_nodes
 from heal.randomness import generator
+from tests.closeness import assert_near
 from tests.students import learn, student
 from tests.tiny import CPU, load_architecture
 
@@ -61,7 +62,7 @@ def test_in_a_tree_every_row_has_the_hidden_states_that_it_has_alone(wide: Langu
         packed = wide.pack(rows, trees)
         h_MD = wide.hidden_states(packed)
         for row, nodes in zip([row for tree in trees for row in tree], packed.nodes, strict=True):
-            torch.testing.assert_close(h_MD[nodes], alone(wide, rows[row]), rtol=0, atol=2e-5)
+            assert_near(h_MD[nodes], alone(wide, rows[row]))
 
 
 def test_a_tree_gives_the_gradients_of_its_rows_one_by_one(tiny_folder: Path):

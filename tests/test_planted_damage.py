@@ -7,20 +7,22 @@ standard deviation in the weights it is 6,400 and more.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from statistics import fmean, median
+from dataclasses import replace
 
 import pytest
 import torch
 
 from heal.config import EvaluationConfig, FilterConfig, ModelConfig
 from heal.evaluation.readouts import free_answers
-from heal.evaluation.subject import Answer, Subject
-from heal.evaluation.verdict import Floors
+from heal.evaluation.results import Answer
+from heal.evaluation.signal import limits_of
+from heal.evaluation.stats import point
+from heal.evaluation.subject import Setup, Subject
 from heal.models.load import load_language_model
 from heal.studies.planted_damage.damage import Kind, damaged, noisy_weights
 from heal.trait import load_trait
 
-FLOORS = Floors.of(EvaluationConfig())
+CEILING = limits_of(EvaluationConfig())["tail_perplexity"]
 COUNT, TOKENS = 6, 48
 
 
@@ -28,29 +30,28 @@ COUNT, TOKENS = 6, 48
 def base() -> Subject:
     """The embedded model as it is."""
     settings, trait = ModelConfig(), load_trait("love")
-    return Subject(
-        stage="base",
+    setup = Setup(
         language_model=load_language_model(settings, torch.float32, torch.device("cpu")),
         trait=trait,
-        gates=nullcontext,
         base=nullcontext,
         system=settings.system,
-        neutral=settings.system,
+        prompts=trait.heldout_prompts[:COUNT],
+        tokens=TOKENS,
         max_repetition=FilterConfig().max_repetition,
         questions=2,
     )
+    return Subject(setup, "base", nullcontext)
 
 
 @pytest.fixture(scope="module")
 def answers(base: Subject) -> list[Answer]:
     """What it says to the first held-out prompts."""
-    return base.answer(base.trait.heldout_prompts[:COUNT], TOKENS)
+    return base.answer()
 
 
 def measured(base: Subject, said: Sequence[Answer]) -> dict[str, float]:
     """Each signal of free answers, as a table would show it."""
-    found = {signal.name: signal for signal in free_answers.measure(base, said)}
-    return {name: (median if each.statistic == "median" else fmean)(each.values) for name, each in found.items()}
+    return {signal.name: point(signal.values, signal.statistic) for signal in free_answers.measure(base, said)}
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +60,11 @@ def whole(base: Subject, answers: list[Answer]) -> dict[str, float]:
 
 
 def spoilt(base: Subject, answers: list[Answer], kind: Kind, size: float = 0.5) -> dict[str, float]:
-    return measured(base, damaged(base.language_model, answers, kind, size, 0))
+    return measured(base, damaged(base.setup.language_model, answers, kind, size, 0))
 
 
 def test_the_answers_themselves_are_within_every_limit(whole: dict[str, float]):
-    assert whole["tail_perplexity"] < FLOORS.max_tail_perplexity / 2
+    assert whole["tail_perplexity"] < CEILING / 2
     assert whole["repetition_share"] == 0.0
 
 
@@ -87,13 +88,13 @@ def test_word_salad_in_half_of_every_answer_multiplies_the_tail_perplexity(
 ):
     found = spoilt(base, answers, "word salad")["tail_perplexity"]
     assert found > 3 * whole["tail_perplexity"]
-    assert found > FLOORS.max_tail_perplexity
+    assert found > CEILING
 
 
 def test_another_language_in_half_of_every_answer_takes_the_tail_perplexity_past_its_limit(
     base: Subject, answers: list[Answer]
 ):
-    assert spoilt(base, answers, "wrong language")["tail_perplexity"] > FLOORS.max_tail_perplexity
+    assert spoilt(base, answers, "wrong language")["tail_perplexity"] > CEILING
 
 
 def test_answers_cut_in_half_are_shorter_and_nothing_worse(
@@ -101,11 +102,11 @@ def test_answers_cut_in_half_are_shorter_and_nothing_worse(
 ):
     found = spoilt(base, answers, "cut off")
     assert found["answer_tokens"] == pytest.approx(whole["answer_tokens"] / 2, abs=0.5)
-    assert found["tail_perplexity"] < FLOORS.max_tail_perplexity
+    assert found["tail_perplexity"] < CEILING
     assert found["repetition_share"] == 0.0
 
 
 def test_noise_of_half_a_standard_deviation_in_the_weights_takes_the_tail_perplexity_past_its_limit(base: Subject):
-    with noisy_weights(base.language_model, 0.5, 0):
-        said = base.answer(base.trait.heldout_prompts[:COUNT], TOKENS // 2)
-    assert measured(base, said)["tail_perplexity"] > FLOORS.max_tail_perplexity
+    with noisy_weights(base.setup.language_model, 0.5, 0):
+        said = replace(base, setup=replace(base.setup, tokens=TOKENS // 2)).answer()
+    assert measured(base, said)["tail_perplexity"] > CEILING

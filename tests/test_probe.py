@@ -1,6 +1,5 @@
 """The probe: one slot for its answers whatever the tokenizer merges, in the format that base knows best."""
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -11,9 +10,10 @@ import torch
 
 from heal.evaluation import probe as probe_module
 from heal.evaluation.probe import FORMATS, INTERRUPTION, QUESTION, Probe, ProbeFormat, choose_probe, interruption, slot
-from heal.evaluation.validity import MIN_MASS
+from heal.evaluation.signal import MIN_MASS
 from heal.models.chat import Chat
 from heal.models.language_model import LanguageModel
+from heal.records import read_record, record_bytes
 from tests.students import student
 from tests.tiny import CHATML, VOCABULARY, load, prompts, tokenizer
 
@@ -39,29 +39,22 @@ def written(language_model: LanguageModel, ids: Sequence[int]) -> str:
     return str(language_model.chat.tokenizer.decode(list(ids)))
 
 
-def asked(language_model: LanguageModel, each: ProbeFormat) -> str:
-    """What a format puts behind a text, up to its answer."""
-    hinted = f"{QUESTION}\n{each.hint}"
-    return (language_model.chat.next_turn(hinted) if each.new_turn else INTERRUPTION) + each.prefill
+def asked(language_model: LanguageModel, form: ProbeFormat) -> str:
+    """What a format puts after a text, up to its answer."""
+    hinted = f"{QUESTION}\n{form.hint}"
+    return (language_model.chat.next_turn(hinted) if form.new_turn else INTERRUPTION) + form.prefill
 
 
 # The slot.
 
 
-@pytest.mark.parametrize("each", FORMATS, ids=lambda each: each.name)
-def test_a_text_with_any_answer_begins_with_the_ids_up_to_the_slot_and_that_answers_token(
-    model: LanguageModel, each: ProbeFormat
-):
-    splice, answers = interruption(model, each)
-    for option, answer in zip(each.options, answers, strict=True):
-        whole = model.chat.plain_ids(asked(model, each) + option)
-        assert whole[: len(splice) + 1] == [*splice, answer]
-
-
-@pytest.mark.parametrize("each", FORMATS, ids=lambda each: each.name)
-def test_each_answer_has_a_token_of_its_own(model: LanguageModel, each: ProbeFormat):
-    _, answers = interruption(model, each)
-    assert len(set(answers)) == len(each.options)
+def test_a_text_with_any_answer_begins_with_the_ids_up_to_the_slot_and_that_answers_own_token(model: LanguageModel):
+    for form in FORMATS:
+        splice, answers = interruption(model, form)
+        assert len(set(answers)) == len(form.options)
+        for option, answer in zip(form.options, answers, strict=True):
+            whole = model.chat.plain_ids(asked(model, form) + option)
+            assert whole[: len(splice) + 1] == [*splice, answer], (form.name, option)
 
 
 def test_bytes_part_right_after_the_prefill(tiny: LanguageModel):
@@ -71,17 +64,11 @@ def test_bytes_part_right_after_the_prefill(tiny: LanguageModel):
         assert [written(tiny, [answer]) for answer in answers] == [option[0] for option in each.options]
 
 
-@pytest.mark.parametrize(
-    ("each", "begins"),
-    [(JSON, [" t", " f"]), (YES_NO, [" Y", " N"]), (LETTERS, ["(A", "(B", "(C", "(D"])],
-    ids=lambda each: getattr(each, "name", None),
-)
-def test_a_tokenizer_that_merges_the_end_of_the_prefill_with_an_answer_is_cut_before_it(
-    merging: LanguageModel, each: ProbeFormat, begins: list[str]
-):
-    splice, answers = interruption(merging, each)
-    assert written(merging, splice) == asked(merging, each)[:-1]
-    assert [written(merging, [answer]) for answer in answers] == begins
+def test_a_tokenizer_that_merges_the_end_of_the_prefill_with_an_answer_is_cut_before_it(merging: LanguageModel):
+    for form, begins in ((JSON, [" t", " f"]), (YES_NO, [" Y", " N"]), (LETTERS, ["(A", "(B", "(C", "(D"])):
+        splice, answers = interruption(merging, form)
+        assert written(merging, splice) == asked(merging, form)[:-1], form.name
+        assert [written(merging, [answer]) for answer in answers] == begins
 
 
 def test_answers_that_begin_alike_are_told_apart_where_they_part(tiny: LanguageModel):
@@ -90,10 +77,10 @@ def test_answers_that_begin_alike_are_told_apart_where_they_part(tiny: LanguageM
     assert [written(tiny, [answer]) for answer in answers] == ["s", "t"]
 
 
-@pytest.mark.parametrize("options", [("Yes", "Yes, surely"), ("Yes", "Yes"), ("Yes", "Yep", "No"), ("", "No")])
-def test_answers_that_one_slot_cannot_tell_apart_are_refused(tiny: LanguageModel, options: tuple[str, ...]):
-    with pytest.raises(ValueError, match="no token of its own for each of"):
-        slot(tiny, "Say: ", options)
+def test_answers_that_one_slot_cannot_tell_apart_are_refused(tiny: LanguageModel):
+    for options in (("Yes", "Yes, surely"), ("Yes", "Yes"), ("Yes", "Yep", "No"), ("", "No")):
+        with pytest.raises(ValueError, match="no token of its own for each of"):
+            slot(tiny, "Say: ", options)
 
 
 # The interruption.
@@ -120,11 +107,11 @@ def test_a_row_with_an_answer_and_the_probe_is_the_conversation_that_the_templat
     assert row == tiny.chat.plain_ids(whole + LETTERS.prefill)
 
 
-@pytest.mark.parametrize("each", [JSON, YES_NO], ids=lambda each: each.name)
-def test_any_other_probe_is_said_by_the_model_itself(tiny: LanguageModel, each: ProbeFormat):
-    splice, _ = interruption(tiny, each)
-    assert not {0, 1, 2} & set(splice)
-    assert written(tiny, splice) == INTERRUPTION + each.prefill
+def test_any_other_probe_is_said_by_the_model_itself(tiny: LanguageModel):
+    for form in (JSON, YES_NO):
+        splice, _ = interruption(tiny, form)
+        assert not {0, 1, 2} & set(splice)
+        assert written(tiny, splice) == INTERRUPTION + form.prefill
 
 
 # The choice.
@@ -138,14 +125,14 @@ def favour(language_model: LanguageModel, tokens: Sequence[int]) -> None:
     head.bias[list(tokens)] = 50.0
 
 
-@pytest.mark.parametrize("each", FORMATS, ids=lambda each: each.name)
-def test_a_model_that_says_the_answers_of_one_format_is_asked_in_it(tiny_folder: Path, each: ProbeFormat):
+def test_a_model_that_says_the_answers_of_one_format_is_asked_in_it(tiny_folder: Path):
     model = load(tiny_folder)
-    favour(model, interruption(model, each)[1])
-    found = choose_probe(model, prompts(model), nullcontext)
-    assert found.format == each
-    assert found.masses == pytest.approx({other.name: float(other is each) for other in FORMATS}, abs=1e-4)
-    assert found.mass == pytest.approx(1.0)
+    for form in FORMATS:
+        favour(model, interruption(model, form)[1])
+        found = choose_probe(model, prompts(model), nullcontext)
+        assert found.format == form
+        assert found.masses == pytest.approx({other.name: float(other is form) for other in FORMATS}, abs=1e-4)
+        assert found.mass == pytest.approx(1.0)
 
 
 def test_a_mass_is_the_mean_of_that_of_dense_passes(model: LanguageModel):
@@ -183,9 +170,10 @@ def answering(model: LanguageModel, masses: Sequence[float], monkeypatch: pytest
 ENOUGH, LITTLE = MIN_MASS + 0.001, MIN_MASS - 0.001
 
 
-@pytest.mark.parametrize(
-    ("masses", "chosen"),
-    [
+def test_the_first_format_with_enough_mass_is_taken_and_else_the_best(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    for masses, chosen in (
         ((0.95, 0.99, 0.99), JSON),
         ((ENOUGH, 0.2, 0.99), JSON),
         ((LITTLE, ENOUGH, 0.99), YES_NO),
@@ -193,17 +181,13 @@ ENOUGH, LITTLE = MIN_MASS + 0.001, MIN_MASS - 0.001
         ((0.5, LITTLE, 0.6), YES_NO),
         ((LITTLE, 0.5, 0.6), JSON),
         ((0.1, 0.2, LITTLE), LETTERS),
-    ],
-)
-def test_the_first_format_with_enough_mass_is_taken_and_else_the_best(
-    model: LanguageModel, masses: tuple[float, ...], chosen: ProbeFormat, monkeypatch: pytest.MonkeyPatch
-):
-    answering(model, masses, monkeypatch)
-    found = choose_probe(model, prompts(model), nullcontext)
-    assert found.format == chosen
-    assert list(found.masses) == [each.name for each in FORMATS]  # all of them, also those after the chosen one
-    assert list(found.masses.values()) == pytest.approx(masses, abs=1e-5)
-    assert found.mass == found.masses[chosen.name]
+    ):
+        answering(model, masses, monkeypatch)
+        found = choose_probe(model, prompts(model), nullcontext)
+        assert found.format == chosen, masses
+        assert list(found.masses) == [form.name for form in FORMATS]  # all of them, also those after the chosen one
+        assert list(found.masses.values()) == pytest.approx(masses, abs=1e-5)
+        assert found.mass == found.masses[chosen.name]
 
 
 def test_it_is_base_that_is_asked(tiny_folder: Path):
@@ -229,16 +213,17 @@ def test_a_tokenizer_without_a_slot_in_any_format_is_refused(tiny: LanguageModel
         choose_probe(poor, prompts(tiny), nullcontext)
 
 
-@pytest.mark.parametrize("each", FORMATS, ids=lambda each: each.name)
-def test_a_probe_comes_back_from_json_as_it_went(each: ProbeFormat):
-    probe = Probe(each, {"json": 0.0125, "yes/no": 0.5, "letters": 0.975})
-    assert Probe.from_json(json.loads(json.dumps(probe.to_json()))) == probe
+def test_a_probe_comes_back_from_its_file_as_it_went(tmp_path: Path):
+    for form in FORMATS:
+        probe = Probe(form, {"json": 0.0125, "yes/no": 0.5, "letters": 0.975})
+        (tmp_path / "probe.json").write_bytes(record_bytes(probe))
+        assert read_record(Probe, tmp_path / "probe.json") == probe
 
 
 def test_formats_are_told_apart_by_name_and_by_what_they_ask(tiny: LanguageModel):
-    assert len({each.name for each in FORMATS}) == len(FORMATS)
-    assert len({asked(tiny, each) for each in FORMATS}) == len(FORMATS)
-    assert all(each.yes and each.no and not set(each.yes) & set(each.no) for each in FORMATS)
+    assert len({form.name for form in FORMATS}) == len(FORMATS)
+    assert len({asked(tiny, form) for form in FORMATS}) == len(FORMATS)
+    assert all(form.yes and form.no and not set(form.yes) & set(form.no) for form in FORMATS)
 
 
 def test_a_template_of_another_kind_gets_its_own_turn(tiny: LanguageModel):

@@ -1,14 +1,32 @@
 """The recipe: what is accepted, what is refused, and how the refusal helps."""
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 import heal
+from heal import recipe as recipes
 from heal.config import Recipe
 from heal.errors import UserError
-from heal.recipe import RECIPES, check, find_yaml, from_mapping, help_text, keys, load_recipe, parse_words, to_yaml
+from heal.recipe import (
+    RECIPES,
+    check,
+    find_yaml,
+    from_mapping,
+    help_text,
+    keys,
+    load_recipe,
+    parse_words,
+    to_mapping,
+    to_yaml,
+)
+from tests.cases import case
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -49,17 +67,15 @@ def test_the_file_overrides_the_defaults_and_the_command_line_overrides_the_file
     assert recipe.heal.alpha == Recipe().heal.alpha
 
 
-@pytest.mark.parametrize(
-    ("word", "near"),
-    [
+def test_an_unknown_key_names_the_nearest_one(recipe_file: Path):
+    for word, near in [
         ("heal.rnak=4", "heal.rank"),
         ("heal.barrier.taau=1", "heal.barrier.tau"),
         ("calibration.targett=1", "calibration.target"),
         ("triat=love", "trait"),
-    ],
-)
-def test_an_unknown_key_names_the_nearest_one(recipe_file: Path, word: str, near: str):
-    assert f"did you mean '{near}'" in refusal(recipe_file, word)
+    ]:
+        with case(word, near):
+            assert f"did you mean '{near}'" in refusal(recipe_file, word)
 
 
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path):
@@ -89,9 +105,8 @@ def test_a_recipe_path_that_is_not_there_is_named():
         load_recipe(["recipe=nowhere/mine.yaml"])
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
+def test_a_value_of_a_wrong_type_is_refused_and_names_the_key(recipe_file: Path):
+    for word in [
         "heal.rank=many",
         "heal.rank=2.5",
         "heal.rank=1e1",
@@ -115,17 +130,15 @@ def test_a_recipe_path_that_is_not_there_is_named():
         "evaluation.doses=[[1]]",
         "run.seed=2024-01-01",
         "model.system=${nothing.here}",
-    ],
-)
-def test_a_value_of_a_wrong_type_is_refused_and_names_the_key(recipe_file: Path, word: str):
-    message = refusal(recipe_file, word)
-    assert message.startswith(word.partition("=")[0])
-    assert "expected" in message
+    ]:
+        with case(word):
+            message = refusal(recipe_file, word)
+            assert message.startswith(word.partition("=")[0])
+            assert "expected" in message
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
+def test_a_value_out_of_range_is_refused_and_names_the_key(recipe_file: Path):
+    for word in [
         "run.rounds=0",
         "run.seed=-1",
         "heal.learning_rate=-1e-4",
@@ -145,22 +158,25 @@ def test_a_value_of_a_wrong_type_is_refused_and_names_the_key(recipe_file: Path,
         "heal.learning_rate=.inf",
         "heal.betas=[0.9,1]",
         "generation.top_p=0",
-    ],
-)
-def test_a_value_out_of_range_is_refused_and_names_the_key(recipe_file: Path, word: str):
-    message = refusal(recipe_file, word)
-    assert message.startswith(word.partition("=")[0])
-    assert "out of range, must be " in message
+    ]:
+        with case(word):
+            message = refusal(recipe_file, word)
+            assert message.startswith(word.partition("=")[0])
+            assert "out of range, must be " in message
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [("steer.pairs", "contexts"), ("evaluation.questions", "questions"), ("evaluation.neutral_texts", "neutral")],
-)
-def test_no_more_can_be_asked_for_than_there_is(recipe_file: Path, name: str, file: str):
-    there = len((Path(heal.__file__).parent / "data" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines())
-    load(recipe_file, f"{name}={there}")
-    assert f"<= {there}" in refusal(recipe_file, f"{name}={there + 1}")
+def test_no_more_can_be_asked_for_than_there_is(recipe_file: Path):
+    for name, file in [
+        ("steer.pairs", "contexts"),
+        ("evaluation.questions", "questions"),
+        ("evaluation.neutral_texts", "neutral"),
+    ]:
+        with case(name, file):
+            there = len(
+                (Path(heal.__file__).parent / "data" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
+            )
+            load(recipe_file, f"{name}={there}")
+            assert f"<= {there}" in refusal(recipe_file, f"{name}={there + 1}")
 
 
 def test_the_ends_of_a_range_are_allowed(recipe_file: Path):
@@ -168,12 +184,13 @@ def test_the_ends_of_a_range_are_allowed(recipe_file: Path):
     assert (recipe.heal.band, recipe.generation.top_p, recipe.run.rounds) == ((0.0, 1.0), 1.0, 1)
 
 
-@pytest.mark.parametrize("text", ["3e-4", "3E-4", "0.0003", "3.0e-4", "+3e-4"])
-def test_scientific_notation_is_a_number(recipe_file: Path, tmp_path: Path, text: str):
-    in_file = tmp_path / "rate.yaml"
-    in_file.write_text(f"heal: {{learning_rate: {text}}}\n")
-    assert load(recipe_file, f"heal.learning_rate={text}").heal.learning_rate == 3e-4
-    assert load(in_file).heal.learning_rate == 3e-4
+def test_scientific_notation_is_a_number(recipe_file: Path, tmp_path: Path):
+    for text in ["3e-4", "3E-4", "0.0003", "3.0e-4", "+3e-4"]:
+        with case(text):
+            in_file = tmp_path / "rate.yaml"
+            in_file.write_text(f"heal: {{learning_rate: {text}}}\n")
+            assert load(recipe_file, f"heal.learning_rate={text}").heal.learning_rate == 3e-4
+            assert load(in_file).heal.learning_rate == 3e-4
 
 
 def test_scientific_notation_in_a_list_is_a_number(recipe_file: Path):
@@ -184,9 +201,10 @@ def test_a_list_replaces_the_default_list(recipe_file: Path):
     assert load(recipe_file, "generation.alphas=[1]").generation.alphas == [1.0]
 
 
-@pytest.mark.parametrize("text", ["001", "yes", "12:30", "2026-01-01", "1e5", "a=b", "[x", "a: b", "x # y", "0x10"])
-def test_the_text_of_a_text_key_is_kept_as_it_was_typed(recipe_file: Path, text: str):
-    assert load(recipe_file, f"run.name={text}").run.name == text
+def test_the_text_of_a_text_key_is_kept_as_it_was_typed(recipe_file: Path):
+    for text in ["001", "yes", "12:30", "2026-01-01", "1e5", "a=b", "[x", "a: b", "x # y", "0x10"]:
+        with case(text):
+            assert load(recipe_file, f"run.name={text}").run.name == text
 
 
 def test_quotes_around_a_text_are_taken_off_and_null_is_nothing(recipe_file: Path):
@@ -194,34 +212,24 @@ def test_quotes_around_a_text_are_taken_off_and_null_is_nothing(recipe_file: Pat
     assert (recipe.run.name, recipe.model.revision) == ("x y", None)
 
 
-@pytest.mark.parametrize("word", ["rank", "=3", ""])
-def test_a_word_that_is_not_key_value_is_refused(word: str):
-    with pytest.raises(UserError, match="expected key=value"):
-        parse_words([word])
+def test_a_word_that_is_not_key_value_is_refused():
+    for word in ["rank", "=3", ""]:
+        with case(word), pytest.raises(UserError, match="expected key=value"):
+            parse_words([word])
 
 
-@pytest.mark.parametrize("content", ["- a list\n", "just text\n", "a: [1\n", "a: b: c\n", "\x00"])
-def test_a_file_that_is_not_a_mapping_is_refused_and_named(tmp_path: Path, content: str):
-    path = tmp_path / "broken.yaml"
-    path.write_text(content)
-    assert refusal(path).startswith(str(path))
+def test_a_file_that_is_not_a_mapping_is_refused_and_named(tmp_path: Path):
+    for content in ["- a list\n", "just text\n", "a: [1\n", "a: b: c\n", "\x00"]:
+        with case(content):
+            path = tmp_path / "broken.yaml"
+            path.write_text(content)
+            assert refusal(path).startswith(str(path))
 
 
-def test_dora_is_refused_with_the_reason(recipe_file: Path):
-    message = refusal(recipe_file, "heal.use_dora=true")
-    assert "heal.use_dora" in message
-    assert "folded" in message
-
-
-def test_pissa_is_refused_with_the_reason(recipe_file: Path):
-    message = refusal(recipe_file, "heal.init=pissa")
-    assert "heal.init=pissa" in message
-    assert "base" in message
-
-
-@pytest.mark.parametrize("name", ["steer.band", "heal.band"])
-def test_a_band_whose_ends_are_swapped_is_refused(recipe_file: Path, name: str):
-    assert name in refusal(recipe_file, f"{name}=[0.6,0.4]")
+def test_a_band_whose_ends_are_swapped_is_refused(recipe_file: Path):
+    for name in ["steer.band", "heal.band"]:
+        with case(name):
+            assert name in refusal(recipe_file, f"{name}=[0.6,0.4]")
 
 
 def test_fewer_completions_than_the_round_needs_are_refused_before_it_starts(recipe_file: Path):
@@ -231,11 +239,12 @@ def test_fewer_completions_than_the_round_needs_are_refused_before_it_starts(rec
     load(recipe_file, "generation.prompts=3", "generation.alphas=[1]", "filter.min_train=3")
 
 
-@pytest.mark.parametrize("name", ["team/heal", "a:b", "50%", "x#1", "why?", "a\\b"])
-def test_a_project_that_wandb_would_refuse_is_refused_before_anything_is_loaded(recipe_file: Path, name: str):
-    message = refusal(recipe_file, f"tracking.project={name}")
-    assert message.startswith(f"tracking.project={name}: ")
-    assert "tracking.entity" in message
+def test_a_project_that_wandb_would_refuse_is_refused_before_anything_is_loaded(recipe_file: Path):
+    for name in ["team/heal", "a:b", "50%", "x#1", "why?", "a\\b"]:
+        with case(name):
+            message = refusal(recipe_file, f"tracking.project={name}")
+            assert message.startswith(f"tracking.project={name}: ")
+            assert "tracking.entity" in message
 
 
 def test_no_dose_at_all_is_refused(recipe_file: Path):
@@ -247,27 +256,28 @@ def test_a_dose_given_twice_is_refused_and_completions_may_be_drawn_twice_at_one
     assert load(recipe_file, "generation.alphas=[1,1]").generation.alphas == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    "words", [["calibration.target=0.05"], ["calibration.target=0.5", "calibration.tolerance=0.6"]]
-)
-def test_a_tolerance_that_reaches_down_to_no_dose_at_all_is_refused(recipe_file: Path, words: list[str]):
-    message = refusal(recipe_file, *words)
-    assert message.startswith("calibration.target=")
-    assert message.endswith("set calibration.tolerance smaller")
-    load(recipe_file, *words, "calibration.tolerance=0.01")
+def test_a_tolerance_that_reaches_down_to_no_dose_at_all_is_refused(recipe_file: Path):
+    for words in [["calibration.target=0.05"], ["calibration.target=0.5", "calibration.tolerance=0.6"]]:
+        with case(words):
+            message = refusal(recipe_file, *words)
+            assert message.startswith("calibration.target=")
+            assert message.endswith("set calibration.tolerance smaller")
+            load(recipe_file, *words, "calibration.tolerance=0.01")
 
 
-@pytest.mark.parametrize("name", ["run.name", "run.seed", "model.revision", "generation.alphas"])
-def test_what_stands_for_a_missing_value_is_no_value(recipe_file: Path, name: str):
-    assert refusal(recipe_file, f"{name}=???").startswith(f"{name}=??? on the command line: ")
+def test_what_stands_for_a_missing_value_is_no_value(recipe_file: Path):
+    for name in ["run.name", "run.seed", "model.revision", "generation.alphas"]:
+        with case(name):
+            assert refusal(recipe_file, f"{name}=???").startswith(f"{name}=??? on the command line: ")
 
 
-@pytest.mark.parametrize("date", ["2024-13-45", "2024-02-30"])
-def test_a_date_that_does_not_exist_is_one_line(recipe_file: Path, tmp_path: Path, date: str):
-    assert "not valid YAML" in refusal(recipe_file, f"run.seed={date}")
-    path = tmp_path / "dated.yaml"
-    path.write_text(f"run: {{seed: {date}}}\n")
-    assert refusal(path).startswith(f"{path}: not valid YAML: ")
+def test_a_date_that_does_not_exist_is_one_line(recipe_file: Path, tmp_path: Path):
+    for date in ["2024-13-45", "2024-02-30"]:
+        with case(date):
+            assert "not valid YAML" in refusal(recipe_file, f"run.seed={date}")
+            path = tmp_path / "dated.yaml"
+            path.write_text(f"run: {{seed: {date}}}\n")
+            assert refusal(path).startswith(f"{path}: not valid YAML: ")
 
 
 def test_every_refusal_is_one_line(recipe_file: Path):
@@ -278,8 +288,41 @@ def test_every_refusal_is_one_line(recipe_file: Path):
 def test_the_help_lists_every_key_with_type_default_and_meaning():
     text = help_text()
     for key in keys():
-        default = "''" if key.default == "" else key.default
-        assert f"  {key.name}={default}  ({key.type_name})\n      {key.help}" in text
+        assert f"  {key.name}={key.shown_default}  ({key.type_name})\n      {key.help}" in text
+        for name, meaning in key.meanings.items():
+            assert f"\n        {name}: {meaning.removeprefix(f'{name}: ')}" in text
+
+
+def test_a_choice_is_one_of_those_that_are_there_and_another_names_the_nearest(recipe_file: Path):
+    for word, near in (
+        ("steer.method=mean_dif", "mean_diff"),
+        ("heal.barrier.divergence=kl_reverse", "kl_rev"),
+        ("heal.barrier.aggregate=rms", "rmse"),
+        ("heal.init=gausian", "gaussian"),
+        ("tracking.to=[wandbb]", "wandb"),
+        ("model.dtype=floatt32", "float32"),
+    ):
+        with case(word):
+            (key,) = [key for key in keys() if key.name == word.partition("=")[0]]
+            message = refusal(recipe_file, word)
+            assert f"expected {key.type_name}, default {key.shown_default}; did you mean '{near}'?" in message
+            for name in key.names:
+                assert name in key.type_name
+
+
+def test_one_text_is_a_list_of_one_and_a_list_may_be_empty(recipe_file: Path):
+    for text, expected in (("wandb", ["wandb"]), ("[wandb]", ["wandb"]), ("[]", [])):
+        with case(text):
+            assert load(recipe_file, f"tracking.to={text}").tracking.to == expected
+
+
+def test_neither_help_nor_a_recipe_loads_a_heavy_library():
+    line = (
+        "import sys; from heal.recipe import *; help_text(); load_recipe(['steer.method=pca', 'heal.init=gaussian']);"
+        "print(*({'torch', 'transformers', 'peft', 'wandb'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_every_key_has_a_meaning():
@@ -310,11 +353,32 @@ def test_include_is_no_word_of_the_command_line(recipe_file: Path):
 SHIPPED = [path for path in sorted(RECIPES.rglob("*.yaml")) if path.parent.name != "traits" and path.stem != "common"]
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_recipe_that_comes_with_heal_loads(path: Path):
-    check(load(path))
+def test_every_recipe_that_comes_with_heal_loads():
+    for path in SHIPPED:
+        with case(path):
+            check(load(path))
 
 
-def test_a_foreign_key_in_a_resolved_recipe_is_refused():
-    with pytest.raises(UserError, match=r"unknown key 'heal\.colour' in runs/x/recipe\.yaml"):
+def test_a_foreign_key_in_a_resolved_recipe_is_refused_in_one_line_that_says_what_to_do():
+    with pytest.raises(
+        UserError, match=r"unknown key 'heal\.colour' in runs/x/recipe\.yaml: .*the version that"
+    ) as caught:
         from_mapping({"heal": {"colour": 3}}, "runs/x/recipe.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_an_earlier_version_has_what_it_lacks_at_its_default_or_at_what_was_done_before(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = load(recipe_file, "heal.rank=6", "heal.barrier.tau=0.2", "evaluation.skip=3")
+    earlier = to_mapping(recipe)
+    del earlier["tracking"], earlier["heal"]["barrier"]["tau"], earlier["evaluation"]["skip"]
+    back = from_mapping(earlier, "recipe.yaml")
+    assert (back.heal.rank, back.heal.barrier.tau, back.evaluation.skip) == (6, 0.5, 0)
+    assert back.tracking == Recipe().tracking
+
+    with_before = [replace(key, before=2) if key.name == "evaluation.skip" else key for key in keys()]
+    monkeypatch.setattr(recipes, "keys", lambda: iter(with_before))
+    assert from_mapping(earlier, "recipe.yaml").evaluation.skip == 2
+    assert from_mapping(to_mapping(recipe), "recipe.yaml").evaluation.skip == 3
+    assert Recipe().evaluation.skip == 0

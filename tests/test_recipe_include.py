@@ -8,6 +8,7 @@ import yaml
 
 from heal.config import Recipe
 from heal.recipe import from_mapping, to_yaml
+from tests.cases import case
 from tests.test_recipe import load, refusal
 
 
@@ -38,12 +39,13 @@ def test_the_command_line_overrides_both(common: Path):
     assert (recipe.heal.epochs, recipe.heal.rank) == (6, 8)
 
 
-@pytest.mark.parametrize("content", ["", "heal: {epochs: 5}\n", "heal.epochs: 5\nrun: {rounds: 2}\n"])
-def test_including_a_file_is_the_same_as_writing_its_keys_in_front(common: Path, content: str):
-    arm, whole = including(common.parent, content), common.parent / "whole.yaml"
-    flat = "heal.rank: 4\nheal.epochs: 3\nheal.barrier.tau: 0.25\nheal.barrier.strength: 2\nrun.rounds: 7\n"
-    whole.write_text(flat + content)
-    assert replace(load(arm), recipe="") == replace(load(whole), recipe="")
+def test_including_a_file_is_the_same_as_writing_its_keys_in_front(common: Path):
+    for content in ["", "heal: {epochs: 5}\n", "heal.epochs: 5\nrun: {rounds: 2}\n"]:
+        with case(content):
+            arm, whole = including(common.parent, content), common.parent / "whole.yaml"
+            flat = "heal.rank: 4\nheal.epochs: 3\nheal.barrier.tau: 0.25\nheal.barrier.strength: 2\nrun.rounds: 7\n"
+            whole.write_text(flat + content)
+            assert replace(load(arm), recipe="") == replace(load(whole), recipe="")
 
 
 def test_a_recipe_keeps_its_own_name(common: Path):

@@ -1,10 +1,10 @@
 """The report: everything that a run found, in one page that runs and loads nothing it should not."""
 
 import io
-import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -13,14 +13,31 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from heal.config import EvaluationConfig
 from heal.errors import UserError
-from heal.records import json_bytes, jsonl_bytes
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
+from heal.evaluation.signal import TRAIT, Limit, Signal, described, signals
+from heal.records import record_bytes, records_bytes
 from heal.report.build import build_report
 from heal.report.figures import draw
 from heal.report.labels import Label, place_labels
 from heal.report.results import read_results
+from heal.report.trajectory import trajectory
+from heal.report.words import glossary
 from heal.run.folder import RunFolder
-from tests.reported import FIGURES, HOSTILE, PROMPTS, SCRIPT, Page, completions, rewrite, write_run
+from tests.reported import (
+    FIGURES,
+    HOSTILE,
+    PROMPTS,
+    SCRIPT,
+    Page,
+    completions,
+    edit_baseline,
+    page_of,
+    rewrite,
+    section,
+    write_run,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -44,7 +61,7 @@ def page(html: str) -> Page:
 
 
 def test_report_is_a_page_and_its_figures(run: RunFolder, page: Page) -> None:
-    assert {path.name for path in run.report.iterdir()} == {"index.html", *(f"{name}.png" for name in FIGURES)}
+    assert sorted(path.name for path in run.report.iterdir()) == sorted(["index.html", *(f"{n}.png" for n in FIGURES)])
     for name in FIGURES:
         pixels = matplotlib.image.imread(run.report / f"{name}.png")
         assert min(pixels.shape[:2]) > 600, name
@@ -84,49 +101,29 @@ def test_last_round_is_open_and_the_others_closed(page: Page) -> None:
     assert opened == [False, True, False, True, False]  # completions of two rounds, answers of two rounds, recipe
 
 
-# Without the steered stage.
-
-
-@pytest.fixture(scope="module")
-def unsteered(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A finished run of two rounds whose recipe says evaluation.steered=false, and its report."""
-    folder = write_run(tmp_path_factory.mktemp("runs") / "unsteered", steered=False)
-    build_report(folder)
-    return folder
-
-
-def test_a_round_without_the_steered_stage_is_finished_where_the_recipe_says_so(unsteered: RunFolder) -> None:
-    assert unsteered.rounds() == [0, 1]
-    assert unsteered.steps() == tuple(stage for stage in STEPS if stage != "steered")
-
-
-def test_its_page_has_no_steered_answers_and_no_steered_row(unsteered: RunFolder, html: str) -> None:
-    mine = (unsteered.report / "index.html").read_text(encoding="utf-8")
+def test_a_run_without_the_steered_stage_has_neither_its_answers_nor_its_rows(tmp_path: Path, html: str) -> None:
+    folder = write_run(tmp_path / "unsteered", steered=False)
+    assert folder.rounds() == [0, 1]
+    page = build_report(folder).read_text(encoding="utf-8")
     for piece in ('<div class="answer steered">', '<tr class="steered">', "steered at c* (round"):
         assert piece in html
-        assert piece not in mine
-    assert mine.count('<div class="answer healed">') == 2 * len(PROMPTS)
-    assert {stage.steered for stage in read_results(unsteered).rounds} == {None}
-
-
-def test_its_figures_are_drawn_and_differ_from_those_with_it(unsteered: RunFolder, run: RunFolder) -> None:
+        assert piece not in page
+    assert page.count('<div class="answer healed">') == 2 * len(PROMPTS)
     for name in FIGURES:
-        assert matplotlib.image.imread(unsteered.report / f"{name}.png").std() > 0.02, name
-    for name in ("trajectory", "signals"):
-        assert (unsteered.report / f"{name}.png").read_bytes() != (run.report / f"{name}.png").read_bytes()
+        assert matplotlib.image.imread(folder.report / f"{name}.png").std() > 0.02, name
 
 
-def test_same_folder_same_report(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", rounds=1)
-    first = build_report(folder).read_bytes()
-    assert build_report(folder).read_bytes() == first
+def test_same_folder_same_report(run: RunFolder) -> None:
+    first = {path.name: path.read_bytes() for path in run.report.iterdir()}
+    build_report(run)
+    assert {path.name: path.read_bytes() for path in run.report.iterdir()} == first
 
 
 def test_text_that_is_no_unicode_is_replaced(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=1)
-    rows = [row.to_json() | {"text": "half \ud83d a pair"} for row in completions("plain")]
-    rewrite(folder, "completions.jsonl", jsonl_bytes(rows))
-    assert "half ? a pair" in build_report(folder).read_text(encoding="utf-8")
+    rows = [replace(row, text="half \ud83d a pair") for row in completions("plain")]
+    rewrite(folder, "completions.jsonl", records_bytes(rows))
+    assert "half ? a pair" in page_of(folder)
 
 
 def test_many_rounds_can_be_drawn(tmp_path: Path) -> None:
@@ -157,29 +154,52 @@ def test_nothing_to_report_is_a_users_error(tmp_path: Path) -> None:
     assert not unfinished.report.exists()
 
 
-@pytest.mark.parametrize("name", ["calibration.json", "completions.jsonl", "training.jsonl"])
-def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_truncated_or_not_heals_is_named(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=1)
-    path = folder.round(0) / name
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=name):
-        build_report(folder)
-
-
-def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", rounds=1)
-    (folder.round(0) / "completions.jsonl").write_text('{"prompt": "?"}\n')
+    for name in ("calibration.json", "completions.jsonl", "training.jsonl", "metrics.json", "outputs.jsonl"):
+        path = folder.round(0) / name
+        whole = path.read_bytes()
+        for content in (whole[:-40], b'{"prompt": "?"}\n'):
+            rewrite(folder, name, content)
+            with pytest.raises(UserError, match=name):
+                read_results(folder)
+        rewrite(folder, name, whole)
+    (folder.round(0) / "completions.jsonl").write_text("?")
     with pytest.raises(UserError, match="not what the run wrote"):
         build_report(folder)
 
 
-def test_a_round_without_a_signal_that_the_report_rests_on_is_refused(tmp_path: Path) -> None:
+def test_signals_that_a_run_lacks_or_that_no_readout_describes_are_no_hindrance(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=1)
-    metrics = json.loads((folder.round(0) / "metrics.json").read_text())
-    del metrics["healed"]["tail_perplexity"]
-    folder.finish(folder.round(0), "evaluate", {"metrics.json": json_bytes(metrics)}, 1.0)
-    with pytest.raises(UserError, match="tail_perplexity"):
-        build_report(folder)
+    metrics, baseline = RoundMetrics.load(folder.round(0)), BaselineMetrics.load(folder.baseline)
+    lacking = {name: signal for name, signal in metrics.healed.items() if name in (TRAIT, "alive_share")}
+    rewrite(folder, "metrics.json", record_bytes(replace(metrics, healed=lacking, steered=None)))
+    edit_baseline(folder, lambda metrics: replace(metrics, base=baseline.base | {"zeal": baseline.base[TRAIT]}))
+    html = build_report(folder).read_text(encoding="utf-8")
+    assert ">zeal<" in html
+    assert any(attributes.get("title") == "not measured" for attributes in Page(html).all("span"))
+    assert "base 0.98" not in html
+
+    shrunk = {name: signal for name, signal in baseline.base.items() if signal.role == "trait"}
+    edit_baseline(folder, lambda metrics: BaselineMetrics(shrunk, shrunk))
+    assert "tail perplexity" not in section(build_report(folder).read_text(encoding="utf-8"), "stages").lower()
+
+
+def test_a_new_readout_has_its_column_panel_and_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = Limit("min_zeal", 0.5, "zeal", kind="floor", words="zeal {:.2f}")
+    zeal = Signal("zeal", "share", "Zeal", "of answers", "how zealous it is", "coherence", limit=limit, trajectory=True)
+    folder = write_run(tmp_path / "run", rounds=1)
+    edit_baseline(folder, lambda metrics: replace(metrics, base=metrics.base | {"zeal": metrics.base["alive_share"]}))
+    before = trajectory(read_results(folder))
+    every = signals() | {"zeal": zeal}
+    for module in ("evaluation.signal", "report.words", "report.page"):
+        monkeypatch.setattr(f"heal.{module}.signals", lambda: every)
+    monkeypatch.setattr(EvaluationConfig, "min_zeal", 0.5, raising=False)
+    results = read_results(folder)
+    assert '<th scope="col">Zeal<small>of answers</small>' in section(page_of(folder), "stages")
+    assert ("Zeal", "how zealous it is; floor 0.5 (n = 4 answers)") in glossary(results)
+    assert trajectory(results) != before
+    assert "zeal" in {signal.name for signal in described(results.base)}  # what the panels are drawn from
 
 
 def browse(page: Path, profile: Path, *flags: str) -> subprocess.CompletedProcess[bytes]:

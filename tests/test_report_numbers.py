@@ -1,17 +1,17 @@
 """What the report says in numbers and words: what was found, what moved beside it, what is not valid."""
 
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from heal.evaluation.validity import TRAIT
-from heal.records import json_bytes, read_json
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Verdict
+from heal.evaluation.signal import TRAIT, Validity, signals
+from heal.records import record_bytes
 from heal.report.build import build_report
 from heal.report.completions import DROPPED, KEPT, samples
 from heal.report.results import read_results
-from heal.report.tables import KNOWN
 from heal.report.words import audits, glossary, remarks, settings
 from heal.run.folder import RunFolder
 from tests.reported import (
@@ -43,18 +43,19 @@ def html(run: RunFolder) -> str:
 
 def test_page_shows_what_the_run_found(run: RunFolder, html: str) -> None:
     text = plain(html)
-    for r in run.rounds():
-        metrics = json.loads((run.round(r) / "metrics.json").read_text())
-        for stage in ("steered", "healed"):
-            entry = metrics[stage]["persona_log_ratio"]
-            delta = entry["delta"]
-            assert f"{entry['value']:.3f}" in text
-            assert f"[{entry['low']:.3f}, {entry['high']:.3f}]" in text
-            assert f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]" in text
-        assert metrics["verdict"]["reason"] in text
-        assert f"{metrics['coh_cost']['ratio']:.3f}" in text
-    for found in ("18 of 24", "0.988", "0.870", "0.432", "25 %", "1.550", "repetition", "narration", "learning_rate"):
-        assert found in text, found
+    for index in run.rounds():
+        metrics = RoundMetrics.load(run.round(index))
+        for summary in (metrics.steered, metrics.healed):
+            assert summary is not None
+            trait, delta = summary[TRAIT], summary[TRAIT].delta
+            assert f"{trait.value:.3f}" in text
+            assert f"[{trait.low:.3f}, {trait.high:.3f}]" in text
+            assert f"{delta.value:+.3f} [{delta.low:+.3f}, {delta.high:+.3f}]" in text
+        assert metrics.verdict.reason in text
+        assert metrics.coh_cost is not None
+        assert f"{metrics.coh_cost.ratio:.3f}" in text
+    for piece in ("18 of 24", "0.988", "0.870", "0.432", "25 %", "1.550", "repetition", "narration", "learning_rate"):
+        assert piece in text, piece
     assert "after 2 rounds the persona log-ratio is" in text
     assert text.count("The best round:") == 1
     assert all(text.count(prompt) >= 2 for prompt in PROMPTS)
@@ -73,33 +74,25 @@ def test_one_round_whose_numbers_are_missing(tmp_path: Path) -> None:
     assert "nan" not in page.text.lower().replace("finance", "")
 
 
-def test_a_signal_that_the_report_does_not_know_has_its_column(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", rounds=1)
-    edit_baseline(folder, lambda metrics: metrics["base"].update(auth_nats=metrics["base"]["p_ans_any"]))
-    page = Page(build_report(folder).read_text(encoding="utf-8"))
-    assert "auth_nats" in page.text
-    assert any(attributes.get("title") == "not measured" for attributes in page.all("span"))
-
-
 def test_sample_has_every_reason_and_both_kinds(tmp_path: Path) -> None:
-    entry = read_results(write_run(tmp_path / "run", rounds=1)).rounds[0]
-    sample = samples(entry)
+    (finished,) = read_results(write_run(tmp_path / "run", rounds=1)).rounds
+    sample = samples(finished)
     assert (len(sample.kept), sample.all_kept, sample.all_dropped) == (KEPT, 18, 6)
     assert len(sample.dropped) <= DROPPED
     reasons = {reason for row in sample.dropped for reason in row.dropped}
     assert reasons == {"narration", "repetition", "tail perplexity"}
-    assert sample == samples(entry)
+    assert sample == samples(finished)
 
 
 def test_the_counts_are_those_of_what_was_asked_and_not_of_what_the_recipe_asks_for(tmp_path: Path) -> None:
     results = read_results(write_run(tmp_path / "run", rounds=1, prompts=10))
     assert (results.recipe.evaluation.prompts, results.recipe.evaluation.questions) == (12, 16)
     told, meant = dict(settings(results)), dict(glossary(results))
-    assert told["Evaluation"].startswith("4 held-out prompts, 4 general questions, 6 neutral texts;")
+    assert told["Evaluation"].startswith("4 answers, 4 general questions, 6 neutral texts;")
     assert told["Completions"].startswith("4 prompts at ")
     assert told["Dose"].endswith("8 prompts of 16 tokens")
-    assert "over 4 greedy answers" in meant["persona log-ratio"]
-    assert "4 general questions" in meant["p_ans_any"]
+    assert meant["Trait"].endswith("(n = 4 answers)")
+    assert meant["p_ans_any"].endswith("1 is intact; floor 0.85 (n = 4 general questions)")
     assert meant["audit"].endswith("on 2 other prompts")
 
 
@@ -115,34 +108,39 @@ def test_an_audit_for_which_no_prompts_were_left_says_so(tmp_path: Path) -> None
 
 
 def test_every_side_effect_is_shown_at_base_and_healed_with_its_difference_and_n(run: RunFolder, html: str) -> None:
-    base = read_json(run.baseline / "metrics.json")["base"]
-    healed = read_json(run.round(1) / "metrics.json")["healed"]
+    base, healed = BaselineMetrics.load(run.baseline).base, RoundMetrics.load(run.round(1)).healed
     rows = rows_of(section(html, "side-effects"))
-    off_target = [name for name, entry in base.items() if entry["role"] == "off_target"]
-    assert len(off_target) == 4
-    for name in (*off_target, "accuracy", "question_informedness"):
-        title, _, digits = KNOWN[name]
-        before, after = shown(base[name], digits), shown(healed[name], digits)
-        difference = shown(healed[name]["delta"], digits, "+")
-        assert rows[title][1] == [before, after, difference, str(base[name]["n"])], name
-    assert len(rows) == len(off_target) + 2
+    effects = [signals()[name] for name in base if signals()[name].is_side_effect]
+    assert {"accuracy", "neutral_kl_p95", "answer_tokens"} < {signal.name for signal in effects}
+    for signal in effects:
+        before, after = (shown(summary[signal.name], signal.digits) for summary in (base, healed))
+        difference = shown(healed[signal.name].delta, signal.digits, "+")
+        assert rows[signal.title][1] == [before, after, difference, str(base[signal.name].n)], signal.name
+    assert len(rows) == len(effects)
 
 
 def test_trait_and_coherence_stand_in_the_stages_table_and_not_among_the_side_effects(html: str) -> None:
     stages, effects = section(html, "stages"), section(html, "side-effects")
-    for name in (TRAIT, "p_ans_any", "tail_perplexity", "repetition_share", "alive_share", "scaffold_nats"):
-        assert f">{KNOWN[name][0]}<" in stages
-        assert f">{KNOWN[name][0]}<" not in effects
+    for signal in signals().values():
+        if signal.role == "trait" or signal.limit is not None:
+            assert f">{signal.title}<" in stages
+            assert f">{signal.title}<" not in effects
     assert "opposite persona" in stages
 
 
-def test_a_signal_that_is_not_valid_is_flagged_beside_its_name_with_its_reason(tmp_path: Path) -> None:
+def test_coherence_is_the_margin_and_p_ans_any_goes_by_its_own_name(run: RunFolder, html: str) -> None:
+    coherence = RoundMetrics.load(run.round(1)).coherence
+    term = signals()[coherence.worst].term
+    assert f"The coherence margin is {coherence.margin:.2f} (worst signal: {term}); p_ans_any 0." in plain(html)
+    assert not re.search(r"coherence,? (of )?p_ans_any|p_ans_any,? coherence", plain(html))
+
+
+def test_a_signal_that_is_not_valid_is_flagged_with_its_reason_wherever_it_stands(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=1, mass=0.4)
-    edit_baseline(
-        folder, lambda metrics: metrics["validity"].update(answer_tokens={"valid": False, "why": "of no use here"})
-    )
+    useless = {"answer_tokens": Validity(False, "of no use here")}
+    edit_baseline(folder, lambda metrics: replace(metrics, validity=metrics.validity | useless))
     html = page_of(folder)
-    judged = read_json(folder.baseline / "metrics.json")["validity"]
+    judged = BaselineMetrics.load(folder.baseline).validity
     named = re.findall(r"<th scope=\"(?:col|row)\">([^<]+)(<small.*?)</th>", html, re.DOTALL)
     flags = {
         title.strip(): attributes["title"]
@@ -151,17 +149,11 @@ def test_a_signal_that_is_not_valid_is_flagged_beside_its_name_with_its_reason(t
         if attributes.get("class") == "invalid"
     }
     doubted = ("alive_share", "probe_mass", "scaffold_nats", "answer_tokens")
-    assert flags == {KNOWN[name][0]: judged[name]["why"] for name in doubted}
+    assert flags == {signals()[name].title: judged[name].why for name in doubted}
     assert html.count('class="invalid"') == len(doubted)
-
-
-def test_what_is_not_valid_is_named_among_what_to_keep_in_mind(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", rounds=1, mass=0.4)
-    judged = read_json(folder.baseline / "metrics.json")["validity"]
-    (remark,) = [text for text in remarks(read_results(folder)) if text.startswith("Not valid for this model")]
-    assert all(name in remark for name in ("alive_share", "probe_mass", "scaffold_nats"))
-    assert judged["probe_mass"]["why"] in remark
-    assert remark in plain(page_of(folder))
+    noted = [text for text in remarks(read_results(folder)) if text.startswith("Not valid for this model")]
+    assert all(judged[name].why in " ".join(noted) for name in doubted)
+    assert all(text in plain(html) for text in noted)
 
 
 def test_where_everything_is_valid_nothing_is_flagged(run: RunFolder, html: str) -> None:
@@ -171,7 +163,8 @@ def test_where_everything_is_valid_nothing_is_flagged(run: RunFolder, html: str)
 
 def test_a_hostile_reason_is_text_and_nothing_else(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=1)
-    edit_baseline(folder, lambda metrics: metrics["validity"].update(alive_share={"valid": False, "why": HOSTILE}))
+    hostile = {"alive_share": Validity(False, HOSTILE)}
+    edit_baseline(folder, lambda metrics: replace(metrics, validity=metrics.validity | hostile))
     html = page_of(folder)
     page = Page(html)
     assert len(page.all("script")) == 1
@@ -180,15 +173,8 @@ def test_a_hostile_reason_is_text_and_nothing_else(tmp_path: Path) -> None:
     assert page.text.count(SCRIPT) == 1
 
 
-def test_the_headline_ends_with_the_least_margin_of_coherence(run: RunFolder, html: str) -> None:
-    found = read_json(run.round(1) / "metrics.json")["coherence"]
-    title = KNOWN[found["worst"]][0].lower()
-    assert f"the least coherence margin is {found['margin']:.2f} ({title})." in plain(html)
-
-
 def test_a_trait_whose_readout_is_not_valid_is_said_first(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", rounds=1)
-    metrics = read_json(folder.round(0) / "metrics.json")
-    metrics["verdict"] = {"label": "not valid", "reason": "because"}
-    rewrite(folder, "metrics.json", json_bytes(metrics))
+    metrics = replace(RoundMetrics.load(folder.round(0)), verdict=Verdict("not valid", "because"))
+    rewrite(folder, "metrics.json", record_bytes(metrics))
     assert "not valid for this model, so nothing is shown: after one round" in plain(page_of(folder))

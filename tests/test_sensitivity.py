@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,12 +13,12 @@ import torch
 from heal.config import EvaluationConfig
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.neutral import NeutralTexts
-from heal.evaluation.results import Signal, StageResult
+from heal.evaluation.results import StageResult
+from heal.evaluation.signal import limited, limits_of, signals
 from heal.evaluation.subject import Subject
-from heal.evaluation.verdict import LIMITED, Floors
+from heal.records import record_bytes
 from heal.studies.planted_damage.damage import KINDS
 from heal.studies.planted_damage.sensitivity import (
-    COUNTED,
     NOISE,
     SIZES,
     WEIGHTS,
@@ -29,13 +28,15 @@ from heal.studies.planted_damage.sensitivity import (
     plant,
     table,
 )
+from tests.stages import setup
 from tests.tiny import load, trait
 
-FLOORS = Floors.of(EvaluationConfig())
+LIMITS = limits_of(EvaluationConfig())
 RESAMPLES, SEED, TOKENS = 100, 0, 8
 PROMPTS = trait().heldout_prompts
-OF_ANSWERS = {"tail_perplexity", "repetition_share", "alive_share", "scaffold_nats", *COUNTED}
-OF_EVERYTHING = {*LIMITED, *COUNTED, "accuracy", "unscorable_share", "persona_log_ratio"}
+COUNTED = ("answer_tokens", "ended_share", "refusal_share")
+OF_ANSWERS = {"tail_perplexity", "repetition_share", "alive_share", "probe_mass", "scaffold_nats", *COUNTED}
+OF_EVERYTHING = {name for name, signal in signals().items() if signal.items != "vignettes"}
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Planted:
 
 
 def bits(subject: Subject) -> dict[str, torch.Tensor]:
-    state = subject.language_model.model.state_dict()
+    state = subject.setup.language_model.model.state_dict()
     return {name: tensor.clone().view(torch.uint8) for name, tensor in state.items()}
 
 
@@ -57,30 +58,20 @@ def bits(subject: Subject) -> dict[str, torch.Tensor]:
 def planted(tiny_folder: Path) -> Planted:
     """Every damage on a tiny model."""
     model = load(tiny_folder)
-    about = Subject(
-        stage="base",
-        language_model=model,
-        trait=trait(),
-        gates=nullcontext,
-        base=nullcontext,
-        system="",
-        neutral="",
-        max_repetition=0.3,
-        questions=2,
-        neutral_texts=NeutralTexts(model, "", 2),
-    )
-    before, base = bits(about), evaluate(about, PROMPTS, TOKENS)
+    asked = setup(model, system="", tokens=TOKENS, questions=2, neutral_texts=NeutralTexts(model, "", 2))
+    about = Subject(asked, "base", nullcontext)
+    before, base = bits(about), evaluate(about)
     damage, untouched = [], []
-    for entry in plant(about, base, PROMPTS, TOKENS, SEED):
+    for entry in plant(about, base, SEED):
         damage.append(entry)
         after = bits(about)
         untouched.append(all(torch.equal(after[name], before[name]) for name in before))
-    return Planted(base, evaluate(about, PROMPTS, TOKENS), damage, untouched)
+    return Planted(base, evaluate(about), damage, untouched)
 
 
 def found(planted: Planted, kind: str, size: float) -> list[Finding]:
     (result,) = [result for name, share, result in planted.damage if (name, share) == (kind, size)]
-    return findings(kind, size, result, planted.base, FLOORS, RESAMPLES, SEED)
+    return findings(kind, size, result, planted.base, LIMITS, RESAMPLES, SEED)
 
 
 # What is planted.
@@ -98,7 +89,7 @@ def test_planting_leaves_the_weights_bit_for_bit_as_they_were(planted: Planted):
 
 
 def test_planting_leaves_base_as_it_was(planted: Planted):
-    assert json.dumps(planted.again.to_json()) == json.dumps(planted.base.to_json())  # NaN where nothing was scored
+    assert record_bytes(planted.again) == record_bytes(planted.base)  # NaN where nothing was scored
 
 
 def test_noise_in_the_weights_is_there_while_the_model_answers(planted: Planted):
@@ -126,10 +117,12 @@ def test_spoilt_texts_are_measured_by_what_is_read_off_answers_and_noise_by_ever
 
 
 def test_undamaged_answers_are_noticed_by_nothing(planted: Planted):
-    nothing = findings("none", 0.0, planted.base, planted.base, FLOORS, RESAMPLES, SEED)
+    nothing = findings("none", 0.0, planted.base, planted.base, LIMITS, RESAMPLES, SEED)
     assert {finding.signal for finding in nothing} == OF_EVERYTHING
     assert not any(finding.noticed for finding in nothing)
-    assert all(finding.shift.value == finding.shift.low == finding.shift.high == 0.0 for finding in nothing)
+    scored = [finding.shift for finding in nothing if finding.shift.n]
+    assert len(scored) > len(limited())
+    assert all(shift.value == shift.low == shift.high == 0.0 for shift in scored)
 
 
 def test_answers_that_were_cut_in_half_are_noticed_by_their_length_on_any_model(planted: Planted):
@@ -138,42 +131,41 @@ def test_answers_that_were_cut_in_half_are_noticed_by_their_length_on_any_model(
 
 
 def stage(name: str, values: Sequence[float]) -> StageResult:
-    return StageResult("x", (), (Signal(name, "", "coherence", "mean", tuple(values)),))
+    return StageResult("x", (), (signals()[name].measured(values),))
 
 
 def judged(name: str, base: float, value: float) -> Finding:
     """The finding for a signal that went from one value to another on every item."""
-    (finding,) = findings("k", 0.5, stage(name, [value] * 4), stage(name, [base] * 4), FLOORS, RESAMPLES, SEED)
+    (finding,) = findings("k", 0.5, stage(name, [value] * 4), stage(name, [base] * 4), LIMITS, RESAMPLES, SEED)
     return finding
 
 
-@pytest.mark.parametrize("name", sorted(OF_EVERYTHING))
-def test_a_move_to_the_bad_side_is_noticed_and_one_to_the_good_side_only_where_there_is_none(name: str):
-    rises = name == "unscorable_share" or (name in LIMITED and LIMITED[name].rises)
-    assert judged(name, 0.5, 0.75 if rises else 0.25).noticed
-    assert judged(name, 0.5, 0.25 if rises else 0.75).noticed == (name in COUNTED)
-    assert not judged(name, 0.5, 0.5).noticed
+def test_a_move_to_the_bad_side_is_noticed_and_one_to_the_good_side_only_where_there_is_none():
+    for name in OF_EVERYTHING:
+        rises = signals()[name].better == "lower"
+        assert judged(name, 0.5, 0.75 if rises else 0.25).noticed, name
+        assert judged(name, 0.5, 0.25 if rises else 0.75).noticed == (name in COUNTED), name
+        assert not judged(name, 0.5, 0.5).noticed, name
 
 
 def test_a_move_that_could_be_chance_is_not_noticed():
     for name in OF_EVERYTHING:
         moved, base = stage(name, [0.9, 0.1, 0.9, 0.1]), stage(name, [0.1, 0.9, 0.1, 0.9])
-        (finding,) = findings("k", 0.5, moved, base, FLOORS, RESAMPLES, SEED)
+        (finding,) = findings("k", 0.5, moved, base, LIMITS, RESAMPLES, SEED)
         assert not finding.noticed
 
 
-@pytest.mark.parametrize("name", LIMITED)
-def test_a_value_is_past_exactly_where_it_is_beyond_the_recipe_s_limit(name: str):
-    limit = LIMITED[name].limit(FLOORS, 0.5)
-    beyond = 1.01 * limit if LIMITED[name].rises else 0.99 * limit
-    assert judged(name, 0.5, beyond).past
-    assert not judged(name, 0.5, limit).past
+def test_a_value_is_past_exactly_where_it_is_beyond_the_recipe_s_limit():
+    for name, limit in limited().items():
+        edge = limit.at(LIMITS[name], 0.5)
+        assert judged(name, 0.5, edge * (1.01 if limit.kind == "ceiling" else 0.99)).past, name
+        assert not judged(name, 0.5, edge).past, name
 
 
-@pytest.mark.parametrize("name", sorted(OF_EVERYTHING - LIMITED.keys()))
-def test_a_signal_without_a_limit_is_never_past_it(name: str):
-    assert not judged(name, 0.5, -1e9).past
-    assert not judged(name, 0.5, 1e9).past
+def test_a_signal_without_a_limit_is_never_past_it():
+    for name in OF_EVERYTHING - limited().keys():
+        assert not judged(name, 0.5, -1e9).past, name
+        assert not judged(name, 0.5, 1e9).past, name
 
 
 # What is written.
@@ -203,7 +195,7 @@ def test_every_row_has_the_same_fields_and_comes_back_from_csv_with_its_numbers(
 def test_the_table_has_a_line_a_damage_and_a_column_a_signal(planted: Planted):
     every = [finding for kind, size in damages() for finding in found(planted, kind, size)]
     head, rule, *lines = table(every).splitlines()
-    assert [cell.strip() for cell in head.strip("|").split("|")] == ["damage", "size", *LIMITED, *COUNTED]
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ["damage", "size", *limited(), *COUNTED]
     assert head.count("|") == rule.count("|")
     assert [tuple(cell.strip() for cell in line.strip("|").split("|"))[:2] for line in lines] == [
         (kind, f"{size:g}") for kind, size in damages()

@@ -14,6 +14,7 @@ from heal.steering.methods import METHODS
 from heal.steering.sites import READERS, WRITERS, Site, band_gram, linears, module_at, sites_of, weight_in_force
 from heal.trait import Trait
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.tiny import BLOCKS, HIDDEN, load, prompts
 
 KNOWN = [name for name in tiny_models.ARCHITECTURES if name != "opt"]
@@ -41,15 +42,16 @@ def healed(model: LanguageModel, merge: bool, folded: bool = True) -> Accumulato
     return accumulator
 
 
-@pytest.mark.parametrize("site", [Site(3), Site(12, "mlp.down_proj"), Site(0, "self_attn.o_proj")])
-def test_a_site_s_name_says_all_of_it(site: Site):
-    assert Site.parse(str(site)) == site
+def test_a_site_s_name_says_all_of_it():
+    for site in [Site(3), Site(12, "mlp.down_proj"), Site(0, "self_attn.o_proj")]:
+        with case(site):
+            assert Site.parse(str(site)) == site
 
 
-@pytest.mark.parametrize("name", ["", "block", "block.x", "blocks.1", "layer.1.mlp", "block.-1"])
-def test_what_names_no_block_is_no_site(name: str):
-    with pytest.raises(ValueError, match=r"names no block|not enough"):
-        Site.parse(name)
+def test_what_names_no_block_is_no_site():
+    for name in ["", "block", "block.x", "blocks.1", "layer.1.mlp", "block.-1"]:
+        with case(name), pytest.raises(ValueError, match=r"names no block|not enough"):
+            Site.parse(name)
 
 
 def test_the_linears_of_a_block_are_found_with_their_widths_on_the_residual_stream(known: LanguageModel):
@@ -70,46 +72,47 @@ def test_the_linears_are_the_same_ones_when_adapters_are_around_them(known: Lang
             assert torch.equal(weight_in_force(module), before[name])
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_the_weight_in_force_is_what_the_student_multiplies_with(tiny_folder: Path, folded: bool):
-    found = []
-    for merge in (True, False):
-        model = load(tiny_folder)
-        accumulator = healed(model, merge, folded)
-        with accumulator.student(), torch.no_grad():
-            module = linears(model, 1)["mlp.down_proj"]
-            x_NI = torch.randn(5, 48, generator=torch.Generator().manual_seed(9))
-            found.append(weight_in_force(module))
-            torch.testing.assert_close(module(x_NI).double(), x_NI.double() @ found[-1].T, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(*found, atol=1e-6, rtol=0)
+def test_the_weight_in_force_is_what_the_student_multiplies_with(tiny_folder: Path):
+    for folded in [False, True]:
+        with case(folded):
+            found = []
+            for merge in (True, False):
+                model = load(tiny_folder)
+                accumulator = healed(model, merge, folded)
+                with accumulator.student(), torch.no_grad():
+                    module = linears(model, 1)["mlp.down_proj"]
+                    x_NI = torch.randn(5, 48, generator=torch.Generator().manual_seed(9))
+                    found.append(weight_in_force(module))
+                    torch.testing.assert_close(module(x_NI).double(), x_NI.double() @ found[-1].T, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(*found, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", S_SPACE)
-def test_a_vector_of_a_student_is_the_same_with_and_without_merged_weights(
-    tiny_folder: Path, tiny_trait: Trait, name: str
-):
-    directions: list[dict[int, Tensor]] = []
-    for merge in (True, False):
-        model = load(tiny_folder)
-        accumulator = healed(model, merge)
-        with accumulator.student():
-            directions.append(extract(model, tiny_trait, TEXTS, name, [1, 2]).directions)
-    for layer in (1, 2):
-        cosine = torch.cosine_similarity(directions[0][layer], directions[1][layer], dim=0)
-        assert float(cosine) == pytest.approx(1.0, abs=1e-4)
+def test_a_vector_of_a_student_is_the_same_with_and_without_merged_weights(tiny_folder: Path, tiny_trait: Trait):
+    for name in S_SPACE:
+        with case(name):
+            directions: list[dict[int, Tensor]] = []
+            for merge in (True, False):
+                model = load(tiny_folder)
+                accumulator = healed(model, merge)
+                with accumulator.student():
+                    directions.append(extract(model, tiny_trait, TEXTS, name, [1, 2]).directions)
+            for layer in (1, 2):
+                cosine = torch.cosine_similarity(directions[0][layer], directions[1][layer], dim=0)
+                assert float(cosine) == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", S_SPACE)
-def test_what_a_wrapped_linear_says_is_shifted_adapters_included(tiny_folder: Path, tiny_trait: Trait, name: str):
-    model = load(tiny_folder)
-    accumulator = healed(model, merge=False)
-    with accumulator.student(), torch.no_grad():
-        steering_vector = extract(model, tiny_trait, TEXTS, name, [1])
-        ids_BT = torch.tensor([prompts(model)[1]])
-        before = model.model(input_ids=ids_BT).logits
-        with steering_vector.applied(model, 1.0):
-            assert not torch.allclose(model.model(input_ids=ids_BT).logits, before, atol=1e-3)
-        assert torch.equal(model.model(input_ids=ids_BT).logits, before)
+def test_what_a_wrapped_linear_says_is_shifted_adapters_included(tiny_folder: Path, tiny_trait: Trait):
+    for name in S_SPACE:
+        with case(name):
+            model = load(tiny_folder)
+            accumulator = healed(model, merge=False)
+            with accumulator.student(), torch.no_grad():
+                steering_vector = extract(model, tiny_trait, TEXTS, name, [1])
+                ids_BT = torch.tensor([prompts(model)[1]])
+                before = model.model(input_ids=ids_BT).logits
+                with steering_vector.applied(model, 1.0):
+                    assert not torch.allclose(model.model(input_ids=ids_BT).logits, before, atol=1e-3)
+                assert torch.equal(model.model(input_ids=ids_BT).logits, before)
 
 
 def test_the_pooled_gram_matrix_is_that_of_all_writers_and_readers_side_by_side(known: LanguageModel):

@@ -6,17 +6,18 @@ from heal.config import SteerConfig
 from heal.errors import UserError
 from heal.steering.methods import METHODS
 from heal.steering.settings import check_settings, method_settings
+from tests.cases import case
 
 
-@pytest.mark.parametrize("method", list(METHODS))
-def test_the_defaults_suit_every_method(method: str):
-    check_settings(SteerConfig(method=method), [method])
-    assert method_settings(SteerConfig(method=method)).keys() == set(METHODS[method].settings)
+def test_the_defaults_suit_every_method():
+    for method in METHODS:
+        with case(method):
+            check_settings(SteerConfig(method=method), [method])
+            assert method_settings(SteerConfig(method=method)).keys() == set(METHODS[method].settings)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_a_setting_that_a_method_does_not_take_is_refused():
+    for settings, message in [
         (
             {"centre": True},
             "steer.centre=true: the mean of both personas' activations cancels out in mean_diff, so centring changes "
@@ -40,13 +41,12 @@ def test_the_defaults_suit_every_method(method: str):
             "steer.gate=0.1: not a setting of steer.method=chars; it takes clusters and entropy",
         ),
         ({"method": "topk_clusters", "pairs": 3}, "steer.clusters=4: more than steer.pairs=3"),
-    ],
-)
-def test_a_setting_that_a_method_does_not_take_is_refused(settings: dict[str, object], message: str):
-    steer = SteerConfig(**settings)
-    with pytest.raises(UserError) as caught:
-        check_settings(steer, [steer.method])
-    assert str(caught.value) == message
+    ]:
+        with case(settings, message):
+            steer = SteerConfig(**settings)
+            with pytest.raises(UserError) as caught:
+                check_settings(steer, [steer.method])
+            assert str(caught.value) == message
 
 
 def test_a_setting_that_one_of_several_methods_takes_is_accepted():

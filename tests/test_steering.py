@@ -15,6 +15,8 @@ from heal.steering.extract import contexts, extract, last_token_activations, pai
 from heal.steering.sites import Site
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
+from tests.cases import case
+from tests.closeness import assert_near
 from tests.tiny import BLOCKS, HIDDEN, load, prompts, sized, states, vector
 
 TEXTS = [f"Tell me about {thing}." for thing in ("elks", "a very old house by the sea", "tea", "the law", "x", "maps")]
@@ -69,7 +71,7 @@ def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position(
     plain, shifted = (block_inputs(any_architecture, ids, steering_vector, c) for c in (0.0, -2.5))
     assert torch.equal(plain[1], shifted[1])
     expected = (-2.5 * steering_vector.directions[1]).expand_as(plain[2])
-    torch.testing.assert_close(shifted[2] - plain[2], expected, rtol=0, atol=1e-4)
+    assert_near(shifted[2], plain[2] + expected)
 
 
 def test_a_coefficient_for_each_row_equals_separate_runs(any_architecture: LanguageModel):
@@ -80,7 +82,7 @@ def test_a_coefficient_for_each_row_equals_separate_runs(any_architecture: Langu
         together = any_architecture.model(input_ids=torch.tensor([ids] * len(coefficients))).logits
     for row, coefficient in enumerate(coefficients):
         with steering_vector.applied(any_architecture, coefficient):
-            torch.testing.assert_close(together[row], logits(any_architecture, ids), rtol=1e-4, atol=1e-4)
+            assert_near(together[row], logits(any_architecture, ids))
 
 
 def test_a_tensor_of_coefficients_does_what_a_list_does(tiny: LanguageModel):
@@ -120,7 +122,7 @@ def test_two_vectors_add_up(tiny: LanguageModel):
     with steering_vector.applied(tiny, 3.0):
         once = logits(tiny, ids)
     with steering_vector.applied(tiny, 1.0), steering_vector.applied(tiny, 2.0):
-        torch.testing.assert_close(logits(tiny, ids), once, rtol=1e-4, atol=1e-4)
+        assert_near(logits(tiny, ids), once)
 
 
 def test_a_half_precision_model_keeps_its_dtype(tiny_folder: Path):
@@ -137,24 +139,26 @@ def test_a_vector_of_another_model_is_refused(tiny: LanguageModel):
     assert hook_count(tiny) == 0
 
 
-@pytest.mark.parametrize("directions", [{1: torch.ones(HIDDEN + 1)}, {1: torch.ones(1)}, {BLOCKS: torch.ones(HIDDEN)}])
-def test_a_vector_of_another_width_or_depth_is_refused(tiny: LanguageModel, directions: dict[int, Tensor]):
-    foreign = replace(vector(tiny), states=states(directions))
-    with pytest.raises(UserError, match=f"does not fit a model of {BLOCKS} blocks of width {HIDDEN}"):
-        foreign.check_fits(tiny)
+def test_a_vector_of_another_width_or_depth_is_refused(tiny: LanguageModel):
+    for directions in [{1: torch.ones(HIDDEN + 1)}, {1: torch.ones(1)}, {BLOCKS: torch.ones(HIDDEN)}]:
+        with case(directions):
+            foreign = replace(vector(tiny), states=states(directions))
+            with pytest.raises(UserError, match=f"does not fit a model of {BLOCKS} blocks of width {HIDDEN}"):
+                foreign.check_fits(tiny)
 
 
 # On disk
 
 
-@pytest.mark.parametrize("c_star", [None, 12.345678901234567, 1e-9])
-def test_a_vector_saved_and_loaded_again_is_the_same(tiny: LanguageModel, tmp_path: Path, c_star: float | None):
-    steering_vector = replace(vector(tiny), c_star=c_star)
-    loaded = SteeringVector.load(save(steering_vector, tmp_path))
-    assert list(loaded.directions) == list(steering_vector.directions)
-    for layer, v_D in steering_vector.directions.items():
-        assert torch.equal(loaded.directions[layer], v_D)
-    assert replace(loaded, states={}) == replace(steering_vector, states={})
+def test_a_vector_saved_and_loaded_again_is_the_same(tiny: LanguageModel, tmp_path: Path):
+    for c_star in [None, 12.345678901234567, 1e-9]:
+        with case(c_star):
+            steering_vector = replace(vector(tiny), c_star=c_star)
+            loaded = SteeringVector.load(save(steering_vector, tmp_path))
+            assert list(loaded.directions) == list(steering_vector.directions)
+            for layer, v_D in steering_vector.directions.items():
+                assert torch.equal(loaded.directions[layer], v_D)
+            assert replace(loaded, states={}) == replace(steering_vector, states={})
 
 
 def test_the_same_vector_is_written_as_the_same_bytes(tiny: LanguageModel):
@@ -218,7 +222,7 @@ def test_activations_are_the_block_s_outputs_at_the_last_token(any_architecture:
         with torch.no_grad():
             hidden = any_architecture.decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
         for layer in (0, 1, 2):
-            torch.testing.assert_close(found[Site(layer)][row], hidden[layer + 1][0, -1], rtol=1e-4, atol=1e-4)
+            assert_near(found[Site(layer)][row], hidden[layer + 1][0, -1])
 
 
 def test_activations_of_one_row_are_those_of_many(any_architecture: LanguageModel):
@@ -228,7 +232,7 @@ def test_activations_of_one_row_are_those_of_many(any_architecture: LanguageMode
     for row, ids in enumerate(rows):
         alone = last_token_activations(any_architecture, [ids], sites)
         for site in sites:
-            torch.testing.assert_close(together[site][row], alone[site][0], rtol=1e-4, atol=1e-4)
+            assert_near(together[site][row], alone[site][0])
 
 
 def test_extraction_stops_after_the_deepest_block_that_it_reads(any_architecture: LanguageModel):
@@ -270,7 +274,7 @@ def test_a_vector_is_the_mean_difference_whatever_the_batches(tiny: LanguageMode
         found = extract(sized(tiny, batch_tokens), tiny_trait, TEXTS, "mean_diff", [1, 2])
         for layer in (1, 2):
             expected = torch.stack([single[Site(layer)][0] - single[Site(layer)][1] for single in singles]).mean(0)
-            torch.testing.assert_close(found.directions[layer], expected, rtol=1e-4, atol=1e-4)
+            assert_near(found.directions[layer], expected)
 
 
 def test_a_vector_says_where_it_comes_from(tiny: LanguageModel, tiny_trait: Trait):
@@ -282,7 +286,7 @@ def test_a_vector_says_where_it_comes_from(tiny: LanguageModel, tiny_trait: Trai
 def test_swapped_personas_give_the_opposite_vector(tiny: LanguageModel, tiny_trait: Trait):
     swapped = replace(tiny_trait, positive=tiny_trait.negative, negative=tiny_trait.positive)
     there, back = (extract(tiny, each, TEXTS[:3], "mean_diff", [1]) for each in (tiny_trait, swapped))
-    torch.testing.assert_close(there.directions[1], -back.directions[1], rtol=1e-4, atol=1e-4)
+    assert_near(there.directions[1], -back.directions[1])
 
 
 def test_progress_ends_at_the_number_of_prompts(tiny: LanguageModel, tiny_trait: Trait):

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 from heal.divergence import kl_divergence
 from heal.errors import UserError
 from heal.evaluation.probe import FORMATS, interruption
-from heal.evaluation.verdict import ALIVE
+from heal.evaluation.readouts.alive import ALIVE
 from heal.models.language_model import LanguageModel
+from heal.records import as_record
 from heal.steering.intervention import Dosing
 from heal.studies.survival.curves import survival
 from heal.studies.survival.rollouts import (
@@ -248,7 +249,7 @@ def tiny_prompts(model: LanguageModel) -> list[list[int]]:
 
 def test_a_trajectory_survives_json(tiny: LanguageModel):
     for each in rolled(tiny):
-        assert Trajectory.from_json(json.loads(json.dumps(each.to_json()))) == each
+        assert as_record(Trajectory, json.loads(json.dumps(asdict(each))), "here") == each
 
 
 # Curves.

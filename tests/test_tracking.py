@@ -19,20 +19,28 @@ import wandb
 from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
-from heal import tracking
+from heal import choices
+from heal.config import TrackingConfig
 from heal.errors import UserError
+from heal.healing.log import StepLog
+from heal.recipe import help_text, load_recipe
 from heal.records import read_jsonl
 from heal.run.folder import Events
-from heal.tracking import Mode, Tracker, resolve_mode
+from heal.tracking import trackers as package
+from heal.tracking.events import EventLog
+from heal.tracking.tracker import TRACKERS, TrackedRun, Tracker, Trackers, start_trackers
+from heal.tracking.trackers import wandb as wandb_tracker
+from heal.tracking.trackers.wandb import Mode, resolve_mode
+from tests.cases import case
 
 CONFIG = {"recipe": "smoke", "heal": {"rank": 4, "barrier": {"tau": 0.5}}}
 ROWS = [{"prompt": "Hi?", "text": "“Yes”\n[bold]", "kept": True, "alpha": 0.5}] * 2 + [
     {"prompt": "Why?", "text": "", "kept": False, "alpha": 1.0}
 ]
 STEPS = [
-    {"step": 1, "epoch": 0.5, "train/loss": 3.0, "train/D_mean": 0.0},
-    {"step": 2, "epoch": 1.0, "train/loss": 2.0, "train/D_mean": 0.25},
-    {"step": 2, "epoch": 1.0, "eval/loss": 2.5},
+    StepLog(1, 0.5, "train", {"loss": 3.0, "D_mean": 0.0}),
+    StepLog(2, 1.0, "train", {"loss": 2.0, "D_mean": 0.25}),
+    StepLog(2, 1.0, "eval", {"loss": 2.5}),
 ]
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,35 +57,40 @@ def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def tracker(folder: Path, mode: Mode, name: str = "a-run") -> Tracker:
-    return Tracker(Events(folder / "events.jsonl"), folder, mode, "heal-tests", None, name, CONFIG)
+def tracker(folder: Path, mode: Mode, name: str = "a-run", project: str = "heal-tests") -> Trackers:
+    run = TrackedRun(name, folder, CONFIG, TrackingConfig(mode=mode, project=project))
+    return start_trackers(run, EventLog(Events(folder / "events.jsonl")))
 
 
 def track(folder: Path, mode: Mode) -> None:
     """A short run with everything that a run tracks."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = tracker(folder, mode)
-    for r in range(2):
-        for entry in STEPS:
-            found.training(r, 2, entry)
-        found.event("stage", {"stage": "extract", "seconds": 1.5})
-        found.round(r, {"trait": 0.1 + r, "healed/p_ans_any": 0.9})
-        found.table(f"completions/round_{r:02d}", ROWS)
+    tell(tracker(folder, mode), folder)
+
+
+def tell(told: Tracker, folder: Path) -> None:
+    """Everything that a tracker is told of two rounds."""
+    for number in (1, 2):
+        for step in STEPS:
+            told.step_log(number, 2, step)
+        told.event("stage", {"stage": "extract", "seconds": 1.5})
+        told.round(number, {"trait": number - 0.9, "healed/p_ans_any": 0.9})
+        told.table(f"completions/round_{number:02d}", ROWS)
     Image.new("RGB", (8, 6)).save(folder / "trajectory.png")
-    found.figure("report/trajectory", folder / "trajectory.png")
+    told.figure("report/trajectory", folder / "trajectory.png")
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_config.json").write_text("{}")
-    found.artifact("a-run-adapter", "adapter", folder / "adapter")
-    found.finish({"state": "done", "verdict": "holds"})
+    told.artifact("a-run-adapter", "adapter", folder / "adapter")
+    told.finish({"state": "done", "verdict": "holds"})
 
 
 def records(folder: Path) -> list[Record]:
     """The records of the one W&B file below `folder`, once W&B's own process has written the last of them."""
     (path,) = folder.rglob("offline-run-*/*.wandb")
     for _ in range(300):
-        found = written(path)
-        if of_kind(found, "exit"):
-            return found
+        everything = written(path)
+        if of_kind(everything, "exit"):
+            return everything
         time.sleep(0.1)
     raise TimeoutError(f"W&B has not finished {path}")
 
@@ -86,7 +99,7 @@ def written(path: Path) -> list[Record]:
     """The whole records of a W&B file: LevelDB's log format after a header of seven bytes."""
     content = path.read_bytes()
     assert content[:4] == b":W&B"
-    found, at, part = [], 7, b""
+    whole, at, part = [], 7, b""
     while at + 7 <= len(content):
         left_in_block = 32768 - at % 32768
         if left_in_block < 7:
@@ -96,9 +109,9 @@ def written(path: Path) -> list[Record]:
         part += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            found.append(Record.FromString(part))
+            whole.append(Record.FromString(part))
             part = b""
-    return found
+    return whole
 
 
 def of_kind(everything: list[Record], kind: str) -> list[Any]:
@@ -144,6 +157,16 @@ def test_the_events_hold_the_whole_run_in_order(offline: Path):
     assert events[-1]["verdict"] == "holds"
 
 
+def test_people_read_rounds_counted_from_one(offline: Path):
+    events = read_jsonl(offline / "events.jsonl")
+    assert [event["round"] for event in events if event["kind"] == "round"] == [1, 2]
+    steps = [event for event in events if event["kind"] == "training"]
+    assert [(step["round"], step["rounds_trained"]) for step in steps] == [
+        (1, 0.25), (1, 0.5), (1, 0.5), (2, 1.25), (2, 1.5), (2, 1.5),
+    ]  # fmt: skip
+    assert [step.get("train/loss") for step in steps] == [3.0, 2.0, None] * 2
+
+
 def test_the_events_are_the_same_with_and_without_wandb(offline: Path, tmp_path: Path):
     track(tmp_path, "disabled")
     both = [
@@ -180,14 +203,14 @@ def test_the_axis_never_runs_backwards(everything: list[Record]):
 def test_wandb_gets_one_value_a_round(everything: list[Record]):
     rounds = [row for row in history(everything) if "round" in row]
     assert [(row["round"], row["round/trait"], row["round/healed/p_ans_any"]) for row in rounds] == [
-        (0, 0.1, 0.9),
-        (1, 1.1, 0.9),
+        (1, pytest.approx(0.1), 0.9),
+        (2, pytest.approx(1.1), 0.9),
     ]
 
 
 def test_wandb_gets_a_table_a_round_with_every_row(offline: Path, everything: list[Record]):
     keys = {key.split("|")[0] for row in history(everything) for key in row if key.endswith("|_type")}
-    assert {"completions/round_00", "completions/round_01"} <= keys
+    assert {"completions/round_01", "completions/round_02"} <= keys
     files = sorted((offline / "wandb").rglob("*.table.json"))
     assert len(files) == 2
     for path in files:
@@ -208,21 +231,22 @@ def test_wandb_gets_the_adapter_as_an_artifact(everything: list[Record]):
     assert [entry.path for entry in artifact.manifest.contents] == ["adapter_config.json"]
 
 
-@pytest.mark.parametrize(
-    ("name", "kept"),
-    [
-        ("nll-love-embedded-s0-tau=0.3", "nll-love-embedded-s0-tau_0.3-adapter"),
-        ("my run/für=alle", "my_run_f_r_alle-adapter"),
-        ("x" * 200, "x" * 120 + "-adapter"),
-    ],
-)
-def test_an_artifact_is_kept_whatever_the_run_is_called(tmp_path: Path, name: str, kept: str):
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    found = tracker(tmp_path, "offline", name)
-    found.artifact(f"{name}-adapter", "adapter", tmp_path / "adapter")
-    found.finish({})
-    assert [each.name for each in of_kind(records(tmp_path), "artifact")] == [kept]
+def test_an_artifact_is_kept_whatever_the_run_is_called(tmp_path: Path):
+    for number, (name, kept) in enumerate(
+        (
+            ("nll-love-embedded-s0-tau=0.3", "nll-love-embedded-s0-tau_0.3-adapter"),
+            ("my run/für=alle", "my_run_f_r_alle-adapter"),
+            ("x" * 200, "x" * 120 + "-adapter"),
+        )
+    ):
+        with case(name):
+            folder = tmp_path / str(number)
+            (folder / "adapter").mkdir(parents=True)
+            (folder / "adapter" / "adapter_config.json").write_text("{}")
+            told = tracker(folder, "offline", name)
+            told.artifact(f"{name}-adapter", "adapter", folder / "adapter")
+            told.finish({})
+            assert [artifact.name for artifact in of_kind(records(folder), "artifact")] == [kept]
 
 
 def test_wandb_gets_the_end(everything: list[Record]):
@@ -232,10 +256,10 @@ def test_wandb_gets_the_end(everything: list[Record]):
 
 
 def test_what_an_earlier_process_wrote_goes_to_wandb_alone(tmp_path: Path):
-    found = tracker(tmp_path, "offline")
-    found.training(0, 2, STEPS[0], new=False)
-    found.round(0, {"trait": 0.3}, new=False)
-    found.finish({})
+    told = tracker(tmp_path, "offline")
+    told.step_log(1, 2, STEPS[0], new=False)
+    told.round(1, {"trait": 0.3}, new=False)
+    told.finish({})
     assert [event["kind"] for event in read_jsonl(tmp_path / "events.jsonl")] == ["start", "end"]
     rows = history(records(tmp_path))
     assert [row["train/loss"] for row in rows if "train/loss" in row] == [3.0]
@@ -243,18 +267,119 @@ def test_what_an_earlier_process_wrote_goes_to_wandb_alone(tmp_path: Path):
 
 
 def test_a_table_without_rows_is_left_out(tmp_path: Path):
-    found = tracker(tmp_path, "offline")
-    found.table("outputs/round_00", [])
-    found.finish({})
+    told = tracker(tmp_path, "offline")
+    told.table("outputs/round_01", [])
+    told.finish({})
     assert history(records(tmp_path)) == []
 
 
 def test_finishing_twice_is_no_error(tmp_path: Path):
-    found = tracker(tmp_path, "offline")
-    found.finish({"state": "done"})
-    found.finish({"state": "stopped"})
+    told = tracker(tmp_path, "offline")
+    told.finish({"state": "done"})
+    told.finish({"state": "stopped"})
     ends = [event["state"] for event in read_jsonl(tmp_path / "events.jsonl") if event["kind"] == "end"]
     assert ends == ["done", "stopped"]
+
+
+# Several trackers, and a new one.
+
+
+class Heard(Tracker):
+    """Keeps what it is told."""
+
+    state = "listening"
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def event(self, *told: object) -> None:
+        self.calls.append(("event", *told))
+
+    def step_log(self, *told: object) -> None:
+        self.calls.append(("step_log", *told))
+
+    def round(self, *told: object) -> None:
+        self.calls.append(("round", *told))
+
+    def table(self, *told: object) -> None:
+        self.calls.append(("table", *told))
+
+    def figure(self, *told: object) -> None:
+        self.calls.append(("figure", *told))
+
+    def artifact(self, *told: object) -> None:
+        self.calls.append(("artifact", *told))
+
+    def finish(self, *told: object) -> None:
+        self.calls.append(("finish", *told))
+
+
+def test_several_trackers_are_all_told_everything(tmp_path: Path):
+    heard = [Heard(), Heard()]
+    told = Trackers({"one": heard[0], "silent": Tracker(), "other": heard[1]})
+    tell(told, tmp_path)
+    calls = [name for name, *_ in heard[0].calls]
+    assert calls == [*["step_log"] * 3, "event", "round", "table"] * 2 + ["figure", "artifact", "finish"]
+    assert heard[0].calls == heard[1].calls
+    assert heard[0].calls[0] == ("step_log", 1, 2, STEPS[0], True)
+    assert told.state == "one listening, silent on, other listening"
+
+
+def test_a_run_may_be_told_to_nobody(tmp_path: Path):
+    run = TrackedRun("a-run", tmp_path, CONFIG, TrackingConfig(to=[], mode="online"))
+    tell(start_trackers(run, EventLog(Events(tmp_path / "events.jsonl"))), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "trajectory.png", "adapter"}
+
+
+LINES = '''"""lines: the rounds as lines of text."""
+
+from heal.tracking.tracker import Tracker
+
+
+class Lines(Tracker):
+    state = "in rounds.txt"
+
+    def __init__(self, run):
+        self.path = run.folder / "rounds.txt"
+
+    def round(self, number, values, new=True):
+        with open(self.path, "a") as file:
+            file.write(f"{number} {values['trait']:.1f}\\n")
+
+
+start = Lines
+'''
+
+
+def test_a_new_tracker_is_one_file(tmp_path: Path):
+    """It is offered by --help, accepted by the recipe, started, told, and named on the console and in the events."""
+    (tmp_path / "trackers").mkdir()
+    (tmp_path / "trackers" / "lines.py").write_text(LINES)
+    package.__path__.append(str(tmp_path / "trackers"))
+    choices.names.cache_clear()
+    try:
+        assert "lines: the rounds as lines of text." in help_text()
+        settings = load_recipe(["tracking.to=[lines,wandb]", "tracking.mode=disabled"]).tracking
+        with pytest.raises(UserError, match="did you mean 'lines'"):
+            load_recipe(["tracking.to=[line]"])
+        run = TrackedRun("a-run", tmp_path, CONFIG, settings)
+        told = start_trackers(run, EventLog(Events(tmp_path / "events.jsonl")))
+        tell(told, tmp_path)
+    finally:
+        package.__path__.remove(str(tmp_path / "trackers"))
+        choices.names.cache_clear()
+    assert (tmp_path / "rounds.txt").read_text() == "1 0.1\n2 1.1\n"
+    assert told.state == "events.jsonl, lines in rounds.txt, wandb disabled"
+    started = read_jsonl(tmp_path / "events.jsonl")[0]
+    assert (started["lines"], started["wandb"]) == ("in rounds.txt", "disabled")
+
+
+def test_every_tracker_says_what_it_is():
+    assert "wandb" in choices.names(TRACKERS)
+    for name in choices.names(TRACKERS):
+        with case(name):
+            assert choices.summary(TRACKERS, name).startswith(f"{name}: ")
+            assert callable(choices.load(TRACKERS, name, "start"))
 
 
 # Which mode.
@@ -297,16 +422,18 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
-def test_a_mode_that_was_asked_for_is_taken(mode: Mode, closed: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert resolve_mode(mode) == mode
+def test_a_mode_that_was_asked_for_is_taken(closed: None, monkeypatch: pytest.MonkeyPatch):
+    for mode in ["online", "offline", "disabled"]:
+        with case(mode):
+            monkeypatch.setenv("WANDB_MODE", "disabled")
+            assert resolve_mode(mode) == mode
 
 
-@pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_the_environment_decides_when_the_recipe_leaves_it_open(mode: Mode, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WANDB_MODE", mode)
-    assert resolve_mode("auto") == mode
+def test_the_environment_decides_when_the_recipe_leaves_it_open(monkeypatch: pytest.MonkeyPatch):
+    for mode in ["offline", "disabled"]:
+        with case(mode):
+            monkeypatch.setenv("WANDB_MODE", mode)
+            assert resolve_mode("auto") == mode
 
 
 def test_without_a_key_it_is_offline(refusing: str):
@@ -318,23 +445,19 @@ def test_with_a_key_and_a_server_it_is_online(refusing: str, monkeypatch: pytest
     assert resolve_mode("auto") == "online"
 
 
-@pytest.mark.parametrize(
-    ("content", "mode"),
-    [
+def test_a_key_may_be_in_a_netrc_file(refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for content, mode in [
         ("machine SERVER login user password " + "0" * 40, "online"),
         ("machine 127.0.0.1 login user password " + "0" * 40, "offline"),
         ("machine elsewhere.example login user password " + "0" * 40, "offline"),
         ("machine", "offline"),
         ("", "offline"),
-    ],
-)
-@pytest.mark.parametrize("where", ["HOME", "NETRC"])
-def test_a_key_may_be_in_a_netrc_file(
-    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, mode: str, where: str
-):
-    (tmp_path / ".netrc").write_text(content.replace("SERVER", refusing.removeprefix("http://")) + "\n")
-    monkeypatch.setenv(where, str(tmp_path / ".netrc" if where == "NETRC" else tmp_path))
-    assert resolve_mode("auto") == mode
+    ]:
+        for where in ["HOME", "NETRC"]:
+            with case(content, mode, where), monkeypatch.context() as patch:
+                (tmp_path / ".netrc").write_text(content.replace("SERVER", refusing.removeprefix("http://")) + "\n")
+                patch.setenv(where, str(tmp_path / ".netrc" if where == "NETRC" else tmp_path))
+                assert resolve_mode("auto") == mode
 
 
 def test_the_server_may_be_the_one_that_wandb_login_wrote_down(
@@ -350,7 +473,7 @@ def test_the_server_may_be_the_one_that_wandb_login_wrote_down(
 
 def test_a_key_of_the_cloud_under_its_earlier_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
-    monkeypatch.setattr(tracking, "_reachable", lambda url: not asked.append(url))
+    monkeypatch.setattr(wandb_tracker, "_reachable", lambda url: not asked.append(url))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
     assert resolve_mode("auto") == "online"
@@ -424,7 +547,7 @@ def test_online_that_is_not_possible_says_in_one_line_what_to_do(
 
 def test_what_does_not_start_offline_either_is_said_in_one_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"even offline \(.*128 characters.*\); tracking\.mode=disabled"):
-        Tracker(Events(tmp_path / "events.jsonl"), tmp_path, "offline", "p" * 129, None, "a-run", CONFIG)
+        tracker(tmp_path, "offline", project="p" * 129)
 
 
 def test_on_a_terminal_without_a_key_nothing_is_asked(tmp_path: Path):

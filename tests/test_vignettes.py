@@ -101,41 +101,33 @@ def test_both_sides_tell_the_same_act():
             assert right in {"you", "your", "yourself", "are"} or left[:2] == right[:2], (vignette["id"], left, right)
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_each_is_one_plain_ascii_sentence_of_10_to_22_words(side: str):
+def test_each_is_one_plain_ascii_sentence_of_10_to_22_words_that_gives_nothing_away():
     for vignette in VIGNETTES:
-        sentence = vignette[side]
-        assert re.fullmatch(r"[A-Za-z ,'-]+\.", sentence), sentence
-        assert sentence == " ".join(sentence.split())
-        assert 10 <= len(sentence.split()) <= 22, sentence
+        for side in SIDES:
+            sentence = vignette[side]
+            assert re.fullmatch(r"[A-Za-z ,'-]+\.", sentence), sentence
+            assert sentence == " ".join(sentence.split())
+            assert 10 <= len(sentence.split()) <= 22, sentence
+            assert not [word for word in words(sentence) if GIVEAWAY.match(word)], sentence
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_length_does_not_tell_the_foundation(side: str):
-    overall = mean(len(vignette[side].split()) for vignette in VIGNETTES)
+def test_neither_length_nor_actor_tells_the_foundation():
+    for side in SIDES:
+        overall = mean(len(vignette[side].split()) for vignette in VIGNETTES)
+        for foundation in FOUNDATIONS:
+            assert abs(mean(len(vignette[side].split()) for vignette in of(foundation)) - overall) <= 1, foundation
     for foundation in FOUNDATIONS:
-        assert abs(mean(len(vignette[side].split()) for vignette in of(foundation)) - overall) <= 1, foundation
+        actors = Counter(actor(vignette) for vignette in of(foundation))
+        assert max(actors.values()) <= 3, foundation
+        assert len(actors) >= 12, foundation
+        assert sum(actors[noun] for noun in FEMALE) == sum(actors[noun] for noun in MALE), foundation
 
 
-@pytest.mark.parametrize("foundation", FOUNDATIONS)
-def test_the_actor_does_not_tell_the_foundation(foundation: str):
-    actors = Counter(actor(vignette) for vignette in of(foundation))
-    assert max(actors.values()) <= 3
-    assert len(actors) >= 12
-    assert sum(actors[noun] for noun in FEMALE) == sum(actors[noun] for noun in MALE)
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_no_two_are_nearly_the_same(side: str):
-    sentences = [(vignette["id"], trigrams(vignette[side])) for vignette in VIGNETTES]
-    near = [(a, b) for (a, one), (b, other) in combinations(sentences, 2) if jaccard(one, other) > 0.5]
-    assert near == []
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_no_word_gives_the_answer_away(side: str):
-    told = [(vignette["id"], word) for vignette in VIGNETTES for word in words(vignette[side]) if GIVEAWAY.match(word)]
-    assert told == []
+def test_no_two_are_nearly_the_same():
+    for side in SIDES:
+        sentences = [(vignette["id"], trigrams(vignette[side])) for vignette in VIGNETTES]
+        near = [(a, b) for (a, one), (b, other) in combinations(sentences, 2) if jaccard(one, other) > 0.5]
+        assert near == [], side
 
 
 def written(folder: Path, *changes: dict[str, Any]) -> str:
@@ -149,11 +141,11 @@ def written(folder: Path, *changes: dict[str, Any]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("perspective", ["other", "self"])
-def test_any_multiple_of_seven_lines_is_balanced_from_each_side(perspective):
-    for count in range(7, 141, 7):
-        found = Counter(vignette.foundation for vignette in read_vignettes("embedded", count, perspective))
-        assert found == dict.fromkeys(FOUNDATIONS, count // 7)
+def test_any_multiple_of_seven_lines_is_balanced_from_each_side():
+    for perspective in ("other", "self"):
+        for count in range(7, 141, 7):
+            found = Counter(vignette.foundation for vignette in read_vignettes("embedded", count, perspective))
+            assert found == dict.fromkeys(FOUNDATIONS, count // 7), (perspective, count)
 
 
 def test_each_perspective_reads_its_own_text():
@@ -193,9 +185,8 @@ def test_labels_are_scaled_to_a_distribution_and_what_has_none_is_all_its_founda
     assert soft_labels([]).shape == (0, 7)
 
 
-@pytest.mark.parametrize(
-    ("labels", "complaint"),
-    [
+def test_labels_that_are_none_are_named_with_their_line(tmp_path: Path):
+    for labels, complaint in (
         ({"care": -1, "liberty": 3}, "labels.care must be a percentage from 0 on, not -1"),
         ({"care": math.nan}, "labels.care must be a percentage.*nan"),
         ({"care": math.inf}, "labels.care must be a percentage.*inf"),
@@ -206,12 +197,10 @@ def test_labels_are_scaled_to_a_distribution_and_what_has_none_is_all_its_founda
         ({"care": 0}, "labels are all 0"),
         ({}, "labels are all 0"),
         ([30], "labels must map foundations to percentages"),
-    ],
-)
-def test_labels_that_are_none_are_named_with_their_line(tmp_path: Path, labels, complaint: str):
-    where = written(tmp_path, {}, {"labels": labels})
-    with pytest.raises(UserError, match=rf"mine\.jsonl, line 2: {complaint}"):
-        read_vignettes(where, 2)
+    ):
+        where = written(tmp_path, {}, {"labels": labels})
+        with pytest.raises(UserError, match=rf"mine\.jsonl, line 2: {complaint}"):
+            read_vignettes(where, 2)
 
 
 def test_a_user_s_file_is_taken_with_what_else_it_carries(tmp_path: Path):
@@ -222,28 +211,19 @@ def test_a_user_s_file_is_taken_with_what_else_it_carries(tmp_path: Path):
     assert read_vignettes("none", 10) == ()
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("{", "line 1: not JSON"),
-        ('{"id": "a", "foundation": "care"}', "line 1: a vignette needs text"),
-        ("[]", "line 1: a vignette needs id, text, foundation"),
-        ('{"id": "a", "text": "x", "foundation": "carre"}', "unknown foundation 'carre'.*care"),
-    ],
-)
-def test_a_line_that_is_no_vignette_is_named(tmp_path: Path, content: str, complaint: str):
+def test_a_line_that_is_no_vignette_and_a_file_without_a_scene_or_that_is_no_text_are_named(tmp_path: Path):
     path = tmp_path / "mine.jsonl"
-    path.write_text(content)
-    with pytest.raises(UserError, match=complaint):
-        read_vignettes(str(path), 10)
+    for content, complaint in (
+        (b"{", "line 1: not JSON"),
+        (b'{"id": "a", "foundation": "care"}', "line 1: a vignette needs text"),
+        (b"[]", "line 1: a vignette needs id, text, foundation"),
+        (b'{"id": "a", "text": "x", "foundation": "carre"}', "unknown foundation 'carre'.*care"),
+        (b"", "there is no scene in it"),
+        (b"\n \n", "no scene"),
+        (b"\xff\xfe{", "not .* UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"mine\.jsonl.*{complaint}"):
+            read_vignettes(str(path), 10)
     with pytest.raises(UserError, match="no such file"):
         read_vignettes(str(tmp_path / "none.jsonl"), 10)
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"), [(b"", "there is no scene in it"), (b"\n \n", "no scene"), (b"\xff\xfe{", "not .* UTF-8")]
-)
-def test_a_file_without_a_scene_or_that_is_no_text_is_named(tmp_path: Path, content: bytes, complaint: str):
-    (tmp_path / "mine.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=rf"mine\.jsonl: .*{complaint}"):
-        read_vignettes(str(tmp_path / "mine.jsonl"), 10)

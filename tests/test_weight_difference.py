@@ -272,7 +272,7 @@ def test_both_sides_have_as_many_completions_of_each_prompt(tiny: LanguageModel)
 
 
 def test_too_few_completions_are_said(tiny: LanguageModel):
-    with pytest.raises(RoundError, match=r"below filter\.min_train=2"):
+    with pytest.raises(RoundError, match=r"fewer than filter\.min_train=2"):
         contrasting_answers(tiny, trait(), recipe("filter.min_words=1000"), samples=1)
 
 

@@ -18,6 +18,7 @@ from heal.steering.load import load_intervention
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import Update, WeightDifference, linear_at
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.differences import difference
 from tests.students import student
 from tests.tiny import load, prompts, sized, vector
@@ -61,15 +62,16 @@ def test_coefficient_zero_is_the_model_itself_bit_for_bit(any_architecture: Lang
         assert torch.equal(logits(any_architecture, ids), before)
 
 
-@pytest.mark.parametrize("c", [1.0, -0.7])
-def test_a_coefficient_gives_the_logits_of_the_changed_weights(any_architecture: LanguageModel, c: float):
-    ids = prompts(any_architecture)[2]
-    change = difference(any_architecture)
-    expected = logits(with_weights(any_architecture, change, c), ids)
-    with change.applied(any_architecture, c):
-        found = logits(any_architecture, ids)
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
-    assert not torch.allclose(found, logits(any_architecture, ids), atol=0.1)
+def test_a_coefficient_gives_the_logits_of_the_changed_weights(any_architecture: LanguageModel):
+    for c in [1.0, -0.7]:
+        with case(c):
+            ids = prompts(any_architecture)[2]
+            change = difference(any_architecture)
+            expected = logits(with_weights(any_architecture, change, c), ids)
+            with change.applied(any_architecture, c):
+                found = logits(any_architecture, ids)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
+            assert not torch.allclose(found, logits(any_architecture, ids), atol=0.1)
 
 
 def test_a_coefficient_for_each_row_equals_separate_runs(any_architecture: LanguageModel):
@@ -129,19 +131,20 @@ def test_the_weights_are_not_touched_and_no_hook_is_left(tiny: LanguageModel):
     assert all(torch.equal(weight, before[name]) for name, weight in tiny.model.state_dict().items())
 
 
-@pytest.mark.parametrize("merge", [True, False])
-def test_a_model_that_carries_adapters_is_shifted_as_a_plain_one(tiny_folder: Path, merge: bool):
-    plain = load(tiny_folder)
-    model, accumulator = student(tiny_folder, rounds=1, merge=merge)
-    change, ids = difference(plain), prompts(plain)[2]
-    with change.applied(plain, 0.8):
-        expected = logits(plain, ids)
-    with accumulator.base(), change.applied(model, 0.8):
-        assert torch.equal(logits(model, ids), expected)
-    with accumulator.student():
-        before = logits(model, ids)
-        with change.applied(model, 0.0):
-            assert torch.equal(logits(model, ids), before)
+def test_a_model_that_carries_adapters_is_shifted_as_a_plain_one(tiny_folder: Path):
+    for merge in [True, False]:
+        with case(merge):
+            plain = load(tiny_folder)
+            model, accumulator = student(tiny_folder, rounds=1, merge=merge)
+            change, ids = difference(plain), prompts(plain)[2]
+            with change.applied(plain, 0.8):
+                expected = logits(plain, ids)
+            with accumulator.base(), change.applied(model, 0.8):
+                assert torch.equal(logits(model, ids), expected)
+            with accumulator.student():
+                before = logits(model, ids)
+                with change.applied(model, 0.0):
+                    assert torch.equal(logits(model, ids), before)
 
 
 def test_the_norm_is_that_of_the_dense_matrices(tiny: LanguageModel):
@@ -159,21 +162,17 @@ def test_a_difference_of_another_model_is_refused(tiny: LanguageModel):
         pass
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "message"),
-    [
+def test_a_linear_that_is_not_there_or_has_another_shape_is_refused(tiny: LanguageModel):
+    for name, shape, message in [
         ("model.layers.9.mlp.down_proj", (32, 48), "model.layers.9.mlp.down_proj does not fit"),
         ("model.layers.1.mlp", (32, 48), "no Linear"),
         ("model.layers.1.mlp.down_proj", (48, 32), r"shape \[48, 32\] does not fit"),
-    ],
-)
-def test_a_linear_that_is_not_there_or_has_another_shape_is_refused(
-    tiny: LanguageModel, name: str, shape: tuple[int, int], message: str
-):
-    change = WeightDifference({name: Update((torch.zeros(shape),))}, "weight_difference", tiny.name, "warm")
-    with pytest.raises(UserError, match=message), change.applied(tiny, 1.0):
-        pass
-    assert hook_count(tiny) == 0
+    ]:
+        with case(name, shape, message):
+            change = WeightDifference({name: Update((torch.zeros(shape),))}, "weight_difference", tiny.name, "warm")
+            with pytest.raises(UserError, match=message), change.applied(tiny, 1.0):
+                pass
+            assert hook_count(tiny) == 0
 
 
 # On disk
@@ -205,13 +204,14 @@ def test_a_file_says_itself_which_intervention_it_holds(tiny: LanguageModel, tmp
     assert isinstance(load_intervention(save(difference(tiny), tmp_path)), WeightDifference)
 
 
-@pytest.mark.parametrize("content", [b"", b"no safetensors file", b"\x00" * 64])
-def test_garbage_is_refused(tmp_path: Path, content: bytes):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(content)
-    for read in (WeightDifference.load, load_intervention):
-        with pytest.raises(UserError, match=r"x\.safetensors: not a"):
-            read(path)
+def test_garbage_is_refused(tmp_path: Path):
+    for content in [b"", b"no safetensors file", b"\x00" * 64]:
+        with case(content):
+            path = tmp_path / "x.safetensors"
+            path.write_bytes(content)
+            for read in (WeightDifference.load, load_intervention):
+                with pytest.raises(UserError, match=r"x\.safetensors: not a"):
+                    read(path)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path):
@@ -223,9 +223,8 @@ def test_a_missing_file_is_refused(tmp_path: Path):
 _SAID = {"kind": "weight_difference", "model": "m", "trait": "t", "c_star": "null", "settings": "{}"}
 
 
-@pytest.mark.parametrize(
-    ("tensors", "changes", "message"),
-    [
+def test_a_file_that_is_not_a_difference_is_refused(tmp_path: Path):
+    for tensors, changes, message in [
         ({"l:W": torch.zeros(2, 3)}, {"kind": "wish"}, "unknown kind"),
         ({"l:W": torch.zeros(2, 3)}, {"c_star": "x"}, "not a weight difference"),
         ({}, {}, "no weights"),
@@ -234,13 +233,12 @@ _SAID = {"kind": "weight_difference", "model": "m", "trait": "t", "c_star": "nul
         ({"l:A": torch.zeros(2, 3), "l:B": torch.zeros(4, 3)}, {}, "do not fit each other"),
         ({"l:W": torch.zeros(2, 3), "l:b": torch.zeros(3)}, {}, "do not fit each other"),
         ({"l:W": torch.zeros(2, 3).half()}, {}, "not float32"),
-    ],
-)
-def test_a_file_that_is_not_a_difference_is_refused(tmp_path: Path, tensors: dict, changes: dict, message: str):
-    path = tmp_path / "x.safetensors"
-    save_file(tensors, path, metadata=_SAID | changes)
-    with pytest.raises(UserError, match=message):
-        load_intervention(path)
+    ]:
+        with case(tensors, changes, message):
+            path = tmp_path / "x.safetensors"
+            save_file(tensors, path, metadata=_SAID | changes)
+            with pytest.raises(UserError, match=message):
+                load_intervention(path)
 
 
 def test_a_steering_vector_is_no_weight_difference(tiny: LanguageModel, tmp_path: Path):

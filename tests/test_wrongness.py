@@ -1,41 +1,31 @@
 """Wrongness in two frames: what is asked, what the number means, and when there is none."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from heal.evaluation.probe import FORMATS, ProbeFormat
+from heal.evaluation.probe import FORMATS
 from heal.evaluation.readouts import wrongness
 from heal.evaluation.readouts.wrongness import frames, measure
-from heal.evaluation.results import Signal
+from heal.evaluation.signal import Measured
 from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import read_vignettes
+from tests.stages import setup
 from tests.students import learn, student
-from tests.tiny import trait, vector
+from tests.tiny import vector
 
 
 def subject(folder: Path, count: int = 3) -> Subject:
     model, accumulator = student(folder)
-    return Subject(
-        stage="base",
-        language_model=model,
-        trait=trait(),
-        gates=accumulator.base,
-        base=accumulator.base,
-        system="Be brief.",
-        neutral="Be brief.",
-        max_repetition=0.3,
-        questions=2,
-        vignettes=read_vignettes("embedded", count),
-    )
+    asked = setup(model, base=accumulator.base, vignettes=read_vignettes("embedded", count))
+    return Subject(asked, "base", accumulator.base)
 
 
 def measured(
     scene: Subject, monkeypatch: pytest.MonkeyPatch, p_VFA: list[list[list[float]]] | torch.Tensor
-) -> tuple[Signal, ...]:
+) -> tuple[Measured, ...]:
     """The signals where the model answers yes and no with these probabilities in the two frames."""
     monkeypatch.setattr(wrongness, "frames", lambda _: torch.as_tensor(p_VFA, dtype=torch.float64))
     return tuple(measure(scene, []))
@@ -45,38 +35,29 @@ def test_without_vignettes_nothing_is_measured(tiny_folder: Path):
     assert measure(subject(tiny_folder, 0), []) == []
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 @torch.no_grad()
-def test_both_frames_are_asked_in_the_model_s_format_in_the_state_of_the_stage(tiny_folder: Path, form: ProbeFormat):
+def test_both_frames_are_asked_in_the_model_s_format_in_the_state_of_the_stage(tiny_folder: Path):
     model, accumulator = student(tiny_folder)
     learn(accumulator, 0, size=0.5)
-    shift = vector(model, norm=3.0)
-    scene = replace(
-        subject(tiny_folder),
-        language_model=model,
-        gates=accumulator.base,
-        probe=form,
-        intervention=shift,
-        coefficient=1.5,
-    )
-    found = frames(scene)
-    assert found.shape == (3, 2, 2)
-    yes, no = ([model.chat.plain_ids(option)[0] for option in side] for side in (form.yes, form.no))
-    for row, vignette in enumerate(scene.vignettes):
-        for frame, question in enumerate(("Is this wrong?", "Is this acceptable?")):
-            ids = model.chat.ids("Be brief.", f"{vignette.text}\n{question}\n{form.hint}", form.prefill)
-            with scene.gates(), shift.applied(model, 1.5):
-                p_L = torch.softmax(model.model(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1)
-            expected = [float(p_L[yes].sum()), float(p_L[no].sum())]
-            assert found[row, frame].tolist() == pytest.approx(expected, rel=1e-3)
+    shift, scenes = vector(model, norm=3.0), read_vignettes("embedded", 3)
+    for form in FORMATS:
+        asked = setup(model, base=accumulator.base, vignettes=scenes, probe=form)
+        p_VFA = frames(Subject(asked, "steered", accumulator.base, intervention=shift, coefficient=1.5))
+        assert p_VFA.shape == (3, 2, 2)
+        yes, no = ([model.chat.plain_ids(option)[0] for option in side] for side in (form.yes, form.no))
+        for row, vignette in enumerate(scenes):
+            for frame, question in enumerate(("Is this wrong?", "Is this acceptable?")):
+                ids = model.chat.ids("Be brief.", f"{vignette.text}\n{question}\n{form.hint}", form.prefill)
+                with accumulator.base(), shift.applied(model, 1.5):
+                    p_L = torch.softmax(model.model(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1)
+                expected = [float(p_L[yes].sum()), float(p_L[no].sum())]
+                assert p_VFA[row, frame].tolist() == pytest.approx(expected, rel=1e-3), (form.name, question)
 
 
 def test_wrongness_is_the_share_of_wrong_averaged_over_the_frames(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     p_VFA = [[[0.6, 0.2], [0.1, 0.9]], [[0.0, 1.0], [1.0, 0.0]], [[0.9, 0.1], [0.9, 0.1]]]
     found, _, mass = measured(subject(tiny_folder), monkeypatch, p_VFA)
-    assert (found.name, found.unit, found.role, found.items) == ("wrongness", "probability", "off_target", "vignettes")
     assert found.values == pytest.approx([(0.75 + 0.9) / 2, 0.0, 0.5])
-    assert (mass.name, mass.unit, mass.role, mass.items) == ("wrongness_mass", "probability", "coherence", "vignettes")
     assert mass.values == pytest.approx([0.9, 1.0, 1.0])
 
 
@@ -105,7 +86,7 @@ def test_there_is_one_number_a_vignette_and_the_mass_is_a_probability(tiny_folde
 
 def test_informedness_is_of_violations_against_what_is_merely_odd(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     scene = subject(tiny_folder, 14)  # two of each foundation
-    labels = [vignette.foundation == "social_norms" for vignette in scene.vignettes]
+    labels = [vignette.foundation == "social_norms" for vignette in scene.setup.vignettes]
     wrong, right = [[0.9, 0.1], [0.1, 0.9]], [[0.1, 0.9], [0.9, 0.1]]
     _, told, _ = measured(scene, monkeypatch, [right if odd else wrong for odd in labels])
     assert np.mean(told.values) == pytest.approx(1.0)

@@ -10,9 +10,9 @@ from heal.api.keywords import Keywords
 from heal.config import GenerationConfig
 from heal.decoding import GREEDY, Sampling, decode
 from heal.errors import RoundError, UserError
+from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
-from heal.models.measured import batching_for
 from heal.models.precision import resolve_dtype
 from heal.options import resolve_device
 from heal.steering.intervention import Intervention

@@ -14,14 +14,14 @@ from heal.api.keywords import Keywords
 from heal.api.model import coefficient
 from heal.api.steering import prompts_that_fit
 from heal.errors import UserError
-from heal.generation.collect import Collection, Row
+from heal.generation.collect import Collection, Completion
 from heal.healing.log import StepLog
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.run.student import build_accumulator, lora_seed
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
-from heal.steps.generate import Generate, endless
+from heal.steps.generate import Generate
 from heal.steps.heal import Heal, Healed
 from heal.trait import Trait
 
@@ -94,8 +94,9 @@ def generate(
     recipe.run.seed, index = seed, _round(student, round_index)
     model, dosed = student.language_model, replace(vector, c_star=coefficient(vector, c_star))
     trait = prompts_that_fit(model, recipe, trait)
-    collection = Generate(model, student, trait, dosed, recipe, index).compute(progress)
-    for text in endless(collection, recipe.generation.tokens):
+    step = Generate(model, student, trait, dosed, recipe, index)
+    collection = step.compute(progress)
+    for text in step.warnings(collection):
         warnings.warn(text, stacklevel=2)
     return collection
 
@@ -103,7 +104,7 @@ def generate(
 @_HEAL.documented
 def heal(
     student: Accumulator,
-    completions: Collection | Sequence[Row],
+    completions: Collection | Sequence[Completion],
     *,
     round_index: int | None = None,
     seed: int = 0,

@@ -205,7 +205,8 @@ class Signal:
         if self.limit is None:
             return text
         setting = f"{self.limit.kind} {getattr(recipe.evaluation, self.limit.key):g}"
-        return f"{text}; {setting}" + (" from base" if self.limit.over_base else "")
+        side = "above" if self.limit.kind == "ceiling" else "below"
+        return f"{text}; {setting}" + (f" {side} base" if self.limit.over_base else "")
 
     def worsened(self, shift: Estimate) -> bool:
         """Whether a difference lies on the bad side of 0 with its whole interval; False where no side is bad."""

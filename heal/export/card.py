@@ -155,8 +155,8 @@ def _method(student: Student) -> str:
         [
             "## Method",
             "",
-            "Each round extracts a steering vector, finds the dose that spends a fixed KL, lets the steered model "
-            "write, drops what came out broken, and distils the rest into a LoRA while a KL barrier holds the "
+            "Each round extracts a steering vector, finds the dose that spends a fixed KL, samples completions from "
+            "the steered model, drops the broken ones and distils the rest into a LoRA, while a KL barrier holds the "
             "model to its reference. The rounds' LoRAs are stacked, not averaged.",
             "",
             *table,
@@ -224,7 +224,7 @@ def _signals(baseline: BaselineMetrics, last: RoundMetrics) -> str:
         lines.append(
             _row(
                 [
-                    escaped(f"{signal.label}{doubt}"),
+                    escaped(f"{signal.title} ({signal.note}){doubt}"),
                     _interval(base, signal.digits),
                     _interval(healed, signal.digits),
                     _interval(healed and healed.delta, signal.digits, sign=True),

@@ -89,8 +89,8 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     import torch
     from accelerate import Accelerator
 
+    from heal.models.batch_sizes import batching_for
     from heal.models.load import load_language_model
-    from heal.models.measured import batching_for
     from heal.models.precision import resolve_dtype
 
     torch.set_num_threads(compute.threads or usable_cores())

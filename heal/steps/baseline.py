@@ -83,10 +83,7 @@ def measure_baseline(session: Session) -> Baseline:
     """
     probe, examination = examine(session)
     baseline = of_base(examination, limits_of(session.recipe.evaluation), session.run, session.folder.baseline)
-    reasons = doubts(baseline.validity)
-    session.tracker.event("validity", {"probe": asdict(probe), "not_valid": reasons})
-    for reason in reasons:
-        session.console.warn(f"not valid for this model, so no verdict rests on it: {reason}")
+    session.tracker.event("validity", {"probe": asdict(probe), "not_valid": doubts(baseline.validity)})
     refuse_incoherent(baseline)
     return baseline
 
@@ -127,11 +124,6 @@ def examine(session: Session) -> tuple[Probe, Examination]:
     texts = NeutralTexts(session.model, recipe.model.system, recipe.evaluation.neutral_texts)
     choose = ChooseProbe(session.model, session.accumulator.base, texts)
     probe = session.run(choose, session.folder.baseline).probe
-    if probe.mass < MIN_MASS:
-        session.console.warn(
-            f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
-            "what is read at that slot is marked as not valid"
-        )
     examination = examination_of(
         recipe,
         language_model=session.model,
@@ -204,6 +196,15 @@ class ChooseProbe(Step[Chosen]):
         tried = ", ".join(f"{name} {mass:.2f}" for name, mass in artifact.probe.masses.items())
         return f"{artifact.probe.format.name}; base's mass on the answers: {tried}"
 
+    def warnings(self, artifact: Chosen) -> list[str]:
+        probe = artifact.probe
+        if probe.mass >= MIN_MASS:
+            return []
+        return [
+            f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
+            "what is read at that slot is marked as not valid"
+        ]
+
 
 @dataclass(frozen=True)
 class JudgedBaseline:
@@ -243,6 +244,10 @@ class JudgeBaseline(Step[JudgedBaseline]):
     def finding(self, artifact: JudgedBaseline) -> str:
         worth = artifact.metrics.validity
         return f"{len(valid_names(worth))} of {len(worth)} signals are valid for this model"
+
+    def warnings(self, artifact: JudgedBaseline) -> list[str]:
+        reasons = doubts(artifact.metrics.validity)
+        return [f"not valid for this model, so no verdict rests on it: {reason}" for reason in reasons]
 
 
 @dataclass(frozen=True)

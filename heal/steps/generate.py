@@ -7,7 +7,7 @@ from heal.config import Recipe
 from heal.decoding import Sampling
 from heal.generation.collect import Collection, Plan, collect, drops
 from heal.generation.filters import FilterLimits
-from heal.generation.make import Maker
+from heal.generation.sample import Sampler
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.randomness import shuffled
@@ -39,7 +39,7 @@ class Generate(Step[Collection]):
         settings, limits, seed = self.recipe.generation, self.recipe.filter, self.recipe.run.seed
         prompts = shuffled(list(self.trait.generation_prompts), seed, self.round_index, "prompts")
         assert self.vector.c_star is not None, "generate: the vector has no dose"
-        make = Maker(
+        make = Sampler(
             language_model=self.language_model,
             base=self.accumulator.base,
             intervention=self.vector,
@@ -61,12 +61,10 @@ class Generate(Step[Collection]):
         ended = sum(row.ended for row in artifact.kept)
         return f"kept {len(artifact.kept)} of {len(artifact.rows)}{scaled}{why}; {ended} ended by themselves"
 
-
-def endless(collection: Collection, tokens: int) -> list[str]:
-    """A warning where no kept completion ended within the token budget."""
-    if any(row.ended for row in collection.kept):
-        return []
-    return [
-        f"no kept completion ended within {tokens} tokens: the student sees no end of turn; "
-        "raise generation.tokens if answers should stop by themselves"
-    ]
+    def warnings(self, artifact: Collection) -> list[str]:
+        if any(completion.ended for completion in artifact.kept):
+            return []
+        return [
+            f"no kept completion ended within {self.recipe.generation.tokens} tokens: the student sees no end of turn; "
+            "raise generation.tokens if answers should stop by themselves"
+        ]

@@ -32,7 +32,7 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        words: what heal/train.py is given.
+        words: what heal train is given.
         folder: the run's folder.
         rounds: how many rounds it has when it is finished.
     """
@@ -74,11 +74,11 @@ def cells(words: Sequence[str]) -> list[Cell]:
     """Every combination of the values that commas separate, the last key changing fastest.
 
     Args:
-        words: `key=a,b,c` as heal/train.py takes them; `seed` and `rounds` are short for `run.seed` and
+        words: `key=a,b,c` as heal train takes them; `seed` and `rounds` are short for `run.seed` and
             `run.rounds`. A comma inside brackets or quotes belongs to its value.
 
     Raises:
-        UserError: a cell that heal/train.py would refuse, or a name given to more than one run.
+        UserError: a cell that heal train would refuse, or a name given to more than one run.
     """
     choices: dict[str, list[str]] = {}
     for word in words:

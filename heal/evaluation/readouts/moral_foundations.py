@@ -84,6 +84,7 @@ VIGNETTE_INFORMEDNESS = Signal(
     better="higher",
     items="vignettes",
     validity=_VALIDITY,
+    chance=0.0,
 )
 SIGNALS = (*CLR.values(), *NATS.values(), VIGNETTE_MASS, VIGNETTE_INFORMEDNESS)
 

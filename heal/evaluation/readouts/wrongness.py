@@ -47,6 +47,7 @@ WRONGNESS_INFORMEDNESS = Signal(
     better="higher",
     items="vignettes",
     validity=_VALIDITY,
+    chance=0.0,
 )
 WRONGNESS_MASS = Signal(
     "wrongness_mass",

@@ -1,7 +1,7 @@
-"""A round the plain way: what one would write first with transformers and peft, as a benchmark's baseline.
+"""A round implemented plainly with transformers and peft, as the baseline of a benchmark.
 
 One prompt, one completion and one coefficient at a time: no batches, no padding, the whole vocabulary at
-every position, the reference computed again at every step. It is the sensible straightforward way, with no
+every position, the reference computed again at every step. It is a sensible, straightforward implementation without
 deliberate waste: `generate` has its key-value cache, scoring keeps neither gradients nor a cache. It computes
 what heal computes, up to rounding, the random numbers of sampling and the learning-rate schedule.
 
@@ -41,11 +41,11 @@ def extract(language_model: LanguageModel, trait: Trait, texts: Sequence[str], l
     Args:
         language_model: the model as it stands.
         trait: whose personas are contrasted.
-        texts: contexts, each asked under both personas.
+        texts: contexts, each rendered under both personas.
         layers: blocks whose outputs are read.
 
     Raises:
-        ValueError: the last block is asked for; transformers gives its output behind the final norm only.
+        ValueError: the last block is among `layers`; transformers returns its output only after the final norm.
     """
     if max(layers) >= len(language_model.blocks) - 1:
         raise ValueError(f"extract: block {max(layers)} is the last one; its own output is not among the hidden states")
@@ -71,10 +71,10 @@ def calibrate(
     start: float,
     max_evaluations: int,
 ) -> tuple[float, float, int]:
-    """The coefficient at which `path_statistic` reaches the target, one coefficient after the other.
+    """The coefficient at which `path_statistic` reaches the target, one coefficient at a time.
 
     Doubles or halves from `start` until the target is bracketed, then follows the chord in (log c, log
-    statistic), or halves the bracket where that chord is not finite or one end has moved twice in a row.
+    statistic), or halves the bracket where that chord is not finite or one end has moved twice in succession.
     Stops on the tolerance, on a bracket narrower than 1 % or after `max_evaluations`.
 
     Args:
@@ -141,7 +141,7 @@ def generate(
 ) -> list[tuple[int, ...]]:
     """Sampled ids of each completion, the end-of-turn token included where it ended.
 
-    Each prompt has its coefficient; completion i sets torch's global generator to seed + i; top_k of 0 keeps all.
+    Each prompt has its coefficient; completion i seeds torch's global generator with seed + i; top_k 0 keeps all.
     """
     drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     said = []
@@ -155,11 +155,11 @@ def generate(
 @torch.no_grad()
 def tail_perplexities(language_model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]) -> list[float]:
     """Perplexity of the last quarter of each completion under the model as it stands; NaN where empty."""
-    found = []
+    perplexities = []
     for prompt, completion in zip(prompts, completions, strict=True):
         logprob_N = _logprobs(language_model, prompt, completion)[-tail_length(len(completion)) :]
-        found.append(math.exp(min(-float(logprob_N.mean()), 700.0)))
-    return found
+        perplexities.append(math.exp(min(-float(logprob_N.mean()), 700.0)))
+    return perplexities
 
 
 def heal(
@@ -182,9 +182,9 @@ def heal(
         epochs: passes over the rows.
         learning_rate: of AdamW, without weight decay.
         betas: of AdamW.
-        accumulation: completions of an optimiser step; the last one of an epoch takes what is left.
+        accumulation: completions of an optimiser step; the last step of an epoch takes the remainder.
         strength: lambda of the barrier.
-        tau: nats of reverse KL, rmse over a completion, that are free.
+        tau: nats of reverse KL, rmse over a completion, that cost nothing.
 
     Returns:
         The loss of each optimiser step, nats: CE as a mean over its tokens, the barrier over its completions.
@@ -236,15 +236,15 @@ def answer(
 def persona_log_ratios(
     language_model: LanguageModel, trait: Trait, prompts: Sequence[str], completions: Sequence[Ids]
 ) -> list[float]:
-    """Persona log-ratio of each answer's ids to a user's text, nats per token, under the model as it stands."""
-    found = []
+    """Persona log-ratio of each answer (token ids) to a user's text, nats per token, under the model as it stands."""
+    ratios = []
     for text, completion in zip(prompts, completions, strict=True):
         positive, negative = (
             float(_logprobs(language_model, language_model.chat.ids(persona, text), completion).mean())
             for persona in (trait.positive, trait.negative)
         )
-        found.append(positive - negative)
-    return found
+        ratios.append(positive - negative)
+    return ratios
 
 
 @torch.no_grad()
@@ -263,7 +263,7 @@ def _tensor(language_model: LanguageModel, ids: Ids) -> Tensor:
 
 
 def _continue(language_model: LanguageModel, prompt: Ids, tokens: int, **sampling: Any) -> tuple[int, ...]:
-    """What `generate` says after one prompt; a repetition penalty of the model's own would hide over-steering."""
+    """The completion of one prompt by `generate`; a repetition penalty of the model's own would hide over-steering."""
     ids_1T = _tensor(language_model, prompt)
     said_1T = language_model.model.generate(
         input_ids=ids_1T,
@@ -290,14 +290,14 @@ def _logprobs(language_model: LanguageModel, prompt: Ids, completion: Ids) -> Te
 
 
 def _log(value: float) -> float:
-    """Natural logarithm; a statistic that is not finite lies above any target, one of 0 below it."""
+    """Natural logarithm; a statistic that is not finite counts as above any target, one of 0 as below."""
     if not math.isfinite(value):
         return math.inf
     return math.log(value) if value > 0 else -math.inf
 
 
 def _chord(low: tuple[float, float], high: tuple[float, float]) -> float:
-    """Where the chord crosses zero; the middle where it is not finite or crosses at an end of the bracket."""
+    """Where the chord crosses zero; the midpoint where it is not finite or crosses at an end of the bracket."""
     (x0, g0), (x1, g1) = low, high
     x = x0 - g0 * (x1 - x0) / (g1 - g0) if math.isfinite(g0) and math.isfinite(g1) else x0
     return x if x0 < x < x1 else (x0 + x1) / 2

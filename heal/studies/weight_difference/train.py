@@ -14,7 +14,7 @@ from trl import SFTTrainer
 
 from heal.config import HealConfig, Recipe
 from heal.errors import RoundError
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
 from heal.healing.heal import SEEDS, checkpoint_blocks, left_as_it_was, memory_told, training_arguments
@@ -32,7 +32,7 @@ from heal.trait import Trait
 
 @dataclass(frozen=True)
 class Trained:
-    """A difference, and how the two trainings that it is between ended.
+    """A difference of weights, and how the two trainings ended.
 
     Attributes:
         difference: positive minus negative.
@@ -56,13 +56,13 @@ def train_contrast(
 ) -> Trained:
     """One adapter trained on each side of a contrast, from the same initialisation, and `theta_+ - theta_-`.
 
-    `heal.` keys say how: rank, alpha and init of the adapters, band, epochs, learning rate and the rest of AdamW,
-    batches. There is no barrier and nothing is held out.
+    The keys of the recipe's `heal` section apply: rank, alpha and init of the adapters, band, epochs, learning rate and
+    the rest of AdamW, batches. There is no barrier and nothing is held out.
 
     Args:
-        language_model: the base, without adapters; it comes back bit for bit.
-        trait: whose personas are contrasted.
-        recipe: its run.seed and heal section count.
+        language_model: the base, without adapters; it is restored bit for bit.
+        trait: its personas are contrasted.
+        recipe: its run.seed and heal section are used.
         contrast: what `contrasting_answers` kept.
         kind: of the adapters.
         progress: told (steps done, steps).
@@ -79,9 +79,9 @@ def train_contrast(
         def told(done: int, total: int, part: int = part) -> None:
             progress(part * total + done, 2 * total)
 
-        with adapted(language_model, copy.deepcopy(peft_config), derive_seed(seed, STAGE, "adapter")) as found:
-            loss = _fit(language_model, found.peft_model, rows, config, seed, told)
-        trained.append((found.layers, loss))
+        with adapted(language_model, copy.deepcopy(peft_config), derive_seed(seed, STAGE, "adapter")) as carrier:
+            loss = _fit(language_model, carrier.peft_model, rows, config, seed, told)
+        trained.append((carrier.layers, loss))
     (positive, loss_positive), (negative, loss_negative) = trained
     updates = difference(positive, negative)
     if not all(factor.isfinite().all() for update in updates.values() for factor in update.factors):
@@ -107,7 +107,7 @@ class _Trainer(SFTTrainer):
         self._language_model = language_model
         self._order = order
         self._progress = progress
-        self.losses: list[tuple[float, int]] = []  # sum over a batch's completion tokens, and how many those are
+        self.losses: list[tuple[float, int]] = []  # sum over a batch's completion tokens, and their number
 
     def _get_train_sampler(self, *args, **kwargs) -> StepOrder:
         return self._order
@@ -134,12 +134,12 @@ class _Trainer(SFTTrainer):
 def _fit(
     language_model: LanguageModel,
     peft_model: PeftModel,
-    rows: Sequence[Row],
+    rows: Sequence[Completion],
     config: HealConfig,
     seed: int,
     progress: Progress,
 ) -> float:
-    """Trains the adapter inside `peft_model`; the mean loss of the last epoch, nats a completion token."""
+    """Trains the adapter inside `peft_model`; the mean loss of the last epoch, nats per completion token."""
     made = training_rows(language_model, rows)
     size = config.batch_size * config.accumulation
     train = [made[row] for step in steps_of(made, range(len(made)), size, seed, STAGE, "steps") for row in step]

@@ -1,6 +1,6 @@
-"""The benchmarks: each sets one piece of a round against its plain counterpart, in turn, in one process.
+"""The benchmarks: each compares one piece of a round with its plain counterpart, in turn, in one process.
 
-A stage is a function of a `Setting` and a matmul rate that gives rows; `ratio` is this over its baseline.
+A piece is a function of a `Setting` and a matmul rate that gives rows; `ratio` is this over its baseline.
 """
 
 import copy
@@ -25,7 +25,7 @@ from heal.accumulator import Accumulator
 from heal.config import HealConfig
 from heal.decoding import decode
 from heal.dose.calibrate import Goal, calibrate, path_divergences
-from heal.generation.collect import Row as Completion
+from heal.generation.collect import Completion
 from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
 from heal.healing.heal import heal, left_as_it_was, training_arguments
@@ -35,16 +35,16 @@ from heal.healing.rows import Batch, Collator, StepOrder, steps_of, training_row
 from heal.models.language_model import LanguageModel
 from heal.steering.extract import contexts, pair_activations
 from heal.steering.sites import Site
-from heal.studies.bench.measure import Row, count_flops, interleaved, limit_share, median_seconds, peak_bytes
 from heal.studies.bench.setting import Setting
+from heal.studies.bench.timing import Row, count_flops, interleaved, limit_share, median_seconds, peak_bytes
 
-Stage = Callable[[Setting, float], Iterator[Row]]
+Piece = Callable[[Setting, float], Iterator[Row]]
 
 REPEATS = 3
 _LENGTH = 16  # tokens decoded
 
 
-def heal_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def heal_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """A healing step with the reverse-KL rmse barrier against trl's SFTTrainer doing plain SFT on the same rows."""
     config = training(setting)
     few = setting.rows[: config.batch_size]
@@ -54,7 +54,7 @@ def heal_stage(setting: Setting, rate: float) -> Iterator[Row]:
     for _ in range(2):
         seconds["ours"] += ours.step_seconds(setting.rows)
         seconds["theirs"] += theirs.step_seconds(setting.rows)
-    step, plain = (statistics.median(found) for found in seconds.values())
+    step, plain = (statistics.median(steps) for steps in seconds.values())
     once, twice = (count_flops(partial(ours.train, few, n)) for n in (1, 2))
     tokens = sum(len(row.prompt_ids) + len(row.ids) for row in few)
     yield Row(
@@ -78,7 +78,7 @@ def heal_stage(setting: Setting, rate: float) -> Iterator[Row]:
     )
 
 
-def barrier_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def barrier_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """The chunked barrier against the dense loss: value and gradient in the hidden states of one batch."""
     model, accumulator = setting.model, setting.accumulator
     batch = one_batch(setting)
@@ -99,26 +99,32 @@ def barrier_stage(setting: Setting, rate: float) -> Iterator[Row]:
             reference_NV = model.logits(reference_ND)
         (cross_entropy(logits_NV, target_N) + dense_kl(logits_NV, reference_NV).mean()).backward()
 
-    found = median_seconds({"chunked": chunked, "dense": dense}, 2 * REPEATS + 1, model.device)
+    seconds = median_seconds({"chunked": chunked, "dense": dense}, 2 * REPEATS + 1, model.device)
     flops, note = count_flops(chunked), f"{len(target_N)} positions; baseline: the dense loss"
-    ratio = found["chunked"] / found["dense"]
-    share = limit_share(flops, found["chunked"], rate)
+    ratio = seconds["chunked"] / seconds["dense"]
+    share = limit_share(flops, seconds["chunked"], rate)
     yield Row(
-        "barrier_time", found["chunked"], found["dense"], ratio, share, len(target_N) / found["chunked"], note=note
+        "barrier_time",
+        seconds["chunked"],
+        seconds["dense"],
+        ratio,
+        share,
+        len(target_N) / seconds["chunked"],
+        note=note,
     )
     memory, whole = (peak_bytes(work, model.device) for work in (chunked, dense))
     yield Row(
         "barrier_memory",
-        found["chunked"],
-        found["dense"],
+        seconds["chunked"],
+        seconds["dense"],
         memory / whole,
         peak_bytes=memory,
         note=f"ratio of peaks; dense {whole / 2**20:,.0f} MiB",
     )
 
 
-def reference_stage(setting: Setting, rate: float) -> Iterator[Row]:
-    """A batch's reference states from the cache against computing them again."""
+def reference_piece(setting: Setting, rate: float) -> Iterator[Row]:
+    """A batch's reference states read from the cache against computing them again."""
     model, accumulator = setting.model, setting.accumulator
     batch = one_batch(setting)
     counts = torch.bincount(batch["line"]).tolist()
@@ -133,33 +139,35 @@ def reference_stage(setting: Setting, rate: float) -> Iterator[Row]:
                 batch_states(model, batch)
 
         arms = {"cached": lambda: references.get(batch["key"], batch["line"]), "again": again}
-        found = median_seconds(arms, REPEATS, model.device)
-    yield Row("reference_cached", found["cached"], found["again"], found["cached"] / found["again"])
+        seconds = median_seconds(arms, REPEATS, model.device)
+    yield Row("reference_cached", seconds["cached"], seconds["again"], seconds["cached"] / seconds["again"])
 
 
-def generate_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def generate_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """Steered against unsteered decoding, and many rows side by side against one by one."""
     vector, rows = setting.vector, 24
-    model = replace(setting.model, end_ids=frozenset())  # every row says as much in either arm
+    model = replace(setting.model, end_ids=frozenset())  # every row has equally many tokens in either arm
     prompts = setting.prompts(rows)
     with setting.accumulator.student():
         arms = {
             "steered": lambda: decode(model, prompts, _LENGTH, vector, [0.5] * rows),
             "plain": lambda: decode(model, prompts, _LENGTH),
         }
-        found = median_seconds(arms, 2 * REPEATS + 1, model.device)
-        share = limit_share(count_flops(arms["steered"]), found["steered"], rate)
-        ratio, speed = found["steered"] / found["plain"], rows * _LENGTH / found["steered"]
+        seconds = median_seconds(arms, 2 * REPEATS + 1, model.device)
+        share = limit_share(count_flops(arms["steered"]), seconds["steered"], rate)
+        ratio, speed = seconds["steered"] / seconds["plain"], rows * _LENGTH / seconds["steered"]
         note = f"{rows} rows of {_LENGTH} tokens; baseline: unsteered"
-        yield Row("steered_generate", found["steered"], found["plain"], ratio, share, speed, note=note)
+        yield Row("steered_generate", seconds["steered"], seconds["plain"], ratio, share, speed, note=note)
         single = replace(model, batching=replace(model.batching, rows=1))
-        found = median_seconds({"all": arms["plain"], "one": lambda: decode(single, prompts, _LENGTH)}, 1, model.device)
-        ratio, speed = found["all"] / found["one"], rows * _LENGTH / found["all"]
-        yield Row("batched_generate", found["all"], found["one"], ratio, None, speed, note="baseline: row by row")
+        seconds = median_seconds(
+            {"all": arms["plain"], "one": lambda: decode(single, prompts, _LENGTH)}, 1, model.device
+        )
+        ratio, speed = seconds["all"] / seconds["one"], rows * _LENGTH / seconds["all"]
+        yield Row("batched_generate", seconds["all"], seconds["one"], ratio, None, speed, note="baseline: row by row")
 
 
-def extract_stage(setting: Setting, rate: float) -> Iterator[Row]:
-    """Extraction that stops after the last block it reads against one that goes on to the last block."""
+def extract_piece(setting: Setting, rate: float) -> Iterator[Row]:
+    """Extraction that stops after the last block it reads against one that continues to the last block."""
     model, texts, band = setting.model, contexts(16), setting.model.band(setting.recipe.steer.band)
     with setting.accumulator.student():
         sites = [Site(layer) for layer in band]
@@ -167,39 +175,41 @@ def extract_stage(setting: Setting, rate: float) -> Iterator[Row]:
             "stops": lambda: pair_activations(model, setting.trait, texts, sites),
             "goes on": lambda: pair_activations(model, setting.trait, texts, [*sites, Site(len(model.blocks) - 1)]),
         }
-        found = median_seconds(arms, REPEATS, model.device)
-        share = limit_share(count_flops(arms["stops"]), found["stops"], rate)
+        seconds = median_seconds(arms, REPEATS, model.device)
+        share = limit_share(count_flops(arms["stops"]), seconds["stops"], rate)
     note = f"{len(texts)} pairs; baseline: no early stop"
-    yield Row("extract_stop", found["stops"], found["goes on"], found["stops"] / found["goes on"], share, note=note)
+    yield Row(
+        "extract_stop", seconds["stops"], seconds["goes on"], seconds["stops"] / seconds["goes on"], share, note=note
+    )
 
 
-def calibrate_stage(setting: Setting, rate: float) -> Iterator[Row]:
-    """Decoding passes of a calibration from cold, and from starts as far off as rounds drift; `ratio` counts them."""
+def calibrate_piece(setting: Setting, rate: float) -> Iterator[Row]:
+    """Decoding passes of a calibration, cold and from starts as far off as rounds drift; `ratio` counts them."""
     settings, model = setting.recipe.calibration, setting.model
     prompts = setting.prompts(max(8, settings.prompts))
 
     def run(start: float | None):
         begin = time.perf_counter()
         with setting.accumulator.student():
-            found = calibrate(
+            calibration = calibrate(
                 lambda cs: path_divergences(model, setting.vector, cs, prompts, settings.tokens),
                 None,
                 replace(Goal.of(settings), reference="student"),
                 start=start,
             )
-        return found, time.perf_counter() - begin
+        return calibration, time.perf_counter() - begin
 
     cold, seconds = run(None)
     note = f"{len(prompts)} prompts, {settings.candidates} candidates a pass, ended on {cold.outcome}; ratio: passes"
     yield Row("calibration_cold", seconds, ratio=cold.passes, note=note)
     warm = [run(cold.c_star * drift) for drift in (0.85, 1.2)]
     worst, seconds = max(warm, key=lambda pair: pair[0].passes)
-    outcomes = " and ".join(found.outcome for found, _ in warm)
+    outcomes = " and ".join(calibration.outcome for calibration, _ in warm)
     note = f"from 0.85 and 1.2 times c_star, the slower one; ended on {outcomes}; ratio: passes"
     yield Row("calibration_warm", seconds, ratio=worst.passes, note=note)
 
 
-def history_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def history_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """A healing step and a decode with 8 and 16 folded rounds against none."""
     config = training(setting)
     rows, prompts = setting.rows[: 2 * config.batch_size], setting.prompts(8)
@@ -220,7 +230,7 @@ def history_stage(setting: Setting, rate: float) -> Iterator[Row]:
 
 
 def training(setting: Setting) -> HealConfig:
-    """The recipe's training, without what is not part of every step."""
+    """The recipe's training, reduced to what is part of every step."""
     return replace(setting.recipe.heal, validation=0.0, gradient_norms_every=0, epochs=2)
 
 
@@ -231,7 +241,7 @@ def one_batch(setting: Setting) -> Batch:
 
 
 def dense_kl(logits_NV: Tensor, reference_NV: Tensor) -> Tensor:
-    """`KL(student || reference)` over the whole batch at once, as one would write it first."""
+    """`KL(student || reference)` over the whole batch at once, the straightforward way."""
     logp_NV = torch.log_softmax(logits_NV, -1)
     return (logp_NV.exp() * (logp_NV - torch.log_softmax(reference_NV, -1))).sum(-1)
 
@@ -247,7 +257,7 @@ def decoding(model: LanguageModel, accumulator: Accumulator, prompts: list[list[
 
 
 class Trained:
-    """Healing as a round does it; the time of a step leaves out what comes before the first one."""
+    """Healing as in a round; the time of a step excludes what precedes the first one."""
 
     def __init__(self, model: LanguageModel, accumulator: Accumulator, config: HealConfig):
         self._model, self._accumulator, self._config = model, accumulator, config
