@@ -35,10 +35,18 @@ def tiny(tiny_folder: Path) -> LanguageModel:
     return tiny_models.load(tiny_folder)
 
 
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
+    """A tiny model of each architecture by its name, to loop over inside a test; leave them as they are."""
+    return {
+        name: tiny_models.load_architecture(name, tmp_path_factory.mktemp(name)) for name in tiny_models.ARCHITECTURES
+    }
+
+
 @pytest.fixture(scope="session", params=list(tiny_models.ARCHITECTURES))
-def any_architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def any_architecture(request: pytest.FixtureRequest, architectures: dict[str, LanguageModel]) -> LanguageModel:
     """One tiny model for each architecture in turn; leave it as it is."""
-    return tiny_models.load_architecture(request.param, tmp_path_factory.mktemp(request.param))
+    return architectures[request.param]
 
 
 @pytest.fixture(scope="session")

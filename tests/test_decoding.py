@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from heal.decoding import Decoded, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
+from tests.cases import case
 from tests.closeness import assert_near
 from tests.tiny import prompts, sized, vector
 
 TOKENS = 12
 SAMPLED = Sampling(temperature=1.0, top_p=0.95, top_k=64)
 SEEDS = [(0, "row", row) for row in range(5)]
-BELOW_ONE = 1 - 2**-24  # the largest number that torch.rand draws
+EDGES = (0.0, 0.5, 1 - 2**-24)  # the last is the largest number that torch.rand draws
 
 
 def generated(language_model: LanguageModel, prompt: list[int], end_ids: Sequence[int]) -> tuple[int, ...]:
@@ -40,10 +42,16 @@ def endless(language_model: LanguageModel) -> LanguageModel:
     return replace(language_model, end_ids=frozenset())
 
 
-def ending(language_model: LanguageModel) -> LanguageModel:
+def with_ends(language_model: LanguageModel) -> LanguageModel:
     """The same model with end-of-turn tokens that some rows say within the budget, each at its own step."""
     said = decode(endless(language_model), prompts(language_model), TOKENS)
     return replace(language_model, end_ids=frozenset({said[0].ids[2], said[1].ids[7], said[2].ids[0]}))
+
+
+@pytest.fixture(scope="module")
+def ending(architectures: dict[str, LanguageModel]) -> dict[str, LanguageModel]:
+    """The model of each architecture, some of whose rows end within the budget and some do not."""
+    return {name: with_ends(model) for name, model in architectures.items()}
 
 
 def cut(completion: Decoded, end_ids: frozenset[int]) -> tuple[int, ...]:
@@ -55,40 +63,37 @@ def cut(completion: Decoded, end_ids: frozenset[int]) -> tuple[int, ...]:
 # Greedy
 
 
-def test_greedy_says_what_transformers_generate_says(any_architecture: LanguageModel):
-    asked = prompts(any_architecture)
-    for prompt, said in zip(asked, decode(any_architecture, asked, TOKENS), strict=True):
-        assert said.ids == generated(any_architecture, prompt, sorted(any_architecture.end_ids))
+def test_greedy_says_what_transformers_generate_says_and_ends_where_it_ends(
+    architectures: dict[str, LanguageModel], ending: dict[str, LanguageModel]
+):
+    for name, models in product(architectures, (architectures, ending)):
+        with case(name, models[name].end_ids):
+            rows = prompts(models[name])
+            completions = decode(models[name], rows, TOKENS)
+            for prompt, completion in zip(rows, completions, strict=True):
+                assert completion.ids == generated(models[name], prompt, sorted(models[name].end_ids))
+            assert models is architectures or any(completion.ended for completion in completions)
 
 
-def test_greedy_ends_where_transformers_generate_ends(any_architecture: LanguageModel):
-    model, asked = ending(any_architecture), prompts(any_architecture)
-    for prompt, said in zip(asked, decode(model, asked, TOKENS), strict=True):
-        assert said.ids == generated(model, prompt, sorted(model.end_ids))
+# Batches
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-def test_a_batch_of_one_says_what_a_batch_of_many_says(any_architecture: LanguageModel, sampling: Sampling):
-    asked = prompts(any_architecture)
-    together = decode(any_architecture, asked, TOKENS, sampling=sampling, seeds=SEEDS)
-    for row, prompt in enumerate(asked):
-        alone = decode(any_architecture, [prompt], TOKENS, sampling=sampling, seeds=[SEEDS[row]])
-        assert alone == [together[row]]
+def test_the_batch_size_decides_nothing(ending: dict[str, LanguageModel]):
+    for (name, model), sampling in product(ending.items(), (Sampling(), SAMPLED)):
+        with case(name, sampling):
+            together = decode(model, prompts(model), TOKENS, sampling=sampling, seeds=SEEDS)
+            for size in (1, 3):
+                smaller = decode(sized(model, rows=size), prompts(model), TOKENS, sampling=sampling, seeds=SEEDS)
+                assert smaller == together, size
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_batch_size_decides_nothing(any_architecture: LanguageModel, sampling: Sampling, batch_size: int):
-    model, asked = ending(any_architecture), prompts(any_architecture)
-    whole = decode(model, asked, TOKENS, sampling=sampling, seeds=SEEDS)
-    assert decode(sized(model, rows=batch_size), asked, TOKENS, sampling=sampling, seeds=SEEDS) == whole
-
-
-def test_the_order_of_the_rows_decides_nothing(any_architecture: LanguageModel):
-    asked = prompts(any_architecture)
-    forth = decode(any_architecture, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS)
-    back = decode(any_architecture, asked[::-1], TOKENS, sampling=SAMPLED, seeds=SEEDS[::-1])
-    assert back[::-1] == forth
+def test_the_order_of_the_rows_decides_nothing(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        with case(name):
+            rows = prompts(model)
+            forth = decode(model, rows, TOKENS, sampling=SAMPLED, seeds=SEEDS)
+            back = decode(model, rows[::-1], TOKENS, sampling=SAMPLED, seeds=SEEDS[::-1])
+            assert back[::-1] == forth
 
 
 def test_no_prompts_give_no_completions(tiny: LanguageModel):
@@ -98,66 +103,70 @@ def test_no_prompts_give_no_completions(tiny: LanguageModel):
 # Ending
 
 
-def test_rows_that_end_leave_and_the_others_go_on_as_if_alone(any_architecture: LanguageModel):
-    model, asked = ending(any_architecture), prompts(any_architecture)
-    free = decode(endless(any_architecture), asked, TOKENS)
-    stopped = decode(model, asked, TOKENS)
-    assert [each.ids for each in stopped] == [cut(each, model.end_ids) for each in free]
-    assert len({len(each.ids) for each in stopped}) > 1
+def test_rows_that_end_leave_and_the_others_go_on_as_if_alone(ending: dict[str, LanguageModel]):
+    for name, model in ending.items():
+        with case(name):
+            free = decode(endless(model), prompts(model), TOKENS)
+            stopped = decode(model, prompts(model), TOKENS)
+            assert [completion.ids for completion in stopped] == [cut(completion, model.end_ids) for completion in free]
+            assert len({len(completion.ids) for completion in stopped}) > 1
 
 
-def test_the_end_token_is_included_and_nothing_comes_after_it(any_architecture: LanguageModel):
-    model = ending(any_architecture)
-    said = decode(model, prompts(any_architecture), TOKENS)
-    assert any(each.ended for each in said)
-    for each in said:
-        assert not set(each.ids[:-1]) & model.end_ids
-        assert each.ended == (each.ids[-1] in model.end_ids)
-        assert each.ended or len(each.ids) == TOKENS
+def test_a_row_has_ended_exactly_where_its_last_token_ends_a_turn(ending: dict[str, LanguageModel]):
+    for name, model in ending.items():
+        with case(name):
+            for completion in decode(model, prompts(model), TOKENS):
+                assert not set(completion.ids[:-1]) & model.end_ids
+                assert completion.ended == (completion.ids[-1] in model.end_ids)
+                assert completion.ended or len(completion.ids) == TOKENS
 
 
 def test_a_row_that_ends_on_the_last_token_of_its_budget_has_ended(tiny: LanguageModel):
-    asked = prompts(tiny)[:1]
-    said = decode(endless(tiny), asked, TOKENS)[0].ids
+    rows = prompts(tiny)[:1]
+    said = decode(endless(tiny), rows, TOKENS)[0].ids
     place = next(place for place in range(1, TOKENS) if said[place] not in said[:place])
     model = replace(tiny, end_ids=frozenset({said[place]}))
-    assert decode(model, asked, place + 1)[0] == Decoded(said[: place + 1], ended=True)
-    assert decode(model, asked, place)[0] == Decoded(said[:place], ended=False)
+    assert decode(model, rows, place + 1)[0] == Decoded(said[: place + 1], ended=True)
+    assert decode(model, rows, place)[0] == Decoded(said[:place], ended=False)
 
 
 def test_a_larger_budget_only_adds_to_what_was_said(tiny: LanguageModel):
-    asked = prompts(tiny)
-    short = decode(endless(tiny), asked, 5)
-    long = decode(endless(tiny), asked, TOKENS)
-    assert [each.ids for each in short] == [each.ids[:5] for each in long]
+    rows = prompts(tiny)
+    short = decode(endless(tiny), rows, 5)
+    long = decode(endless(tiny), rows, TOKENS)
+    assert [completion.ids for completion in short] == [completion.ids[:5] for completion in long]
 
 
 # Steering
 
 
-def test_a_coefficient_for_each_row_says_what_separate_runs_say(any_architecture: LanguageModel):
-    asked, steering_vector = prompts(any_architecture), vector(any_architecture, norm=5.0)
+def test_a_coefficient_for_each_row_says_what_separate_runs_say(architectures: dict[str, LanguageModel]):
     coefficients = [0.0, 1.0, -1.0, 2.0, 0.5]
-    together = decode(any_architecture, asked, TOKENS, steering_vector, coefficients)
-    for row, coefficient in enumerate(coefficients):
-        assert decode(any_architecture, [asked[row]], TOKENS, steering_vector, [coefficient]) == [together[row]]
-    assert together != decode(any_architecture, asked, TOKENS)
+    for name, model in architectures.items():
+        with case(name):
+            rows, steering_vector = prompts(model), vector(model, norm=5.0)
+            together = decode(model, rows, TOKENS, steering_vector, coefficients)
+            for prompt, coefficient, completion in zip(rows, coefficients, together, strict=True):
+                assert decode(model, [prompt], TOKENS, steering_vector, [coefficient]) == [completion]
+            assert together != decode(model, rows, TOKENS)
 
 
-def test_coefficients_stay_with_their_rows_when_others_leave(any_architecture: LanguageModel):
-    asked, steering_vector = [prompts(any_architecture)[2]] * 6, vector(any_architecture, norm=5.0)
+def test_coefficients_stay_with_their_rows_when_others_leave(architectures: dict[str, LanguageModel]):
     coefficients = [0.0, 2.0, -1.0, 1.0, -2.0, 0.5]
-    free = decode(endless(any_architecture), asked, TOKENS, steering_vector, coefficients)
-    model = replace(any_architecture, end_ids=frozenset({free[0].ids[1], free[2].ids[0], free[4].ids[3]}))
-    stopped = decode(model, asked, TOKENS, steering_vector, coefficients)
-    assert [each.ids for each in stopped] == [cut(each, model.end_ids) for each in free]
+    for name, model in architectures.items():
+        with case(name):
+            rows, steering_vector = [prompts(model)[2]] * 6, vector(model, norm=5.0)
+            free = decode(endless(model), rows, TOKENS, steering_vector, coefficients)
+            stopping = replace(model, end_ids=frozenset({free[0].ids[1], free[2].ids[0], free[4].ids[3]}))
+            stopped = decode(stopping, rows, TOKENS, steering_vector, coefficients)
+            assert [completion.ids for completion in stopped] == [cut(path, stopping.end_ids) for path in free]
 
 
 def test_decoding_leaves_the_model_as_it_was(tiny: LanguageModel):
-    asked = prompts(tiny)
-    before = decode(tiny, asked, TOKENS)
-    decode(tiny, asked, TOKENS, vector(tiny), [3.0] * len(asked), SAMPLED, SEEDS)
-    assert decode(tiny, asked, TOKENS) == before
+    rows = prompts(tiny)
+    before = decode(tiny, rows, TOKENS)
+    decode(tiny, rows, TOKENS, vector(tiny), [3.0] * len(rows), SAMPLED, SEEDS)
+    assert decode(tiny, rows, TOKENS) == before
 
 
 # Logits that are not finite
@@ -169,43 +178,43 @@ def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
     assert decode(broken, prompts(tiny), TOKENS) == [Decoded((), ended=False, finite=False)] * 5
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-@pytest.mark.parametrize("dose", [math.nan, math.inf])
-def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(
-    tiny: LanguageModel, dose: float, sampling: Sampling
-):
-    asked, steering_vector = prompts(tiny), vector(tiny)
-    sound = decode(tiny, asked, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
-    found = decode(tiny, asked, TOKENS, steering_vector, [1.0, dose, 1.0, 1.0, 1.0], sampling, SEEDS)
-    assert found[1] == Decoded((), ended=False, finite=False)
-    assert [*found[:1], *found[2:]] == [*sound[:1], *sound[2:]]
+def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: LanguageModel):
+    rows, steering_vector = prompts(tiny), vector(tiny)
+    for sampling in (Sampling(), SAMPLED):
+        sound = decode(tiny, rows, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
+        for dose in (math.nan, math.inf):
+            with case(sampling, dose):
+                doses = [1.0, dose, 1.0, 1.0, 1.0]
+                completions = decode(tiny, rows, TOKENS, steering_vector, doses, sampling, SEEDS)
+                assert completions[1] == Decoded((), ended=False, finite=False)
+                assert [*completions[:1], *completions[2:]] == [*sound[:1], *sound[2:]]
 
 
 def test_a_row_that_breaks_on_its_way_keeps_what_it_had_said(tiny: LanguageModel):
-    asked = prompts(tiny)[:1]
-    said = decode(endless(tiny), asked, TOKENS)[0].ids
-    place = next(place for place in range(2, TOKENS) if said[place] not in said[:place] and said[place] not in asked[0])
+    rows = prompts(tiny)[:1]
+    said = decode(endless(tiny), rows, TOKENS)[0].ids
+    place = next(place for place in range(2, TOKENS) if said[place] not in said[:place] and said[place] not in rows[0])
     broken = replace(tiny, model=copy.deepcopy(tiny.model))
     broken.model.get_input_embeddings().weight[said[place]] = math.nan
-    assert decode(broken, asked, TOKENS) == [Decoded(said[: place + 1], ended=False, finite=False)]
+    assert decode(broken, rows, TOKENS) == [Decoded(said[: place + 1], ended=False, finite=False)]
 
 
 # Sampling
 
 
 def test_the_same_seeds_say_the_same_and_others_something_else(tiny: LanguageModel):
-    asked = prompts(tiny)
-    first, again = (decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS) for _ in range(2))
-    other = decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=[(1, *seed) for seed in SEEDS])
+    rows = prompts(tiny)
+    first, again = (decode(tiny, rows, TOKENS, sampling=SAMPLED, seeds=SEEDS) for _ in range(2))
+    other = decode(tiny, rows, TOKENS, sampling=SAMPLED, seeds=[(1, *seed) for seed in SEEDS])
     assert first == again != other
 
 
 def test_the_running_stream_decides_nothing(tiny: LanguageModel):
-    asked = prompts(tiny)
+    rows = prompts(tiny)
     torch.manual_seed(1)
-    first = decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS)
+    first = decode(tiny, rows, TOKENS, sampling=SAMPLED, seeds=SEEDS)
     torch.manual_seed(2)
-    assert decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS) == first
+    assert decode(tiny, rows, TOKENS, sampling=SAMPLED, seeds=SEEDS) == first
 
 
 def test_sampling_without_seeds_is_a_programming_error(tiny: LanguageModel):
@@ -213,19 +222,18 @@ def test_sampling_without_seeds_is_a_programming_error(tiny: LanguageModel):
         decode(tiny, prompts(tiny), TOKENS, sampling=SAMPLED)
 
 
-@pytest.mark.parametrize("coefficients", [None, [1.0] * 5])
-def test_an_intervention_and_its_coefficients_come_together(tiny: LanguageModel, coefficients: list[float] | None):
-    steering_vector = vector(tiny) if coefficients is None else None
-    with pytest.raises(ValueError, match="an intervention requires a coefficient for each row"):
-        decode(tiny, prompts(tiny), TOKENS, steering_vector, coefficients)
+def test_an_intervention_and_its_coefficients_come_together(tiny: LanguageModel):
+    for steering_vector, coefficients in ((vector(tiny), None), (None, [1.0] * 5)):
+        with pytest.raises(ValueError, match="an intervention requires a coefficient for each row"):
+            decode(tiny, prompts(tiny), TOKENS, steering_vector, coefficients)
 
 
 def test_sampling_from_one_token_is_greedy(tiny: LanguageModel):
-    asked = prompts(tiny)
-    greedy = decode(tiny, asked, TOKENS)
-    assert decode(tiny, asked, TOKENS, sampling=Sampling(1.0, top_k=1), seeds=SEEDS) == greedy
-    assert decode(tiny, asked, TOKENS, sampling=Sampling(1.0, top_p=1e-6), seeds=SEEDS) == greedy
-    assert decode(tiny, asked, TOKENS, sampling=Sampling(1e-4), seeds=SEEDS) == greedy
+    rows = prompts(tiny)
+    greedy = decode(tiny, rows, TOKENS)
+    assert decode(tiny, rows, TOKENS, sampling=Sampling(1.0, top_k=1), seeds=SEEDS) == greedy
+    assert decode(tiny, rows, TOKENS, sampling=Sampling(1.0, top_p=1e-6), seeds=SEEDS) == greedy
+    assert decode(tiny, rows, TOKENS, sampling=Sampling(1e-4), seeds=SEEDS) == greedy
 
 
 def test_progress_ends_at_the_number_of_rows(tiny: LanguageModel):
@@ -247,15 +255,13 @@ def alike(language_model: LanguageModel) -> list[list[int]]:
     return [language_model.chat.ids("Be brief and kind.", "fox " * row + "?") for row in range(5)]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-def test_a_beginning_that_is_read_once_changes_nothing(any_architecture: LanguageModel, sampling: Sampling):
-    asked, steering_vector = alike(any_architecture), vector(any_architecture)
-    apart = replace(any_architecture, shares=False)
-    for steered in ({}, {"intervention": steering_vector, "coefficients": [1.0, 2.0, 1.0, 0.0, 2.0]}):
-        found, expected = (
-            decode(m, asked, TOKENS, sampling=sampling, seeds=SEEDS, **steered) for m in (any_architecture, apart)
-        )
-        assert found == expected
+def test_a_beginning_that_is_read_once_changes_nothing(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        apart, steering = replace(model, shares=False), (vector(model), [1.0, 2.0, 1.0, 0.0, 2.0])
+        for sampling, shift in ((Sampling(), (None, None)), (SAMPLED, steering)):
+            with case(name, sampling):
+                shared, separate = (decode(m, alike(m), TOKENS, *shift, sampling, SEEDS) for m in (model, apart))
+                assert shared == separate
 
 
 def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch):
@@ -267,25 +273,26 @@ def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, monk
         return whole(*args, **kwargs)
 
     monkeypatch.setattr(tiny.decoder, "forward", forward)
-    asked = alike(tiny)
-    decode(tiny, asked, 1, vector(tiny), [1.0, 2.0, 1.0, 1.0, 2.0])
-    assert shapes[0] == (2, shared_length(asked))
-    assert sum(rows * width for rows, width in shapes) < 5 * max(map(len, asked))
+    rows = alike(tiny)
+    decode(tiny, rows, 1, vector(tiny), [1.0, 2.0, 1.0, 1.0, 2.0])
+    assert shapes[0] == (2, shared_length(rows))
+    assert sum(count * width for count, width in shapes) < 5 * max(map(len, rows))
 
 
-def test_kept_states_are_those_that_each_token_was_chosen_from(any_architecture: LanguageModel):
-    model, asked = ending(any_architecture), prompts(any_architecture)
-    said = decode(model, asked, TOKENS, keep_states=True)
-    expected = completion_states(model, asked, [each.ids for each in said])
-    for each, h_ND in zip(said, expected, strict=True):
-        assert each.states_ND is not None
-        assert_near(each.states_ND, h_ND)
+def test_kept_states_are_those_that_each_token_was_chosen_from(ending: dict[str, LanguageModel]):
+    for name, model in ending.items():
+        with case(name):
+            completions = decode(model, prompts(model), TOKENS, keep_states=True)
+            scored = completion_states(model, prompts(model), [completion.ids for completion in completions])
+            for completion, h_ND in zip(completions, scored, strict=True):
+                assert completion.states_ND is not None
+                assert_near(completion.states_ND, h_ND)
 
 
 # The choice of one token
 
 
-def frequencies(logits_V: Tensor, sampling: Sampling, count: int = 20_000) -> Tensor:
+def frequencies(logits_V: Tensor, sampling: Sampling, count: int) -> Tensor:
     """How often each token is chosen by evenly spread uniform numbers: within 1 / count of its probability."""
     u_B = (torch.arange(count) + 0.5) / count
     return torch.bincount(choose(logits_V.expand(count, -1), sampling, u_B), minlength=len(logits_V)) / count
@@ -305,14 +312,13 @@ def drawn(vocabulary: int = 40, seed: int = 0) -> Tensor:
     return 2 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("top_k", [0, 1, 7, 1000])
-@pytest.mark.parametrize("top_p", [1e-6, 0.5, 0.9, 1.0])
-def test_tokens_are_chosen_as_often_as_transformers_would(temperature: float, top_k: int, top_p: float):
-    sampling = Sampling(temperature, top_p, top_k)
-    for seed in range(3):
-        found, wanted = frequencies(drawn(seed=seed), sampling), expected(drawn(seed=seed), sampling)
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+def test_tokens_are_chosen_as_often_as_transformers_would():
+    count, settings = 10_000, product((0.3, 1.0, 2.5), (1e-6, 0.5, 0.9, 1.0), (0, 1, 7, 1000))
+    for seed, (temperature, top_p, top_k) in enumerate(settings):
+        sampling = Sampling(temperature, top_p, top_k)
+        with case(sampling, seed):
+            often, probability = frequencies(drawn(seed=seed), sampling, count), expected(drawn(seed=seed), sampling)
+            torch.testing.assert_close(often, probability, rtol=0, atol=1 / count + 1e-5)
 
 
 def test_random_numbers_choose_with_the_softmax_s_frequencies():
@@ -324,28 +330,20 @@ def test_random_numbers_choose_with_the_softmax_s_frequencies():
     assert chi_square < 27.9  # 9 degrees of freedom: exceeded once in a thousand seeds
 
 
-@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
-def test_no_token_outside_of_top_k_is_ever_chosen(u: float):
-    for seed in range(50):
-        logits_V = drawn(seed=seed)
-        chosen = choose(logits_V[None], Sampling(5.0, top_k=3), torch.tensor([u]))
-        assert chosen.item() in logits_V.topk(3).indices.tolist()
+def test_no_token_outside_of_top_k_or_top_p_is_ever_chosen():
+    for seed, sampling in product(range(50), (Sampling(5.0, top_k=3), Sampling(1.0, top_p=0.6))):
+        with case(seed, sampling):
+            logits_V = drawn(seed=seed)
+            chosen = choose(logits_V.expand(len(EDGES), -1), sampling, torch.tensor(EDGES))
+            assert (expected(logits_V, sampling)[chosen] > 0).all()
 
 
-@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
-def test_no_token_outside_of_top_p_is_ever_chosen(u: float):
-    for seed in range(50):
-        logits_V = drawn(seed=seed)
-        chosen = choose(logits_V[None], Sampling(1.0, top_p=0.6), torch.tensor([u]))
-        assert expected(logits_V, Sampling(1.0, top_p=0.6))[chosen.item()] > 0
-
-
-@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
-@pytest.mark.parametrize("sampling", [Sampling(1.0), SAMPLED])
-def test_a_token_that_the_logits_exclude_is_never_chosen(u: float, sampling: Sampling):
+def test_a_token_that_the_logits_exclude_is_never_chosen():
     logits_V = drawn()
     logits_V[::2] = -math.inf
-    assert choose(logits_V[None], sampling, torch.tensor([u])).item() % 2 == 1
+    for sampling in (Sampling(1.0), SAMPLED):
+        chosen = choose(logits_V.expand(len(EDGES), -1), sampling, torch.tensor(EDGES))
+        assert (chosen % 2 == 1).all(), sampling
 
 
 def test_a_choice_does_not_depend_on_the_rows_beside_it():
