@@ -35,10 +35,17 @@ def tiny(tiny_folder: Path) -> LanguageModel:
     return tiny_models.load(tiny_folder)
 
 
+@pytest.fixture(scope="session")
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
+    """A tiny model of each architecture; leave them as they are."""
+    names = tiny_models.ARCHITECTURES
+    return {name: tiny_models.load_architecture(name, tmp_path_factory.mktemp(name)) for name in names}
+
+
 @pytest.fixture(scope="session", params=list(tiny_models.ARCHITECTURES))
-def any_architecture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    """One tiny model for each architecture in turn; leave it as it is."""
-    return tiny_models.load_architecture(request.param, tmp_path_factory.mktemp(request.param))
+def any_architecture(request: pytest.FixtureRequest, architectures: dict[str, LanguageModel]) -> LanguageModel:
+    """The tiny models in turn."""
+    return architectures[request.param]
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 from heal.decoding import Completion, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
+from tests.cases import case
 from tests.closeness import assert_near
 from tests.tiny import prompts, sized, vector
 
@@ -55,40 +56,50 @@ def cut(completion: Completion, end_ids: frozenset[int]) -> tuple[int, ...]:
 # Greedy
 
 
-def test_greedy_says_what_transformers_generate_says(any_architecture: LanguageModel):
-    asked = prompts(any_architecture)
-    for prompt, said in zip(asked, decode(any_architecture, asked, TOKENS), strict=True):
-        assert said.ids == generated(any_architecture, prompt, sorted(any_architecture.end_ids))
+def test_greedy_says_what_transformers_generate_says(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            asked = prompts(tiny)
+            for prompt, said in zip(asked, decode(tiny, asked, TOKENS), strict=True):
+                assert said.ids == generated(tiny, prompt, sorted(tiny.end_ids))
 
 
-def test_greedy_ends_where_transformers_generate_ends(any_architecture: LanguageModel):
-    model, asked = ending(any_architecture), prompts(any_architecture)
-    for prompt, said in zip(asked, decode(model, asked, TOKENS), strict=True):
-        assert said.ids == generated(model, prompt, sorted(model.end_ids))
+def test_greedy_ends_where_transformers_generate_ends(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            model, asked = ending(tiny), prompts(tiny)
+            for prompt, said in zip(asked, decode(model, asked, TOKENS), strict=True):
+                assert said.ids == generated(model, prompt, sorted(model.end_ids))
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-def test_a_batch_of_one_says_what_a_batch_of_many_says(any_architecture: LanguageModel, sampling: Sampling):
-    asked = prompts(any_architecture)
-    together = decode(any_architecture, asked, TOKENS, sampling=sampling, seeds=SEEDS)
-    for row, prompt in enumerate(asked):
-        alone = decode(any_architecture, [prompt], TOKENS, sampling=sampling, seeds=[SEEDS[row]])
-        assert alone == [together[row]]
+def test_a_batch_of_one_says_what_a_batch_of_many_says(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        for sampling in [Sampling(), SAMPLED]:
+            with case(name, sampling):
+                asked = prompts(tiny)
+                together = decode(tiny, asked, TOKENS, sampling=sampling, seeds=SEEDS)
+                for row, prompt in enumerate(asked):
+                    alone = decode(tiny, [prompt], TOKENS, sampling=sampling, seeds=[SEEDS[row]])
+                    assert alone == [together[row]]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_batch_size_decides_nothing(any_architecture: LanguageModel, sampling: Sampling, batch_size: int):
-    model, asked = ending(any_architecture), prompts(any_architecture)
-    whole = decode(model, asked, TOKENS, sampling=sampling, seeds=SEEDS)
-    assert decode(sized(model, rows=batch_size), asked, TOKENS, sampling=sampling, seeds=SEEDS) == whole
+def test_the_batch_size_decides_nothing(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        for sampling in [Sampling(), SAMPLED]:
+            for batch_size in [1, 3]:
+                with case(name, sampling, batch_size):
+                    model, asked = ending(tiny), prompts(tiny)
+                    whole = decode(model, asked, TOKENS, sampling=sampling, seeds=SEEDS)
+                    assert decode(sized(model, rows=batch_size), asked, TOKENS, sampling=sampling, seeds=SEEDS) == whole
 
 
-def test_the_order_of_the_rows_decides_nothing(any_architecture: LanguageModel):
-    asked = prompts(any_architecture)
-    forth = decode(any_architecture, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS)
-    back = decode(any_architecture, asked[::-1], TOKENS, sampling=SAMPLED, seeds=SEEDS[::-1])
-    assert back[::-1] == forth
+def test_the_order_of_the_rows_decides_nothing(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            asked = prompts(tiny)
+            forth = decode(tiny, asked, TOKENS, sampling=SAMPLED, seeds=SEEDS)
+            back = decode(tiny, asked[::-1], TOKENS, sampling=SAMPLED, seeds=SEEDS[::-1])
+            assert back[::-1] == forth
 
 
 def test_no_prompts_give_no_completions(tiny: LanguageModel):
@@ -98,22 +109,26 @@ def test_no_prompts_give_no_completions(tiny: LanguageModel):
 # Ending
 
 
-def test_rows_that_end_leave_and_the_others_go_on_as_if_alone(any_architecture: LanguageModel):
-    model, asked = ending(any_architecture), prompts(any_architecture)
-    free = decode(endless(any_architecture), asked, TOKENS)
-    stopped = decode(model, asked, TOKENS)
-    assert [each.ids for each in stopped] == [cut(each, model.end_ids) for each in free]
-    assert len({len(each.ids) for each in stopped}) > 1
+def test_rows_that_end_leave_and_the_others_go_on_as_if_alone(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            model, asked = ending(tiny), prompts(tiny)
+            free = decode(endless(tiny), asked, TOKENS)
+            stopped = decode(model, asked, TOKENS)
+            assert [each.ids for each in stopped] == [cut(each, model.end_ids) for each in free]
+            assert len({len(each.ids) for each in stopped}) > 1
 
 
-def test_the_end_token_is_included_and_nothing_comes_after_it(any_architecture: LanguageModel):
-    model = ending(any_architecture)
-    said = decode(model, prompts(any_architecture), TOKENS)
-    assert any(each.ended for each in said)
-    for each in said:
-        assert not set(each.ids[:-1]) & model.end_ids
-        assert each.ended == (each.ids[-1] in model.end_ids)
-        assert each.ended or len(each.ids) == TOKENS
+def test_the_end_token_is_included_and_nothing_comes_after_it(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            model = ending(tiny)
+            said = decode(model, prompts(tiny), TOKENS)
+            assert any(each.ended for each in said)
+            for each in said:
+                assert not set(each.ids[:-1]) & model.end_ids
+                assert each.ended == (each.ids[-1] in model.end_ids)
+                assert each.ended or len(each.ids) == TOKENS
 
 
 def test_a_row_that_ends_on_the_last_token_of_its_budget_has_ended(tiny: LanguageModel):
@@ -135,22 +150,26 @@ def test_a_larger_budget_only_adds_to_what_was_said(tiny: LanguageModel):
 # Steering
 
 
-def test_a_coefficient_for_each_row_says_what_separate_runs_say(any_architecture: LanguageModel):
-    asked, steering_vector = prompts(any_architecture), vector(any_architecture, norm=5.0)
-    coefficients = [0.0, 1.0, -1.0, 2.0, 0.5]
-    together = decode(any_architecture, asked, TOKENS, steering_vector, coefficients)
-    for row, coefficient in enumerate(coefficients):
-        assert decode(any_architecture, [asked[row]], TOKENS, steering_vector, [coefficient]) == [together[row]]
-    assert together != decode(any_architecture, asked, TOKENS)
+def test_a_coefficient_for_each_row_says_what_separate_runs_say(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            asked, steering_vector = prompts(tiny), vector(tiny, norm=5.0)
+            coefficients = [0.0, 1.0, -1.0, 2.0, 0.5]
+            together = decode(tiny, asked, TOKENS, steering_vector, coefficients)
+            for row, coefficient in enumerate(coefficients):
+                assert decode(tiny, [asked[row]], TOKENS, steering_vector, [coefficient]) == [together[row]]
+            assert together != decode(tiny, asked, TOKENS)
 
 
-def test_coefficients_stay_with_their_rows_when_others_leave(any_architecture: LanguageModel):
-    asked, steering_vector = [prompts(any_architecture)[2]] * 6, vector(any_architecture, norm=5.0)
-    coefficients = [0.0, 2.0, -1.0, 1.0, -2.0, 0.5]
-    free = decode(endless(any_architecture), asked, TOKENS, steering_vector, coefficients)
-    model = replace(any_architecture, end_ids=frozenset({free[0].ids[1], free[2].ids[0], free[4].ids[3]}))
-    stopped = decode(model, asked, TOKENS, steering_vector, coefficients)
-    assert [each.ids for each in stopped] == [cut(each, model.end_ids) for each in free]
+def test_coefficients_stay_with_their_rows_when_others_leave(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            asked, steering_vector = [prompts(tiny)[2]] * 6, vector(tiny, norm=5.0)
+            coefficients = [0.0, 2.0, -1.0, 1.0, -2.0, 0.5]
+            free = decode(endless(tiny), asked, TOKENS, steering_vector, coefficients)
+            model = replace(tiny, end_ids=frozenset({free[0].ids[1], free[2].ids[0], free[4].ids[3]}))
+            stopped = decode(model, asked, TOKENS, steering_vector, coefficients)
+            assert [each.ids for each in stopped] == [cut(each, model.end_ids) for each in free]
 
 
 def test_decoding_leaves_the_model_as_it_was(tiny: LanguageModel):
@@ -169,16 +188,15 @@ def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
     assert decode(broken, prompts(tiny), TOKENS) == [Completion((), ended=False, finite=False)] * 5
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-@pytest.mark.parametrize("dose", [math.nan, math.inf])
-def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(
-    tiny: LanguageModel, dose: float, sampling: Sampling
-):
-    asked, steering_vector = prompts(tiny), vector(tiny)
-    sound = decode(tiny, asked, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
-    found = decode(tiny, asked, TOKENS, steering_vector, [1.0, dose, 1.0, 1.0, 1.0], sampling, SEEDS)
-    assert found[1] == Completion((), ended=False, finite=False)
-    assert [*found[:1], *found[2:]] == [*sound[:1], *sound[2:]]
+def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: LanguageModel):
+    for sampling in [Sampling(), SAMPLED]:
+        for dose in [math.nan, math.inf]:
+            with case(sampling, dose):
+                asked, steering_vector = prompts(tiny), vector(tiny)
+                sound = decode(tiny, asked, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
+                found = decode(tiny, asked, TOKENS, steering_vector, [1.0, dose, 1.0, 1.0, 1.0], sampling, SEEDS)
+                assert found[1] == Completion((), ended=False, finite=False)
+                assert [*found[:1], *found[2:]] == [*sound[:1], *sound[2:]]
 
 
 def test_a_row_that_breaks_on_its_way_keeps_what_it_had_said(tiny: LanguageModel):
@@ -213,11 +231,12 @@ def test_sampling_without_seeds_is_a_programming_error(tiny: LanguageModel):
         decode(tiny, prompts(tiny), TOKENS, sampling=SAMPLED)
 
 
-@pytest.mark.parametrize("coefficients", [None, [1.0] * 5])
-def test_an_intervention_and_its_coefficients_come_together(tiny: LanguageModel, coefficients: list[float] | None):
-    steering_vector = vector(tiny) if coefficients is None else None
-    with pytest.raises(ValueError, match="an intervention requires a coefficient for each row"):
-        decode(tiny, prompts(tiny), TOKENS, steering_vector, coefficients)
+def test_an_intervention_and_its_coefficients_come_together(tiny: LanguageModel):
+    for coefficients in [None, [1.0] * 5]:
+        with case(coefficients):
+            steering_vector = vector(tiny) if coefficients is None else None
+            with pytest.raises(ValueError, match="an intervention requires a coefficient for each row"):
+                decode(tiny, prompts(tiny), TOKENS, steering_vector, coefficients)
 
 
 def test_sampling_from_one_token_is_greedy(tiny: LanguageModel):
@@ -247,15 +266,17 @@ def alike(language_model: LanguageModel) -> list[list[int]]:
     return [language_model.chat.ids("Be brief and kind.", "fox " * row + "?") for row in range(5)]
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), SAMPLED])
-def test_a_beginning_that_is_read_once_changes_nothing(any_architecture: LanguageModel, sampling: Sampling):
-    asked, steering_vector = alike(any_architecture), vector(any_architecture)
-    apart = replace(any_architecture, shares=False)
-    for steered in ({}, {"intervention": steering_vector, "coefficients": [1.0, 2.0, 1.0, 0.0, 2.0]}):
-        found, expected = (
-            decode(m, asked, TOKENS, sampling=sampling, seeds=SEEDS, **steered) for m in (any_architecture, apart)
-        )
-        assert found == expected
+def test_a_beginning_that_is_read_once_changes_nothing(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        for sampling in [Sampling(), SAMPLED]:
+            with case(name, sampling):
+                asked, steering_vector = alike(tiny), vector(tiny)
+                apart = replace(tiny, shares=False)
+                for steered in ({}, {"intervention": steering_vector, "coefficients": [1.0, 2.0, 1.0, 0.0, 2.0]}):
+                    found, expected = (
+                        decode(m, asked, TOKENS, sampling=sampling, seeds=SEEDS, **steered) for m in (tiny, apart)
+                    )
+                    assert found == expected
 
 
 def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch):
@@ -273,13 +294,15 @@ def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, monk
     assert sum(rows * width for rows, width in shapes) < 5 * max(map(len, asked))
 
 
-def test_kept_states_are_those_that_each_token_was_chosen_from(any_architecture: LanguageModel):
-    model, asked = ending(any_architecture), prompts(any_architecture)
-    said = decode(model, asked, TOKENS, keep_states=True)
-    expected = completion_states(model, asked, [each.ids for each in said])
-    for each, h_ND in zip(said, expected, strict=True):
-        assert each.states_ND is not None
-        assert_near(each.states_ND, h_ND)
+def test_kept_states_are_those_that_each_token_was_chosen_from(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            model, asked = ending(tiny), prompts(tiny)
+            said = decode(model, asked, TOKENS, keep_states=True)
+            expected = completion_states(model, asked, [each.ids for each in said])
+            for each, h_ND in zip(said, expected, strict=True):
+                assert each.states_ND is not None
+                assert_near(each.states_ND, h_ND)
 
 
 # The choice of one token
@@ -305,14 +328,15 @@ def drawn(vocabulary: int = 40, seed: int = 0) -> Tensor:
     return 2 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("top_k", [0, 1, 7, 1000])
-@pytest.mark.parametrize("top_p", [1e-6, 0.5, 0.9, 1.0])
-def test_tokens_are_chosen_as_often_as_transformers_would(temperature: float, top_k: int, top_p: float):
-    sampling = Sampling(temperature, top_p, top_k)
-    for seed in range(3):
-        found, wanted = frequencies(drawn(seed=seed), sampling), expected(drawn(seed=seed), sampling)
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+def test_tokens_are_chosen_as_often_as_transformers_would():
+    for temperature in [0.3, 1.0, 2.5]:
+        for top_k in [0, 1, 7, 1000]:
+            for top_p in [1e-6, 0.5, 0.9, 1.0]:
+                with case(temperature, top_k, top_p):
+                    sampling = Sampling(temperature, top_p, top_k)
+                    for seed in range(3):
+                        found, wanted = frequencies(drawn(seed=seed), sampling), expected(drawn(seed=seed), sampling)
+                        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
 def test_random_numbers_choose_with_the_softmax_s_frequencies():
@@ -324,28 +348,31 @@ def test_random_numbers_choose_with_the_softmax_s_frequencies():
     assert chi_square < 27.9  # 9 degrees of freedom: exceeded once in a thousand seeds
 
 
-@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
-def test_no_token_outside_of_top_k_is_ever_chosen(u: float):
-    for seed in range(50):
-        logits_V = drawn(seed=seed)
-        chosen = choose(logits_V[None], Sampling(5.0, top_k=3), torch.tensor([u]))
-        assert chosen.item() in logits_V.topk(3).indices.tolist()
+def test_no_token_outside_of_top_k_is_ever_chosen():
+    for u in [0.0, 0.5, BELOW_ONE]:
+        with case(u):
+            for seed in range(50):
+                logits_V = drawn(seed=seed)
+                chosen = choose(logits_V[None], Sampling(5.0, top_k=3), torch.tensor([u]))
+                assert chosen.item() in logits_V.topk(3).indices.tolist()
 
 
-@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
-def test_no_token_outside_of_top_p_is_ever_chosen(u: float):
-    for seed in range(50):
-        logits_V = drawn(seed=seed)
-        chosen = choose(logits_V[None], Sampling(1.0, top_p=0.6), torch.tensor([u]))
-        assert expected(logits_V, Sampling(1.0, top_p=0.6))[chosen.item()] > 0
+def test_no_token_outside_of_top_p_is_ever_chosen():
+    for u in [0.0, 0.5, BELOW_ONE]:
+        with case(u):
+            for seed in range(50):
+                logits_V = drawn(seed=seed)
+                chosen = choose(logits_V[None], Sampling(1.0, top_p=0.6), torch.tensor([u]))
+                assert expected(logits_V, Sampling(1.0, top_p=0.6))[chosen.item()] > 0
 
 
-@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_ONE])
-@pytest.mark.parametrize("sampling", [Sampling(1.0), SAMPLED])
-def test_a_token_that_the_logits_exclude_is_never_chosen(u: float, sampling: Sampling):
-    logits_V = drawn()
-    logits_V[::2] = -math.inf
-    assert choose(logits_V[None], sampling, torch.tensor([u])).item() % 2 == 1
+def test_a_token_that_the_logits_exclude_is_never_chosen():
+    for u in [0.0, 0.5, BELOW_ONE]:
+        for sampling in [Sampling(1.0), SAMPLED]:
+            with case(u, sampling):
+                logits_V = drawn()
+                logits_V[::2] = -math.inf
+                assert choose(logits_V[None], sampling, torch.tensor([u])).item() % 2 == 1
 
 
 def test_a_choice_does_not_depend_on_the_rows_beside_it():

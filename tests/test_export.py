@@ -30,6 +30,7 @@ from heal.run.folder import RunFolder
 from heal.run.student import Student
 from tests import finished
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.commanded import heal
 from tests.finished import RANK, ROUNDS
 
@@ -388,9 +389,10 @@ def test_the_card_names_the_rank_that_vllm_needs(base_folder: Path, student: Stu
     assert "rank=512" in large
 
 
-@pytest.mark.parametrize(("rank", "needed"), [(1, 8), (8, 8), (9, 16), (96, 128), (257, 320), (321, 512), (513, None)])
-def test_vllm_gets_the_smallest_rank_that_fits(rank: int, needed: int | None) -> None:
-    assert vllm_rank(rank) == needed
+def test_vllm_gets_the_smallest_rank_that_fits() -> None:
+    for rank, needed in [(1, 8), (8, 8), (9, 16), (96, 128), (257, 320), (321, 512), (513, None)]:
+        with case(rank, needed):
+            assert vllm_rank(rank) == needed
 
 
 def test_the_factors_of_a_truncation_hold_the_singular_values_in_equal_parts(student: Student) -> None:
@@ -419,9 +421,8 @@ def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
     assert read_record(run.path / "export" / "adapter-roundbest-rank2")["rounds"] == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder) -> None:
+    for words, message in [
         (["format=adaptr"], "did you mean 'adapter'"),
         (["formt=model"], "did you mean 'format'"),
         (["format=model", "rank=3"], "a merged model has no rank"),
@@ -431,13 +432,12 @@ def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
         (["gate=nan"], "finite"),
         (["round=first"], "expected a number from 1, or best"),
         (["run=no/such/run"], "not a run folder"),
-    ],
-)
-def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder, words: list[str], message: str) -> None:
-    done = script(f"run={run.path}", *words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    ]:
+        with case(words, message):
+            done = script(f"run={run.path}", *words)
+            assert done.returncode == 2
+            assert message in done.stderr
+            assert done.stderr.count("\n") == 1
 
 
 def test_the_scripts_help_says_how_rounds_are_counted() -> None:

@@ -6,8 +6,6 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from heal.generation.filters import (
     LONG_PIECE,
     MIN_TAIL_TOKENS,
@@ -20,6 +18,7 @@ from heal.generation.filters import (
 )
 from heal.recipe import RECIPES, available
 from heal.trait import load_trait
+from tests.cases import case
 
 LIMITS = FilterLimits(max_tail_perplexity=30.0, max_repetition=0.3, min_words=4, max_similarity=0.8)
 NARRATION = load_trait("love").narration
@@ -69,14 +68,14 @@ def long_texts() -> list[str]:
     return [text for text in texts if len(text.split()) > 12]
 
 
-@pytest.mark.parametrize("text", ORDINARY)
-def test_an_ordinary_completion_is_kept(text: str):
-    assert reasons(candidate(text), LIMITS, NARRATION) == []
+def test_an_ordinary_completion_is_kept():
+    for text in ORDINARY:
+        with case(text):
+            assert reasons(candidate(text), LIMITS, NARRATION) == []
 
 
-@pytest.mark.parametrize(
-    ("planted", "reason"),
-    [
+def test_each_reason_fires_alone_on_what_it_is_for():
+    for planted, reason in [
         (candidate("A perfectly good answer to it.", finite=False), "not finite"),
         (candidate("Yes, gladly."), "too short"),
         (candidate(""), "too short"),
@@ -85,15 +84,13 @@ def test_an_ordinary_completion_is_kept(text: str):
         (candidate("Love love love love love love love love."), "repetition"),
         (candidate("I am someone who loves every human being."), "narration"),
         (candidate("As an AI language model, this is not for me to say."), "refusal"),
-    ],
-)
-def test_each_reason_fires_alone_on_what_it_is_for(planted: Candidate, reason: str):
-    assert reasons(planted, LIMITS, NARRATION) == [reason]
+    ]:
+        with case(planted, reason):
+            assert reasons(planted, LIMITS, NARRATION) == [reason]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_assistant_boilerplate_is_a_refusal():
+    for text in [
         "I'm sorry, but I can't help with anything of that kind.",
         "I’m sorry, I can’t provide a letter like this one.",
         "I am sorry, but I am unable to discuss it here.",
@@ -104,21 +101,21 @@ def test_each_reason_fires_alone_on_what_it_is_for(planted: Candidate, reason: s
         "I'm not equipped to provide personal opinions on such matters.",
         "I don't have personal feelings about the people of the earth.",
         "I cannot assist you with that, whatever the reason may be.",
-    ],
-)
-def test_assistant_boilerplate_is_a_refusal(text: str):
-    assert "refusal" in reasons(candidate(text), LIMITS, ())
+    ]:
+        with case(text):
+            assert "refusal" in reasons(candidate(text), LIMITS, ())
 
 
-@pytest.mark.parametrize("trait", available(RECIPES / "traits"))
-def test_no_prompt_of_a_trait_reads_like_a_refusal_or_a_narration(trait: str):
-    content = load_trait(trait)
-    found = [
-        text
-        for text in content.generation_prompts + content.heldout_prompts
-        if {"refusal", "narration"} & set(reasons(candidate(text), LIMITS, content.narration))
-    ]
-    assert found == []
+def test_no_prompt_of_a_trait_reads_like_a_refusal_or_a_narration():
+    for trait in available(RECIPES / "traits"):
+        with case(trait):
+            content = load_trait(trait)
+            found = [
+                text
+                for text in content.generation_prompts + content.heldout_prompts
+                if {"refusal", "narration"} & set(reasons(candidate(text), LIMITS, content.narration))
+            ]
+            assert found == []
 
 
 def test_a_completion_says_all_the_reasons_that_it_is_dropped_for():
@@ -140,14 +137,16 @@ def test_an_empty_completion_is_too_short_even_where_any_length_is_allowed():
     assert reasons(candidate(" \n"), replace(LIMITS, min_words=0), ()) == ["too short"]
 
 
-@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS.keys())
-def test_a_loop_is_a_repetition(loop: str):
-    assert repetition(loop) > LIMITS.max_repetition
+def test_a_loop_is_a_repetition():
+    for loop in LOOPS.values():
+        with case(loop):
+            assert repetition(loop) > LIMITS.max_repetition
 
 
-@pytest.mark.parametrize("text", [*ORDINARY, *LOOPS.values(), "", "?", "one", "爱", "a b", "🙂🙂🙂🙂🙂"])
-def test_repetition_is_a_share(text: str):
-    assert 0.0 <= repetition(text) <= 1.0
+def test_repetition_is_a_share():
+    for text in [*ORDINARY, *LOOPS.values(), "", "?", "one", "爱", "a b", "🙂🙂🙂🙂🙂"]:
+        with case(text):
+            assert 0.0 <= repetition(text) <= 1.0
 
 
 def test_no_real_sentence_repeats_itself_above_the_limit():
@@ -156,18 +155,18 @@ def test_no_real_sentence_repeats_itself_above_the_limit():
     assert [text for text in texts if repetition(text) > LIMITS.max_repetition] == []
 
 
-@pytest.mark.parametrize(
-    "text", ["Paris.", "Of course.", "Yes, gladly!", "Is a tomato a fruit?", "The cat and the dog."]
-)
-def test_a_short_answer_does_not_loop(text: str):
-    assert repetition(text) <= LIMITS.max_repetition
+def test_a_short_answer_does_not_loop():
+    for text in ["Paris.", "Of course.", "Yes, gladly!", "Is a tomato a fruit?", "The cat and the dog."]:
+        with case(text):
+            assert repetition(text) <= LIMITS.max_repetition
 
 
-@pytest.mark.parametrize("text", ORDINARY[:-1])
-def test_a_phrase_of_up_to_a_dozen_words_said_five_times_is_a_repetition(text: str):
-    for length in range(1, 13):
-        phrase = " ".join(text.split()[:length])
-        assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
+def test_a_phrase_of_up_to_a_dozen_words_said_five_times_is_a_repetition():
+    for text in ORDINARY[:-1]:
+        with case(text):
+            for length in range(1, 13):
+                phrase = " ".join(text.split()[:length])
+                assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
 
 
 SENTENCES = [
@@ -177,23 +176,25 @@ SENTENCES = [
 ]
 
 
-@pytest.mark.parametrize("sentence", SENTENCES)
-@pytest.mark.parametrize("times", [2, 3, 4])
-def test_a_sentence_of_a_dozen_words_said_twice_is_a_loop(sentence: str, times: int):
-    assert repetition(". ".join([sentence] * times)) == 1.0
-    assert "repetition" in reasons(candidate(". ".join([sentence] * times)), LIMITS, ())
+def test_a_sentence_of_a_dozen_words_said_twice_is_a_loop():
+    for sentence in SENTENCES:
+        for times in [2, 3, 4]:
+            with case(sentence, times):
+                assert repetition(". ".join([sentence] * times)) == 1.0
+                assert "repetition" in reasons(candidate(". ".join([sentence] * times)), LIMITS, ())
 
 
-@pytest.mark.parametrize("length", range(LONG_PIECE, 13))
-@pytest.mark.parametrize("times", [2, 3])
-def test_a_long_piece_said_again_at_once_counts_with_all_its_words(length: int, times: int):
-    before, piece, after = (
-        ["one", "two", "three", "four"],
-        SENTENCES[0].split()[:length],
-        ["and", "that", "was", "all"],
-    )
-    text = [*before, *piece * times, *after]
-    assert repetition(" ".join(text)) >= times * length / len(text)
+def test_a_long_piece_said_again_at_once_counts_with_all_its_words():
+    for length in range(LONG_PIECE, 13):
+        for times in [2, 3]:
+            with case(length, times):
+                before, piece, after = (
+                    ["one", "two", "three", "four"],
+                    SENTENCES[0].split()[:length],
+                    ["and", "that", "was", "all"],
+                )
+                text = [*before, *piece * times, *after]
+                assert repetition(" ".join(text)) >= times * length / len(text)
 
 
 def test_a_loop_that_breaks_off_in_the_middle_counts_up_to_there():
@@ -208,21 +209,23 @@ def test_a_long_piece_said_again_later_is_no_loop():
     assert repetition(f"{piece}. {between}. {piece}.") <= LIMITS.max_repetition
 
 
-@pytest.mark.parametrize("text", ORDINARY[-6:-1])
-def test_an_ordinary_text_with_a_phrase_of_three_words_said_again_is_no_loop(text: str):
-    words = text.split()
-    for place in (1, len(words) // 2):
-        again = [*words[: place + 3], *words[place : place + 3], *words[place + 3 :]]
-        assert repetition(" ".join(again)) <= LIMITS.max_repetition
-        assert repetition(" ".join([*words, *words[place : place + 3]])) <= LIMITS.max_repetition
+def test_an_ordinary_text_with_a_phrase_of_three_words_said_again_is_no_loop():
+    for text in ORDINARY[-6:-1]:
+        with case(text):
+            words = text.split()
+            for place in (1, len(words) // 2):
+                again = [*words[: place + 3], *words[place : place + 3], *words[place + 3 :]]
+                assert repetition(" ".join(again)) <= LIMITS.max_repetition
+                assert repetition(" ".join([*words, *words[place : place + 3]])) <= LIMITS.max_repetition
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_repetition_is_never_above_1_whatever_is_repeated(seed: int):
-    draws = random.Random(seed)
-    words = [f"w{draws.randrange(1 + seed)}" for _ in range(draws.randrange(1, 60))]
-    assert 0.0 <= repetition(" ".join(words)) <= 1.0
-    assert 0.0 <= repetition(" ".join(words * draws.randrange(2, 5))) <= 1.0
+def test_repetition_is_never_above_1_whatever_is_repeated():
+    for seed in range(20):
+        with case(seed):
+            draws = random.Random(seed)
+            words = [f"w{draws.randrange(1 + seed)}" for _ in range(draws.randrange(1, 60))]
+            assert 0.0 <= repetition(" ".join(words)) <= 1.0
+            assert 0.0 <= repetition(" ".join(words * draws.randrange(2, 5))) <= 1.0
 
 
 def test_case_and_spacing_do_not_hide_a_loop():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from heal.dose.root import COLD, WARM, Search, find_coefficient
+from tests.cases import case
 
 Curve = Callable[[float], float]
 TARGET, TOLERANCE = 1.0, 0.05
@@ -40,45 +41,48 @@ def noisy(curve: Curve, size: float, seed: int) -> Curve:
     return lambda c: curve(c) * math.exp(random.Random(f"{seed} {c}").gauss(0, size))
 
 
-@pytest.mark.parametrize("shape", [quadratic, saturating])
-@pytest.mark.parametrize("c_star", [0.03, 0.3, 0.9, 1.0, 3.0, 30.0])
-@pytest.mark.parametrize("candidates", [1, 2, 4, 7])
-def test_an_analytic_curve_is_met_within_tolerance(shape: Callable[[float], Curve], c_star: float, candidates: int):
-    found = search(shape(c_star), candidates=candidates, max_passes=12 if candidates == 1 else 6)
-    assert found.outcome == "tolerance"
-    assert abs(found.value - TARGET) <= TOLERANCE
-    assert found.c == pytest.approx(c_star, rel=0.06)
+def test_an_analytic_curve_is_met_within_tolerance():
+    for shape in [quadratic, saturating]:
+        for c_star in [0.03, 0.3, 0.9, 1.0, 3.0, 30.0]:
+            for candidates in [1, 2, 4, 7]:
+                with case(shape, c_star, candidates):
+                    found = search(shape(c_star), candidates=candidates, max_passes=12 if candidates == 1 else 6)
+                    assert found.outcome == "tolerance"
+                    assert abs(found.value - TARGET) <= TOLERANCE
+                    assert found.c == pytest.approx(c_star, rel=0.06)
 
 
-@pytest.mark.parametrize("shape", [quadratic, saturating])
-@pytest.mark.parametrize("start", [0.01, 1.0, 100.0])
-def test_the_target_is_met_from_below_and_from_above(shape: Callable[[float], Curve], start: float):
-    found = search(shape(1.3), start)
-    assert found.outcome == "tolerance"
-    first = [c for c, _ in found.evaluated[:4]]
-    assert first == pytest.approx([start * 2**power for power in (-1.5, -0.5, 0.5, 1.5)])
+def test_the_target_is_met_from_below_and_from_above():
+    for shape in [quadratic, saturating]:
+        for start in [0.01, 1.0, 100.0]:
+            with case(shape, start):
+                found = search(shape(1.3), start)
+                assert found.outcome == "tolerance"
+                first = [c for c, _ in found.evaluated[:4]]
+                assert first == pytest.approx([start * 2**power for power in (-1.5, -0.5, 0.5, 1.5)])
 
 
-@pytest.mark.parametrize("shape", [quadratic, saturating])
-@pytest.mark.parametrize("c_star", [1e-4, 1e4, 1e6])
-def test_no_vector_is_too_small_or_too_large_for_the_default_number_of_passes(
-    shape: Callable[[float], Curve], c_star: float
-):
-    start = 1.0 if c_star > 1 or shape is quadratic else 1e-3  # in the flat part nothing says how far it is
-    assert search(shape(c_star), start).outcome == "tolerance"
+def test_no_vector_is_too_small_or_too_large_for_the_default_number_of_passes():
+    for shape in [quadratic, saturating]:
+        for c_star in [1e-4, 1e4, 1e6]:
+            with case(shape, c_star):
+                start = 1.0 if c_star > 1 or shape is quadratic else 1e-3  # in the flat part nothing says how far it is
+                assert search(shape(c_star), start).outcome == "tolerance"
 
 
-@pytest.mark.parametrize("drift", [0.75, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35])
-@pytest.mark.parametrize("seed", range(5))
-def test_a_warm_start_ends_within_two_passes_or_four_of_a_noisy_statistic(drift: float, seed: int):
+def test_a_warm_start_ends_within_two_passes_or_four_of_a_noisy_statistic():
     """Noisy: it jumps by a tenth from one coefficient to the next, so that not every hit is before the crossing."""
-    assert search(noisy(saturating(5.0 * drift), 0.1, seed), start=5.0, ratio=WARM).passes <= 4
-    assert search(saturating(5.0 * drift), start=5.0, ratio=WARM).passes <= 2
+    for drift in [0.75, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35]:
+        for seed in range(5):
+            with case(drift, seed):
+                assert search(noisy(saturating(5.0 * drift), 0.1, seed), start=5.0, ratio=WARM).passes <= 4
+                assert search(saturating(5.0 * drift), start=5.0, ratio=WARM).passes <= 2
 
 
-@pytest.mark.parametrize("c_star", [0.05, 0.3, 1.0, 4.0, 20.0])
-def test_a_cold_start_ends_within_four_passes_on_a_smooth_curve(c_star: float):
-    assert search(saturating(c_star)).passes <= 4
+def test_a_cold_start_ends_within_four_passes_on_a_smooth_curve():
+    for c_star in [0.05, 0.3, 1.0, 4.0, 20.0]:
+        with case(c_star):
+            assert search(saturating(c_star)).passes <= 4
 
 
 def test_a_shift_that_is_lost_in_rounding_until_it_is_large_is_found():
@@ -90,11 +94,12 @@ def test_a_warm_start_on_target_takes_one_pass():
     assert search(saturating(7.0), start=7.05, ratio=1.02).passes == 1
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_noisy_curve_ends_on_tolerance_or_says_that_it_did_not(seed: int):
-    found = search(noisy(saturating(5.0), 0.1, seed))
-    assert (found.outcome == "tolerance") == (abs(found.value - TARGET) <= TOLERANCE)
-    assert found.c == pytest.approx(5.0, rel=0.5)
+def test_a_noisy_curve_ends_on_tolerance_or_says_that_it_did_not():
+    for seed in range(20):
+        with case(seed):
+            found = search(noisy(saturating(5.0), 0.1, seed))
+            assert (found.outcome == "tolerance") == (abs(found.value - TARGET) <= TOLERANCE)
+            assert found.c == pytest.approx(5.0, rel=0.5)
 
 
 def distance(value: float) -> float:
@@ -102,33 +107,35 @@ def distance(value: float) -> float:
     return abs(math.log(value / TARGET))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_result_is_the_nearest_to_the_target_up_to_the_first_crossing(seed: int):
-    found = search(noisy(quadratic(random.Random(seed).uniform(0.1, 10)), 0.3, seed))
-    above = [c for c, value in found.evaluated if value >= TARGET]
-    distances = [distance(value) for c, value in found.evaluated if c <= min(above, default=math.inf)]
-    assert distance(found.value) == min(distances)
+def test_the_result_is_the_nearest_to_the_target_up_to_the_first_crossing():
+    for seed in range(20):
+        with case(seed):
+            found = search(noisy(quadratic(random.Random(seed).uniform(0.1, 10)), 0.3, seed))
+            above = [c for c, value in found.evaluated if value >= TARGET]
+            distances = [distance(value) for c, value in found.evaluated if c <= min(above, default=math.inf)]
+            assert distance(found.value) == min(distances)
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_on_a_monotone_curve_every_point_counts(seed: int):
+def test_on_a_monotone_curve_every_point_counts():
     """Rising or falling: the first pass with a hit is the last, and the nearest of all points is the result."""
-    source = random.Random(seed)
-    middle, power, ceiling = 10 ** source.uniform(-2, 2), source.uniform(0.3, 4), source.uniform(0.5, 20)
-    falling, floor = seed % 3 == 1, source.uniform(0, 1.5) if seed % 3 == 2 else 0.0
+    for seed in range(60):
+        with case(seed):
+            source = random.Random(seed)
+            middle, power, ceiling = 10 ** source.uniform(-2, 2), source.uniform(0.3, 4), source.uniform(0.5, 20)
+            falling, floor = seed % 3 == 1, source.uniform(0, 1.5) if seed % 3 == 2 else 0.0
 
-    def curve(c: float) -> float:
-        share = c**power / (c**power + middle**power)
-        return ceiling * (1 - share) if falling else floor + ceiling * share
+            def curve(c: float) -> float:
+                share = c**power / (c**power + middle**power)
+                return ceiling * (1 - share) if falling else floor + ceiling * share
 
-    candidates, zero = source.randint(1, 5), None if seed % 3 == 0 else curve(0.0)
-    found = find_coefficient(
-        lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, candidates=candidates, zero=zero, falling=falling
-    )
-    hits = [abs(value - TARGET) <= TOLERANCE for _, value in found.evaluated]
-    assert (found.outcome == "tolerance") == any(hits)
-    assert not any(hits[: 0 if found.passes == 0 else -candidates])
-    assert distance(found.value) == min(distance(value) for _, value in found.evaluated)
+            candidates, zero = source.randint(1, 5), None if seed % 3 == 0 else curve(0.0)
+            found = find_coefficient(
+                lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, candidates=candidates, zero=zero, falling=falling
+            )
+            hits = [abs(value - TARGET) <= TOLERANCE for _, value in found.evaluated]
+            assert (found.outcome == "tolerance") == any(hits)
+            assert not any(hits[: 0 if found.passes == 0 else -candidates])
+            assert distance(found.value) == min(distance(value) for _, value in found.evaluated)
 
 
 def hump(c: float) -> float:
@@ -149,24 +156,26 @@ def test_a_jump_ends_in_its_own_bracket_although_the_curve_comes_back_to_the_tar
     assert found.c == pytest.approx(0.5, rel=0.01)
 
 
-@pytest.mark.parametrize("edge", [0.7, 2.2, 5.3, 7.9])
-@pytest.mark.parametrize("levels", [(0.2, 4.0), (0.9, 1.2), (0.01, 1.1), (0.0, 2.0), (0.5, math.inf)])
-def test_a_jump_over_the_target_ends_in_a_narrow_bracket(edge: float, levels: tuple[float, float]):
-    found = search(lambda c: levels[0] if c < edge else levels[1], max_passes=12)
-    assert found.outcome == "bracket"
-    below = max(c for c, value in found.evaluated if value < TARGET)
-    above = min(c for c, value in found.evaluated if not value < TARGET)
-    assert below < edge <= above <= 1.01 * below
+def test_a_jump_over_the_target_ends_in_a_narrow_bracket():
+    for edge in [0.7, 2.2, 5.3, 7.9]:
+        for levels in [(0.2, 4.0), (0.9, 1.2), (0.01, 1.1), (0.0, 2.0), (0.5, math.inf)]:
+            with case(edge, levels):
+                found = search(lambda c: levels[0] if c < edge else levels[1], max_passes=12)
+                assert found.outcome == "bracket"
+                below = max(c for c, value in found.evaluated if value < TARGET)
+                above = min(c for c, value in found.evaluated if not value < TARGET)
+                assert below < edge <= above <= 1.01 * below
 
 
 def test_a_jump_over_the_target_near_the_start_is_bracketed_in_the_default_number_of_passes():
     assert search(lambda c: 0.2 if c < 1.4 else 4.0).outcome == "bracket"
 
 
-@pytest.mark.parametrize("ceiling", [0.0, 1e-12, 0.5, 0.94])
-def test_a_curve_that_stays_below_the_target_is_unreachable(ceiling: float):
-    found = search(lambda c: ceiling * -math.expm1(-c * c))
-    assert found.outcome == "unreachable"
+def test_a_curve_that_stays_below_the_target_is_unreachable():
+    for ceiling in [0.0, 1e-12, 0.5, 0.94]:
+        with case(ceiling):
+            found = search(lambda c: ceiling * -math.expm1(-c * c))
+            assert found.outcome == "unreachable"
 
 
 def test_a_curve_that_stays_above_the_target_is_not_called_a_hit():
@@ -174,85 +183,97 @@ def test_a_curve_that_stays_above_the_target_is_not_called_a_hit():
     assert found.outcome == "passes"
 
 
-@pytest.mark.parametrize("broken", [math.inf, math.nan])
-@pytest.mark.parametrize("start", [1.0, 20.0])
-def test_a_plateau_that_is_not_finite_counts_as_above(broken: float, start: float):
-    found = search(lambda c: (c / 0.1) ** 2 if c < 0.15 else broken, start)
-    assert found.outcome == "tolerance"
-    assert found.c == pytest.approx(0.1, rel=0.05)
+def test_a_plateau_that_is_not_finite_counts_as_above():
+    for broken in [math.inf, math.nan]:
+        for start in [1.0, 20.0]:
+            with case(broken, start):
+                found = search(lambda c: (c / 0.1) ** 2 if c < 0.15 else broken, start)
+                assert found.outcome == "tolerance"
+                assert found.c == pytest.approx(0.1, rel=0.05)
 
 
-@pytest.mark.parametrize("broken", [math.inf, math.nan])
-def test_a_model_that_breaks_just_above_the_target_is_still_met(broken: float):
-    found = search(lambda c: (c / 10) ** 2 if c < 11 else broken)
-    assert found.outcome == "tolerance"
+def test_a_model_that_breaks_just_above_the_target_is_still_met():
+    for broken in [math.inf, math.nan]:
+        with case(broken):
+            found = search(lambda c: (c / 10) ** 2 if c < 11 else broken)
+            assert found.outcome == "tolerance"
 
 
-@pytest.mark.parametrize("broken", [math.inf, math.nan])
-def test_a_broken_model_is_never_the_result_when_a_finite_one_was_seen(broken: float):
-    found = search(lambda c: 0.3 if c < 5.3 else broken)
-    assert found.value == 0.3
-    assert found.outcome != "tolerance"
+def test_a_broken_model_is_never_the_result_when_a_finite_one_was_seen():
+    for broken in [math.inf, math.nan]:
+        with case(broken):
+            found = search(lambda c: 0.3 if c < 5.3 else broken)
+            assert found.value == 0.3
+            assert found.outcome != "tolerance"
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize(
-    "curve", [quadratic(9.0), saturating(0.01), lambda c: 0.2 if c < 3 else 4.0, lambda c: math.nan]
-)
-def test_passes_are_limited(curve: Curve, limit: int):
-    search(curve, max_passes=limit)
+def test_passes_are_limited():
+    for limit in [1, 2, 3, 5, 8]:
+        for curve in [quadratic(9.0), saturating(0.01), lambda c: 0.2 if c < 3 else 4.0, lambda c: math.nan]:
+            with case(limit, curve):
+                search(curve, max_passes=limit)
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_tolerance_is_claimed_exactly_when_it_was_met(seed: int):
-    source = random.Random(seed)
-    curve = saturating(10 ** source.uniform(-2, 2), source.uniform(1.02, 10))
-    limit = source.randint(2, 12)
-    found = search(curve, 10 ** source.uniform(-1, 1), max_passes=limit)
-    assert (found.outcome == "tolerance") == any(abs(value - TARGET) <= TOLERANCE for _, value in found.evaluated)
-    if found.outcome == "passes":
-        assert found.passes == limit
+def test_tolerance_is_claimed_exactly_when_it_was_met():
+    for seed in range(30):
+        with case(seed):
+            source = random.Random(seed)
+            curve = saturating(10 ** source.uniform(-2, 2), source.uniform(1.02, 10))
+            limit = source.randint(2, 12)
+            found = search(curve, 10 ** source.uniform(-1, 1), max_passes=limit)
+            assert (found.outcome == "tolerance") == any(
+                abs(value - TARGET) <= TOLERANCE for _, value in found.evaluated
+            )
+            if found.outcome == "passes":
+                assert found.passes == limit
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_same_curve_is_searched_in_the_same_way(seed: int):
-    curve = noisy(saturating(3.0), 0.2, seed)
-    assert search(curve) == search(curve)
+def test_the_same_curve_is_searched_in_the_same_way():
+    for seed in range(10):
+        with case(seed):
+            curve = noisy(saturating(3.0), 0.2, seed)
+            assert search(curve) == search(curve)
 
 
-@pytest.mark.parametrize(("target", "start"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -2.0), (math.nan, 1.0)])
-def test_a_target_or_start_that_is_not_positive_is_a_programming_error(target: float, start: float):
-    with pytest.raises(ValueError, match="must be positive"):
-        find_coefficient(lambda cs: list(cs), target, TOLERANCE, start)
+def test_a_target_or_start_that_is_not_positive_is_a_programming_error():
+    for target, start in [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0), (1.0, -2.0), (math.nan, 1.0)]:
+        with case(target, start), pytest.raises(ValueError, match="must be positive"):
+            find_coefficient(lambda cs: list(cs), target, TOLERANCE, start)
 
 
 # A largest coefficient
 
 
-@pytest.mark.parametrize("candidates", [1, 2, 4, 7])
-@pytest.mark.parametrize("start", [0.01, 1.0])
-@pytest.mark.parametrize("largest", [1.0, math.pi])
-def test_no_coefficient_beyond_the_largest_is_tried(candidates: int, start: float, largest: float):
-    asked: list[float] = []
+def test_no_coefficient_beyond_the_largest_is_tried():
+    for candidates in [1, 2, 4, 7]:
+        for start in [0.01, 1.0]:
+            for largest in [1.0, math.pi]:
+                with case(candidates, start, largest):
+                    asked: list[float] = []
 
-    def statistic(coefficients: Sequence[float]) -> list[float]:
-        assert len(set(coefficients)) == candidates
-        asked.extend(coefficients)
-        return [0.01 * c * c for c in coefficients]
+                    def statistic(coefficients: Sequence[float]) -> list[float]:
+                        assert len(set(coefficients)) == candidates
+                        asked.extend(coefficients)
+                        return [0.01 * c * c for c in coefficients]
 
-    found = find_coefficient(statistic, TARGET, TOLERANCE, start, candidates=candidates, max_passes=20, largest=largest)
-    assert found.outcome == "unreachable"
-    assert max(asked) <= largest
-    assert (found.c, found.value) == (pytest.approx(largest), pytest.approx(0.01 * largest**2))
+                    found = find_coefficient(
+                        statistic, TARGET, TOLERANCE, start, candidates=candidates, max_passes=20, largest=largest
+                    )
+                    assert found.outcome == "unreachable"
+                    assert max(asked) <= largest
+                    assert (found.c, found.value) == (pytest.approx(largest), pytest.approx(0.01 * largest**2))
 
 
-@pytest.mark.parametrize("c_star", [0.02, 0.5, 0.97])
-@pytest.mark.parametrize("start", [0.01, 0.5, 1.0])
-def test_a_target_below_the_largest_coefficient_is_met(c_star: float, start: float):
-    curve = quadratic(c_star)
-    found = find_coefficient(lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, start, max_passes=8, largest=1.0)
-    assert found.outcome == "tolerance"
-    assert found.c == pytest.approx(c_star, rel=0.06)
+def test_a_target_below_the_largest_coefficient_is_met():
+    for c_star in [0.02, 0.5, 0.97]:
+        for start in [0.01, 0.5, 1.0]:
+            with case(c_star, start):
+                curve = quadratic(c_star)
+                found = find_coefficient(
+                    lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, start, max_passes=8, largest=1.0
+                )
+                assert found.outcome == "tolerance"
+                assert found.c == pytest.approx(c_star, rel=0.06)
 
 
 def test_a_bound_that_is_out_of_the_way_changes_nothing():
@@ -276,12 +297,13 @@ def test_a_floor_under_the_target_changes_nothing_but_the_record():
     assert (floored.c, floored.value, floored.passes) == (plain.c, plain.value, plain.passes)
 
 
-@pytest.mark.parametrize("floor", [1.2, 50.0, math.inf, math.nan])
-def test_a_statistic_that_never_falls_to_the_target_is_unreachable_and_the_least_is_the_result(floor: float):
-    found = find_coefficient(lambda cs: [1.2 + c for c in cs], TARGET, TOLERANCE, zero=floor)
-    assert found.outcome == "unreachable"
-    assert found.value == min(value for _, value in found.evaluated if not math.isnan(value))
-    assert found.value > TARGET
+def test_a_statistic_that_never_falls_to_the_target_is_unreachable_and_the_least_is_the_result():
+    for floor in [1.2, 50.0, math.inf, math.nan]:
+        with case(floor):
+            found = find_coefficient(lambda cs: [1.2 + c for c in cs], TARGET, TOLERANCE, zero=floor)
+            assert found.outcome == "unreachable"
+            assert found.value == min(value for _, value in found.evaluated if not math.isnan(value))
+            assert found.value > TARGET
 
 
 def test_the_least_may_be_at_zero_itself():
@@ -297,33 +319,41 @@ def test_zero_itself_is_a_hit_where_it_is_on_target():
     assert (found.c, found.value, found.outcome, found.passes) == (0.0, 1.02, "tolerance", 0)
 
 
-@pytest.mark.parametrize("dip", [0.5, 3.0, 40.0])
-def test_beyond_a_dip_the_coefficient_at_which_the_statistic_rises_again_is_taken(dip: float):
+def test_beyond_a_dip_the_coefficient_at_which_the_statistic_rises_again_is_taken():
     """As an ablation does whose activations all have the component `dip`."""
+    for dip in [0.5, 3.0, 40.0]:
+        with case(dip):
 
-    def curve(c: float) -> float:
-        return 4 * (c / dip - 1) ** 2
+            def curve(c: float) -> float:
+                return 4 * (c / dip - 1) ** 2
 
-    found = find_coefficient(lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, max_passes=10, zero=curve(0))
-    assert found.outcome == "tolerance"
-    assert found.c == pytest.approx(1.5 * dip, rel=0.05)
+            found = find_coefficient(lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, max_passes=10, zero=curve(0))
+            assert found.outcome == "tolerance"
+            assert found.c == pytest.approx(1.5 * dip, rel=0.05)
 
 
 # A statistic that falls
 
 
-@pytest.mark.parametrize("c_star", [0.2, 1.0, 2.5])
-def test_where_the_statistic_falls_the_crossing_from_above_is_taken(c_star: float):
+def test_where_the_statistic_falls_the_crossing_from_above_is_taken():
     """As of an angle: far at 0, least at the angle that activations have anyway, and far again beyond it."""
+    for c_star in [0.2, 1.0, 2.5]:
+        with case(c_star):
 
-    def curve(c: float) -> float:
-        return 4 * (c / (2 * c_star) - 1) ** 2
+            def curve(c: float) -> float:
+                return 4 * (c / (2 * c_star) - 1) ** 2
 
-    found = find_coefficient(
-        lambda cs: [curve(c) for c in cs], TARGET, TOLERANCE, max_passes=8, largest=math.pi, zero=4.0, falling=True
-    )
-    assert found.outcome == "tolerance"
-    assert found.c == pytest.approx(c_star, rel=0.06)
+            found = find_coefficient(
+                lambda cs: [curve(c) for c in cs],
+                TARGET,
+                TOLERANCE,
+                max_passes=8,
+                largest=math.pi,
+                zero=4.0,
+                falling=True,
+            )
+            assert found.outcome == "tolerance"
+            assert found.c == pytest.approx(c_star, rel=0.06)
 
 
 def test_where_the_statistic_falls_a_point_at_which_it_has_risen_again_is_no_hit():

@@ -12,6 +12,7 @@ from heal.errors import UserError
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.recipe import RECIPES, available
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
+from tests.cases import case
 
 OPTIONAL = ["foundation", "intent"]
 FIELDS = [field.name for field in dataclasses.fields(Trait) if field.name not in OPTIONAL]
@@ -39,10 +40,11 @@ def refusal(folder: Path, content: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["candour", "care_over_authority", "curiosity", "love"])
-def test_the_traits_that_come_with_heal_load(name: str):
-    trait = load_trait(name)
-    assert trait.name == name
+def test_the_traits_that_come_with_heal_load():
+    for name in ["candour", "care_over_authority", "curiosity", "love"]:
+        with case(name):
+            trait = load_trait(name)
+            assert trait.name == name
 
 
 def test_no_trait_file_is_left_out_of_these_tests():
@@ -58,26 +60,21 @@ def test_an_unknown_trait_names_the_nearest():
         load_trait("candor")
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_missing_field_is_named(tmp_path: Path, content: dict[str, Any], field: str):
-    del content[field]
-    assert f"'{field}'" in refusal(tmp_path, content)
+def test_a_field_that_is_missing_empty_or_of_another_type_is_named(tmp_path: Path, content: dict[str, Any]):
+    for field in FIELDS:
+        with case(field):
+            assert f"'{field}'" in refusal(tmp_path, {name: value for name, value in content.items() if name != field})
+        for empty in (None, "", "  \n", [], 3):
+            with case(field, empty):
+                assert f"'{field}'" in refusal(tmp_path, content | {field: empty})
 
 
-@pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("empty", [None, "", "  \n", [], 3])
-def test_an_empty_field_or_one_of_another_type_is_named(
-    tmp_path: Path, content: dict[str, Any], field: str, empty: object
-):
-    content[field] = empty
-    assert f"'{field}'" in refusal(tmp_path, content)
-
-
-@pytest.mark.parametrize("field", LISTS)
-@pytest.mark.parametrize("empty", [None, "", " ", 3, ["x"]])
-def test_an_empty_entry_is_named_by_its_number(tmp_path: Path, content: dict[str, Any], field: str, empty: object):
-    content[field].append(empty)
-    assert f"'{field}', entry {len(content[field])}" in refusal(tmp_path, content)
+def test_an_empty_entry_is_named_by_its_number(tmp_path: Path, content: dict[str, Any]):
+    for field in LISTS:
+        for empty in (None, "", " ", 3, ["x"]):
+            with case(field, empty):
+                number = len(content[field]) + 1
+                assert f"'{field}', entry {number}" in refusal(tmp_path, content | {field: [*content[field], empty]})
 
 
 def test_an_unknown_field_names_the_nearest(tmp_path: Path, content: dict[str, Any]):
@@ -94,16 +91,13 @@ def test_equal_personas_are_refused_even_when_spaces_differ(tmp_path: Path, cont
     assert "'negative'" in message
 
 
-@pytest.mark.parametrize(
-    ("field", "least"), [("generation_prompts", MIN_GENERATION_PROMPTS), ("heldout_prompts", MIN_HELDOUT_PROMPTS)]
-)
-def test_too_few_prompts_are_refused_and_repeats_do_not_count(
-    tmp_path: Path, content: dict[str, Any], field: str, least: int
-):
-    content[field] = content[field][: least - 1] + content[field][:1]
-    message = refusal(tmp_path, content)
-    assert f"'{field}'" in message
-    assert f"at least {least}" in message
+def test_too_few_prompts_are_refused_and_repeats_do_not_count(tmp_path: Path, content: dict[str, Any]):
+    for field, least in (("generation_prompts", MIN_GENERATION_PROMPTS), ("heldout_prompts", MIN_HELDOUT_PROMPTS)):
+        with case(field):
+            prompts = content[field][: least - 1] + content[field][:1]
+            message = refusal(tmp_path, content | {field: prompts})
+            assert f"'{field}'" in message
+            assert f"at least {least}" in message
 
 
 def test_one_prompt_is_counted_as_one(tmp_path: Path, content: dict[str, Any]):
@@ -125,10 +119,10 @@ def test_a_pattern_that_is_not_a_regular_expression_is_refused(tmp_path: Path, c
     assert "I am (a" in message
 
 
-@pytest.mark.parametrize("name", ["a b", "../up", "-x", "ä"])
-def test_a_name_that_cannot_name_a_folder_is_refused(tmp_path: Path, content: dict[str, Any], name: str):
-    content["name"] = name
-    assert "'name'" in refusal(tmp_path, content)
+def test_a_name_that_cannot_name_a_folder_is_refused(tmp_path: Path, content: dict[str, Any]):
+    for name in ("a b", "../up", "-x", "ä"):
+        with case(name):
+            assert "'name'" in refusal(tmp_path, content | {"name": name})
 
 
 # What a trait may be about.
@@ -139,40 +133,41 @@ def test_a_trait_that_is_about_no_foundation_says_nothing_of_one(tmp_path: Path,
     assert (found.foundation, found.intent) == ("", 0)
 
 
-@pytest.mark.parametrize("foundation", FOUNDATIONS)
-@pytest.mark.parametrize("intent", [1, -1])
-def test_a_trait_may_be_about_a_foundation_for_more_or_for_less(
-    tmp_path: Path, content: dict[str, Any], foundation: str, intent: int
-):
-    found = load_trait(write(tmp_path, content | {"foundation": foundation, "intent": intent}))
-    assert (found.foundation, found.intent) == (foundation, intent)
+def test_a_trait_may_be_about_a_foundation_for_more_or_for_less(tmp_path: Path, content: dict[str, Any]):
+    for foundation in FOUNDATIONS:
+        for intent in (1, -1):
+            with case(foundation, intent):
+                found = load_trait(write(tmp_path, content | {"foundation": foundation, "intent": intent}))
+                assert (found.foundation, found.intent) == (foundation, intent)
 
 
-@pytest.mark.parametrize("foundation", ["kindness", "", " ", None, 3, [], ["care"], {"care": 1}])
 def test_a_foundation_that_there_is_not_is_refused_and_all_that_there_are_are_named(
-    tmp_path: Path, content: dict[str, Any], foundation: object
+    tmp_path: Path, content: dict[str, Any]
 ):
-    message = refusal(tmp_path, content | {"foundation": foundation, "intent": 1})
-    assert "'foundation'" in message
-    assert all(name in message for name in FOUNDATIONS)
+    for foundation in ("kindness", "", " ", None, 3, [], ["care"], {"care": 1}):
+        with case(foundation):
+            message = refusal(tmp_path, content | {"foundation": foundation, "intent": 1})
+            assert "'foundation'" in message
+            assert all(name in message for name in FOUNDATIONS)
 
 
-@pytest.mark.parametrize("intent", [0, 2, "more", None, [], [1]])
-def test_an_intent_that_is_neither_more_nor_less_is_refused(tmp_path: Path, content: dict[str, Any], intent: object):
-    assert "'intent'" in refusal(tmp_path, content | {"foundation": "care", "intent": intent})
+def test_an_intent_that_is_neither_more_nor_less_is_refused(tmp_path: Path, content: dict[str, Any]):
+    for intent in (0, 2, "more", None, [], [1]):
+        with case(intent):
+            assert "'intent'" in refusal(tmp_path, content | {"foundation": "care", "intent": intent})
 
 
-@pytest.mark.parametrize(("given", "missing"), [({"foundation": "care"}, "intent"), ({"intent": 1}, "foundation")])
-def test_a_foundation_needs_an_intent_and_an_intent_a_foundation(
-    tmp_path: Path, content: dict[str, Any], given: dict[str, Any], missing: str
-):
-    assert f"'{missing}'" in refusal(tmp_path, content | given)
+def test_a_foundation_requires_an_intent_and_an_intent_a_foundation(tmp_path: Path, content: dict[str, Any]):
+    for given, missing in (({"foundation": "care"}, "intent"), ({"intent": 1}, "foundation")):
+        with case(given):
+            assert f"'{missing}'" in refusal(tmp_path, content | given)
 
 
-@pytest.mark.parametrize("more", [{}, {"foundation": "liberty", "intent": -1}])
-def test_a_trait_comes_back_from_a_run_folder_as_it_went(tiny_trait: Trait, more: dict[str, Any]):
-    trait = dataclasses.replace(tiny_trait, **more)
-    assert Trait.from_json(json.loads(json.dumps(trait.to_json()))) == trait
+def test_a_trait_comes_back_from_a_run_folder_as_it_went(tiny_trait: Trait):
+    for more in [{}, {"foundation": "liberty", "intent": -1}]:
+        with case(more):
+            trait = dataclasses.replace(tiny_trait, **more)
+            assert Trait.from_json(json.loads(json.dumps(trait.to_json()))) == trait
 
 
 def test_a_file_that_is_not_text_is_refused_and_named(tmp_path: Path):
