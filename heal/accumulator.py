@@ -31,7 +31,9 @@ class Accumulator:
     """History and current round of one language model.
 
     Attributes:
+        language_model: the model that it is inside of.
         peft_model: the base with both adapters inside.
+        rounds: how many have been folded.
         history_rank: rank of the history; 0 before the first fold.
         merges: whether the student runs on merged weights.
     """
@@ -62,7 +64,8 @@ class Accumulator:
         self._name = language_model.name
         self._rank, self._alpha = rank, alpha
         self._init = foldable(kind).initial
-        self.history_rank = 0
+        self.language_model = language_model
+        self.rounds = self.history_rank = 0
         self._gates = 1.0, 1.0
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}  # by layer: the base's and the merged one
         self.peft_model: PeftModel = get_peft_model(
@@ -102,7 +105,7 @@ class Accumulator:
             self._remove(HISTORY)
         # alpha = rank: the scale is 1, because each round's own scale is inside its B.
         self.peft_model.add_adapter(HISTORY, self._config(rank, rank))
-        self.history_rank = rank
+        self.history_rank, self.rounds = rank, self.rounds + 1
         with torch.no_grad():
             for name, layer in self._layers():
                 layer.lora_A[HISTORY].weight.copy_(stacked[name][0])

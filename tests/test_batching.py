@@ -8,9 +8,9 @@ import torch
 
 from heal.decoding import Sampling, decode
 from heal.errors import RoundError
+from heal.models.batch_sizes import batching_for, measured_rows, measured_tokens
 from heal.models.batching import Batching, fastest, in_parts, out_of_memory
 from heal.models.language_model import LanguageModel
-from heal.models.measured import batching_for, measured_rows, measured_tokens
 from heal.scoring import completion_states
 from heal.steering.extract import last_token_activations
 from heal.steering.sites import Site

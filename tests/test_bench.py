@@ -12,12 +12,12 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from heal.decoding import decode
 from heal.evaluation.readouts.questions import letter_ids
-from heal.generation.make import tail_perplexities
+from heal.generation.sample import tail_perplexities
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_divergences, token_logprobs
 from heal.steering.extract import extract
 from heal.studies.bench import serial
-from heal.studies.bench.measure import (
+from heal.studies.bench.timing import (
     Row,
     count_flops,
     interleaved,
@@ -54,7 +54,7 @@ def test_arms_take_turns_after_each_has_run_once():
 
 def test_a_run_takes_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
-    monkeypatch.setattr("heal.studies.bench.measure.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("heal.studies.bench.timing.time.perf_counter", lambda: now[0])
     waits = iter([9.0, 9.0, 1.0, 2.0, 5.0, 2.0, 3.0, 2.0])  # the unmeasured two first
 
     def work() -> None:
@@ -65,7 +65,7 @@ def test_a_run_takes_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_matmul_rate_of_a_machine_that_takes_a_second_for_each_clock_tick(monkeypatch: pytest.MonkeyPatch):
     ticks = iter(range(1000))
-    monkeypatch.setattr("heal.studies.bench.measure.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("heal.studies.bench.timing.time.perf_counter", lambda: float(next(ticks)))
     assert matmul_rate(CPU, torch.float32, size=64, seconds=3.0) == 2 * 64**3
     assert matmul_rate(torch.device("meta"), torch.float32, seconds=3.0) == 2 * 8192**3  # off the CPU
 

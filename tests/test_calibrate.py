@@ -362,7 +362,7 @@ def test_an_audit_with_fewer_prompts_than_asked_for_is_said_with_what_took_them(
         drawn = Prompts.drawn(trait(), settings, seed=0)
         assert (len(drawn.calibration), len(drawn.audit)) == (asked, left)
         assert not set(drawn.calibration) & set(drawn.audit)
-        assert short_audit(drawn, trait(), settings) == [
-            f"the audit of the dose has {left} of calibration.audit_prompts=4 prompts: warm has 8 generation prompts, "
-            f"and calibration.prompts={asked} come first"
+        assert short_audit(drawn, settings) == [
+            f"the audit of the dose has {left} of calibration.audit_prompts=4 prompts: the trait has 8 generation "
+            f"prompts, and calibration.prompts={asked} come first"
         ] * (left < 4)

@@ -13,9 +13,9 @@ import torch
 
 from heal.decoding import Sampling
 from heal.errors import RoundError
-from heal.generation.collect import Cell, Collection, Make, Plan, Row, collect, dose_table
+from heal.generation.collect import Collection, Completion, Plan, Request, Sample, collect, dose_table
 from heal.generation.filters import FilterLimits, tail_length
-from heal.generation.make import Maker, tail_perplexities
+from heal.generation.sample import Sampler, tail_perplexities
 from heal.models.language_model import LanguageModel
 from heal.progress import silent
 from heal.run.files import write_files
@@ -29,36 +29,36 @@ ALPHAS = [0.5, 0.75, 1.0]
 LOWEST = 0.25
 
 
-def row(cell: Cell, reason: str | None) -> Row:
-    return Row(
-        index=cell.index,
-        prompt=cell.prompt,
-        alpha=cell.alpha,
+def row(request: Request, reason: str | None) -> Completion:
+    return Completion(
+        index=request.index,
+        prompt=request.prompt,
+        alpha=request.alpha,
         prompt_ids=(1, 2),
         ids=(3, 4, 5),
-        text=f"completion {cell.index}",
+        text=f"completion {request.index}",
         ended=False,
-        tail_perplexity=10.0 * cell.alpha,
+        tail_perplexity=10.0 * request.alpha,
         repetition=0.1,
         dropped=() if reason is None else (reason,),
     )
 
 
-def surviving(bears: Callable[[Cell], bool], reason: str = "repetition") -> Make:
+def surviving(bears: Callable[[Request], bool], reason: str = "repetition") -> Sample:
     """A maker whose completions survive where `bears` holds and are dropped for `reason` elsewhere."""
 
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
-        return [row(cell, None if bears(cell) else reason) for cell in cells]
+    def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
+        return [row(request, None if bears(request) else reason) for request in requests]
 
     return make
 
 
-def up_to(dose: float) -> Make:
+def up_to(dose: float) -> Sample:
     """A maker for a model that bears doses up to `dose`."""
-    return surviving(lambda cell: cell.alpha <= dose)
+    return surviving(lambda request: request.alpha <= dose)
 
 
-def gathered(make: Make, max_probes: int = 6, **changes) -> Collection:
+def gathered(make: Sample, max_probes: int = 6, **changes) -> Collection:
     prompts, progress = changes.pop("prompts", PROMPTS), changes.pop("progress", silent)
     plan = Plan(
         ALPHAS, probe=6, max_probes=max_probes, lowest_dose=LOWEST, keep_target=0.75, keep_floor=0.0, min_train=0
@@ -73,7 +73,7 @@ def test_every_prompt_is_asked_once_at_every_dose_when_enough_survive():
 
 
 def test_the_dose_stays_as_asked_when_enough_survive():
-    every_fourth_dropped = surviving(lambda cell: cell.index % 4 != 0)
+    every_fourth_dropped = surviving(lambda request: request.index % 4 != 0)
     assert gathered(every_fourth_dropped, keep_target=0.6).scale == 1.0
 
 
@@ -89,9 +89,9 @@ def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears():
 def test_the_walk_down_takes_no_more_probes_than_it_is_given():
     probed: list[int] = []
 
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
-        probed.append(len(cells))
-        return up_to(0.4)(cells, kept_before)
+    def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
+        probed.append(len(requests))
+        return up_to(0.4)(requests, kept_before)
 
     gathered(make, max_probes=3)
     assert probed == [6, 6, 6, 6, 24]
@@ -137,9 +137,9 @@ def test_the_size_of_the_probe_changes_nothing_when_enough_survive():
 def test_every_batch_is_filtered_against_all_that_was_kept_before():
     told: list[list[str]] = []
 
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+    def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
         told.append(list(kept_before))
-        return up_to(0.6)(cells, kept_before)
+        return up_to(0.6)(requests, kept_before)
 
     found = gathered(make)
     assert told[0] == []
@@ -158,20 +158,20 @@ def test_progress_never_goes_back_and_ends_at_its_total():
 
 
 def test_too_few_to_train_on_stops_the_round_and_says_what_starved_it():
-    only_three = surviving(lambda cell: cell.index < 3, "tail perplexity")
+    only_three = surviving(lambda request: request.index < 3, "tail perplexity")
     with pytest.raises(RoundError, match=r"only 3 of 30 .*needed: 4.*tail perplexity 27.*generation\.prompts"):
         gathered(only_three, max_probes=0, min_train=4)
 
 
 def test_a_share_below_the_floor_stops_the_round():
-    half = surviving(lambda cell: cell.index % 2 == 0, "refusal")
+    half = surviving(lambda request: request.index % 2 == 0, "refusal")
     with pytest.raises(RoundError, match=r"only 15 of 30 .*0\.6.*refusal 15"):
         gathered(half, max_probes=0, keep_floor=0.6)
 
 
 def test_the_error_counts_every_reason_the_most_frequent_first():
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
-        return [row(cell, "refusal" if cell.index % 3 == 0 else "duplicate") for cell in cells]
+    def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
+        return [row(request, "refusal" if request.index % 3 == 0 else "duplicate") for request in requests]
 
     with pytest.raises(RoundError, match="duplicate 20, refusal 10"):
         gathered(make, max_probes=0, min_train=1)
@@ -179,7 +179,7 @@ def test_the_error_counts_every_reason_the_most_frequent_first():
 
 def test_a_starved_round_sends_to_a_run_of_its_own_since_the_same_command_would_starve_again():
     with pytest.raises(RoundError, match=r"in a run of its own \(run\.name=\.\.\.\)\.$") as caught:
-        gathered(surviving(lambda cell: False), max_probes=0, min_train=1)
+        gathered(surviving(lambda request: False), max_probes=0, min_train=1)
     assert not caught.value.again
 
 
@@ -187,12 +187,12 @@ def test_the_error_names_the_dose_s_scale_only_where_it_was_walked_down():
     for probes, said in [(0, False), (6, True)]:
         with case(probes, said):
             with pytest.raises(RoundError) as caught:
-                gathered(surviving(lambda cell: False), max_probes=probes, min_train=1)
+                gathered(surviving(lambda request: False), max_probes=probes, min_train=1)
             assert (f"the dose already scaled to {LOWEST}" in str(caught.value)) == said
 
 
 def test_just_enough_lets_the_round_go_on():
-    half = surviving(lambda cell: cell.index % 2 == 0)
+    half = surviving(lambda request: request.index % 2 == 0)
     assert len(gathered(half, max_probes=0, keep_floor=0.5, min_train=15).kept) == 15
 
 
@@ -208,15 +208,15 @@ def test_the_dose_table_accounts_for_every_completion():
 
 def test_the_dose_table_leaves_perplexities_that_are_not_numbers_out_of_its_mean():
     rows = [
-        row(Cell(0, "a", 1.0), None),
-        replace(row(Cell(1, "b", 1.0), None), tail_perplexity=math.nan),
+        row(Request(0, "a", 1.0), None),
+        replace(row(Request(1, "b", 1.0), None), tail_perplexity=math.nan),
     ]
     assert dose_table(rows)[0].tail_perplexity == 10.0
     assert math.isnan(dose_table(rows[1:])[0].tail_perplexity)
 
 
 def test_a_collection_survives_the_files_it_is_kept_in(tmp_path: Path):
-    rows = (row(Cell(3, "Was it “so”?\u2028", 0.75), "repetition"), row(Cell(4, "爱", 1.0), None))
+    rows = (row(Request(3, "Was it “so”?\u2028", 0.75), "repetition"), row(Request(4, "爱", 1.0), None))
     collection = Collection(rows, 0.5)
     write_files(tmp_path, collection.files())
     assert Collection.load(tmp_path) == collection
@@ -225,19 +225,19 @@ def test_a_collection_survives_the_files_it_is_kept_in(tmp_path: Path):
 # With a real, if tiny, model.
 
 LENIENT = FilterLimits(max_tail_perplexity=1e9, max_repetition=1.0, min_words=0, max_similarity=1.0)
-CELLS = [Cell(number, f"Say {'much ' * (number % 4)}{number}.", ALPHAS[number % 3]) for number in range(9)]
+REQUESTS = [Request(number, f"Say {'much ' * (number % 4)}{number}.", ALPHAS[number % 3]) for number in range(9)]
 
 
 def made(
     language_model: LanguageModel,
     base: Callable[[], AbstractContextManager[None]] = nullcontext,
-    cells: Sequence[Cell] = CELLS,
+    requests: Sequence[Request] = REQUESTS,
     seed: int = 0,
     limits: FilterLimits = LENIENT,
     narration: Sequence[str] = (),
     kept_before: Sequence[str] = (),
-) -> list[Row]:
-    make = Maker(
+) -> list[Completion]:
+    make = Sampler(
         language_model=language_model,
         base=base,
         intervention=steering(language_model),
@@ -249,7 +249,7 @@ def made(
         narration=narration,
         seed=(seed, 0, "generate"),
     )
-    return make(cells, kept_before)
+    return make(requests, kept_before)
 
 
 def steering(language_model: LanguageModel) -> SteeringVector:
@@ -298,8 +298,8 @@ def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel):
 
 def test_what_a_cell_says_depends_on_its_own_index_alone(tiny: LanguageModel):
     together = {each.index: each.ids for each in made(tiny)}
-    assert {each.index: each.ids for each in made(tiny, cells=CELLS[::-2])} == {
-        cell.index: together[cell.index] for cell in CELLS[::-2]
+    assert {each.index: each.ids for each in made(tiny, requests=REQUESTS[::-2])} == {
+        request.index: together[request.index] for request in REQUESTS[::-2]
     }
 
 
@@ -308,15 +308,15 @@ def test_another_seed_says_other_things(tiny: LanguageModel):
 
 
 def test_a_made_row_holds_its_cell_and_the_sampled_ids_verbatim(tiny: LanguageModel):
-    for cell, each in zip(CELLS, made(tiny), strict=True):
-        assert (each.index, each.prompt, each.alpha) == (cell.index, cell.prompt, cell.alpha)
-        assert list(each.prompt_ids) == tiny.chat.ids("", cell.prompt)
+    for request, each in zip(REQUESTS, made(tiny), strict=True):
+        assert (each.index, each.prompt, each.alpha) == (request.index, request.prompt, request.alpha)
+        assert list(each.prompt_ids) == tiny.chat.ids("", request.prompt)
         assert each.text == tiny.chat.decode(list(each.ids)).strip()
         assert each.ended == (each.ids[-1] in tiny.end_ids)
 
 
 def test_the_dose_steers_what_is_made(tiny: LanguageModel):
-    weak, strong = (made(tiny, cells=[Cell(k, "Say it.", alpha) for k in range(4)]) for alpha in (0.0, 4.0))
+    weak, strong = (made(tiny, requests=[Request(k, "Say it.", alpha) for k in range(4)]) for alpha in (0.0, 4.0))
     assert [each.ids for each in weak] != [each.ids for each in strong]
 
 

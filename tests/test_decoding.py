@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from heal.decoding import Completion, Sampling, choose, decode
+from heal.decoding import Decoded, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
 from tests.cases import case
@@ -47,7 +47,7 @@ def ending(language_model: LanguageModel) -> LanguageModel:
     return replace(language_model, end_ids=frozenset({said[0].ids[2], said[1].ids[7], said[2].ids[0]}))
 
 
-def cut(completion: Completion, end_ids: frozenset[int]) -> tuple[int, ...]:
+def cut(completion: Decoded, end_ids: frozenset[int]) -> tuple[int, ...]:
     """The ids up to and including the first that ends the turn."""
     stop = next((place for place, token in enumerate(completion.ids) if token in end_ids), len(completion.ids))
     return completion.ids[: stop + 1]
@@ -136,8 +136,8 @@ def test_a_row_that_ends_on_the_last_token_of_its_budget_has_ended(tiny: Languag
     said = decode(endless(tiny), asked, TOKENS)[0].ids
     place = next(place for place in range(1, TOKENS) if said[place] not in said[:place])
     model = replace(tiny, end_ids=frozenset({said[place]}))
-    assert decode(model, asked, place + 1)[0] == Completion(said[: place + 1], ended=True)
-    assert decode(model, asked, place)[0] == Completion(said[:place], ended=False)
+    assert decode(model, asked, place + 1)[0] == Decoded(said[: place + 1], ended=True)
+    assert decode(model, asked, place)[0] == Decoded(said[:place], ended=False)
 
 
 def test_a_larger_budget_only_adds_to_what_was_said(tiny: LanguageModel):
@@ -185,7 +185,7 @@ def test_decoding_leaves_the_model_as_it_was(tiny: LanguageModel):
 def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
     broken = replace(tiny, model=copy.deepcopy(tiny.model))
     broken.model.get_output_embeddings().weight.fill_(math.nan)
-    assert decode(broken, prompts(tiny), TOKENS) == [Completion((), ended=False, finite=False)] * 5
+    assert decode(broken, prompts(tiny), TOKENS) == [Decoded((), ended=False, finite=False)] * 5
 
 
 def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: LanguageModel):
@@ -195,7 +195,7 @@ def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: Lang
                 asked, steering_vector = prompts(tiny), vector(tiny)
                 sound = decode(tiny, asked, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
                 found = decode(tiny, asked, TOKENS, steering_vector, [1.0, dose, 1.0, 1.0, 1.0], sampling, SEEDS)
-                assert found[1] == Completion((), ended=False, finite=False)
+                assert found[1] == Decoded((), ended=False, finite=False)
                 assert [*found[:1], *found[2:]] == [*sound[:1], *sound[2:]]
 
 
@@ -205,7 +205,7 @@ def test_a_row_that_breaks_on_its_way_keeps_what_it_had_said(tiny: LanguageModel
     place = next(place for place in range(2, TOKENS) if said[place] not in said[:place] and said[place] not in asked[0])
     broken = replace(tiny, model=copy.deepcopy(tiny.model))
     broken.model.get_input_embeddings().weight[said[place]] = math.nan
-    assert decode(broken, asked, TOKENS) == [Completion(said[: place + 1], ended=False, finite=False)]
+    assert decode(broken, asked, TOKENS) == [Decoded(said[: place + 1], ended=False, finite=False)]
 
 
 # Sampling

@@ -335,6 +335,17 @@ def test_the_card_shows_intervals_round_by_round_and_the_verdict(student: Studen
     assert "0.750 [0.625, 0.875]" in card
     assert "Verdict after round 2: **holds**" in card
     assert "| 2 | 2.500 | 1.01 (tolerance) | not measured | 7 of 8 | 50% |" in card
+    assert "| 0.50 (tail\\_perplexity) | 0.750 [0.625, 0.875] | 0.25 [0.12, 0.38] | 3.00 [2.88, 3.12] |" in card
+
+
+def test_the_card_shows_every_signal_of_the_run_and_what_is_not_valid(student: Student, tmp_path: Path) -> None:
+    card = (export_adapter(student, tmp_path / "adapter").path / "README.md").read_text()
+    rows = [line for line in card.partition("## Every signal after round 2")[2].splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(finished.signals(0.0))
+    for title, doubted in (("p\\_ans\\_any", True), ("Accuracy", True), ("Alive", False), ("Trait", False)):
+        (row,) = [row for row in rows if row.startswith(f"| {title} (")]
+        assert row.endswith("| 4 |")
+        assert ("not valid for this model" in row) is doubted, title
 
 
 def test_a_run_without_the_steered_stage_is_exported_and_its_card_has_no_steered_row(
@@ -390,9 +401,8 @@ def test_the_card_names_the_rank_that_vllm_needs(base_folder: Path, student: Stu
 
 
 def test_vllm_gets_the_smallest_rank_that_fits() -> None:
-    for rank, needed in [(1, 8), (8, 8), (9, 16), (96, 128), (257, 320), (321, 512), (513, None)]:
-        with case(rank, needed):
-            assert vllm_rank(rank) == needed
+    fitting = {1: 8, 8: 8, 9: 16, 96: 128, 257: 320, 321: 512, 513: None}
+    assert {rank: vllm_rank(rank) for rank in fitting} == fitting
 
 
 def test_the_factors_of_a_truncation_hold_the_singular_values_in_equal_parts(student: Student) -> None:

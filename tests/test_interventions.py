@@ -23,11 +23,11 @@ from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
 from heal.steps.baseline import Baseline
 from heal.studies.interventions import dose_table, show
-from heal.studies.interventions.asked import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.studies.interventions.compare import Setting, pairs, setting_of
 from heal.studies.interventions.doses import Dosed, Prompted, dose_all, prompted
-from heal.studies.interventions.measure import MeasuredArm, measure_all
+from heal.studies.interventions.effects import MeasuredArm, measure_all
 from heal.studies.interventions.prompts import NAMES, personas
+from heal.studies.interventions.request import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.studies.survival import study as survival
 from heal.studies.survival.table import markdown, rows
 from tests import tiny
@@ -414,7 +414,7 @@ def test_the_figure_of_the_table_is_drawn(finished: Finished):
 
 def test_a_long_name_is_folded_in_the_figure_and_loses_nothing():
     for name in ["pca", "kl_rev_rmse_decay-care_over_authority-embedded-s0", "x" * 40]:
-        with case():
+        with case(name):
             lines = show.folded(name).split("\n")
             assert "".join(lines) == name
             assert all(lines)

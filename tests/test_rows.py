@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing.rows import Collator, StepOrder, cut, dataset, split, steps_of, training_rows
 from tests.cases import case
 from tests.closeness import assert_near
@@ -44,7 +44,7 @@ def test_a_completion_that_would_teach_the_wrong_thing_is_an_error(tiny_folder: 
             training_rows(student(tiny_folder)[0], [broken])
 
 
-def alike(count: int) -> list[Row]:
+def alike(count: int) -> list[Completion]:
     """Completions of three prompts that begin alike."""
     begin = tuple(range(10, 30))
     return [

@@ -14,7 +14,7 @@ from trl import SFTTrainer
 
 from heal.accumulator import CURRENT, HISTORY, Accumulator
 from heal.errors import RoundError
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing import heal as healing
 from heal.healing.log import StepLog
 from heal.healing.references import References, compute
@@ -22,7 +22,7 @@ from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
 from heal.healing.trainer import HealTrainer
 from heal.randomness import derive_seed
 from heal.scoring import completion_states
-from heal.studies.bench.measure import peak_bytes
+from heal.studies.bench.timing import peak_bytes
 from tests.cases import case
 from tests.closeness import assert_near
 from tests.students import ALPHA, LAYERS, RANK, completions, learn, logits, student, weights
@@ -91,7 +91,7 @@ def test_eight_at_once_train_as_two_times_four_and_one_times_eight(tiny_folder: 
                     torch.testing.assert_close(weight, adapters[0][name], rtol=0, atol=1e-5)
 
 
-def labelled(row: Row) -> dict[str, list[int]]:
+def labelled(row: Completion) -> dict[str, list[int]]:
     """A completion as trl takes it, the prompt masked."""
     return {"input_ids": [*row.prompt_ids, *row.ids], "labels": [-100] * len(row.prompt_ids) + list(row.ids)}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from heal.decoding import Completion, decode
+from heal.decoding import Decoded, decode
 from heal.errors import UserError
 from heal.evaluation.probe import ProbeFormat, interruption
 from heal.evaluation.readouts.alive import ALIVE
@@ -205,7 +205,7 @@ def _decode(
     prompts_ids: Sequence[Ids],
     tokens: int,
     progress: Progress,
-) -> dict[float, list[Completion]]:
+) -> dict[float, list[Decoded]]:
     """The paths by alpha, decoded side by side; those at alpha 0 separately where coefficient 0 has an effect."""
     count = len(prompts_ids)
     together = [alpha for alpha in coefficients_by_alpha if alpha or intervention.dosing.vanishes]
@@ -231,7 +231,7 @@ def _divergences(
     shift: Intervention | None,
     coefficient: float,
     prompts_ids: Sequence[Ids],
-    paths: Sequence[Completion],
+    paths: Sequence[Decoded],
     off: Callable[[], AbstractContextManager[None]],
 ) -> list[tuple[float, ...]]:
     """`KL(on || off)` of each path's tokens; empty for a path without tokens."""
