@@ -23,6 +23,7 @@ from heal.records import read_record, record_bytes
 from heal.steering.intervention import Dosing
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
+from tests.cases import case
 from tests.tiny import prompts, sized, trait, vector
 
 TOKENS = 8
@@ -52,45 +53,51 @@ def calibrated(
     return calibrate(measure, audit, Goal(target, 0.05, candidates=3, max_passes=max_passes))
 
 
-def test_no_dose_diverges_by_nothing_but_rounding(any_architecture: LanguageModel):
-    found = measured(any_architecture, vector(any_architecture), 0.0)
-    assert max(found.p50, found.p95, found.mean, found.max) < 1e-9
-    assert found.n == sum(len(each.ids) for each in decode(any_architecture, prompts(any_architecture), TOKENS))
+def test_no_dose_diverges_by_nothing_but_rounding(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            found = measured(tiny, vector(tiny), 0.0)
+            assert max(found.p50, found.p95, found.mean, found.max) < 1e-9
+            assert found.n == sum(len(each.ids) for each in decode(tiny, prompts(tiny), TOKENS))
 
 
-@pytest.mark.parametrize("c", [0.5, -8.0])
-def test_the_statistics_are_those_of_the_pooled_tokens_of_dense_passes(any_architecture: LanguageModel, c: float):
-    asked, steering_vector = prompts(any_architecture), vector(any_architecture)
-    pooled: list[float] = []
-    for prompt in asked:
-        with torch.no_grad(), steering_vector.applied(any_architecture, c):
-            path = any_architecture.model.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=TOKENS,
-                do_sample=False,
-            )
-            on = any_architecture.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
-        with torch.no_grad():
-            off = any_architecture.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
-        logp, logq = log_softmax(on.double(), -1), log_softmax(off.double(), -1)
-        pooled += kl_div(logq, logp, reduction="none", log_target=True).sum(-1).tolist()
-    found = measured(any_architecture, steering_vector, c)
-    assert found.n == len(pooled)
-    expected = [*numpy.percentile(pooled, [50, 95]), numpy.mean(pooled), numpy.max(pooled)]
-    assert [found.p50, found.p95, found.mean, found.max] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+def test_the_statistics_are_those_of_the_pooled_tokens_of_dense_passes(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        for c in [0.5, -8.0]:
+            with case(name, c):
+                asked, steering_vector = prompts(tiny), vector(tiny)
+                pooled: list[float] = []
+                for prompt in asked:
+                    with torch.no_grad(), steering_vector.applied(tiny, c):
+                        path = tiny.model.generate(
+                            torch.tensor([prompt]),
+                            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                            max_new_tokens=TOKENS,
+                            do_sample=False,
+                        )
+                        on = tiny.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
+                    with torch.no_grad():
+                        off = tiny.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
+                    logp, logq = log_softmax(on.double(), -1), log_softmax(off.double(), -1)
+                    pooled += kl_div(logq, logp, reduction="none", log_target=True).sum(-1).tolist()
+                found = measured(tiny, steering_vector, c)
+                assert found.n == len(pooled)
+                expected = [*numpy.percentile(pooled, [50, 95]), numpy.mean(pooled), numpy.max(pooled)]
+                assert [found.p50, found.p95, found.mean, found.max] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_the_statistic_does_not_depend_on_the_batches(tiny: LanguageModel):
     same(measured(sized(tiny, 1, 1), vector(tiny), 2.0), measured(tiny, vector(tiny), 2.0))
 
 
-def test_coefficients_side_by_side_are_measured_as_one_by_one(any_architecture: LanguageModel):
-    steering_vector, coefficients = vector(any_architecture), [0.5, -2.0, 3.0]
-    asked = prompts(any_architecture)
-    together = path_divergences(any_architecture, steering_vector, coefficients, asked, TOKENS)
-    for c, found in zip(coefficients, together, strict=True):
-        same(found, measured(any_architecture, steering_vector, c))
+def test_coefficients_side_by_side_are_measured_as_one_by_one(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            steering_vector, coefficients = vector(tiny), [0.5, -2.0, 3.0]
+            asked = prompts(tiny)
+            together = path_divergences(tiny, steering_vector, coefficients, asked, TOKENS)
+            for c, found in zip(coefficients, together, strict=True):
+                same(found, measured(tiny, steering_vector, c))
 
 
 def test_a_coefficient_that_breaks_the_model_leaves_those_beside_it_alone(tiny: LanguageModel):
@@ -120,13 +127,15 @@ def test_a_dose_that_breaks_the_model_is_infinitely_far(tiny: LanguageModel):
     assert found.n == 0
 
 
-@pytest.mark.parametrize("target", [0.5, 3.0])
-def test_what_a_calibration_says_is_so(any_architecture: LanguageModel, target: float):
-    steering_vector = vector(any_architecture)
-    found = calibrated(any_architecture, steering_vector, target)
-    assert found.value == pytest.approx(measured(any_architecture, steering_vector, found.c_star).p95, rel=1e-4)
-    assert found.on_target == (found.outcome == "tolerance") == (abs(found.value - target) <= 0.05)
-    assert len(found.history) == 3 * found.passes <= 18
+def test_what_a_calibration_says_is_so(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        for target in [0.5, 3.0]:
+            with case(name, target):
+                steering_vector = vector(tiny)
+                found = calibrated(tiny, steering_vector, target)
+                assert found.value == pytest.approx(measured(tiny, steering_vector, found.c_star).p95, rel=1e-4)
+                assert found.on_target == (found.outcome == "tolerance") == (abs(found.value - target) <= 0.05)
+                assert len(found.history) == 3 * found.passes <= 18
 
 
 def test_a_calibration_reaches_a_small_target_on_a_smooth_path(tiny: LanguageModel):

@@ -20,6 +20,7 @@ from heal.models.language_model import LanguageModel
 from heal.progress import silent
 from heal.run.files import write_files
 from heal.steering.vector import SteeringVector
+from tests.cases import case
 from tests.tiny import load, sized, vector
 from tests.tiny import prompts as tiny_prompts
 
@@ -76,12 +77,13 @@ def test_the_dose_stays_as_asked_when_enough_survive():
     assert gathered(every_fourth_dropped, keep_target=0.6).scale == 1.0
 
 
-@pytest.mark.parametrize("dose", [0.26, 0.3, 0.41, 0.5, 0.62, 0.77, 0.9, 0.99])
-@pytest.mark.parametrize("max_probes", [1, 3, 6])
-def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears(dose: float, max_probes: int):
-    found = gathered(up_to(dose), max_probes)
-    step = (1 / LOWEST) ** (0.5**max_probes)  # what is left of the bracket after so many bisections
-    assert found.scale <= dose <= found.scale * step
+def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears():
+    for dose in [0.26, 0.3, 0.41, 0.5, 0.62, 0.77, 0.9, 0.99]:
+        for max_probes in [1, 3, 6]:
+            with case(dose, max_probes):
+                found = gathered(up_to(dose), max_probes)
+                step = (1 / LOWEST) ** (0.5**max_probes)  # what is left of the bracket after so many bisections
+                assert found.scale <= dose <= found.scale * step
 
 
 def test_the_walk_down_takes_no_more_probes_than_it_is_given():
@@ -118,16 +120,18 @@ def test_survivors_of_the_probes_are_kept():
     assert all(each in found.kept for each in found.rows if each.alpha <= 0.6)
 
 
-@pytest.mark.parametrize("dose", [0.1, 0.6, 9.0])
-@pytest.mark.parametrize("probe", [1, 4, 6, 30, 100])
-def test_every_completion_has_an_index_of_its_own(dose: float, probe: int):
-    found = gathered(up_to(dose), probe=probe)
-    assert [each.index for each in found.rows] == list(range(len(found.rows)))
+def test_every_completion_has_an_index_of_its_own():
+    for dose in [0.1, 0.6, 9.0]:
+        for probe in [1, 4, 6, 30, 100]:
+            with case(dose, probe):
+                found = gathered(up_to(dose), probe=probe)
+                assert [each.index for each in found.rows] == list(range(len(found.rows)))
 
 
-@pytest.mark.parametrize("probe", [1, 3, 4, 6, 29, 30, 31, 100])
-def test_the_size_of_the_probe_changes_nothing_when_enough_survive(probe: int):
-    assert gathered(up_to(9.0), probe=probe) == gathered(up_to(9.0))
+def test_the_size_of_the_probe_changes_nothing_when_enough_survive():
+    for probe in [1, 3, 4, 6, 29, 30, 31, 100]:
+        with case(probe):
+            assert gathered(up_to(9.0), probe=probe) == gathered(up_to(9.0))
 
 
 def test_every_batch_is_filtered_against_all_that_was_kept_before():
@@ -143,13 +147,14 @@ def test_every_batch_is_filtered_against_all_that_was_kept_before():
     assert all(set(before) <= set(after) for before, after in pairwise(told))
 
 
-@pytest.mark.parametrize("dose", [0.1, 0.6, 9.0])
-def test_progress_never_goes_back_and_ends_at_its_total(dose: float):
-    told: list[tuple[int, int]] = []
-    found = gathered(up_to(dose), progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told)
-    assert all(done <= total for done, total in told)
-    assert told[-1] == (len(found.rows), len(found.rows))
+def test_progress_never_goes_back_and_ends_at_its_total():
+    for dose in [0.1, 0.6, 9.0]:
+        with case(dose):
+            told: list[tuple[int, int]] = []
+            found = gathered(up_to(dose), progress=lambda done, total: told.append((done, total)))
+            assert told == sorted(told)
+            assert all(done <= total for done, total in told)
+            assert told[-1] == (len(found.rows), len(found.rows))
 
 
 def test_too_few_to_train_on_stops_the_round_and_says_what_starved_it():
@@ -178,11 +183,12 @@ def test_a_starved_round_sends_to_a_run_of_its_own_since_the_same_command_would_
     assert not caught.value.again
 
 
-@pytest.mark.parametrize(("probes", "said"), [(0, False), (6, True)])
-def test_the_error_names_the_dose_s_scale_only_where_it_was_walked_down(probes: int, said: bool):
-    with pytest.raises(RoundError) as caught:
-        gathered(surviving(lambda request: False), max_probes=probes, min_train=1)
-    assert (f"the dose already scaled to {LOWEST}" in str(caught.value)) == said
+def test_the_error_names_the_dose_s_scale_only_where_it_was_walked_down():
+    for probes, said in [(0, False), (6, True)]:
+        with case(probes, said):
+            with pytest.raises(RoundError) as caught:
+                gathered(surviving(lambda request: False), max_probes=probes, min_train=1)
+            assert (f"the dose already scaled to {LOWEST}" in str(caught.value)) == said
 
 
 def test_just_enough_lets_the_round_go_on():
@@ -257,12 +263,14 @@ def dense_tail_perplexity(language_model: LanguageModel, prompt: Sequence[int], 
     return math.exp(-float(logprobs[-tail_length(len(said)) :].mean()))
 
 
-def test_tail_perplexities_are_those_of_a_dense_pass(any_architecture: LanguageModel):
-    asked = tiny_prompts(any_architecture)
-    said = [[5], [7, 8, 9, 10, 11, 12], list(range(20, 41)), [200, 3], [9] * 8 + [2]]
-    found = tail_perplexities(any_architecture, asked, said)
-    dense = [dense_tail_perplexity(any_architecture, *pair) for pair in zip(asked, said, strict=True)]
-    assert found == pytest.approx(dense, rel=1e-4)
+def test_tail_perplexities_are_those_of_a_dense_pass(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            asked = tiny_prompts(tiny)
+            said = [[5], [7, 8, 9, 10, 11, 12], list(range(20, 41)), [200, 3], [9] * 8 + [2]]
+            found = tail_perplexities(tiny, asked, said)
+            dense = [dense_tail_perplexity(tiny, *pair) for pair in zip(asked, said, strict=True)]
+            assert found == pytest.approx(dense, rel=1e-4)
 
 
 def test_an_empty_completion_has_no_tail_perplexity_and_does_not_shift_the_others(tiny: LanguageModel):
@@ -279,12 +287,13 @@ def test_an_impossible_tail_has_a_finite_perplexity(tiny_folder: Path):
     assert math.isfinite(tail_perplexities(broken, tiny_prompts(broken, 1), [[5, 6, 7]])[0])
 
 
-@pytest.mark.parametrize(("decode_batch", "batch_tokens"), [(1, 1), (2, 100), (4, 4096), (96, 150)])
-def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel, decode_batch: int, batch_tokens: int):
-    alone = made(sized(tiny, batch_tokens, decode_batch))
-    for found, expected in zip(alone, made(tiny), strict=True):
-        assert found.tail_perplexity == pytest.approx(expected.tail_perplexity, rel=1e-4)
-        assert replace(found, tail_perplexity=0) == replace(expected, tail_perplexity=0)
+def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel):
+    for decode_batch, batch_tokens in [(1, 1), (2, 100), (4, 4096), (96, 150)]:
+        with case(decode_batch, batch_tokens):
+            alone = made(sized(tiny, batch_tokens, decode_batch))
+            for found, expected in zip(alone, made(tiny), strict=True):
+                assert found.tail_perplexity == pytest.approx(expected.tail_perplexity, rel=1e-4)
+                assert replace(found, tail_perplexity=0) == replace(expected, tail_perplexity=0)
 
 
 def test_what_a_cell_says_depends_on_its_own_index_alone(tiny: LanguageModel):

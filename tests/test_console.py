@@ -6,6 +6,7 @@ import time
 import pytest
 
 from heal.console import Console, _duration, fail
+from tests.cases import case
 
 ESCAPE = "\x1b"
 MARKUP = "[bold]x[/bold] [/] [red] [link=file:///]y[/link] :smile:"
@@ -139,19 +140,17 @@ def test_a_short_stage_tells_a_pipe_nothing_but_its_end(pipe: Console, capsys: p
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
+def test_a_duration_reads_like_one():
+    for seconds, text in [
         (0.04, "0.0 s"),
         (9.94, "9.9 s"),
         (10.0, "10 s"),
         (59.4, "59 s"),
         (60.0, "1 min 00 s"),
         (3599.0, "59 min 59 s"),
-    ],
-)
-def test_a_duration_reads_like_one(seconds: float, text: str):
-    assert _duration(seconds) == text
+    ]:
+        with case(seconds, text):
+            assert _duration(seconds) == text
 
 
 def test_a_failure_is_one_line_on_standard_error_and_a_status(capsys: pytest.CaptureFixture[str]):

@@ -30,6 +30,7 @@ from heal.run.folder import RunFolder
 from heal.run.student import Student
 from tests import finished
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.commanded import heal
 from tests.finished import RANK, ROUNDS
 
@@ -430,9 +431,8 @@ def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
     assert read_record(run.path / "export" / "adapter-roundbest-rank2")["rounds"] == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder) -> None:
+    for words, message in [
         (["format=adaptr"], "did you mean 'adapter'"),
         (["formt=model"], "did you mean 'format'"),
         (["format=model", "rank=3"], "a merged model has no rank"),
@@ -442,13 +442,12 @@ def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
         (["gate=nan"], "finite"),
         (["round=first"], "expected a number from 1, or best"),
         (["run=no/such/run"], "not a run folder"),
-    ],
-)
-def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder, words: list[str], message: str) -> None:
-    done = script(f"run={run.path}", *words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    ]:
+        with case(words, message):
+            done = script(f"run={run.path}", *words)
+            assert done.returncode == 2
+            assert message in done.stderr
+            assert done.stderr.count("\n") == 1
 
 
 def test_the_scripts_help_says_how_rounds_are_counted() -> None:

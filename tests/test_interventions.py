@@ -31,6 +31,7 @@ from heal.studies.interventions.request import KIND, Asked, Study, interventions
 from heal.studies.survival import study as survival
 from heal.studies.survival.table import markdown, rows
 from tests import tiny
+from tests.cases import case
 from tests.finished import write_run
 from tests.running import words
 
@@ -112,12 +113,10 @@ def test_scenes_are_asked_unless_the_words_say_otherwise():
     assert read_study(Study, ["evaluation.vignettes=none"])[0].evaluation.vignettes == "none"
 
 
-@pytest.mark.parametrize(
-    ("word", "near"), [("methods=pca", "method"), ("target_k=1", "target_kl"), ("steer.pair=4", "steer.pairs")]
-)
-def test_a_typo_is_held_against_the_script_s_own_words_too(word: str, near: str):
-    with pytest.raises(UserError, match=f"did you mean '{near}'"):
-        read_study(Study, [word])
+def test_a_typo_is_held_against_the_script_s_own_words_too():
+    for word, near in [("methods=pca", "method"), ("target_k=1", "target_kl"), ("steer.pair=4", "steer.pairs")]:
+        with case(word, near), pytest.raises(UserError, match=f"did you mean '{near}'"):
+            read_study(Study, [word])
 
 
 def test_the_method_of_a_run_is_refused_where_every_method_is_measured():
@@ -139,19 +138,17 @@ def test_signs_are_read_as_numbers():
     assert [signs(text) for text in ("both", "+", "-")] == [(1, -1), (1,), (-1,)]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_what_names_no_intervention_is_refused():
+    for text, message in [
         ("mean_dif", "a run folder that is there; did you mean 'mean_diff'?"),
         ("there/is/none.safetensors", "nor a .safetensors file or a run folder that is there"),
         ("pca,pca", "two interventions are called 'pca'"),
         (",", "names no intervention"),
-    ],
-)
-def test_what_names_no_intervention_is_refused(text: str, message: str):
-    with pytest.raises(UserError) as caught:
-        interventions(text)
-    assert message in str(caught.value)
+    ]:
+        with case(text, message):
+            with pytest.raises(UserError) as caught:
+                interventions(text)
+            assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["mean_diff", "prompt", "engineered prompt", "engineered_prompt"])
@@ -415,9 +412,10 @@ def test_the_figure_of_the_table_is_drawn(finished: Finished):
     assert show.figure(found(finished)).startswith(PNG)
 
 
-@pytest.mark.parametrize("name", ["pca", "kl_rev_rmse_decay-care_over_authority-embedded-s0", "x" * 40])
-def test_a_long_name_is_folded_in_the_figure_and_loses_nothing(name: str):
-    lines = show.folded(name).split("\n")
-    assert "".join(lines) == name
-    assert all(lines)
-    assert all(len(line) <= 22 for line in lines if "-" in name or "_" in name)
+def test_a_long_name_is_folded_in_the_figure_and_loses_nothing():
+    for name in ["pca", "kl_rev_rmse_decay-care_over_authority-embedded-s0", "x" * 40]:
+        with case(name):
+            lines = show.folded(name).split("\n")
+            assert "".join(lines) == name
+            assert all(lines)
+            assert all(len(line) <= 22 for line in lines if "-" in name or "_" in name)

@@ -17,6 +17,7 @@ from heal.models.language_model import LanguageModel, token_batches
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.tiny import BLOCKS, CPU, HIDDEN, VOCABULARY, load, prompts
 
 
@@ -98,23 +99,29 @@ def test_the_weights_are_those_of_the_checkpoint(tiny: LanguageModel, tiny_folde
         assert torch.equal(loaded[name], weight), name
 
 
-def test_a_loaded_model_is_frozen_and_evaluates(any_architecture: LanguageModel):
-    assert not any_architecture.model.training
-    assert not any(weight.requires_grad for weight in any_architecture.model.parameters())
+def test_a_loaded_model_is_frozen_and_evaluates(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            assert not tiny.model.training
+            assert not any(weight.requires_grad for weight in tiny.model.parameters())
 
 
-def test_the_blocks_are_the_language_model_s(any_architecture: LanguageModel):
-    assert len(any_architecture.blocks) == BLOCKS
-    assert any_architecture.model.config.get_text_config().hidden_size == HIDDEN
+def test_the_blocks_are_the_language_model_s(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            assert len(tiny.blocks) == BLOCKS
+            assert tiny.model.config.get_text_config().hidden_size == HIDDEN
 
 
-def test_logits_of_final_hidden_states_are_the_model_s_own(any_architecture: LanguageModel):
-    for ids in prompts(any_architecture):
-        ids_BT = torch.tensor([ids])
-        with torch.no_grad():
-            h_BTD = any_architecture.decoder(input_ids=ids_BT).last_hidden_state
-            own_BTV = any_architecture.model(input_ids=ids_BT).logits
-        torch.testing.assert_close(any_architecture.logits(h_BTD), own_BTV)
+def test_logits_of_final_hidden_states_are_the_model_s_own(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            for ids in prompts(tiny):
+                ids_BT = torch.tensor([ids])
+                with torch.no_grad():
+                    h_BTD = tiny.decoder(input_ids=ids_BT).last_hidden_state
+                    own_BTV = tiny.model(input_ids=ids_BT).logits
+                torch.testing.assert_close(tiny.logits(h_BTD), own_BTV)
 
 
 def test_a_soft_capped_head_stays_under_its_cap(tmp_path: Path):
@@ -134,14 +141,14 @@ def test_the_end_of_turn_is_read_from_the_generation_config_and_the_tokenizer(fo
     assert load(folder).end_ids == {7, 9, 2}
 
 
-@pytest.mark.parametrize("band", [(0.0, 0.0), (0.45, 0.55), (0.6, 0.6), (0.99, 1.0), (0.0, 1.0), (0.3, 0.3)])
-def test_a_band_holds_at_least_one_block_and_only_blocks_that_exist(
-    any_architecture: LanguageModel, band: tuple[float, float]
-):
-    chosen = any_architecture.band(band)
-    assert chosen
-    assert chosen == sorted(set(chosen))
-    assert set(chosen) <= set(range(BLOCKS))
+def test_a_band_holds_at_least_one_block_and_only_blocks_that_exist(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        for band in [(0.0, 0.0), (0.45, 0.55), (0.6, 0.6), (0.99, 1.0), (0.0, 1.0), (0.3, 0.3)]:
+            with case(name, band):
+                chosen = tiny.band(band)
+                assert chosen
+                assert chosen == sorted(set(chosen))
+                assert set(chosen) <= set(range(BLOCKS))
 
 
 def test_a_band_holds_the_blocks_whose_outputs_lie_in_it(tiny: LanguageModel):
@@ -310,13 +317,14 @@ def test_another_source_is_read_under_the_same_name(folder: Path, tiny: Language
     assert not other.model.get_output_embeddings().weight.any()
 
 
-@pytest.mark.parametrize("budget", [1, 7, 20, 1000])
-def test_token_batches_hold_every_row_once_and_keep_to_the_budget(budget: int):
-    lengths = [3, 9, 1, 9, 4, 20, 2, 7]
-    batches = token_batches(lengths, budget)
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+def test_token_batches_hold_every_row_once_and_keep_to_the_budget():
+    for budget in [1, 7, 20, 1000]:
+        with case(budget):
+            lengths = [3, 9, 1, 9, 4, 20, 2, 7]
+            batches = token_batches(lengths, budget)
+            assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+            for batch in batches:
+                assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
 
 
 def test_a_dtype_that_is_asked_for_is_taken():

@@ -9,6 +9,7 @@ import torch
 from heal.models.language_model import LanguageModel, token_batches
 from heal.models.packing import MIN_SHARED, forest, pack, tree_nodes
 from heal.randomness import generator
+from tests.cases import case
 from tests.closeness import assert_near
 from tests.students import learn, student
 from tests.tiny import CPU, load_architecture
@@ -99,23 +100,27 @@ def test_rows_that_do_not_begin_alike_are_padded_and_need_no_mask():
     assert packed.ids_BN.tolist() == [[1, 2, 3, 9], [1, 2, 4, 5], [7, 9, 9, 9]]
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("budget", [1, 60, 10_000])
-def test_a_plan_holds_every_row_once(tiny: LanguageModel, seed: int, budget: int):
-    plan = tiny.plan(rows_of(seed), budget)
-    assert sorted(row for batch in plan for tree in batch for row in tree) == list(range(8))
+def test_a_plan_holds_every_row_once(tiny: LanguageModel):
+    for seed in range(5):
+        for budget in [1, 60, 10_000]:
+            with case(seed, budget):
+                plan = tiny.plan(rows_of(seed), budget)
+                assert sorted(row for batch in plan for tree in batch for row in tree) == list(range(8))
 
 
-def test_rows_too_long_for_a_sliding_window_stay_alone(any_architecture: LanguageModel):
-    window = getattr(any_architecture.model.config.get_text_config(), "sliding_window", None)
-    alone_all = max(map(len, any_architecture.trees(ROWS))) == 1
-    assert alone_all == (window is not None and window < min(map(len, ROWS[:4])))
+def test_rows_too_long_for_a_sliding_window_stay_alone(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            window = getattr(tiny.model.config.get_text_config(), "sliding_window", None)
+            alone_all = max(map(len, tiny.trees(ROWS))) == 1
+            assert alone_all == (window is not None and window < min(map(len, ROWS[:4])))
 
 
-@pytest.mark.parametrize(("pairs", "sizes"), [(1e9, [6]), (500.0, [3, 3]), (100.0, [1] * 6)])
-def test_a_tree_grows_until_attention_between_branches_costs_more_than_sharing_saves(pairs: float, sizes: list[int]):
-    rows = [[*range(40), *range(100 + 60 * index, 160 + 60 * index)] for index in range(6)]
-    assert sorted(len(tree) for tree in forest(rows, 10_000, pairs)) == sizes
+def test_a_tree_grows_until_attention_between_branches_costs_more_than_sharing_saves():
+    for pairs, sizes in [(1e9, [6]), (500.0, [3, 3]), (100.0, [1] * 6)]:
+        with case(pairs, sizes):
+            rows = [[*range(40), *range(100 + 60 * index, 160 + 60 * index)] for index in range(6)]
+            assert sorted(len(tree) for tree in forest(rows, 10_000, pairs)) == sizes
 
 
 def test_a_row_much_shorter_than_a_batch_s_longest_begins_a_new_batch():

@@ -58,31 +58,39 @@ def save(steering_vector: SteeringVector, folder: Path) -> Path:
 # Applying
 
 
-def test_coefficient_zero_is_the_model_itself_bit_for_bit(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[2]
-    before = logits(any_architecture, ids)
-    with vector(any_architecture, norm=1e3).applied(any_architecture, 0.0):
-        assert torch.equal(logits(any_architecture, ids), before)
+def test_coefficient_zero_is_the_model_itself_bit_for_bit(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            ids = prompts(tiny)[2]
+            before = logits(tiny, ids)
+            with vector(tiny, norm=1e3).applied(tiny, 0.0):
+                assert torch.equal(logits(tiny, ids), before)
 
 
-def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[1]
-    steering_vector = vector(any_architecture, layers=(1,))
-    plain, shifted = (block_inputs(any_architecture, ids, steering_vector, c) for c in (0.0, -2.5))
-    assert torch.equal(plain[1], shifted[1])
-    expected = (-2.5 * steering_vector.directions[1]).expand_as(plain[2])
-    assert_near(shifted[2], plain[2] + expected)
+def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position(
+    architectures: dict[str, LanguageModel],
+):
+    for name, tiny in architectures.items():
+        with case(name):
+            ids = prompts(tiny)[1]
+            steering_vector = vector(tiny, layers=(1,))
+            plain, shifted = (block_inputs(tiny, ids, steering_vector, c) for c in (0.0, -2.5))
+            assert torch.equal(plain[1], shifted[1])
+            expected = (-2.5 * steering_vector.directions[1]).expand_as(plain[2])
+            assert_near(shifted[2], plain[2] + expected)
 
 
-def test_a_coefficient_for_each_row_equals_separate_runs(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[2]
-    coefficients = [0.0, 1.0, -3.0, 0.25]
-    steering_vector = vector(any_architecture)
-    with torch.no_grad(), steering_vector.applied(any_architecture, coefficients):
-        together = any_architecture.model(input_ids=torch.tensor([ids] * len(coefficients))).logits
-    for row, coefficient in enumerate(coefficients):
-        with steering_vector.applied(any_architecture, coefficient):
-            assert_near(together[row], logits(any_architecture, ids))
+def test_a_coefficient_for_each_row_equals_separate_runs(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            ids = prompts(tiny)[2]
+            coefficients = [0.0, 1.0, -3.0, 0.25]
+            steering_vector = vector(tiny)
+            with torch.no_grad(), steering_vector.applied(tiny, coefficients):
+                together = tiny.model(input_ids=torch.tensor([ids] * len(coefficients))).logits
+            for row, coefficient in enumerate(coefficients):
+                with steering_vector.applied(tiny, coefficient):
+                    assert_near(together[row], logits(tiny, ids))
 
 
 def test_a_tensor_of_coefficients_does_what_a_list_does(tiny: LanguageModel):
@@ -94,11 +102,13 @@ def test_a_tensor_of_coefficients_does_what_a_list_does(tiny: LanguageModel):
     assert torch.equal(*found)
 
 
-def test_a_vector_moves_the_logits(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[2]
-    before = logits(any_architecture, ids)
-    with vector(any_architecture, norm=10.0).applied(any_architecture, 1.0):
-        assert not torch.allclose(logits(any_architecture, ids), before, atol=1e-2)
+def test_a_vector_moves_the_logits(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            ids = prompts(tiny)[2]
+            before = logits(tiny, ids)
+            with vector(tiny, norm=10.0).applied(tiny, 1.0):
+                assert not torch.allclose(logits(tiny, ids), before, atol=1e-2)
 
 
 def test_nothing_is_left_in_the_model_afterwards(tiny: LanguageModel):
@@ -215,38 +225,44 @@ def test_a_vector_of_no_contexts_is_an_error(tiny: LanguageModel, tiny_trait: Tr
         extract(tiny, tiny_trait, [], "mean_diff", [1])
 
 
-def test_activations_are_the_block_s_outputs_at_the_last_token(any_architecture: LanguageModel):
-    rows = prompts(any_architecture)
-    found = last_token_activations(any_architecture, rows, [Site(layer) for layer in (0, 1, 2)])
-    for row, ids in enumerate(rows):
-        with torch.no_grad():
-            hidden = any_architecture.decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-        for layer in (0, 1, 2):
-            assert_near(found[Site(layer)][row], hidden[layer + 1][0, -1])
+def test_activations_are_the_block_s_outputs_at_the_last_token(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            rows = prompts(tiny)
+            found = last_token_activations(tiny, rows, [Site(layer) for layer in (0, 1, 2)])
+            for row, ids in enumerate(rows):
+                with torch.no_grad():
+                    hidden = tiny.decoder(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+                for layer in (0, 1, 2):
+                    assert_near(found[Site(layer)][row], hidden[layer + 1][0, -1])
 
 
-def test_activations_of_one_row_are_those_of_many(any_architecture: LanguageModel):
-    rows = prompts(any_architecture)
-    sites = [Site(1), Site(2)]
-    together = last_token_activations(any_architecture, rows, sites)
-    for row, ids in enumerate(rows):
-        alone = last_token_activations(any_architecture, [ids], sites)
-        for site in sites:
-            assert_near(together[site][row], alone[site][0])
+def test_activations_of_one_row_are_those_of_many(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            rows = prompts(tiny)
+            sites = [Site(1), Site(2)]
+            together = last_token_activations(tiny, rows, sites)
+            for row, ids in enumerate(rows):
+                alone = last_token_activations(tiny, [ids], sites)
+                for site in sites:
+                    assert_near(together[site][row], alone[site][0])
 
 
-def test_extraction_stops_after_the_deepest_block_that_it_reads(any_architecture: LanguageModel):
-    called: list[int] = []
-    handles = [
-        block.register_forward_pre_hook(lambda module, inputs, layer=layer: called.append(layer))
-        for layer, block in enumerate(any_architecture.blocks)
-    ]
-    try:
-        last_token_activations(any_architecture, prompts(any_architecture)[:1], [Site(2), Site(0)])
-    finally:
-        for handle in handles:
-            handle.remove()
-    assert called == [0, 1, 2]
+def test_extraction_stops_after_the_deepest_block_that_it_reads(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            called: list[int] = []
+            handles = [
+                block.register_forward_pre_hook(lambda module, inputs, layer=layer: called.append(layer))
+                for layer, block in enumerate(tiny.blocks)
+            ]
+            try:
+                last_token_activations(tiny, prompts(tiny)[:1], [Site(2), Site(0)])
+            finally:
+                for handle in handles:
+                    handle.remove()
+            assert called == [0, 1, 2]
 
 
 def test_extraction_leaves_no_hook_behind(tiny: LanguageModel):
