@@ -8,6 +8,7 @@ with the one or the other: pointers change, never values, so the base comes back
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -31,7 +32,9 @@ class Accumulator:
     """History and current round of one language model.
 
     Attributes:
+        language_model: the model that it is inside of.
         peft_model: the base with both adapters inside.
+        rounds: how many have been folded.
         history_rank: rank of the history; 0 before the first fold.
         merges: whether the student runs on merged weights.
     """
@@ -62,7 +65,8 @@ class Accumulator:
         self._name = language_model.name
         self._rank, self._alpha = rank, alpha
         self._init = foldable(kind).initial
-        self.history_rank = 0
+        self.language_model = language_model
+        self.rounds = self.history_rank = 0
         self._gates = 1.0, 1.0
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}  # by layer: the base's and the merged one
         self.peft_model: PeftModel = get_peft_model(
@@ -102,7 +106,7 @@ class Accumulator:
             self._remove(HISTORY)
         # alpha = rank: the scale is 1, because each round's own scale is inside its B.
         self.peft_model.add_adapter(HISTORY, self._config(rank, rank))
-        self.history_rank = rank
+        self.history_rank, self.rounds = rank, self.rounds + 1
         with torch.no_grad():
             for name, layer in self._layers():
                 layer.lora_A[HISTORY].weight.copy_(stacked[name][0])
@@ -206,7 +210,9 @@ class Accumulator:
                 yield name, module
 
     def _remove(self, adapter: str) -> None:
-        self.peft_model.delete_adapter(adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # peft says which adapter is active now: `_activate` sets it
+            self.peft_model.delete_adapter(adapter)
 
     def _activate(self) -> None:
         """The student, ready to be trained: peft changes what is active and trainable behind one's back."""

@@ -14,7 +14,7 @@ _PLAIN_EVERY = 10.0  # seconds between progress lines when the output is not a t
 
 
 class StepLine:
-    """One running step: `progress` reports how far it is, `found` what came out."""
+    """One running step: `progress` reports how far it is, `result` what came out."""
 
     def __init__(self, show) -> None:
         self._show = show
@@ -23,7 +23,7 @@ class StepLine:
     def progress(self, done: int, total: int) -> None:
         self._show(done, total)
 
-    def found(self, text: str) -> None:
+    def result(self, text: str) -> None:
         """Sets the one line that remains when the step is over."""
         self.finding = text
 

@@ -36,7 +36,7 @@ GREEDY = Sampling()
 
 
 @dataclass(frozen=True)
-class Completion:
+class Decoded:
     """The completion of one row.
 
     Attributes:
@@ -66,7 +66,7 @@ def decode(
     loop_share: float | None = None,
     keep_states: bool = False,
     progress: Progress = silent,
-) -> list[Completion]:
+) -> list[Decoded]:
     """Continues each prompt by at most `tokens` tokens.
 
     Args:
@@ -87,7 +87,7 @@ def decode(
         raise ValueError(
             "decode: an intervention requires a coefficient for each row, and coefficients an intervention"
         )
-    results: dict[int, Completion] = {}
+    results: dict[int, Decoded] = {}
     loop = None if loop_share is None else max(SHORTEST_LOOP, int(loop_share * tokens) + 1)
 
     def run(rows: Sequence[int]) -> None:
@@ -230,7 +230,7 @@ class _Batch:
         self.input_BT, self.mask_BT = self.input_BT[index], self.mask_BT[index]
         self.active = [self.active[line] for line in lines]
 
-    def completions(self) -> list[Completion]:
+    def completions(self) -> list[Decoded]:
         def states(row: int) -> Tensor | None:
             if self.states is None:
                 return None
@@ -238,7 +238,7 @@ class _Batch:
             return torch.stack(kept) if kept else self.input_BT.new_empty(0)
 
         return [
-            Completion(tuple(ids), state == "ended", state != "not finite", state == "looped", states(row))
+            Decoded(tuple(ids), state == "ended", state != "not finite", state == "looped", states(row))
             for row, (ids, state) in enumerate(zip(self.said, self.state, strict=True))
         ]
 

@@ -6,7 +6,7 @@ base -> extract -> calibrate -> generate and filter -> heal -> fold -> measure -
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heal.dose.find import Prompts, odd_multiples, off_target, short_audit
+from heal.dose.find import Prompts
 from heal.evaluation.choice import why_stop
 from heal.evaluation.metrics import RoundMetrics
 from heal.outcome import show_round, track_round
@@ -17,7 +17,7 @@ from heal.steering.vector import SteeringVector
 from heal.steps.baseline import Baseline, measure_baseline, measure_doses
 from heal.steps.calibrate import Calibrate
 from heal.steps.extract import Extract
-from heal.steps.generate import Generate, endless
+from heal.steps.generate import Generate
 from heal.steps.heal import ADAPTER, Heal
 from heal.steps.judge import Judge
 
@@ -59,14 +59,10 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
     prompts = Prompts.drawn(trait, recipe.calibration, recipe.run.seed)
     start = earlier[-1].vector.c_star if earlier else None
     dosed = run(Calibrate(model, student, vector, prompts, recipe.model.system, recipe.calibration, start), at)
-    session.console.warn(*([] if earlier else short_audit(prompts, trait, recipe.calibration)))
-    session.console.warn(*off_target(f"the dose of {vector.method}", vector.dosing, dosed.calibration))
-    session.console.warn(*odd_multiples(vector.method, vector.dosing))
     if not earlier:
         measure_doses(session, baseline, dosed)
 
-    collection = run(Generate(model, student, trait, dosed, recipe, index), at)
-    session.console.warn(*endless(collection, recipe.generation.tokens))
+    collection = run(Generate(model, student, trait, dosed.vector, recipe, index), at)
 
     steered = None
     if recipe.evaluation.steered:
@@ -82,9 +78,6 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
     judged = run(
         Judge(
             number=index + 1,
-            trait=trait,
-            scenes=session.vignettes,
-            settings=recipe.evaluation,
             baseline=baseline,
             dosed=dosed,
             collection=collection,

@@ -42,8 +42,7 @@ def show_round(session: Session, metrics: RoundMetrics) -> None:
 
 def interval(estimate: Estimate, sign: bool = False) -> str:
     """`0.21 [0.14, 0.29]`."""
-    form = "{:+.3f} [{:+.3f}, {:+.3f}]" if sign else "{:.3f} [{:.3f}, {:.3f}]"
-    return form.format(estimate.value, estimate.low, estimate.high)
+    return format(estimate, "+.3f" if sign else ".3f")
 
 
 def round_values(metrics: RoundMetrics) -> dict[str, float]:
@@ -119,10 +118,10 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
     console.title("results")
     with console.step("report") as line:
         page = build_report(folder)
-        line.found(str(page))
+        line.result(str(page))
     with console.step("export") as line:
         exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
-        line.found(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
+        line.result(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
     verdict = rounds[-1].verdict
     for figure in sorted(folder.report.glob("*.png")):
         session.tracker.figure(f"report/{figure.stem}", figure)

@@ -25,7 +25,7 @@ from heal.evaluation.signal import TRAIT, limits_of, signals
 from heal.evaluation.stats import Estimate
 from heal.evaluation.validity import valid_names, validity
 from heal.evaluation.verdict import coherence, verdict
-from heal.generation.collect import Collection, Row
+from heal.generation.collect import Collection, Completion
 from heal.healing.log import StepLog, log_bytes
 from heal.records import jsonl_bytes, record_bytes
 from heal.report.page import render
@@ -78,14 +78,14 @@ def stage_result(
     )
 
 
-def completions(text: str, alphas: tuple[float, ...] = (0.5, 1.0), count: int = 24) -> list[Row]:
+def completions(text: str, alphas: tuple[float, ...] = (0.5, 1.0), count: int = 24) -> list[Completion]:
     """Completions of which every fourth is dropped, the first of them for a reason of its own."""
 
     def dropped(index: int) -> tuple[str, ...]:
         return () if index % 4 else (("narration",) if index == 0 else ("repetition", "tail perplexity"))
 
     return [
-        Row(i, PROMPTS[i % 4], alphas[i % 2], (1,), (2,), f"{text} #{i}", i % 3 == 0, 4.0 + i, 0.1, dropped(i))
+        Completion(i, PROMPTS[i % 4], alphas[i % 2], (1,), (2,), f"{text} #{i}", i % 3 == 0, 4.0 + i, 0.1, dropped(i))
         for i in range(count)
     ]
 

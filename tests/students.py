@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from heal.accumulator import Accumulator
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.models.language_model import LanguageModel
 from heal.randomness import generator
 from tests.tiny import load
@@ -55,7 +55,7 @@ def logits(language_model: LanguageModel) -> Tensor:
     return language_model.model(input_ids=torch.randint(3, 259, (3, 11), generator=generator("logits"))).logits
 
 
-def completions(count: int, seed: int = 0) -> list[Row]:
+def completions(count: int, seed: int = 0) -> list[Completion]:
     """Kept completions of random ids and many lengths; every third one ended by itself."""
     rows = []
     for index in range(count):
@@ -66,7 +66,7 @@ def completions(count: int, seed: int = 0) -> list[Row]:
         )
         ended = index % 3 == 0
         ids = (*said, 2) if ended else said
-        rows.append(Row(index, f"prompt {index}", 1.0, prompt, ids, f"text {index}", ended, 5.0, 0.1, ()))
+        rows.append(Completion(index, f"prompt {index}", 1.0, prompt, ids, f"text {index}", ended, 5.0, 0.1, ()))
     return rows
 
 

@@ -15,6 +15,7 @@ from heal.errors import UserError
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
 from tests.cases import case
+from tests.closeness import assert_near
 from tests.students import ALPHA, LAYERS, RANK, learn, logits, put, student, weights
 from tests.tiny import ARCHITECTURES, load, save
 
@@ -72,8 +73,7 @@ def test_folding_changes_no_logits(folders: dict[str, Path]):
                 with accumulator.previous():
                     assert (logits(model) - unfolded).abs().max() > 1e-2
                 accumulator.fold()
-                scale = float(unfolded.abs().max())
-                torch.testing.assert_close(logits(model) / scale, unfolded / scale, rtol=0, atol=1e-5)
+                assert_near(logits(model), unfolded)
 
 
 def test_folding_a_bfloat16_student_keeps_its_rounds_in_float32(tiny_folder: Path):
@@ -106,7 +106,7 @@ def test_the_history_counts_as_much_as_its_gate_says(tiny_folder: Path):
     half_model, half = student(tiny_folder)
     half.start_round(0)
     learn(half, 0, size=0.025)
-    torch.testing.assert_close(gated, logits(half_model), rtol=1e-4, atol=1e-4)
+    assert_near(gated, logits(half_model))
 
 
 def test_previous_is_the_student_without_its_current_round(tiny_folder: Path):
@@ -198,7 +198,7 @@ def test_a_fold_at_half_gate_is_the_student_at_half_gate(tiny_folder: Path):
     with accumulator.gates(1.0, 0.5):
         gated = logits(model)
     accumulator.fold(0.5)
-    torch.testing.assert_close(logits(model), gated, rtol=1e-5, atol=1e-4)
+    assert_near(logits(model), gated)
 
 
 def test_a_fold_leaves_the_earlier_rounds_bit_for_bit(tiny_folder: Path):
@@ -279,7 +279,7 @@ def test_a_saved_round_is_a_folder_that_peft_loads(tiny_folder: Path, tmp_path: 
     put(tmp_path, accumulator.save_current())
     plain = load(tiny_folder)
     PeftModel.from_pretrained(plain.model, str(tmp_path))
-    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-4)
+    assert_near(logits(plain), logits(model))
     assert PeftConfig.from_pretrained(str(tmp_path)).r == RANK
 
 

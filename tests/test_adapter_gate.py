@@ -16,6 +16,7 @@ from heal.steering.weights import WeightDifference
 from heal.studies.weight_difference.gate import adapter_gate, gate_of
 from tests import finished
 from tests import tiny as tiny_models
+from tests.closeness import assert_near
 from tests.tiny import load, prompts, trait
 
 
@@ -49,7 +50,7 @@ def logits(language_model: LanguageModel) -> list[Tensor]:
 
 def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
     for a_TV, b_TV in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a_TV, b_TV, rtol=1e-4, atol=1e-3)
+        assert_near(a_TV, b_TV)
 
 
 @pytest.mark.parametrize("last_round", [None, 0])

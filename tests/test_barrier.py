@@ -20,7 +20,7 @@ from heal.healing.barrier import Barrier, aggregate, aggregate_named, lambda_for
 from heal.healing.divergences import Divergence, divergence_named
 from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
-from heal.studies.bench.measure import peak_bytes
+from heal.studies.bench.timing import peak_bytes
 from tests.cases import case
 from tests.divergences import DIVERGENCES, HELD, NONE
 from tests.tiny import load

@@ -8,12 +8,13 @@ import torch
 
 from heal.decoding import Sampling, decode
 from heal.errors import RoundError
+from heal.models.batch_sizes import batching_for, measured_rows, measured_tokens
 from heal.models.batching import Batching, fastest, in_parts, out_of_memory
 from heal.models.language_model import LanguageModel
-from heal.models.measured import batching_for, measured_rows, measured_tokens
 from heal.scoring import completion_states
 from heal.steering.extract import last_token_activations
 from heal.steering.sites import Site
+from tests.cases import case
 from tests.closeness import assert_near
 from tests.tiny import prompts, sized
 
@@ -68,18 +69,19 @@ def test_scoring_and_extraction_that_run_out_of_memory_go_on_with_halves(
     assert_near(found[1], expected[1])
 
 
-@pytest.mark.parametrize("room", [96, 48, 12, 5, 1])
-def test_batches_end_at_the_first_halving_that_fits(room: int):
-    batching, done = Batching(rows=96), []
+def test_batches_end_at_the_first_halving_that_fits():
+    for room in [96, 48, 12, 5, 1]:
+        with case(room):
+            batching, done = Batching(rows=96), []
 
-    def work(items: Sequence[int]) -> None:
-        if len(items) > room:
-            raise FULL
-        done.extend(items)
+            def work(items: Sequence[int]) -> None:
+                if len(items) > room:
+                    raise FULL
+                done.extend(items)
 
-    in_parts(range(96), work, partial(batching.shrink_rows, batching.rows))
-    assert done == list(range(96))
-    assert batching.rows == max(96 >> halvings for halvings in range(7) if 96 >> halvings <= room)
+            in_parts(range(96), work, partial(batching.shrink_rows, batching.rows))
+            assert done == list(range(96))
+            assert batching.rows == max(96 >> halvings for halvings in range(7) if 96 >> halvings <= room)
 
 
 def test_passes_that_were_planned_together_and_each_failed_once_halve_the_budget_once(
@@ -111,19 +113,22 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
     assert not out_of_memory(RuntimeError("shapes do not match"))
 
 
-@pytest.mark.parametrize("best", [16, 64, 1024])
-def test_a_size_grows_as_long_as_doubling_pays(best: int):
-    assert fastest(lambda size: float(min(size, best)), 16) == best
+def test_a_size_grows_as_long_as_doubling_pays():
+    for best in [16, 64, 1024]:
+        with case(best):
+            assert fastest(lambda size: float(min(size, best)), 16) == best
 
 
-@pytest.mark.parametrize("room", [128, 16, 4])
-def test_a_size_stops_growing_where_memory_ends_and_is_half_the_first_where_that_does_not_fit(room: int):
-    def rate(size: int) -> float:
-        if size > room:
-            raise FULL
-        return float(size)
+def test_a_size_stops_growing_where_memory_ends_and_is_half_the_first_where_that_does_not_fit():
+    for room in [128, 16, 4]:
+        with case(room):
 
-    assert fastest(rate, 16) == max(room, 8)
+            def rate(size: int) -> float:
+                if size > room:
+                    raise FULL
+                return float(size)
+
+            assert fastest(rate, 16) == max(room, 8)
 
 
 def test_sizes_asked_for_are_taken_and_a_cpu_is_not_measured(tiny: LanguageModel):

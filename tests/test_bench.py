@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,12 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from heal.decoding import decode
 from heal.evaluation.readouts.questions import letter_ids
-from heal.generation.make import tail_perplexities
+from heal.generation.sample import tail_perplexities
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_divergences, token_logprobs
 from heal.steering.extract import extract
 from heal.studies.bench import serial
-from heal.studies.bench.measure import (
+from heal.studies.bench.timing import (
     Row,
     count_flops,
     interleaved,
@@ -29,6 +28,7 @@ from heal.studies.bench.measure import (
     print_rows,
 )
 from heal.trait import Trait
+from tests.cases import case
 from tests.closeness import assert_near
 from tests.students import completions, learn, student, weights
 from tests.tiny import BLOCKS, CPU, prompts, vector
@@ -54,7 +54,7 @@ def test_arms_take_turns_after_each_has_run_once():
 
 def test_a_run_takes_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
-    monkeypatch.setattr("heal.studies.bench.measure.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("heal.studies.bench.timing.time.perf_counter", lambda: now[0])
     waits = iter([9.0, 9.0, 1.0, 2.0, 5.0, 2.0, 3.0, 2.0])  # the unmeasured two first
 
     def work() -> None:
@@ -65,7 +65,7 @@ def test_a_run_takes_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_matmul_rate_of_a_machine_that_takes_a_second_for_each_clock_tick(monkeypatch: pytest.MonkeyPatch):
     ticks = iter(range(1000))
-    monkeypatch.setattr("heal.studies.bench.measure.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("heal.studies.bench.timing.time.perf_counter", lambda: float(next(ticks)))
     assert matmul_rate(CPU, torch.float32, size=64, seconds=3.0) == 2 * 64**3
     assert matmul_rate(torch.device("meta"), torch.float32, seconds=3.0) == 2 * 8192**3  # off the CPU
 
@@ -87,11 +87,12 @@ def hold_both() -> list[Tensor]:
     return [torch.empty(80 * MEGA, dtype=torch.uint8), torch.empty(40 * MEGA, dtype=torch.uint8)]
 
 
-@pytest.mark.parametrize(("work", "expected"), [(allocate_free_allocate, 80), (hold_both, 120), (lambda: None, 0)])
-def test_the_peak_is_what_was_allocated_at_once(work: Callable[[], object], expected: int):
-    held_before = torch.empty(10 * MEGA, dtype=torch.uint8)
-    assert peak_bytes(work, CPU) == expected * MEGA
-    del held_before
+def test_the_peak_is_what_was_allocated_at_once():
+    for work, expected in [(allocate_free_allocate, 80), (hold_both, 120), (lambda: None, 0)]:
+        with case(work, expected):
+            held_before = torch.empty(10 * MEGA, dtype=torch.uint8)
+            assert peak_bytes(work, CPU) == expected * MEGA
+            del held_before
 
 
 class _Wasteful(torch.autograd.Function):
@@ -135,13 +136,14 @@ def test_the_flops_of_a_lora_layer_leave_out_the_frozen_weight_s_gradient():
     assert count_flops(lambda: (linear(x, weight) + linear(linear(x, a), b)).sum().backward()) == forward + backward
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_the_flops_of_attention_are_two_products_forward_and_five_backward(causal: bool):
-    q, k, v = (torch.randn(2, 4, 10, 8, requires_grad=True) for _ in range(3))
-    product = 2 * (2 * 4) * 10 * 10 * 8
-    assert count_flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal)) == 2 * product
-    found = count_flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward())
-    assert found == 7 * product
+def test_the_flops_of_attention_are_two_products_forward_and_five_backward():
+    for causal in [True, False]:
+        with case(causal):
+            q, k, v = (torch.randn(2, 4, 10, 8, requires_grad=True) for _ in range(3))
+            product = 2 * (2 * 4) * 10 * 10 * 8
+            assert count_flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal)) == 2 * product
+            found = count_flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward())
+            assert found == 7 * product
 
 
 def test_the_flops_of_a_step_grow_with_the_completions(tiny_folder: Path):
@@ -157,7 +159,7 @@ def test_the_flops_of_a_step_grow_with_the_completions(tiny_folder: Path):
 
 def test_a_row_is_json_with_every_field():
     row = Row("heal", 2.0, 6.0, 3.0, 0.25, 1000.0, 2**20, "two cores")
-    assert Row(**json.loads(json.dumps(row.to_json()))) == row
+    assert Row(**json.loads(json.dumps(asdict(row)))) == row
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -185,12 +187,14 @@ def test_a_table_shows_every_row_and_leaves_blank_what_was_not_measured(
 # The plain round.
 
 
-def test_the_plain_vector_is_heal_s(any_architecture: LanguageModel, tiny_trait: Trait):
-    found = serial.extract(any_architecture, tiny_trait, TEXTS, [1, 2])
-    expected = extract(any_architecture, tiny_trait, TEXTS, "mean_diff", [1, 2])
-    assert (found.method, found.model, found.trait) == (expected.method, expected.model, expected.trait)
-    for layer in (1, 2):
-        torch.testing.assert_close(found.directions[layer], expected.directions[layer], rtol=1e-4, atol=1e-4)
+def test_the_plain_vector_is_heal_s(architectures: dict[str, LanguageModel], tiny_trait: Trait):
+    for name, tiny in architectures.items():
+        with case(name):
+            found = serial.extract(tiny, tiny_trait, TEXTS, [1, 2])
+            expected = extract(tiny, tiny_trait, TEXTS, "mean_diff", [1, 2])
+            assert (found.method, found.model, found.trait) == (expected.method, expected.model, expected.trait)
+            for layer in (1, 2):
+                torch.testing.assert_close(found.directions[layer], expected.directions[layer], rtol=1e-4, atol=1e-4)
 
 
 def test_the_last_block_is_refused_since_its_own_output_is_not_given(tiny: LanguageModel, tiny_trait: Trait):
@@ -198,11 +202,13 @@ def test_the_last_block_is_refused_since_its_own_output_is_not_given(tiny: Langu
         serial.extract(tiny, tiny_trait, TEXTS, [BLOCKS - 1])
 
 
-def test_plain_greedy_answers_are_heal_s(any_architecture: LanguageModel):
-    asked, steering = prompts(any_architecture), vector(any_architecture, norm=4.0)
-    assert serial.answer(any_architecture, asked, 8) == [each.ids for each in decode(any_architecture, asked, 8)]
-    steered = decode(any_architecture, asked, 8, steering, [1.5] * len(asked))
-    assert serial.answer(any_architecture, asked, 8, steering, 1.5) == [each.ids for each in steered]
+def test_plain_greedy_answers_are_heal_s(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            asked, steering = prompts(tiny), vector(tiny, norm=4.0)
+            assert serial.answer(tiny, asked, 8) == [each.ids for each in decode(tiny, asked, 8)]
+            steered = decode(tiny, asked, 8, steering, [1.5] * len(asked))
+            assert serial.answer(tiny, asked, 8, steering, 1.5) == [each.ids for each in steered]
 
 
 def test_plain_samples_repeat_with_their_seed_and_are_the_greedy_ones_when_one_token_is_kept(tiny: LanguageModel):
@@ -259,11 +265,13 @@ def test_a_plain_calibration_spends_the_budget(tiny: LanguageModel):
     assert evaluations <= 12
 
 
-def test_plain_tail_perplexities_are_heal_s(any_architecture: LanguageModel):
-    asked, said = prompts(any_architecture), [*SAID[:-1], []]
-    found = serial.tail_perplexities(any_architecture, asked, said)
-    assert found == pytest.approx(tail_perplexities(any_architecture, asked, said), rel=1e-4, nan_ok=True)
-    assert math.isnan(found[-1])
+def test_plain_tail_perplexities_are_heal_s(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            asked, said = prompts(tiny), [*SAID[:-1], []]
+            found = serial.tail_perplexities(tiny, asked, said)
+            assert found == pytest.approx(tail_perplexities(tiny, asked, said), rel=1e-4, nan_ok=True)
+            assert math.isnan(found[-1])
 
 
 def test_plain_persona_log_ratios_are_the_difference_of_mean_log_probabilities(tiny: LanguageModel, tiny_trait: Trait):

@@ -1,34 +1,29 @@
-"""Calibration: the statistic is what SPEC says, and its result is honest."""
+"""Calibration: the statistic is what docs/method.md, Dose, says, and its result is honest."""
 
-import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal
 
 import numpy
 import pytest
 import torch
-from heal.stages import calibration_prompts, warn_of_a_short_audit
 from torch.nn.functional import kl_div, log_softmax
 
-from heal import stages
-from heal.config import Recipe
-from heal.console import Console
+from heal.config import CalibrationConfig
 from heal.decoding import decode
-from heal.dose.calibrate import Calibration, Measure, PathDivergence, calibrate, path_divergences, prompt_divergence
+from heal.dose import find
+from heal.dose.calibrate import Goal, Measure, calibrate, path_divergences, prompt_divergence
+from heal.dose.calibration import Calibration, PathDivergence
+from heal.dose.find import Prompts, find_dose, odd_multiples, off_target, short_audit
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
-from heal.recipe import load_recipe
-from heal.run.folder import RunFolder
-from heal.run.student import Session
+from heal.records import read_record, record_bytes
 from heal.steering.intervention import Dosing
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
-from heal.tracking.tracker import Tracker
-from tests.students import student
+from tests.cases import case
 from tests.tiny import prompts, sized, trait, vector
 
 TOKENS = 8
@@ -55,48 +50,54 @@ def calibrated(
         asked = prompts(language_model)
         return path_divergences(language_model, steering_vector, [sign * c for c in coefficients], asked, TOKENS)
 
-    return calibrate(measure, audit, target, 0.05, None, 3, max_passes, "student")
+    return calibrate(measure, audit, Goal(target, 0.05, candidates=3, max_passes=max_passes))
 
 
-def test_no_dose_diverges_by_nothing_but_rounding(any_architecture: LanguageModel):
-    found = measured(any_architecture, vector(any_architecture), 0.0)
-    assert max(found.p50, found.p95, found.mean, found.max) < 1e-9
-    assert found.n == sum(len(each.ids) for each in decode(any_architecture, prompts(any_architecture), TOKENS))
+def test_no_dose_diverges_by_nothing_but_rounding(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            found = measured(tiny, vector(tiny), 0.0)
+            assert max(found.p50, found.p95, found.mean, found.max) < 1e-9
+            assert found.n == sum(len(each.ids) for each in decode(tiny, prompts(tiny), TOKENS))
 
 
-@pytest.mark.parametrize("c", [0.5, -8.0])
-def test_the_statistics_are_those_of_the_pooled_tokens_of_dense_passes(any_architecture: LanguageModel, c: float):
-    asked, steering_vector = prompts(any_architecture), vector(any_architecture)
-    pooled: list[float] = []
-    for prompt in asked:
-        with torch.no_grad(), steering_vector.applied(any_architecture, c):
-            path = any_architecture.model.generate(
-                torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=TOKENS,
-                do_sample=False,
-            )
-            on = any_architecture.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
-        with torch.no_grad():
-            off = any_architecture.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
-        logp, logq = log_softmax(on.double(), -1), log_softmax(off.double(), -1)
-        pooled += kl_div(logq, logp, reduction="none", log_target=True).sum(-1).tolist()
-    found = measured(any_architecture, steering_vector, c)
-    assert found.n == len(pooled)
-    expected = [*numpy.percentile(pooled, [50, 95]), numpy.mean(pooled), numpy.max(pooled)]
-    assert [found.p50, found.p95, found.mean, found.max] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+def test_the_statistics_are_those_of_the_pooled_tokens_of_dense_passes(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        for c in [0.5, -8.0]:
+            with case(name, c):
+                asked, steering_vector = prompts(tiny), vector(tiny)
+                pooled: list[float] = []
+                for prompt in asked:
+                    with torch.no_grad(), steering_vector.applied(tiny, c):
+                        path = tiny.model.generate(
+                            torch.tensor([prompt]),
+                            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                            max_new_tokens=TOKENS,
+                            do_sample=False,
+                        )
+                        on = tiny.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
+                    with torch.no_grad():
+                        off = tiny.model(input_ids=path).logits[0, len(prompt) - 1 : -1]
+                    logp, logq = log_softmax(on.double(), -1), log_softmax(off.double(), -1)
+                    pooled += kl_div(logq, logp, reduction="none", log_target=True).sum(-1).tolist()
+                found = measured(tiny, steering_vector, c)
+                assert found.n == len(pooled)
+                expected = [*numpy.percentile(pooled, [50, 95]), numpy.mean(pooled), numpy.max(pooled)]
+                assert [found.p50, found.p95, found.mean, found.max] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
 def test_the_statistic_does_not_depend_on_the_batches(tiny: LanguageModel):
     same(measured(sized(tiny, 1, 1), vector(tiny), 2.0), measured(tiny, vector(tiny), 2.0))
 
 
-def test_coefficients_side_by_side_are_measured_as_one_by_one(any_architecture: LanguageModel):
-    steering_vector, coefficients = vector(any_architecture), [0.5, -2.0, 3.0]
-    asked = prompts(any_architecture)
-    together = path_divergences(any_architecture, steering_vector, coefficients, asked, TOKENS)
-    for c, found in zip(coefficients, together, strict=True):
-        same(found, measured(any_architecture, steering_vector, c))
+def test_coefficients_side_by_side_are_measured_as_one_by_one(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            steering_vector, coefficients = vector(tiny), [0.5, -2.0, 3.0]
+            asked = prompts(tiny)
+            together = path_divergences(tiny, steering_vector, coefficients, asked, TOKENS)
+            for c, found in zip(coefficients, together, strict=True):
+                same(found, measured(tiny, steering_vector, c))
 
 
 def test_a_coefficient_that_breaks_the_model_leaves_those_beside_it_alone(tiny: LanguageModel):
@@ -126,13 +127,15 @@ def test_a_dose_that_breaks_the_model_is_infinitely_far(tiny: LanguageModel):
     assert found.n == 0
 
 
-@pytest.mark.parametrize("target", [0.5, 3.0])
-def test_what_a_calibration_says_is_so(any_architecture: LanguageModel, target: float):
-    steering_vector = vector(any_architecture)
-    found = calibrated(any_architecture, steering_vector, target)
-    assert found.value == pytest.approx(measured(any_architecture, steering_vector, found.c_star).p95, rel=1e-4)
-    assert found.on_target == (found.outcome == "tolerance") == (abs(found.value - target) <= 0.05)
-    assert len(found.history) == 3 * found.passes <= 18
+def test_what_a_calibration_says_is_so(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        for target in [0.5, 3.0]:
+            with case(name, target):
+                steering_vector = vector(tiny)
+                found = calibrated(tiny, steering_vector, target)
+                assert found.value == pytest.approx(measured(tiny, steering_vector, found.c_star).p95, rel=1e-4)
+                assert found.on_target == (found.outcome == "tolerance") == (abs(found.value - target) <= 0.05)
+                assert len(found.history) == 3 * found.passes <= 18
 
 
 def test_a_calibration_reaches_a_small_target_on_a_smooth_path(tiny: LanguageModel):
@@ -171,7 +174,7 @@ def test_a_warm_start_looks_around_it(tiny: LanguageModel):
         asked.extend(coefficients)
         return [PathDivergence(c, c, c / 4, c, c, 1) for c in coefficients]
 
-    found = calibrate(measure, None, 1.0, 0.01, 4.0, 3, 6, "student")
+    found = calibrate(measure, None, Goal(tolerance=0.01, candidates=3), start=4.0)
     assert asked == pytest.approx([4 / 1.2, 4.0, 4 * 1.2])
     assert (found.c_star, found.passes) == (4.0, 1)
 
@@ -210,20 +213,21 @@ def test_progress_ends_when_the_calibration_does():
     def quadratic(coefficients: Sequence[float]) -> list[PathDivergence]:
         return [PathDivergence(c, c, c * c / 900, c, c, 1) for c in coefficients]
 
-    found = calibrate(
-        quadratic, quadratic, 1.0, 0.05, None, 2, 6, "student", lambda done, total: told.append((done, total))
-    )
+    goal = Goal(candidates=2)
+    found = calibrate(quadratic, quadratic, goal, progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1] == (7, 7)
     assert len(told) == found.passes + 1 > 2
 
 
-@pytest.mark.parametrize("broken", [1.0, math.inf])
-def test_a_calibration_written_as_json_and_read_again_is_the_same(broken: float):
-    entries = tuple(PathDivergence(c, 0.1, value, 0.2, 3.0, 40) for c, value in ((1.0, 0.25), (2.0, broken)))
-    for audit in (None, entries[0]):
-        calibration = Calibration(2.0, 1.0, 1.0, 0.05, "tolerance", 1, entries, audit, "student")
-        assert Calibration.from_json(json.loads(json.dumps(calibration.to_json()))) == calibration
+def test_a_calibration_written_to_a_file_and_read_again_is_the_same(tmp_path: Path):
+    path = tmp_path / "calibration.json"
+    for broken in (1.0, math.inf):
+        history = tuple(PathDivergence(c, 0.1, value, 0.2, 3.0, 40) for c, value in ((1.0, 0.25), (2.0, broken)))
+        for audit in (None, history[0]):
+            calibration = Calibration(2.0, 1.0, 1.0, 0.05, "tolerance", 1, history, audit, "student")
+            path.write_bytes(record_bytes(calibration))
+            assert read_record(Calibration, path) == calibration
 
 
 # What has a bound, or does something at coefficient 0
@@ -242,7 +246,8 @@ def bounded(
         asked.append(list(coefficients))
         return [PathDivergence(c, c, 0.5 + 0.1 * c * c, c, c, 1) for c in coefficients]
 
-    return calibrate(measure, measure, 1.0, 0.05, start, 3, 6, "student", progress, dosing), asked
+    goal = Goal(candidates=3)
+    return calibrate(measure, measure, goal, start=start, dosing=dosing, progress=progress), asked
 
 
 def test_a_bound_ends_the_search_and_the_most_that_is_reached_is_the_result():
@@ -286,53 +291,40 @@ def test_a_drift_beyond_the_target_is_unreachable_and_the_least_is_at_zero():
     def measure(coefficients: Sequence[float]) -> list[PathDivergence]:
         return [PathDivergence(c, c, drifted(c), c, c, 1) for c in coefficients]
 
-    found = calibrate(measure, None, 1.0, 0.05, 3.0, 3, 6, "base", dosing=ALWAYS)
+    found = calibrate(measure, None, Goal(candidates=3, reference="base"), start=3.0, dosing=ALWAYS)
     assert (found.c_star, found.value, found.outcome) == (0.0, 2.0, "unreachable")
 
 
-@pytest.fixture
-def session(tiny_folder: Path, tmp_path: Path) -> Session:
-    """The first round of a run on a tiny model, as far as calibration needs it."""
-    few = ("calibration.candidates=3", "calibration.max_passes=6", "calibration.tolerance=0.05")
-    recipe = load_recipe(["recipe=smoke", "calibration.audit_prompts=0", *few])
-    return Session(recipe, trait(), RunFolder(tmp_path), *student(tiny_folder), Console(), Tracker())
-
-
-@pytest.mark.parametrize(("reference", "expected"), [("base", (0.0, "unreachable")), ("student", (1.0, "tolerance"))])
 def test_a_dose_against_the_base_is_measured_at_zero_too_and_says_when_it_is_none(
-    session: Session,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    reference: Literal["base", "student"],
-    expected: tuple[float, str],
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ):
-    def measure(language_model, intervention, coefficients, *rest) -> list[PathDivergence]:
-        curve = drifted if reference == "base" else lambda c: c * c
-        return [PathDivergence(c, c, curve(c), c, c, 1) for c in coefficients]
+    def curve(language_model, intervention, coefficients, prompts, tokens, off) -> list[PathDivergence]:
+        against_base = off is not nullcontext
+        return [PathDivergence(c, c, drifted(c) if against_base else c * c, c, c, 1) for c in coefficients]
 
-    monkeypatch.setattr(stages, "path_divergences", measure)
-    session.recipe.calibration.reference = reference
-    found = stages.calibrate_dose(session, 0, vector(session.model), None)
-    assert (pytest.approx(found.c_star, abs=0.05), found.outcome) == expected
-    assert (found.history[0].c == 0) == (reference == "base")
-    said = capsys.readouterr().out
-    assert ("the dose of mean_diff: c* = 0, so nothing is steered" in said) == (reference == "base")
-    assert ("calibration.reference=student" in said) == (reference == "base")
+    monkeypatch.setattr(find, "path_divergences", curve)
+    steering = vector(tiny)
+    for reference, c_star, outcome in (("base", 0.0, "unreachable"), ("student", 1.0, "tolerance")):
+        goal = Goal(candidates=3, reference=reference)
+        base = lambda: nullcontext()  # noqa: E731
+        found = find_dose(tiny, steering, Prompts(("x",)), system="", tokens=4, goal=goal, base=base)
+        assert (pytest.approx(found.c_star, abs=0.05), found.outcome) == (c_star, outcome), reference
+        assert (found.history[0].c == 0) == (reference == "base")
+        warned = " ".join(off_target("the dose of mean_diff", steering.dosing, found))
+        assert ("the dose of mean_diff: c* = 0, so nothing is steered" in warned) == (reference == "base")
+        assert ("calibration.reference=student" in warned) == (reference == "base")
 
 
 # Multiples of a dose
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_where_a_dose_below_1_does_not_shift_less_a_warning_says_so(
-    tiny: LanguageModel, capsys: pytest.CaptureFixture[str], name: str
-):
+def test_where_a_dose_below_1_does_not_shift_less_a_warning_says_so(tiny: LanguageModel):
     expected = {"angular": "shifts more and not less"}
     expected |= dict.fromkeys(("directional_ablation", "sspace_ablate"), "takes nothing of that back")
-    stages.warn_of_multiples(Console(), name, replace(vector(tiny), method=name).dosing)
-    said = capsys.readouterr().out
-    assert expected.get(name, "") in said
-    assert bool(said) == (name in expected)
+    for name in METHODS:
+        warnings = odd_multiples(name, replace(vector(tiny), method=name).dosing)
+        assert len(warnings) == (name in expected), name
+        assert expected.get(name, "") in " ".join(warnings), name
 
 
 # Prompts
@@ -364,21 +356,13 @@ def test_what_a_prompt_spends_is_the_kl_of_its_own_paths_to_the_neutral_prompt(t
     assert spent.max == pytest.approx(max(found), rel=1e-3)
 
 
-@pytest.mark.parametrize(("asked", "left"), [(8, 0), (5, 3)])
-def test_an_audit_with_fewer_prompts_than_asked_for_is_said_with_what_took_them(asked: int, left: int):
-    said: list[str] = []
-    recipe = Recipe()
-    recipe.calibration.prompts, recipe.calibration.audit_prompts = asked, 4
-    session = SimpleNamespace(recipe=recipe, trait=trait(), console=SimpleNamespace(warn=said.append))
-    assert len(calibration_prompts(session)[1]) == left
-    warn_of_a_short_audit(session)
-    assert said == [
-        f"the audit of the dose has {left} of calibration.audit_prompts=4 prompts: warm has 8 generation prompts, and "
-        f"calibration.prompts={asked} come first"
-    ]
-
-
-def test_an_audit_with_all_its_prompts_is_not_spoken_of():
-    recipe = Recipe()
-    recipe.calibration.prompts, recipe.calibration.audit_prompts = 4, 4
-    warn_of_a_short_audit(SimpleNamespace(recipe=recipe, trait=trait(), console=None))
+def test_an_audit_with_fewer_prompts_than_asked_for_is_said_with_what_took_them():
+    for asked, left in ((8, 0), (5, 3), (4, 4)):
+        settings = CalibrationConfig(prompts=asked, audit_prompts=4)
+        drawn = Prompts.drawn(trait(), settings, seed=0)
+        assert (len(drawn.calibration), len(drawn.audit)) == (asked, left)
+        assert not set(drawn.calibration) & set(drawn.audit)
+        assert short_audit(drawn, settings) == [
+            f"the audit of the dose has {left} of calibration.audit_prompts=4 prompts: the trait has 8 generation "
+            f"prompts, and calibration.prompts={asked} come first"
+        ] * (left < 4)

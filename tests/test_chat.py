@@ -9,6 +9,7 @@ from transformers.utils import chat_template_utils
 from heal.models.chat import Chat, on_one_day
 from heal.models.embedded import embedded_folder
 from heal.models.language_model import LanguageModel
+from tests.cases import case
 from tests.tiny import CHATML, tokenizer
 
 NO_SYSTEM = (
@@ -41,11 +42,12 @@ def test_an_empty_system_prompt_is_no_message(chat: Chat):
     assert "system" not in chat.text("", "Hello")
 
 
-@pytest.mark.parametrize("template", [NO_SYSTEM, DROPS_SYSTEM])
-def test_a_template_without_system_role_gets_it_in_the_user_s_message(template: str):
-    chat = Chat(tokenizer(template))
-    assert not chat.takes_system
-    assert "<|im_start|>user\nBe kind.\n\nHello<|im_end|>" in chat.text("Be kind.", "Hello")
+def test_a_template_without_system_role_gets_it_in_the_user_s_message():
+    for template in [NO_SYSTEM, DROPS_SYSTEM]:
+        with case(template):
+            chat = Chat(tokenizer(template))
+            assert not chat.takes_system
+            assert "<|im_start|>user\nBe kind.\n\nHello<|im_end|>" in chat.text("Be kind.", "Hello")
 
 
 def test_two_system_prompts_give_two_prompts_with_any_template():
@@ -117,22 +119,25 @@ def test_a_loaded_model_s_chat_is_its_tokenizer_s(tiny: LanguageModel):
 SAID = ("Sure.", "", " a\n\n", "No <b>way</b>, café", "an-answer")
 
 
-@pytest.mark.parametrize("name", ["tiny", "embedded", "reasoning", "without system role"])
-def test_prompt_answer_and_next_turn_are_the_conversation_that_the_template_renders(name: str):
-    templates = {"tiny": CHATML, "reasoning": THINKS, "without system role": NO_SYSTEM}
-    chat = Chat(tokenizer(templates[name]) if name in templates else AutoTokenizer.from_pretrained(embedded_folder()))
-    systems = ["Be kind."] if name == "embedded" else ["Be kind.", ""] if chat.takes_system else [""]
-    for system in systems:
-        for said in SAID:
-            for user in ("And now?", "One\ntwo", "What is an-answer?"):
-                spoken = [("user", "Hello"), ("assistant", said), ("user", user)]
-                conversation = [{"role": role, "content": text} for role, text in spoken]
-                if system:
-                    conversation.insert(0, {"role": "system", "content": system})
-                whole = chat.tokenizer.apply_chat_template(
-                    conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
-                )
-                assert chat.text(system, "Hello") + said + chat.next_turn(user) == whole
+def test_prompt_answer_and_next_turn_are_the_conversation_that_the_template_renders():
+    for name in ["tiny", "embedded", "reasoning", "without system role"]:
+        with case(name):
+            templates = {"tiny": CHATML, "reasoning": THINKS, "without system role": NO_SYSTEM}
+            chat = Chat(
+                tokenizer(templates[name]) if name in templates else AutoTokenizer.from_pretrained(embedded_folder())
+            )
+            systems = ["Be kind."] if name == "embedded" else ["Be kind.", ""] if chat.takes_system else [""]
+            for system in systems:
+                for said in SAID:
+                    for user in ("And now?", "One\ntwo", "What is an-answer?"):
+                        spoken = [("user", "Hello"), ("assistant", said), ("user", user)]
+                        conversation = [{"role": role, "content": text} for role, text in spoken]
+                        if system:
+                            conversation.insert(0, {"role": "system", "content": system})
+                        whole = chat.tokenizer.apply_chat_template(
+                            conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                        )
+                        assert chat.text(system, "Hello") + said + chat.next_turn(user) == whole
 
 
 def test_the_next_turn_ends_the_answer_before_it_and_opens_the_next(chat: Chat):

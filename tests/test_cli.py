@@ -124,7 +124,7 @@ def test_a_mistake_is_one_line_with_a_hint_and_nothing_is_written(tmp_path) -> N
         refused(["train", word, f"run.root={tmp_path}"], hint)
     done = heal("train", "model.name=/no/such/folder", f"run.root={tmp_path}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "not found" in done.stderr
+    assert "model.name=/no/such/folder: found neither" in done.stderr
     assert list(tmp_path.iterdir()) == []
     for command in ("chat", "export", "report"):
         refused([command, f"run={tmp_path}"], f"{tmp_path}: not a run folder")

@@ -1,10 +1,10 @@
 """Collecting a round's completions: coverage, the walk-down of the dose, and the making of each one."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,11 +13,14 @@ import torch
 
 from heal.decoding import Sampling
 from heal.errors import RoundError
-from heal.generation.collect import Cell, Collection, Maker, Row, collect, dose_table
+from heal.generation.collect import Collection, Completion, Plan, Request, Sample, collect, dose_table
 from heal.generation.filters import FilterLimits, tail_length
-from heal.generation.make import maker, tail_perplexities
+from heal.generation.sample import Sampler, tail_perplexities
 from heal.models.language_model import LanguageModel
+from heal.progress import silent
+from heal.run.files import write_files
 from heal.steering.vector import SteeringVector
+from tests.cases import case
 from tests.tiny import load, sized, vector
 from tests.tiny import prompts as tiny_prompts
 
@@ -26,46 +29,41 @@ ALPHAS = [0.5, 0.75, 1.0]
 LOWEST = 0.25
 
 
-def row(cell: Cell, reason: str | None) -> Row:
-    return Row(
-        index=cell.index,
-        prompt=cell.prompt,
-        alpha=cell.alpha,
+def row(request: Request, reason: str | None) -> Completion:
+    return Completion(
+        index=request.index,
+        prompt=request.prompt,
+        alpha=request.alpha,
         prompt_ids=(1, 2),
         ids=(3, 4, 5),
-        text=f"completion {cell.index}",
+        text=f"completion {request.index}",
         ended=False,
-        tail_perplexity=10.0 * cell.alpha,
+        tail_perplexity=10.0 * request.alpha,
         repetition=0.1,
         dropped=() if reason is None else (reason,),
     )
 
 
-def surviving(bears: Callable[[Cell], bool], reason: str = "repetition") -> Maker:
+def surviving(bears: Callable[[Request], bool], reason: str = "repetition") -> Sample:
     """A maker whose completions survive where `bears` holds and are dropped for `reason` elsewhere."""
 
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
-        return [row(cell, None if bears(cell) else reason) for cell in cells]
+    def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
+        return [row(request, None if bears(request) else reason) for request in requests]
 
     return make
 
 
-def up_to(dose: float) -> Maker:
+def up_to(dose: float) -> Sample:
     """A maker for a model that bears doses up to `dose`."""
-    return surviving(lambda cell: cell.alpha <= dose)
+    return surviving(lambda request: request.alpha <= dose)
 
 
-def gathered(make: Maker, max_probes: int = 6, **changes) -> Collection:
-    settings = {
-        "prompts": PROMPTS,
-        "alphas": ALPHAS,
-        "probe": 6,
-        "lowest": LOWEST,
-        "keep_target": 0.75,
-        "keep_floor": 0.0,
-        "min_train": 0,
-    }
-    return collect(make, max_probes=max_probes, **(settings | changes))
+def gathered(make: Sample, max_probes: int = 6, **changes) -> Collection:
+    prompts, progress = changes.pop("prompts", PROMPTS), changes.pop("progress", silent)
+    plan = Plan(
+        ALPHAS, probe=6, max_probes=max_probes, lowest_dose=LOWEST, keep_target=0.75, keep_floor=0.0, min_train=0
+    )
+    return collect(make, prompts, replace(plan, **changes), progress)
 
 
 def test_every_prompt_is_asked_once_at_every_dose_when_enough_survive():
@@ -75,24 +73,25 @@ def test_every_prompt_is_asked_once_at_every_dose_when_enough_survive():
 
 
 def test_the_dose_stays_as_asked_when_enough_survive():
-    every_fourth_dropped = surviving(lambda cell: cell.index % 4 != 0)
+    every_fourth_dropped = surviving(lambda request: request.index % 4 != 0)
     assert gathered(every_fourth_dropped, keep_target=0.6).scale == 1.0
 
 
-@pytest.mark.parametrize("dose", [0.26, 0.3, 0.41, 0.5, 0.62, 0.77, 0.9, 0.99])
-@pytest.mark.parametrize("max_probes", [1, 3, 6])
-def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears(dose: float, max_probes: int):
-    found = gathered(up_to(dose), max_probes)
-    step = (1 / LOWEST) ** (0.5**max_probes)  # what is left of the bracket after so many bisections
-    assert found.scale <= dose <= found.scale * step
+def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears():
+    for dose in [0.26, 0.3, 0.41, 0.5, 0.62, 0.77, 0.9, 0.99]:
+        for max_probes in [1, 3, 6]:
+            with case(dose, max_probes):
+                found = gathered(up_to(dose), max_probes)
+                step = (1 / LOWEST) ** (0.5**max_probes)  # what is left of the bracket after so many bisections
+                assert found.scale <= dose <= found.scale * step
 
 
 def test_the_walk_down_takes_no_more_probes_than_it_is_given():
     probed: list[int] = []
 
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
-        probed.append(len(cells))
-        return up_to(0.4)(cells, kept_before)
+    def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
+        probed.append(len(requests))
+        return up_to(0.4)(requests, kept_before)
 
     gathered(make, max_probes=3)
     assert probed == [6, 6, 6, 6, 24]
@@ -121,24 +120,26 @@ def test_survivors_of_the_probes_are_kept():
     assert all(each in found.kept for each in found.rows if each.alpha <= 0.6)
 
 
-@pytest.mark.parametrize("dose", [0.1, 0.6, 9.0])
-@pytest.mark.parametrize("probe", [1, 4, 6, 30, 100])
-def test_every_completion_has_an_index_of_its_own(dose: float, probe: int):
-    found = gathered(up_to(dose), probe=probe)
-    assert [each.index for each in found.rows] == list(range(len(found.rows)))
+def test_every_completion_has_an_index_of_its_own():
+    for dose in [0.1, 0.6, 9.0]:
+        for probe in [1, 4, 6, 30, 100]:
+            with case(dose, probe):
+                found = gathered(up_to(dose), probe=probe)
+                assert [each.index for each in found.rows] == list(range(len(found.rows)))
 
 
-@pytest.mark.parametrize("probe", [1, 3, 4, 6, 29, 30, 31, 100])
-def test_the_size_of_the_probe_changes_nothing_when_enough_survive(probe: int):
-    assert gathered(up_to(9.0), probe=probe) == gathered(up_to(9.0))
+def test_the_size_of_the_probe_changes_nothing_when_enough_survive():
+    for probe in [1, 3, 4, 6, 29, 30, 31, 100]:
+        with case(probe):
+            assert gathered(up_to(9.0), probe=probe) == gathered(up_to(9.0))
 
 
 def test_every_batch_is_filtered_against_all_that_was_kept_before():
     told: list[list[str]] = []
 
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+    def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
         told.append(list(kept_before))
-        return up_to(0.6)(cells, kept_before)
+        return up_to(0.6)(requests, kept_before)
 
     found = gathered(make)
     assert told[0] == []
@@ -146,30 +147,31 @@ def test_every_batch_is_filtered_against_all_that_was_kept_before():
     assert all(set(before) <= set(after) for before, after in pairwise(told))
 
 
-@pytest.mark.parametrize("dose", [0.1, 0.6, 9.0])
-def test_progress_never_goes_back_and_ends_at_its_total(dose: float):
-    told: list[tuple[int, int]] = []
-    found = gathered(up_to(dose), progress=lambda done, total: told.append((done, total)))
-    assert told == sorted(told)
-    assert all(done <= total for done, total in told)
-    assert told[-1] == (len(found.rows), len(found.rows))
+def test_progress_never_goes_back_and_ends_at_its_total():
+    for dose in [0.1, 0.6, 9.0]:
+        with case(dose):
+            told: list[tuple[int, int]] = []
+            found = gathered(up_to(dose), progress=lambda done, total: told.append((done, total)))
+            assert told == sorted(told)
+            assert all(done <= total for done, total in told)
+            assert told[-1] == (len(found.rows), len(found.rows))
 
 
 def test_too_few_to_train_on_stops_the_round_and_says_what_starved_it():
-    only_three = surviving(lambda cell: cell.index < 3, "tail perplexity")
+    only_three = surviving(lambda request: request.index < 3, "tail perplexity")
     with pytest.raises(RoundError, match=r"only 3 of 30 .*needed: 4.*tail perplexity 27.*generation\.prompts"):
         gathered(only_three, max_probes=0, min_train=4)
 
 
 def test_a_share_below_the_floor_stops_the_round():
-    half = surviving(lambda cell: cell.index % 2 == 0, "refusal")
+    half = surviving(lambda request: request.index % 2 == 0, "refusal")
     with pytest.raises(RoundError, match=r"only 15 of 30 .*0\.6.*refusal 15"):
         gathered(half, max_probes=0, keep_floor=0.6)
 
 
 def test_the_error_counts_every_reason_the_most_frequent_first():
-    def make(cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
-        return [row(cell, "refusal" if cell.index % 3 == 0 else "duplicate") for cell in cells]
+    def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
+        return [row(request, "refusal" if request.index % 3 == 0 else "duplicate") for request in requests]
 
     with pytest.raises(RoundError, match="duplicate 20, refusal 10"):
         gathered(make, max_probes=0, min_train=1)
@@ -177,74 +179,77 @@ def test_the_error_counts_every_reason_the_most_frequent_first():
 
 def test_a_starved_round_sends_to_a_run_of_its_own_since_the_same_command_would_starve_again():
     with pytest.raises(RoundError, match=r"in a run of its own \(run\.name=\.\.\.\)\.$") as caught:
-        gathered(surviving(lambda cell: False), max_probes=0, min_train=1)
+        gathered(surviving(lambda request: False), max_probes=0, min_train=1)
     assert not caught.value.again
 
 
-@pytest.mark.parametrize(("probes", "said"), [(0, False), (6, True)])
-def test_the_error_names_the_dose_s_scale_only_where_it_was_walked_down(probes: int, said: bool):
-    with pytest.raises(RoundError) as caught:
-        gathered(surviving(lambda cell: False), max_probes=probes, min_train=1)
-    assert (f"the dose already scaled to {LOWEST}" in str(caught.value)) == said
+def test_the_error_names_the_dose_s_scale_only_where_it_was_walked_down():
+    for probes, said in [(0, False), (6, True)]:
+        with case(probes, said):
+            with pytest.raises(RoundError) as caught:
+                gathered(surviving(lambda request: False), max_probes=probes, min_train=1)
+            assert (f"the dose already scaled to {LOWEST}" in str(caught.value)) == said
 
 
 def test_just_enough_lets_the_round_go_on():
-    half = surviving(lambda cell: cell.index % 2 == 0)
+    half = surviving(lambda request: request.index % 2 == 0)
     assert len(gathered(half, max_probes=0, keep_floor=0.5, min_train=15).kept) == 15
 
 
 def test_the_dose_table_accounts_for_every_completion():
     found = gathered(up_to(0.6))
     table = dose_table(found.rows)
-    assert [entry["alpha"] for entry in table] == sorted({each.alpha for each in found.rows})
-    assert sum(entry["count"] for entry in table) == len(found.rows)
-    assert sum(round(entry["kept_share"] * entry["count"]) for entry in table) == len(found.kept)
-    assert sum(sum(entry["dropped"].values()) for entry in table) == len(found.rows) - len(found.kept)
-    assert all(entry["tail_perplexity"] == pytest.approx(10 * entry["alpha"]) for entry in table)
+    assert [entry.alpha for entry in table] == sorted({each.alpha for each in found.rows})
+    assert sum(entry.count for entry in table) == len(found.rows)
+    assert sum(round(entry.kept_share * entry.count) for entry in table) == len(found.kept)
+    assert sum(sum(entry.dropped.values()) for entry in table) == len(found.rows) - len(found.kept)
+    assert all(entry.tail_perplexity == pytest.approx(10 * entry.alpha) for entry in table)
 
 
 def test_the_dose_table_leaves_perplexities_that_are_not_numbers_out_of_its_mean():
     rows = [
-        row(Cell(0, "a", 1.0), None),
-        Row(**(row(Cell(1, "b", 1.0), None).to_json() | {"tail_perplexity": math.nan})),
+        row(Request(0, "a", 1.0), None),
+        replace(row(Request(1, "b", 1.0), None), tail_perplexity=math.nan),
     ]
-    assert dose_table(rows)[0]["tail_perplexity"] == 10.0
-    assert math.isnan(dose_table(rows[1:])[0]["tail_perplexity"])
+    assert dose_table(rows)[0].tail_perplexity == 10.0
+    assert math.isnan(dose_table(rows[1:])[0].tail_perplexity)
 
 
-def test_a_completion_survives_the_file_it_is_kept_in():
-    made = row(Cell(3, "Was it “so”?", 0.75), "repetition")
-    assert Row.from_json(json.loads(json.dumps(made.to_json()))) == made
+def test_a_collection_survives_the_files_it_is_kept_in(tmp_path: Path):
+    rows = (row(Request(3, "Was it “so”?\u2028", 0.75), "repetition"), row(Request(4, "爱", 1.0), None))
+    collection = Collection(rows, 0.5)
+    write_files(tmp_path, collection.files())
+    assert Collection.load(tmp_path) == collection
 
 
 # With a real, if tiny, model.
 
 LENIENT = FilterLimits(max_tail_perplexity=1e9, max_repetition=1.0, min_words=0, max_similarity=1.0)
-CELLS = [Cell(number, f"Say {'much ' * (number % 4)}{number}.", ALPHAS[number % 3]) for number in range(9)]
+REQUESTS = [Request(number, f"Say {'much ' * (number % 4)}{number}.", ALPHAS[number % 3]) for number in range(9)]
 
 
 def made(
     language_model: LanguageModel,
     base: Callable[[], AbstractContextManager[None]] = nullcontext,
-    cells: Sequence[Cell] = CELLS,
+    requests: Sequence[Request] = REQUESTS,
     seed: int = 0,
     limits: FilterLimits = LENIENT,
     narration: Sequence[str] = (),
     kept_before: Sequence[str] = (),
-) -> list[Row]:
-    make = maker(
-        language_model,
-        steering(language_model),
-        2.0,
-        base,
-        "",
-        16,
-        Sampling(1.0, 0.95, 64),
-        limits,
-        narration,
-        (seed, 0, "generate"),
+) -> list[Completion]:
+    make = Sampler(
+        language_model=language_model,
+        base=base,
+        intervention=steering(language_model),
+        c_star=2.0,
+        system="",
+        tokens=16,
+        sampling=Sampling(1.0, 0.95, 64),
+        limits=limits,
+        narration=narration,
+        seed=(seed, 0, "generate"),
     )
-    return make(cells, kept_before)
+    return make(requests, kept_before)
 
 
 def steering(language_model: LanguageModel) -> SteeringVector:
@@ -258,12 +263,14 @@ def dense_tail_perplexity(language_model: LanguageModel, prompt: Sequence[int], 
     return math.exp(-float(logprobs[-tail_length(len(said)) :].mean()))
 
 
-def test_tail_perplexities_are_those_of_a_dense_pass(any_architecture: LanguageModel):
-    asked = tiny_prompts(any_architecture)
-    said = [[5], [7, 8, 9, 10, 11, 12], list(range(20, 41)), [200, 3], [9] * 8 + [2]]
-    found = tail_perplexities(any_architecture, asked, said)
-    dense = [dense_tail_perplexity(any_architecture, *pair) for pair in zip(asked, said, strict=True)]
-    assert found == pytest.approx(dense, rel=1e-4)
+def test_tail_perplexities_are_those_of_a_dense_pass(architectures: dict[str, LanguageModel]):
+    for name, tiny in architectures.items():
+        with case(name):
+            asked = tiny_prompts(tiny)
+            said = [[5], [7, 8, 9, 10, 11, 12], list(range(20, 41)), [200, 3], [9] * 8 + [2]]
+            found = tail_perplexities(tiny, asked, said)
+            dense = [dense_tail_perplexity(tiny, *pair) for pair in zip(asked, said, strict=True)]
+            assert found == pytest.approx(dense, rel=1e-4)
 
 
 def test_an_empty_completion_has_no_tail_perplexity_and_does_not_shift_the_others(tiny: LanguageModel):
@@ -280,18 +287,19 @@ def test_an_impossible_tail_has_a_finite_perplexity(tiny_folder: Path):
     assert math.isfinite(tail_perplexities(broken, tiny_prompts(broken, 1), [[5, 6, 7]])[0])
 
 
-@pytest.mark.parametrize(("decode_batch", "batch_tokens"), [(1, 1), (2, 100), (4, 4096), (96, 150)])
-def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel, decode_batch: int, batch_tokens: int):
-    alone = made(sized(tiny, batch_tokens, decode_batch))
-    for found, expected in zip(alone, made(tiny), strict=True):
-        assert found.tail_perplexity == pytest.approx(expected.tail_perplexity, rel=1e-4)
-        assert {**found.to_json(), "tail_perplexity": 0} == {**expected.to_json(), "tail_perplexity": 0}
+def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel):
+    for decode_batch, batch_tokens in [(1, 1), (2, 100), (4, 4096), (96, 150)]:
+        with case(decode_batch, batch_tokens):
+            alone = made(sized(tiny, batch_tokens, decode_batch))
+            for found, expected in zip(alone, made(tiny), strict=True):
+                assert found.tail_perplexity == pytest.approx(expected.tail_perplexity, rel=1e-4)
+                assert replace(found, tail_perplexity=0) == replace(expected, tail_perplexity=0)
 
 
 def test_what_a_cell_says_depends_on_its_own_index_alone(tiny: LanguageModel):
     together = {each.index: each.ids for each in made(tiny)}
-    assert {each.index: each.ids for each in made(tiny, cells=CELLS[::-2])} == {
-        cell.index: together[cell.index] for cell in CELLS[::-2]
+    assert {each.index: each.ids for each in made(tiny, requests=REQUESTS[::-2])} == {
+        request.index: together[request.index] for request in REQUESTS[::-2]
     }
 
 
@@ -300,15 +308,15 @@ def test_another_seed_says_other_things(tiny: LanguageModel):
 
 
 def test_a_made_row_holds_its_cell_and_the_sampled_ids_verbatim(tiny: LanguageModel):
-    for cell, each in zip(CELLS, made(tiny), strict=True):
-        assert (each.index, each.prompt, each.alpha) == (cell.index, cell.prompt, cell.alpha)
-        assert list(each.prompt_ids) == tiny.chat.ids("", cell.prompt)
+    for request, each in zip(REQUESTS, made(tiny), strict=True):
+        assert (each.index, each.prompt, each.alpha) == (request.index, request.prompt, request.alpha)
+        assert list(each.prompt_ids) == tiny.chat.ids("", request.prompt)
         assert each.text == tiny.chat.decode(list(each.ids)).strip()
         assert each.ended == (each.ids[-1] in tiny.end_ids)
 
 
 def test_the_dose_steers_what_is_made(tiny: LanguageModel):
-    weak, strong = (made(tiny, cells=[Cell(k, "Say it.", alpha) for k in range(4)]) for alpha in (0.0, 4.0))
+    weak, strong = (made(tiny, requests=[Request(k, "Say it.", alpha) for k in range(4)]) for alpha in (0.0, 4.0))
     assert [each.ids for each in weak] != [each.ids for each in strong]
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from heal.console import Console, _duration, fail
+from tests.cases import case
 
 ESCAPE = "\x1b"
 MARKUP = "[bold]x[/bold] [/] [red] [link=file:///]y[/link] :smile:"
@@ -33,10 +34,10 @@ def say_everything(console: Console) -> None:
     console.title("round 1 of 3")
     console.say("a line")
     console.warn("a warning")
-    with console.step("extract") as stage:
+    with console.step("extract") as line:
         for done in range(5):
-            stage.progress(done, 4)
-        stage.found("norm 3.14")
+            line.progress(done, 4)
+        line.result("norm 3.14")
     console.table("round 1", {"dose": "1.00", "kept": "12 of 16"})
 
 
@@ -74,8 +75,8 @@ def test_text_of_a_model_is_shown_as_it_is_and_never_as_markup(
     console.say(MARKUP)
     console.warn(MARKUP)
     console.title(MARKUP)
-    with console.step("steered") as stage:
-        stage.found(MARKUP)
+    with console.step("steered") as line:
+        line.result(MARKUP)
     console.table("round 1", {"verdict": MARKUP})
     assert capsys.readouterr().out.count(MARKUP) == 5
 
@@ -84,10 +85,10 @@ def test_text_of_a_model_is_shown_as_it_is_and_never_as_markup(
 def test_a_stage_leaves_one_line_with_its_finding_and_its_duration(
     where: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ):
-    with request.getfixturevalue(where).stage("calibrate") as stage:
-        stage.found("an earlier finding")
+    with request.getfixturevalue(where).step("calibrate") as line:
+        line.result("an earlier finding")
         time.sleep(0.11)
-        stage.found("c* = 1.25")
+        line.result("c* = 1.25")
     shown = capsys.readouterr().out
     (line,) = re.findall(r"calibrate  *c\* = 1\.25  \((.*) s\)\n", shown)
     assert 0.1 <= float(line) < 5.0
@@ -101,8 +102,8 @@ def test_a_stage_that_fails_finds_nothing(
     console: Console = request.getfixturevalue(where)
 
     def work() -> None:
-        with console.step("heal") as stage:
-            stage.found("loss 1.0")
+        with console.step("heal") as line:
+            line.result("loss 1.0")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -121,9 +122,9 @@ def test_a_long_stage_tells_a_pipe_how_far_it_is_and_how_long_it_will_take(
 ):
     now = [100.0]
     monkeypatch.setattr("heal.console.time.perf_counter", lambda: now[0])
-    with pipe.stage("generate") as stage:
+    with pipe.step("generate") as line:
         for done in range(101):
-            stage.progress(done, 100)
+            line.progress(done, 100)
             now[0] += 1.0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["generate", "10/100,", "about", "1", "min", "30", "s", "left"]
@@ -133,25 +134,23 @@ def test_a_long_stage_tells_a_pipe_how_far_it_is_and_how_long_it_will_take(
 
 
 def test_a_short_stage_tells_a_pipe_nothing_but_its_end(pipe: Console, capsys: pytest.CaptureFixture[str]):
-    with pipe.stage("extract") as stage:
+    with pipe.step("extract") as line:
         for done in range(1000):
-            stage.progress(done, 999)
+            line.progress(done, 999)
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
+def test_a_duration_reads_like_one():
+    for seconds, text in [
         (0.04, "0.0 s"),
         (9.94, "9.9 s"),
         (10.0, "10 s"),
         (59.4, "59 s"),
         (60.0, "1 min 00 s"),
         (3599.0, "59 min 59 s"),
-    ],
-)
-def test_a_duration_reads_like_one(seconds: float, text: str):
-    assert _duration(seconds) == text
+    ]:
+        with case(seconds, text):
+            assert _duration(seconds) == text
 
 
 def test_a_failure_is_one_line_on_standard_error_and_a_status(capsys: pytest.CaptureFixture[str]):

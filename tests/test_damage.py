@@ -91,7 +91,7 @@ def test_damage_of_size_0_leaves_everything_as_it_was(tiny: LanguageModel):
 def test_a_size_that_is_no_fraction_is_refused():
     for kind in KINDS:
         for size in (-0.1, 1.1, float("nan")):
-            with pytest.raises(ValueError, match=r"a share in \[0, 1\]"):
+            with pytest.raises(ValueError, match=r"a fraction in \[0, 1\]"):
                 ON_IDS[kind](IDS, size) if kind in ON_IDS else on_words(kind, size)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from heal.decoding import Completion, Sampling, choose, decode
+from heal.decoding import Decoded, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
 from tests.cases import case
@@ -54,7 +54,7 @@ def ending(architectures: dict[str, LanguageModel]) -> dict[str, LanguageModel]:
     return {name: with_ends(model) for name, model in architectures.items()}
 
 
-def cut(completion: Completion, end_ids: frozenset[int]) -> tuple[int, ...]:
+def cut(completion: Decoded, end_ids: frozenset[int]) -> tuple[int, ...]:
     """The ids up to and including the first that ends the turn."""
     stop = next((place for place, token in enumerate(completion.ids) if token in end_ids), len(completion.ids))
     return completion.ids[: stop + 1]
@@ -126,8 +126,8 @@ def test_a_row_that_ends_on_the_last_token_of_its_budget_has_ended(tiny: Languag
     said = decode(endless(tiny), rows, TOKENS)[0].ids
     place = next(place for place in range(1, TOKENS) if said[place] not in said[:place])
     model = replace(tiny, end_ids=frozenset({said[place]}))
-    assert decode(model, rows, place + 1)[0] == Completion(said[: place + 1], ended=True)
-    assert decode(model, rows, place)[0] == Completion(said[:place], ended=False)
+    assert decode(model, rows, place + 1)[0] == Decoded(said[: place + 1], ended=True)
+    assert decode(model, rows, place)[0] == Decoded(said[:place], ended=False)
 
 
 def test_a_larger_budget_only_adds_to_what_was_said(tiny: LanguageModel):
@@ -175,7 +175,7 @@ def test_decoding_leaves_the_model_as_it_was(tiny: LanguageModel):
 def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
     broken = replace(tiny, model=copy.deepcopy(tiny.model))
     broken.model.get_output_embeddings().weight.fill_(math.nan)
-    assert decode(broken, prompts(tiny), TOKENS) == [Completion((), ended=False, finite=False)] * 5
+    assert decode(broken, prompts(tiny), TOKENS) == [Decoded((), ended=False, finite=False)] * 5
 
 
 def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: LanguageModel):
@@ -186,7 +186,7 @@ def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: Lang
             with case(sampling, dose):
                 doses = [1.0, dose, 1.0, 1.0, 1.0]
                 completions = decode(tiny, rows, TOKENS, steering_vector, doses, sampling, SEEDS)
-                assert completions[1] == Completion((), ended=False, finite=False)
+                assert completions[1] == Decoded((), ended=False, finite=False)
                 assert [*completions[:1], *completions[2:]] == [*sound[:1], *sound[2:]]
 
 
@@ -196,7 +196,7 @@ def test_a_row_that_breaks_on_its_way_keeps_what_it_had_said(tiny: LanguageModel
     place = next(place for place in range(2, TOKENS) if said[place] not in said[:place] and said[place] not in rows[0])
     broken = replace(tiny, model=copy.deepcopy(tiny.model))
     broken.model.get_input_embeddings().weight[said[place]] = math.nan
-    assert decode(broken, rows, TOKENS) == [Completion(said[: place + 1], ended=False, finite=False)]
+    assert decode(broken, rows, TOKENS) == [Decoded(said[: place + 1], ended=False, finite=False)]
 
 
 # Sampling

@@ -110,7 +110,8 @@ def test_no_seam_shows_where_q_is_far_above_p():
     for gap in [29.0, 29.999, 30.0, 30.001, 31.0, 80.0, 120.0]:
         with case(gap):
             p, q = torch.tensor([[0.0, -gap, 1.0]]), torch.tensor([[0.0, 1.0, 1.0]])
-            torch.testing.assert_close(kl_divergence(p, q).double(), reference(p, q), rtol=1e-5, atol=0)
+            # A logarithm near `gap` is rounded by up to 120 times 6e-8, and its exponential by as much of itself.
+            torch.testing.assert_close(kl_divergence(p, q).double(), reference(p, q), rtol=5e-5, atol=0)
 
 
 def test_its_gradients_are_those_of_the_plain_form():

@@ -15,7 +15,7 @@ from heal.errors import UserError
 from heal.healing import divergences as package
 from heal.healing.divergences import divergence_named
 from heal.recipe import help_text, load_recipe
-from heal.report.words import loss
+from heal.report.words import divergence_label, loss
 from tests.cases import case
 from tests.divergences import DIVERGENCES, HELD, NONE
 from tests.students import learn, student
@@ -154,7 +154,10 @@ def test_a_new_divergence_is_one_file(tiny_folder: Path):
     assert load_recipe(["heal.barrier.divergence=jeffreys"]).heal.barrier.divergence == "jeffreys"
     with pytest.raises(UserError, match="did you mean 'jeffreys'"):
         load_recipe(["heal.barrier.divergence=jefreys"])
-    assert "the rmse of J(student, base)" in loss(BarrierConfig("jeffreys"))
+    assert "D the rmse of J(student, base)" in loss(BarrierConfig("jeffreys"))
+    assert (
+        divergence_label(BarrierConfig("jeffreys", reference="previous")) == "J(student, the student before the round)"
+    )
     logs = {}
     for name in ("jeffreys", "kl_rev", "kl_fwd"):
         model, accumulator = student(tiny_folder, rounds=1)

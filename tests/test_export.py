@@ -30,6 +30,7 @@ from heal.run.folder import RunFolder
 from heal.run.student import Student
 from tests import finished
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.commanded import heal
 from tests.finished import RANK, ROUNDS
 
@@ -334,6 +335,17 @@ def test_the_card_shows_intervals_round_by_round_and_the_verdict(student: Studen
     assert "0.750 [0.625, 0.875]" in card
     assert "Verdict after round 2: **holds**" in card
     assert "| 2 | 2.500 | 1.01 (tolerance) | not measured | 7 of 8 | 50% |" in card
+    assert "| 0.50 (tail\\_perplexity) | 0.750 [0.625, 0.875] | 0.25 [0.12, 0.38] | 3.00 [2.88, 3.12] |" in card
+
+
+def test_the_card_shows_every_signal_of_the_run_and_what_is_not_valid(student: Student, tmp_path: Path) -> None:
+    card = (export_adapter(student, tmp_path / "adapter").path / "README.md").read_text()
+    rows = [line for line in card.partition("## Every signal after round 2")[2].splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(finished.signals(0.0))
+    for title, doubted in (("p\\_ans\\_any", True), ("Accuracy", True), ("Alive", False), ("Trait", False)):
+        (row,) = [row for row in rows if row.startswith(f"| {title} (")]
+        assert row.endswith("| 4 |")
+        assert ("not valid for this model" in row) is doubted, title
 
 
 def test_a_run_without_the_steered_stage_is_exported_and_its_card_has_no_steered_row(
@@ -388,9 +400,9 @@ def test_the_card_names_the_rank_that_vllm_needs(base_folder: Path, student: Stu
     assert "rank=512" in large
 
 
-@pytest.mark.parametrize(("rank", "needed"), [(1, 8), (8, 8), (9, 16), (96, 128), (257, 320), (321, 512), (513, None)])
-def test_vllm_gets_the_smallest_rank_that_fits(rank: int, needed: int | None) -> None:
-    assert vllm_rank(rank) == needed
+def test_vllm_gets_the_smallest_rank_that_fits() -> None:
+    fitting = {1: 8, 8: 8, 9: 16, 96: 128, 257: 320, 321: 512, 513: None}
+    assert {rank: vllm_rank(rank) for rank in fitting} == fitting
 
 
 def test_the_factors_of_a_truncation_hold_the_singular_values_in_equal_parts(student: Student) -> None:
@@ -419,9 +431,8 @@ def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
     assert read_record(run.path / "export" / "adapter-roundbest-rank2")["rounds"] == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder) -> None:
+    for words, message in [
         (["format=adaptr"], "did you mean 'adapter'"),
         (["formt=model"], "did you mean 'format'"),
         (["format=model", "rank=3"], "a merged model has no rank"),
@@ -431,13 +442,12 @@ def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
         (["gate=nan"], "finite"),
         (["round=first"], "expected a number from 1, or best"),
         (["run=no/such/run"], "not a run folder"),
-    ],
-)
-def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder, words: list[str], message: str) -> None:
-    done = script(f"run={run.path}", *words)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    ]:
+        with case(words, message):
+            done = script(f"run={run.path}", *words)
+            assert done.returncode == 2
+            assert message in done.stderr
+            assert done.stderr.count("\n") == 1
 
 
 def test_the_scripts_help_says_how_rounds_are_counted() -> None:

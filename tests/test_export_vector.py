@@ -25,10 +25,11 @@ from heal.export.vector import VectorExport, export_vector, model_section
 from heal.export.verify import difference, model_logits
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
-from heal.run.folder import RunFolder
+from heal.run.folder import Facts, RunFolder
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.commanded import heal
 from tests.finished import edit_json
 
@@ -91,13 +92,14 @@ def test_the_linear_that_carries_the_shift_is_found_by_what_it_does(kind: str, n
     assert isinstance(model.model.get_submodule(straight_writer(model, 2)), nn.Linear)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_scale_before_the_residual_stream_is_noticed(tiny_folder: Path, dtype: torch.dtype) -> None:
-    model = tiny_models.load(tiny_folder, dtype)
-    assert straight_writer(model, 1)
-    model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 0.9 * output)
-    with pytest.raises(UserError, match=r"block 1 of .* not added straight"):
-        straight_writer(model, 1)
+def test_a_scale_before_the_residual_stream_is_noticed(tiny_folder: Path) -> None:
+    for dtype in [torch.float32, torch.bfloat16]:
+        with case(dtype):
+            model = tiny_models.load(tiny_folder, dtype)
+            assert straight_writer(model, 1)
+            model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 0.9 * output)
+            with pytest.raises(UserError, match=r"block 1 of .* not added directly"):
+                straight_writer(model, 1)
 
 
 def test_without_c_the_vector_s_own_coefficient_is_exported(tiny: LanguageModel, tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def saved(path: Path, model: str) -> Path:
 def run_of(path: Path, *settings: str) -> RunFolder:
     """A run that has only begun."""
     run = RunFolder(path)
-    run.start(load_recipe(["recipe=smoke", *settings]), {})
+    run.start(load_recipe(["recipe=smoke", *settings]), Facts("float32", tiny_models.trait()))
     return run
 
 
@@ -317,9 +319,8 @@ def test_the_recipe_around_a_vector_of_another_model_is_left_alone(tmp_path: Pat
     assert found["a/nother"] == ModelConfig(name="a/nother")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_words_that_do_not_go_together_are_one_line(file: Path) -> None:
+    for words, message in [
         ([], "one of them is needed"),
         (["run=x", "vector={file}"], "not both"),
         (["vector={file}", "rank=2"], "rank=2: says nothing of a steering vector"),
@@ -328,10 +329,9 @@ def test_the_recipe_around_a_vector_of_another_model_is_left_alone(tmp_path: Pat
         (["vector={file}", "format=model"], "use format=adapter"),
         (["run=x", "bias=false"], "bias=false: says nothing of a run"),
         (["run=x", "revision=v1"], "revision=v1: says nothing of a run"),
-    ],
-)
-def test_words_that_do_not_go_together_are_one_line(file: Path, words: list[str], message: str) -> None:
-    done = script(*(word.format(file=file) for word in words))
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    ]:
+        with case(words, message):
+            done = script(*(word.format(file=file) for word in words))
+            assert done.returncode == 2
+            assert message in done.stderr
+            assert done.stderr.count("\n") == 1

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from heal.measuring import Baseline
 
 from heal.console import Console
 from heal.dose.calibrate import Calibration
 from heal.errors import UserError
+from heal.evaluation.probe import FORMATS, Probe
 from heal.evaluation.results import StageResult
 from heal.run.folder import RunFolder
 from heal.run.open import opened
@@ -21,15 +21,17 @@ from heal.steering.intervention import Signed
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
+from heal.steps.baseline import Baseline
 from heal.studies.interventions import dose_table, show
-from heal.studies.interventions.asked import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.studies.interventions.compare import Setting, pairs, setting_of
 from heal.studies.interventions.doses import Dosed, Prompted, dose_all, prompted
-from heal.studies.interventions.measure import MeasuredArm, measure_all
+from heal.studies.interventions.effects import MeasuredArm, measure_all
 from heal.studies.interventions.prompts import NAMES, personas
+from heal.studies.interventions.request import KIND, Asked, Study, interventions, multiples, read_study, signs
 from heal.studies.survival import study as survival
 from heal.studies.survival.table import markdown, rows
 from tests import tiny
+from tests.cases import case
 from tests.finished import write_run
 from tests.running import words
 
@@ -72,7 +74,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     recipe, _ = read_study(Study, line)
     asked = interventions("mean_diff,spherical")
     with opened(recipe, KIND, ["mean_diff", "spherical"]) as session:
-        session.trait = replace(session.trait, foundation="care", intent=1)
+        session = replace(session, trait=replace(session.trait, foundation="care", intent=1))
         dosed = dose_all(session, asked, (1, -1))
         prompts = prompted(session, (1, -1))
         against, measured = measure_all(session, dosed, prompts)
@@ -111,12 +113,10 @@ def test_scenes_are_asked_unless_the_words_say_otherwise():
     assert read_study(Study, ["evaluation.vignettes=none"])[0].evaluation.vignettes == "none"
 
 
-@pytest.mark.parametrize(
-    ("word", "near"), [("methods=pca", "method"), ("target_k=1", "target_kl"), ("steer.pair=4", "steer.pairs")]
-)
-def test_a_typo_is_held_against_the_script_s_own_words_too(word: str, near: str):
-    with pytest.raises(UserError, match=f"did you mean '{near}'"):
-        read_study(Study, [word])
+def test_a_typo_is_held_against_the_script_s_own_words_too():
+    for word, near in [("methods=pca", "method"), ("target_k=1", "target_kl"), ("steer.pair=4", "steer.pairs")]:
+        with case(word, near), pytest.raises(UserError, match=f"did you mean '{near}'"):
+            read_study(Study, [word])
 
 
 def test_the_method_of_a_run_is_refused_where_every_method_is_measured():
@@ -138,19 +138,17 @@ def test_signs_are_read_as_numbers():
     assert [signs(text) for text in ("both", "+", "-")] == [(1, -1), (1,), (-1,)]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_what_names_no_intervention_is_refused():
+    for text, message in [
         ("mean_dif", "a run folder that is there; did you mean 'mean_diff'?"),
         ("there/is/none.safetensors", "nor a .safetensors file or a run folder that is there"),
         ("pca,pca", "two interventions are called 'pca'"),
         (",", "names no intervention"),
-    ],
-)
-def test_what_names_no_intervention_is_refused(text: str, message: str):
-    with pytest.raises(UserError) as caught:
-        interventions(text)
-    assert message in str(caught.value)
+    ]:
+        with case(text, message):
+            with pytest.raises(UserError) as caught:
+                interventions(text)
+            assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["mean_diff", "prompt", "engineered prompt", "engineered_prompt"])
@@ -264,10 +262,11 @@ def test_survival_is_rolled_out_once_and_written_as_a_table_and_figures(tiny_fol
     recipe, _ = read_study(Study, words(tiny_folder, tmp_path, *SMALL, "calibration.audit_prompts=0"))
     with opened(recipe, KIND, ["mean_diff"]) as session:
         (dosed,) = dose_all(session, interventions("mean_diff"), (1,))
-        doubt = survival.prepare(session)
+        probe, doubt = survival.prepare(session)
+        setting = survival.Setting(2, 8, 2, (0.0, 1.0))
         assert "Not valid for this model" in doubt
-        first = survival.survive(session, dosed, 2, 8, 2, (0.0, 1.0))
-        again = survival.survive(session, dosed, 2, 8, 2, (0.0, 1.0))
+        first = survival.survive(session, dosed, probe, setting)
+        again = survival.survive(session, dosed, probe, setting)
         assert again == first
         assert {value for each in first if each.alpha == 0 for value in each.kl} == {0.0}
         files = survival.results(dosed, first, doubt)
@@ -281,12 +280,14 @@ def test_survival_is_rolled_out_once_and_written_as_a_table_and_figures(tiny_fol
 
 def test_rollouts_of_other_settings_leave_those_that_are_there_alone(tiny_folder: Path, tmp_path: Path):
     recipe, _ = read_study(Study, words(tiny_folder, tmp_path, *SMALL, "calibration.audit_prompts=0"))
-    settings = [(2, 8, 2, (0.0, 1.0)), (2, 8, 4, (0.0, 1.0)), (2, 8, 2, (0.0, 0.5, 1.0))]
+    alphas = (0.0, 1.0)
+    settings = [survival.Setting(2, 8, forks, alphas) for forks in (2, 4)]
+    settings.append(survival.Setting(2, 8, 2, (0.0, 0.5, 1.0)))
     with opened(recipe, KIND, ["mean_diff"]) as session:
         (dosed,) = dose_all(session, interventions("mean_diff"), (1,))
-        survival.prepare(session)
-        found = [survival.survive(session, dosed, *each) for each in settings]
-        assert [survival.survive(session, dosed, *each) for each in settings] == found
+        probe, _ = survival.prepare(session)
+        found = [survival.survive(session, dosed, probe, each) for each in settings]
+        assert [survival.survive(session, dosed, probe, each) for each in settings] == found
         assert len({tuple(rollouts) for rollouts in found}) == len(settings)
         assert len(list(session.folder.path.glob("interventions/mean_diff/rollouts+*.jsonl"))) == len(settings)
 
@@ -295,34 +296,36 @@ def test_survival_shows_the_signed_coefficient_that_was_applied(tiny_folder: Pat
     recipe, _ = read_study(Study, words(tiny_folder, tmp_path, *SMALL, "calibration.audit_prompts=0"))
     with opened(recipe, KIND, ["spherical"]) as session:
         (dosed,) = dose_all(session, interventions("spherical"), (-1,))
-        survival.prepare(session)
-        rollouts = survival.survive(session, dosed, 1, 4, 1, (0.0, 0.5, 1e6))
+        probe, _ = survival.prepare(session)
+        rollouts = survival.survive(session, dosed, probe, survival.Setting(1, 4, 1, (0.0, 0.5, 1e6)))
         assert dosed.c_star < 0
         assert [each.coefficient for each in rollouts] == [0.0, pytest.approx(0.5 * dosed.c_star), -1.0]
         assert "| 1e+06 | -1 |" in markdown(rows(rollouts, 1.0), 1.0)
 
 
-@pytest.mark.parametrize(("name", "warned"), [("directional_ablation", True), ("mean_diff", False)])
 def test_survival_of_an_ablation_says_that_its_multiples_take_nothing_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, warned: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(survival, "stage", lambda *settings: [])
-    session = SimpleNamespace(console=Console(), trait=tiny.trait(), folder=RunFolder(tmp_path))
+    nothing = SimpleNamespace(trajectories=())
+    session = SimpleNamespace(
+        console=Console(), trait=tiny.trait(), folder=RunFolder(tmp_path), run=lambda step, at: nothing
+    )
     calibration = Calibration(1.0, 1.0, 1.0, 0.05, "tolerance", 1, (), None, "student")
-    vector = Signed(SteeringVector({}, name, "a model", "warm"), 1)
-    survival.survive(session, Dosed(name, 1, vector, calibration, 0.0), 1, 4, 1, (0.5,))
-    assert (f"{name} +: it replaces a component" in capsys.readouterr().out) == warned
+    for name, warned in (("directional_ablation", True), ("mean_diff", False)):
+        dosed = Dosed(name, 1, Signed(SteeringVector({}, name, "a model", "warm"), 1), calibration, 0.0)
+        survival.survive(session, dosed, Probe(FORMATS[-1], {}), survival.Setting(1, 4, 1, (0.5,)))
+        assert (f"{name} +: it replaces a component" in capsys.readouterr().out) == warned
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1,0,1", (0.0, 1.0)), ("0.5", (0.5,))])
-def test_multiples_of_the_dose_are_sorted_and_each_taken_once(text: str, expected: tuple[float, ...]):
-    assert multiples(text) == expected
+def test_multiples_of_the_dose_are_sorted_and_each_taken_once():
+    assert multiples("1,0,1") == (0.0, 1.0)
+    assert multiples("0.5") == (0.5,)
 
 
-@pytest.mark.parametrize("text", ["", "a,1", "-1", "inf", "nan"])
-def test_what_is_no_multiple_of_a_dose_is_refused(text: str):
-    with pytest.raises(UserError, match="alphas="):
-        multiples(text)
+def test_what_is_no_multiple_of_a_dose_is_refused():
+    for text in ("", "a,1", "-1", "inf", "nan"):
+        with pytest.raises(UserError, match="alphas="):
+            multiples(text)
 
 
 # The table
@@ -409,9 +412,10 @@ def test_the_figure_of_the_table_is_drawn(finished: Finished):
     assert show.figure(found(finished)).startswith(PNG)
 
 
-@pytest.mark.parametrize("name", ["pca", "kl_rev_rmse_decay-care_over_authority-embedded-s0", "x" * 40])
-def test_a_long_name_is_folded_in_the_figure_and_loses_nothing(name: str):
-    lines = show.folded(name).split("\n")
-    assert "".join(lines) == name
-    assert all(lines)
-    assert all(len(line) <= 22 for line in lines if "-" in name or "_" in name)
+def test_a_long_name_is_folded_in_the_figure_and_loses_nothing():
+    for name in ["pca", "kl_rev_rmse_decay-care_over_authority-embedded-s0", "x" * 40]:
+        with case(name):
+            lines = show.folded(name).split("\n")
+            assert "".join(lines) == name
+            assert all(lines)
+            assert all(len(line) <= 22 for line in lines if "-" in name or "_" in name)

@@ -15,6 +15,7 @@ from heal.run.folder import STEPS, RunFolder
 from heal.run.manifest import MANIFEST
 from heal.run.student import load_student
 from tests import running, tiny
+from tests.closeness import assert_near
 
 BASELINE = ("probe", "base", "prompted", "opposite", "judge")
 
@@ -83,9 +84,11 @@ def test_base_has_not_drifted_and_every_student_has(whole: RunFolder) -> None:
         assert read_json(whole.round(r) / "metrics.json")["healed"]["neutral_kl_max"]["low"] > 0
 
 
-def test_a_run_without_the_steered_stage_goes_through_to_report_and_adapter(tiny_folder: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    line = running.words(tiny_folder, tmp_path, "run.name=there", "run.rounds=1", "evaluation.steered=false")
+def test_a_bfloat16_run_without_the_steered_stage_goes_through_to_report_and_adapter(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    log, more = tmp_path / "log.txt", ["run.rounds=1", "evaluation.steered=false", "model.dtype=bfloat16"]
+    line = running.words(tiny_folder, tmp_path, "run.name=there", *more)
     assert running.finish(line, log) == 0, log.read_text()
     folder = run_folder(tmp_path)
     assert folder.rounds() == [0]
@@ -132,8 +135,7 @@ def test_the_run_folder_alone_rebuilds_the_student_that_the_run_exported(whole: 
     exported = PeftModel.from_pretrained(base.model, whole.path / "export" / "adapter")
     ids_BT = torch.tensor([base.chat.ids("Be calm.", "Name a cat.")])
     with torch.inference_mode():
-        difference = exported(ids_BT).logits - student.model.model(ids_BT).logits
-    assert difference.abs().max() < 1e-4
+        assert_near(exported(ids_BT).logits, student.model.model(ids_BT).logits)
     assert student.accumulator.history_rank == 2 * recipe.heal.rank
 
 

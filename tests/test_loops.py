@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 
 from heal.decoding import SHORTEST_LOOP, decode
 from heal.models.language_model import LanguageModel
+from tests.cases import case
 from tests.tiny import load
 
 
@@ -40,18 +40,19 @@ def looping(folder: Path) -> tuple[LanguageModel, list[list[int]]]:
     return replace(load(folder), model=model, end_ids=frozenset()), [[5, 10], [5, 21], [5, 40]]
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5])
-def test_a_row_stops_once_its_loop_is_the_share_that_the_filter_drops(tiny_folder: Path, share: float):
-    model, asked = looping(tiny_folder)
-    free = decode(model, asked, 60)
-    stopped = decode(model, asked, 60, loop_share=share)
-    assert [each.looped for each in stopped] == [True, True, False]
-    assert [loop_length(each.ids) for each in stopped[:2]] == [int(share * 60) + 1] * 2
-    for whole, part in zip(free, stopped, strict=True):
-        assert not whole.looped
-        assert len(whole.ids) == 60
-        assert part.ids == whole.ids[: len(part.ids)]
-    assert stopped[2].ids == free[2].ids
+def test_a_row_stops_once_its_loop_is_the_share_that_the_filter_drops(tiny_folder: Path):
+    for share in [0.3, 0.5]:
+        with case(share):
+            model, asked = looping(tiny_folder)
+            free = decode(model, asked, 60)
+            stopped = decode(model, asked, 60, loop_share=share)
+            assert [each.looped for each in stopped] == [True, True, False]
+            assert [loop_length(each.ids) for each in stopped[:2]] == [int(share * 60) + 1] * 2
+            for whole, part in zip(free, stopped, strict=True):
+                assert not whole.looped
+                assert len(whole.ids) == 60
+                assert part.ids == whole.ids[: len(part.ids)]
+            assert stopped[2].ids == free[2].ids
 
 
 def test_a_short_loop_is_left_alone(tiny_folder: Path):

@@ -10,7 +10,7 @@ import torch
 
 from heal import scoring
 from heal.accumulator import Accumulator
-from heal.decoding import Completion, decode
+from heal.decoding import Decoded, decode
 from heal.evaluation import subject as subject_module
 from heal.evaluation.readouts import moral_foundations
 from heal.evaluation.readouts.moral_foundations import (
@@ -148,9 +148,9 @@ def asked(
     """The rows that are scored when the model thinks `thought`."""
     model, rows = scene.setup.language_model, []
 
-    def think(model: LanguageModel, prompts: Sequence[Sequence[int]], *_: object, **__: object) -> list[Completion]:
+    def think(model: LanguageModel, prompts: Sequence[Sequence[int]], *_: object, **__: object) -> list[Decoded]:
         ids = (*model.chat.plain_ids(thought), *([2] if ended else []))
-        return [Completion(ids, ended)] * len(prompts)
+        return [Decoded(ids, ended)] * len(prompts)
 
     def score(model: LanguageModel, prompts: Sequence[list[int]]) -> torch.Tensor:
         rows.extend(prompts)
@@ -203,7 +203,7 @@ def test_a_larger_budget_goes_on_from_a_smaller_one_s_thought(tiny_folder: Path,
     _, scene = subject(tiny_folder, 2)
     budgets, thoughts = (3, 7), []
 
-    def watched(*given, **settings) -> list[Completion]:
+    def watched(*given, **settings) -> list[Decoded]:
         thoughts.append(decode(*given, **settings))
         return thoughts[-1]
 

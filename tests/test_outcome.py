@@ -1,71 +1,70 @@
 """What a round is followed by: the numbers that go to W&B and the lines on the console."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from heal.console import Console
+from heal.evaluation.metrics import Coherence
+from heal.evaluation.stats import Estimate
 from heal.export.folder import read_record
 from heal.outcome import deliver, round_values, show_round
 from heal.run.folder import RunFolder
-from heal.run.student import Session
+from heal.run.session import Session
 from heal.tracking.tracker import Tracker
 from tests import finished
-from tests.finished import metrics as finished_metrics
+from tests.finished import round_metrics
 
 
-def metrics(**changes: Any) -> dict[str, Any]:
-    found = finished_metrics(0) | changes
-    found["generation"] = found["generation"] | {"ended_share": 0.25}
-    found["training"] = {"loss": 1.5, "D_mean": 0.25, "barrier_on": 0.5}
-    return found
+def test_every_number_of_the_metrics_is_logged_under_its_name_there():
+    metrics = round_metrics(0)
+    values = round_values(metrics)
+    assert all(isinstance(value, float | int) for value in values.values())
+    for part in ("dose", "generation", "training"):
+        numbers = {
+            name: value for name, value in asdict(getattr(metrics, part)).items() if isinstance(value, float | int)
+        }
+        assert numbers == {name: values[f"{part}/{name}"] for name in numbers}
+        assert numbers, part
+    for stage in ("steered", "healed"):
+        for name, signal in getattr(metrics, stage).items():
+            logged = [values[f"{stage}/{name}{end}"] for end in ("", "_low", "_high", "_delta")]
+            assert logged == [signal.value, signal.low, signal.high, signal.delta.value], name
+
+
+def test_coherence_is_logged_as_the_margin_of_the_worst_signal_and_the_trait_by_its_name():
+    values = round_values(replace(round_metrics(0), coherence=Coherence("p_ans_any", -0.25)))
+    assert values["coherence"] == -0.25
+    assert values["trait"] == values["healed/persona_log_ratio"]
 
 
 def test_every_signal_is_logged_with_whether_it_is_valid():
-    found = metrics()
-    values = round_values(found)
+    metrics = round_metrics(0)
+    values = round_values(metrics)
     logged = {name.removeprefix("valid/"): value for name, value in values.items() if name.startswith("valid/")}
-    assert logged == {name: float(name in found["valid"]) for name in found["healed"]}
+    assert logged == {name: float(name in metrics.valid) for name in metrics.healed}
     assert logged["tail_perplexity"] == 1.0
     assert logged["p_ans_any"] == 0.0
 
 
-def test_the_margin_of_coherence_is_logged():
-    assert round_values(metrics(coherence={"worst": "p_ans_any", "margin": -0.25}))["coherence_margin"] == -0.25
-
-
-@pytest.mark.parametrize("stage", ["steered", "healed"])
-def test_every_signal_of_a_stage_is_logged_with_its_interval_and_its_change(stage: str):
-    found = metrics()
-    values = round_values(found)
-    for name, entry in found[stage].items():
-        keys = [f"{stage}/{name}{end}" for end in ("", "_low", "_high", "_delta")]
-        expected = [entry["value"], entry["low"], entry["high"], entry["delta"]["value"]]
-        assert [values[key] for key in keys] == expected
-
-
 def test_a_round_without_the_steered_stage_logs_the_same_but_for_it():
-    found = metrics()
-    with_it, without = round_values(found), round_values(found | {"steered": None})
+    with_it, without = (round_values(round_metrics(0, steered)) for steered in (True, False))
     assert without == {name: value for name, value in with_it.items() if not name.startswith("steered/")}
 
 
-def test_the_cost_of_coherence_is_logged_where_there_is_one():
-    cost = {"ratio": 0.5, "d_coherence": -0.1, "d_trait": 0.2}
-    assert round_values(metrics(coh_cost=cost))["coh_cost"] == 0.5
-    assert "coh_cost" not in round_values(metrics())
-
-
-def test_everything_that_is_logged_is_a_number():
-    assert all(isinstance(value, float | int) for value in round_values(metrics()).values())
+def test_the_cost_of_coherence_is_logged_where_the_trait_moved():
+    metrics = round_metrics(2)
+    assert round_values(metrics)["coh_cost"] == pytest.approx(0.375 / 1.125)
+    still = replace(metrics.trait, delta=Estimate(0.1, -0.1, 0.3, 4))
+    assert "coh_cost" not in round_values(replace(metrics, healed=metrics.healed | {"persona_log_ratio": still}))
 
 
 def test_the_round_s_table_shows_the_margin_and_which_signal_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     session = SimpleNamespace(console=Console(), folder=RunFolder(tmp_path))
-    show_round(session, metrics(coherence={"worst": "alive_share", "margin": 0.375}))
-    assert "0.38 (alive_share)" in capsys.readouterr().out
+    show_round(session, replace(round_metrics(0), coherence=Coherence("alive_share", 0.375)))
+    assert "coherence 0.38 (alive_share)" in capsys.readouterr().out
 
 
 # What is delivered.
@@ -82,7 +81,7 @@ def delivered(run: RunFolder, rounds: int, new: int = 0) -> None:
     """The end of a start that went through so many rounds."""
     student = finished.student(run, rounds - 1)
     parts = (student.recipe, student.trait, run, student.model, student.accumulator)
-    deliver(Session(*parts, Console(), Tracker()), [finished_metrics(index) for index in range(rounds)], new, 160.0)
+    deliver(Session(*parts, Console(), Tracker()), [round_metrics(index) for index in range(rounds)], new, 160.0)
 
 
 def test_a_start_of_fewer_rounds_than_the_folder_holds_delivers_those_and_says_so(

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing.rows import Collator, StepOrder, cut, dataset, split, steps_of, training_rows
 from tests.cases import case
+from tests.closeness import assert_near
 from tests.students import completions, student
 from tests.training import ROWS
 
@@ -43,7 +44,7 @@ def test_a_completion_that_would_teach_the_wrong_thing_is_an_error(tiny_folder: 
             training_rows(student(tiny_folder)[0], [broken])
 
 
-def alike(count: int) -> list[Row]:
+def alike(count: int) -> list[Completion]:
     """Completions of three prompts that begin alike."""
     begin = tuple(range(10, 30))
     return [
@@ -66,7 +67,7 @@ def test_a_batch_says_where_each_completion_token_is_predicted(tiny_folder: Path
                 alone_TD = model.decoder(input_ids=torch.tensor([row.input_ids])).last_hidden_state[0]
                 mine = batch["line"] == line
                 assert batch["labels"][mine].tolist() == row.completion
-                torch.testing.assert_close(h_ND[mine], alone_TD[row.start - 1 : -1], rtol=0, atol=1e-4)
+                assert_near(h_ND[mine], alone_TD[row.start - 1 : -1])
 
 
 def test_rows_come_back_from_the_trainer_s_dataset_as_they_were_whatever_was_added_to_it(tiny_folder: Path):

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 from heal.divergence import kl_divergence
 from heal.errors import UserError
 from heal.evaluation.probe import FORMATS, interruption
-from heal.evaluation.verdict import ALIVE
+from heal.evaluation.readouts.alive import ALIVE
 from heal.models.language_model import LanguageModel
+from heal.records import as_record
 from heal.steering.intervention import Dosing
 from heal.studies.survival.curves import survival
 from heal.studies.survival.rollouts import (
@@ -28,6 +29,7 @@ from heal.studies.survival.rollouts import (
 )
 from heal.studies.survival.table import csv_text, markdown, rows
 from tests import tiny
+from tests.cases import case
 from tests.survived import trajectory
 
 TOKENS, FORKS = 8, 2
@@ -150,10 +152,10 @@ def test_forks_are_evenly_spread_and_the_last_is_at_the_end():
     assert fork_positions(5, 5) == (1, 2, 3, 4, 5)
 
 
-@pytest.mark.parametrize("forks", [0, 9])
-def test_forks_that_do_not_fit_the_tokens_are_refused(tiny: LanguageModel, forks: int):
-    with pytest.raises(UserError, match=f"forks={forks}"):
-        rolled(tiny, forks=forks)
+def test_forks_that_do_not_fit_the_tokens_are_refused(tiny: LanguageModel):
+    for forks in [0, 9]:
+        with case(forks), pytest.raises(UserError, match=f"forks={forks}"):
+            rolled(tiny, forks=forks)
 
 
 def test_tokens_that_do_not_fit_the_context_are_refused(tiny: LanguageModel):
@@ -189,19 +191,17 @@ def test_rollouts_come_by_alpha_and_prompt_as_given_and_progress_reaches_its_tot
 # Dead, ended, alive.
 
 
-@pytest.mark.parametrize(
-    ("masses", "death"),
-    [
+def test_the_first_fork_below_the_limit_is_the_death():
+    for masses, death in [
         ((0.9, 0.9, 0.9), None),
         ((0.9, 0.1, 0.9), 8),
         ((0.1, 0.9, 0.9), 4),
         ((0.9, 0.9, ALIVE - 0.01), 12),
         ((ALIVE, ALIVE, ALIVE), None),
         ((0.9, math.nan, 0.9), 8),
-    ],
-)
-def test_the_first_fork_below_the_limit_is_the_death(masses: tuple[float, ...], death: int | None):
-    assert death_of((4, 8, 12), masses, (0.1,) * 12, True) == death
+    ]:
+        with case(masses, death):
+            assert death_of((4, 8, 12), masses, (0.1,) * 12, True) == death
 
 
 def test_logits_that_are_not_finite_are_a_death_there():
@@ -248,7 +248,7 @@ def tiny_prompts(model: LanguageModel) -> list[list[int]]:
 
 def test_a_trajectory_survives_json(tiny: LanguageModel):
     for each in rolled(tiny):
-        assert Trajectory.from_json(json.loads(json.dumps(each.to_json()))) == each
+        assert as_record(Trajectory, json.loads(json.dumps(asdict(each))), "here") == each
 
 
 # Curves.
@@ -268,12 +268,13 @@ def test_survival_is_that_worked_out_by_hand():
     assert (curve.low[-1], curve.high[-1]) == pytest.approx((s ** math.exp(-spread), s ** math.exp(spread)), rel=1e-5)
 
 
-@pytest.mark.parametrize("ended", [False, True])
-def test_without_deaths_survival_stays_at_1_and_has_no_band(ended: bool):
-    curve = survival([trajectory(length=length, ended=ended) for length in (3, 7, 12)])
-    assert curve.survival == (1.0,) * 4
-    assert all(math.isnan(edge) for edge in (*curve.low, *curve.high))
-    assert (curve.deaths, curve.median) == (0, math.inf)
+def test_without_deaths_survival_stays_at_1_and_has_no_band():
+    for ended in [False, True]:
+        with case(ended):
+            curve = survival([trajectory(length=length, ended=ended) for length in (3, 7, 12)])
+            assert curve.survival == (1.0,) * 4
+            assert all(math.isnan(edge) for edge in (*curve.low, *curve.high))
+            assert (curve.deaths, curve.median) == (0, math.inf)
 
 
 def test_where_all_die_at_once_survival_falls_to_0_and_that_is_the_half_life():
@@ -301,10 +302,10 @@ def test_a_curve_says_what_is_alive_after_a_time():
     assert [curve.at(time) for time in (0, 3, 4, 12, 99)] == [1, 1, 0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("given", [[], [trajectory(alpha=1), trajectory(alpha=2)]])
-def test_a_curve_is_of_one_alpha(given: list[Trajectory]):
-    with pytest.raises(ValueError, match="one alpha"):
-        survival(given)
+def test_a_curve_is_of_one_alpha():
+    for given in [[], [trajectory(alpha=1), trajectory(alpha=2)]]:
+        with case(given), pytest.raises(ValueError, match="one alpha"):
+            survival(given)
 
 
 # The table.

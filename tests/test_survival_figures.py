@@ -14,6 +14,7 @@ from heal.studies.survival import figures
 from heal.studies.survival.curves import survival
 from heal.studies.survival.figures import ALIVE_COLOUR, DEAD_COLOUR, apart, beginning, draw
 from heal.studies.survival.rollouts import Trajectory, by_alpha
+from tests.cases import case
 from tests.survived import trajectory
 
 ALPHAS = (0.0, 0.5, 1.0, 4.0)
@@ -115,17 +116,17 @@ def test_a_normalised_rollout_is_over_the_p95_of_its_first_tokens(drawn: list[Fi
     assert lines_of(axis, ALIVE_COLOUR)[0].get_ydata() == pytest.approx(np.array(one.kl) / beginning(one))
 
 
-@pytest.mark.parametrize("kl", [(0.0,) * 12, (), (0.1, math.nan, 0.1)])
-def test_a_rollout_that_cannot_be_normalised_is_left_out_and_counted(drawn: list[Figure], kl: tuple[float, ...]):
-    figures.normalised_divergence([trajectory(kl=kl), trajectory(kl=wave(12)), trajectory(kl=wave(12))])
-    (axis,) = shown(drawn[0])
-    assert "1 of 3 left out" in axis.get_title(loc="left")
-    assert points(lines_of(axis, ALIVE_COLOUR)) == 24
+def test_a_rollout_that_cannot_be_normalised_is_left_out_and_counted(drawn: list[Figure]):
+    for kl in [(0.0,) * 12, (), (0.1, math.nan, 0.1)]:
+        with case(kl):
+            figures.normalised_divergence([trajectory(kl=kl), trajectory(kl=wave(12)), trajectory(kl=wave(12))])
+            (axis,) = shown(drawn[0])
+            assert "1 of 3 left out" in axis.get_title(loc="left")
+            assert points(lines_of(axis, ALIVE_COLOUR)) == 24
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
+def test_figures_are_drawn_whatever_the_rollouts_came_to():
+    for given in [
         [trajectory()],
         [trajectory(length=1, ended=True)],
         [trajectory(length=0, death=0)],
@@ -133,12 +134,10 @@ def test_a_rollout_that_cannot_be_normalised_is_left_out_and_counted(drawn: list
         [trajectory(alpha, kl=wave(6), ended=True) for alpha in (1.0, 4.0) for _ in range(2)],
         [trajectory(kl=(math.nan, math.inf, 1.0), death=0), trajectory(2.0, kl=(0.0, 0.0))],
         [trajectory(index / 4, kl=wave(12, index)) for index in range(8)],
-    ],
-    ids=["single", "one token", "no token", "all dead at once", "all ended at once", "not finite", "eight alphas"],
-)
-def test_figures_are_drawn_whatever_the_rollouts_came_to(given: list[Trajectory]):
-    for image in draw(given, 1.0).values():
-        assert min(size(image)) > 100
+    ]:
+        with case(given):
+            for image in draw(given, 1.0).values():
+                assert min(size(image)) > 100
 
 
 def test_every_curve_has_its_half_life_beside_it(drawn: list[Figure]):
@@ -150,8 +149,9 @@ def test_every_curve_has_its_half_life_beside_it(drawn: list[Figure]):
     assert [text.get_text() for text in shown(drawn[1])[0].texts] == ["α 1, half-life 4"]
 
 
-@pytest.mark.parametrize("heights", [(1.0,) * 8, (1.0, 0.99, 0.5, 0.02, 0.0, 0.0), (0.0,) * 8, (1.0,), ()])
-def test_labels_are_moved_apart_in_order_and_stay_inside(heights: tuple[float, ...]):
-    places = apart(heights, 0.05, -0.04)
-    assert all(above - below >= 0.05 - 1e-9 for above, below in pairwise(places))
-    assert all(-0.04 - 1e-9 <= place <= 1.0 for place in places)
+def test_labels_are_moved_apart_in_order_and_stay_inside():
+    for heights in [(1.0,) * 8, (1.0, 0.99, 0.5, 0.02, 0.0, 0.0), (0.0,) * 8, (1.0,), ()]:
+        with case(heights):
+            places = apart(heights, 0.05, -0.04)
+            assert all(above - below >= 0.05 - 1e-9 for above, below in pairwise(places))
+            assert all(-0.04 - 1e-9 <= place <= 1.0 for place in places)

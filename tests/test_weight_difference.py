@@ -27,6 +27,7 @@ from heal.studies.weight_difference.answers import Contrast, contrasting_answers
 from heal.studies.weight_difference.kinds import KINDS, adapter_config
 from heal.studies.weight_difference.train import train_contrast
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.students import completions, student
 from tests.tiny import load, load_architecture, prompts, trait
 
@@ -99,71 +100,74 @@ def planted(language_model: LanguageModel, kind: str, seed: int) -> tuple[dict[s
 # The difference
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_the_difference_is_what_the_positive_linear_gives_minus_what_the_negative_one_gives(
-    base: LanguageModel, kind: str
-):
-    (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
-    updates = difference(positive, negative)
-    assert updates.keys() == ours.keys()
-    for name, update in updates.items():
-        expected_BTO = ours[name] - theirs[name]
-        assert expected_BTO.abs().max() > 1e-2
-        found_BTO = update.of(inputs(name, update.shape[1]))
-        torch.testing.assert_close(found_BTO, expected_BTO, rtol=1e-3, atol=2e-4)
+def test_the_difference_is_what_the_positive_linear_gives_minus_what_the_negative_one_gives(base: LanguageModel):
+    for kind in list(KINDS):
+        with case(kind):
+            (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
+            updates = difference(positive, negative)
+            assert updates.keys() == ours.keys()
+            for name, update in updates.items():
+                expected_BTO = ours[name] - theirs[name]
+                assert expected_BTO.abs().max() > 1e-2
+                found_BTO = update.of(inputs(name, update.shape[1]))
+                torch.testing.assert_close(found_BTO, expected_BTO, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_the_difference_of_a_bfloat16_model_is_that_of_its_linears_up_to_their_rounding(tiny_folder: Path, kind: str):
-    base = load(tiny_folder, torch.bfloat16)
-    with unchanged(base):
-        (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
-    for name, update in difference(positive, negative).items():
-        expected_BTO = ours[name].float() - theirs[name].float()
-        found_BTO = update.of(inputs(name, update.shape[1], torch.bfloat16))
-        scale = float(ours[name].float().abs().max())
-        torch.testing.assert_close(found_BTO, expected_BTO, rtol=0, atol=0.03 * scale)
+def test_the_difference_of_a_bfloat16_model_is_that_of_its_linears_up_to_their_rounding(tiny_folder: Path):
+    for kind in list(KINDS):
+        with case(kind):
+            base = load(tiny_folder, torch.bfloat16)
+            with unchanged(base):
+                (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
+            for name, update in difference(positive, negative).items():
+                expected_BTO = ours[name].float() - theirs[name].float()
+                found_BTO = update.of(inputs(name, update.shape[1], torch.bfloat16))
+                scale = float(ours[name].float().abs().max())
+                torch.testing.assert_close(found_BTO, expected_BTO, rtol=0, atol=0.03 * scale)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_base_plus_the_difference_is_the_positive_model_where_the_negative_one_is_base(tiny: LanguageModel, kind: str):
-    config = adapter_config(tiny, kind, recipe().heal, LAYERS)
-    ids_BT = torch.tensor([prompts(tiny)[2]])
-    with adapted(tiny, config, seed=0) as untrained, torch.no_grad():
-        same = tiny.model(input_ids=ids_BT).logits
-    with adapted(tiny, config, seed=0) as trained, torch.no_grad():
-        for name, weight in trained.peft_model.named_parameters():
-            if weight.requires_grad:
-                weight += 0.02 * torch.randn(weight.shape, generator=generator("trained", name))
-        expected = tiny.model(input_ids=ids_BT).logits
-    updates = difference(trained.layers, untrained.layers)
-    change = WeightDifference(updates, "weight_difference", tiny.name, "warm")
-    with torch.no_grad(), change.applied(tiny, 1.0):
-        torch.testing.assert_close(tiny.model(input_ids=ids_BT).logits, expected, rtol=1e-3, atol=5e-3)
-    torch.testing.assert_close(tiny.model(input_ids=ids_BT).logits, same, rtol=1e-3, atol=5e-3)
-    assert not torch.allclose(same, expected, atol=0.05)
+def test_base_plus_the_difference_is_the_positive_model_where_the_negative_one_is_base(tiny: LanguageModel):
+    for kind in list(KINDS):
+        with case(kind):
+            config = adapter_config(tiny, kind, recipe().heal, LAYERS)
+            ids_BT = torch.tensor([prompts(tiny)[2]])
+            with adapted(tiny, config, seed=0) as untrained, torch.no_grad():
+                same = tiny.model(input_ids=ids_BT).logits
+            with adapted(tiny, config, seed=0) as trained, torch.no_grad():
+                for name, weight in trained.peft_model.named_parameters():
+                    if weight.requires_grad:
+                        weight += 0.02 * torch.randn(weight.shape, generator=generator("trained", name))
+                expected = tiny.model(input_ids=ids_BT).logits
+            updates = difference(trained.layers, untrained.layers)
+            change = WeightDifference(updates, "weight_difference", tiny.name, "warm")
+            with torch.no_grad(), change.applied(tiny, 1.0):
+                torch.testing.assert_close(tiny.model(input_ids=ids_BT).logits, expected, rtol=1e-3, atol=5e-3)
+            torch.testing.assert_close(tiny.model(input_ids=ids_BT).logits, same, rtol=1e-3, atol=5e-3)
+            assert not torch.allclose(same, expected, atol=0.05)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_only_lora_keeps_factors_and_only_ia3_changes_biases(base: LanguageModel, kind: str):
-    updates = difference(planted(base, kind, 1)[0], planted(base, kind, 2)[0])
-    assert {len(update.factors) for update in updates.values()} == {2 if kind == "lora" else 1}
-    changed = {name for name, update in updates.items() if update.bias_O is not None}
-    biased = {name for name in updates if linear_at(base, name).bias is not None}
-    assert changed == (biased if kind == "ia3" else set())
-    assert all(tensor.dtype == torch.float32 for update in updates.values() for tensor in update.factors)
+def test_only_lora_keeps_factors_and_only_ia3_changes_biases(base: LanguageModel):
+    for kind in list(KINDS):
+        with case(kind):
+            updates = difference(planted(base, kind, 1)[0], planted(base, kind, 2)[0])
+            assert {len(update.factors) for update in updates.values()} == {2 if kind == "lora" else 1}
+            changed = {name for name, update in updates.items() if update.bias_O is not None}
+            biased = {name for name in updates if linear_at(base, name).bias is not None}
+            assert changed == (biased if kind == "ia3" else set())
+            assert all(tensor.dtype == torch.float32 for update in updates.values() for tensor in update.factors)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_two_adapters_of_one_seed_begin_alike(tiny: LanguageModel, kind: str):
-    config = adapter_config(tiny, kind, recipe().heal, LAYERS)
-    layers = []
-    for _ in range(2):
-        with adapted(tiny, config, seed=3) as found:
-            pass
-        layers.append(found.layers)
-    for update in difference(*layers).values():
-        assert not update.weight().any()
+def test_two_adapters_of_one_seed_begin_alike(tiny: LanguageModel):
+    for kind in list(KINDS):
+        with case(kind):
+            config = adapter_config(tiny, kind, recipe().heal, LAYERS)
+            layers = []
+            for _ in range(2):
+                with adapted(tiny, config, seed=3) as found:
+                    pass
+                layers.append(found.layers)
+            for update in difference(*layers).values():
+                assert not update.weight().any()
 
 
 # The base
@@ -272,7 +276,7 @@ def test_both_sides_have_as_many_completions_of_each_prompt(tiny: LanguageModel)
 
 
 def test_too_few_completions_are_said(tiny: LanguageModel):
-    with pytest.raises(RoundError, match=r"below filter\.min_train=2"):
+    with pytest.raises(RoundError, match=r"fewer than filter\.min_train=2"):
         contrasting_answers(tiny, trait(), recipe("filter.min_words=1000"), samples=1)
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import kl_div
 
 from heal.accumulator import Accumulator
 from heal.config import BarrierConfig, HealConfig
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing.heal import heal
 from heal.healing.log import StepLog
 from heal.models.language_model import LanguageModel
@@ -41,7 +41,7 @@ def healed(
     language_model: LanguageModel,
     accumulator: Accumulator,
     config: HealConfig,
-    rows: list[Row] = ROWS,
+    rows: list[Completion] = ROWS,
     round_index: int = 0,
     seed: int = 0,
 ) -> list[StepLog]:
@@ -54,7 +54,7 @@ def whole_log(
     language_model: LanguageModel,
     accumulator: Accumulator,
     config: HealConfig,
-    rows: list[Row] = ROWS,
+    rows: list[Completion] = ROWS,
     scratch: Path | None = None,
     **options: Any,
 ) -> list[StepLog]:
@@ -78,13 +78,15 @@ def with_barrier(config: HealConfig, **changes) -> HealConfig:
     return replace(config, barrier=replace(config.barrier, **changes))
 
 
-def dense_logprobs(language_model: LanguageModel, row: Row) -> Tensor:
+def dense_logprobs(language_model: LanguageModel, row: Completion) -> Tensor:
     """Float64 log-probabilities `[N, V]` where each completion token stands, one row at a time."""
     logits_TV = language_model.model(input_ids=torch.tensor([[*row.prompt_ids, *row.ids]])).logits[0]
     return torch.log_softmax(logits_TV.double(), -1)[len(row.prompt_ids) - 1 : -1]
 
 
-def dense_terms(language_model: LanguageModel, accumulator: Accumulator, rows: list[Row], barrier: BarrierConfig):
+def dense_terms(
+    language_model: LanguageModel, accumulator: Accumulator, rows: list[Completion], barrier: BarrierConfig
+):
     """Cross-entropy over all completion tokens and each completion's D, with full logits in float64."""
     assert barrier.aggregate == "rmse"
     context = accumulator.base if barrier.reference == "base" else accumulator.previous
@@ -101,7 +103,7 @@ def dense_terms(language_model: LanguageModel, accumulator: Accumulator, rows: l
 
 
 def dense_loss(
-    language_model: LanguageModel, accumulator: Accumulator, rows: list[Row], barrier: BarrierConfig
+    language_model: LanguageModel, accumulator: Accumulator, rows: list[Completion], barrier: BarrierConfig
 ) -> Tensor:
     ce, d = dense_terms(language_model, accumulator, rows, barrier)
     return ce + barrier.strength * torch.relu(d - barrier.tau).mean()

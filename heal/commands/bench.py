@@ -3,18 +3,18 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from heal.config import key
 from heal.environment import quiet_libraries, usable_cores
 from heal.guard import command
 from heal.options import options_help, read_options
 
-STAGES = ("heal", "barrier", "reference", "generate", "extract", "calibrate", "history", "round")
-USAGE = "heal bench [STAGE ...] [--json] [key=value ...]"
+PIECES = ("heal", "barrier", "reference", "generate", "extract", "calibrate", "history", "round")
+USAGE = "heal bench [PIECE ...] [--json] [key=value ...]"
 PURPOSE = f"""Times each piece of a round against its plain counterpart, in turn in one process, and prints one table:
 seconds, tokens/s, peak memory, ratio (this over the baseline: below 1 is faster), and the fraction of the
-arithmetic limit (counted FLOPs over a measured matmul rate). Stages: {", ".join(STAGES)}; all of them when
+arithmetic limit (counted FLOPs over a measured matmul rate). Pieces: {", ".join(PIECES)}; all of them when
 none is named. On a GPU two random-weight models of published shapes are timed as well, in bfloat16.
 docs/performance.md says what was measured, and where."""
 
@@ -33,14 +33,14 @@ def main(words: Sequence[str]) -> None:
 
 
 def bench(words: Sequence[str]) -> None:
-    """Times the stages and prints the table or the JSON."""
-    chosen = [word for word in words if word in STAGES]
-    options = read_options(Options, [word for word in words if word not in (*STAGES, "--json")])
+    """Times the pieces and prints the table or the JSON."""
+    chosen = [word for word in words if word in PIECES]
+    options = read_options(Options, [word for word in words if word not in (*PIECES, "--json")])
     quiet_libraries()
     from heal.studies.bench import run
 
     rows = run.bench(
-        chosen or list(STAGES),
+        chosen or list(PIECES),
         options.recipe,
         options.trait,
         options.device,
@@ -48,6 +48,6 @@ def bench(words: Sequence[str]) -> None:
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     if "--json" in words:
-        print(json.dumps({"rows": [row.to_json() for row in rows]}, indent=1))
+        print(json.dumps({"rows": [asdict(row) for row in rows]}, indent=1))
     else:
         run.print_rows(rows)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from heal.guard import CONTINUES, command
 from heal.options import options_help
 from heal.run.open import opened
-from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs
+from heal.studies.interventions.request import KIND, SHORT_HELP, Study, interventions, read_study, signs
 
 USAGE = "heal calibrate [model=...] [trait=...] [method=a,b] [signs=both] [target_kl=1.0] [key=value ...]"
 PURPOSE = f"""Finds the coefficient at which each intervention spends the same KL on base, towards either persona, with

@@ -67,14 +67,14 @@ def coherence(words: Sequence[str]) -> None:
         )
         subject = Subject(setup, "base", nullcontext)
         base = evaluate(subject, line.progress)
-        line.found(f"{len(setup.prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
+        line.result(f"{len(setup.prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
     judge = partial(findings, base=base, limits=limits_of(settings), resamples=settings.resamples, seed=seed)
     planned, noticed = damages(), judge("none", 0.0, base)
     with console.step("damage") as line:
         for done, (kind, size, result) in enumerate(plant(subject, base, seed), start=1):
             noticed += judge(kind, size, result)
             line.progress(done, len(planned))
-        line.found(f"{len(planned)} kinds and sizes")
+        line.result(f"{len(planned)} kinds and sizes")
     paths = write_files(out, {"coherence.md": table(noticed).encode(), "coherence.csv": rows_csv(noticed)})
     print(table(noticed))
     print("* noticed: the interval of the difference lies on the bad side of 0; bold: past the recipe's limit")

@@ -109,13 +109,13 @@ def export_run(options: Options, folder: RunFolder) -> None:
     load_libraries(console, path)
     from heal.run.student import load_student
 
-    with console.step("student") as shown:
+    with console.step("student") as line:
         student = load_student(folder, resolve_device(options.device), last_round)
         rank, last = student.accumulator.history_rank, student.rounds[-1]
-        shown.found(f"{student.recipe.model.name} after round {last + 1}, rank {rank}")
-    with console.step("export") as shown:
+        line.result(f"{student.recipe.model.name} after round {last + 1}, rank {rank}")
+    with console.step("export") as line:
         written = write_student(student, path, options)
-        shown.found(f"written and loaded again; logits within {written.error:.1e} of the student's")
+        line.result(f"written and loaded again; logits within {written.error:.1e} of the student's")
     kind = f"adapter of rank {written.rank}" if written.rank else "merged model"
     console.say(f"{kind:<10} {written.path} ({written.bytes / 1e6:.1f} MB)")
     if written.lost is not None:
@@ -147,9 +147,9 @@ def export_steering_vector(options: Options, file: Path) -> None:
     config = model_of(options, file, vector)
     vector = replace(vector, model=config.name)
     model = load_model(console, config, options.device)
-    with console.step("export") as shown:
+    with console.step("export") as line:
         written = export_vector(vector, model, config, path, c, options.bias == "true")
-        shown.found(f"written and loaded again; logits within {written.facts.error:.1e} of the steered model's")
+        line.result(f"written and loaded again; logits within {written.facts.error:.1e} of the steered model's")
     say_approximation(console, written)
     carried = "as a bias" if options.bias == "true" else "without a bias"
     console.say(f"adapter    {written.path} ({vector.method} of {vector.trait} at c = {c:g}, {carried})")
@@ -169,11 +169,11 @@ def load_model(console: Console, config: ModelConfig, device_name: str) -> "Lang
     from heal.models.load import load_language_model
     from heal.models.precision import resolve_dtype
 
-    with console.step("model") as shown:
+    with console.step("model") as line:
         device = resolve_device(device_name)
         dtype, why = resolve_dtype(config.dtype, device)
         model = load_language_model(config, dtype, device)
-        shown.found(f"{config.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
+        line.result(f"{config.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
     return model
 
 

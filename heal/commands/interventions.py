@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from heal.guard import CONTINUES, command
 from heal.options import options_help
 from heal.run.open import opened
-from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, read_study, signs
+from heal.studies.interventions.request import KIND, SHORT_HELP, Study, interventions, read_study, signs
 
 USAGE = "heal interventions [model=...] [trait=...] [method=a,b] [signs=both] [key=value ...]"
 PURPOSE = f"""Calibrates every intervention at equal KL (as heal calibrate does, whose doses it reuses), then measures
@@ -30,7 +30,7 @@ def compare(words: Sequence[str]) -> None:
         from heal.run.files import write_files
         from heal.studies.interventions.compare import pairs, setting_of
         from heal.studies.interventions.doses import dose_all, prompted
-        from heal.studies.interventions.measure import measure_all
+        from heal.studies.interventions.effects import measure_all
         from heal.studies.interventions.show import figure, markdown, table_csv
 
         directions = signs(options.signs)

@@ -7,7 +7,7 @@ from heal.config import key
 from heal.guard import CONTINUES, command
 from heal.options import options_help
 from heal.run.open import opened
-from heal.studies.interventions.asked import KIND, SHORT_HELP, Study, interventions, multiples, read_study, signs
+from heal.studies.interventions.request import KIND, SHORT_HELP, Study, interventions, multiples, read_study, signs
 
 USAGE = "heal survival [model=...] [trait=...] [method=a,b] [tokens=128] [key=value ...]"
 PURPOSE = f"""Calibrates every intervention at equal KL (as heal calibrate does, whose doses it reuses), then rolls out

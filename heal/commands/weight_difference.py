@@ -45,15 +45,15 @@ def weight_difference(words: Sequence[str]) -> None:
     from heal.studies.weight_difference.answers import contrasting_answers
     from heal.studies.weight_difference.train import train_contrast
 
-    with console.step("answers") as shown:
-        contrast = contrasting_answers(model, trait, recipe, options.samples, shown.progress)
-        shown.found(
+    with console.step("answers") as line:
+        contrast = contrasting_answers(model, trait, recipe, options.samples, line.progress)
+        line.result(
             f"kept {contrast.kept_positive} of {contrast.made} as {trait.name}, {contrast.kept_negative} of "
             f"{contrast.made} as its opposite; {len(contrast.positive)} of each trained on"
         )
-    with console.step("train") as shown:
-        trained = train_contrast(model, trait, recipe, contrast, options.adapter, shown.progress)
-        shown.found(
+    with console.step("train") as line:
+        trained = train_contrast(model, trait, recipe, contrast, options.adapter, line.progress)
+        line.result(
             f"two {options.adapter} adapters, {recipe.heal.epochs} epochs; loss {trained.loss_positive:.3f} "
             f"as {trait.name}, {trained.loss_negative:.3f} as its opposite, nats per token in the last epoch"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from heal.config import CalibrationConfig
-from heal.decoding import Completion, decode
+from heal.decoding import Decoded, decode
 from heal.dose.calibration import Calibration, PathDivergence
 from heal.dose.root import COLD, WARM, find_coefficient
 from heal.models.language_model import LanguageModel
@@ -104,7 +104,7 @@ def prompt_divergence(
     return _pooled(1.0, range(len(paths)), paths, kl)
 
 
-def _pooled(c: float, rows: range, paths: Sequence[Completion], kl: dict[int, Tensor]) -> PathDivergence:
+def _pooled(c: float, rows: range, paths: Sequence[Decoded], kl: dict[int, Tensor]) -> PathDivergence:
     """The statistics of one coefficient's rows; a row whose logits were not finite is far above any target."""
     if any(not paths[row].finite for row in rows) or not any(row in kl for row in rows):
         return PathDivergence(c, math.inf, math.inf, math.inf, math.inf, 0)

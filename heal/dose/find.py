@@ -87,14 +87,14 @@ def finding(calibration: Calibration, prompts: Prompts) -> str:
     )
 
 
-def short_audit(prompts: Prompts, trait: Trait, settings: CalibrationConfig) -> list[str]:
+def short_audit(prompts: Prompts, settings: CalibrationConfig) -> list[str]:
     """Warnings where the calibration leaves fewer prompts for its audit than were asked for."""
-    if len(prompts.audit) >= settings.audit_prompts:
+    left, used = len(prompts.audit), len(prompts.calibration)
+    if left >= settings.audit_prompts:
         return []
     return [
-        f"the audit of the dose has {len(prompts.audit)} of calibration.audit_prompts={settings.audit_prompts} "
-        f"prompts: {trait.name} has {len(trait.generation_prompts)} generation prompts, and calibration.prompts="
-        f"{settings.prompts} come first"
+        f"the audit of the dose has {left} of calibration.audit_prompts={settings.audit_prompts} prompts: the trait "
+        f"has {used + left} generation prompts, and calibration.prompts={settings.prompts} come first"
     ]
 
 

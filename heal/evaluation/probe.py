@@ -2,7 +2,7 @@
 
 The text of a probe is cut where the tokens of its two answers part, so that a tokenizer that merges the last
 character of a prefill with an answer still has one answer slot. docs/method.md,
-Dose and Forced choice.
+Forced choice and Coherence.
 """
 
 from collections.abc import Callable, Sequence

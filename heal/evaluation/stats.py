@@ -40,6 +40,10 @@ class Estimate:
         """Whether the whole interval lies on one side of zero; False when it is NaN."""
         return self.low > 0 or self.high < 0
 
+    def __format__(self, spec: str) -> str:
+        """Value and interval, each number as `spec` says: `0.210 [0.164, 0.249]` for `.3f`."""
+        return "{0:{3}} [{1:{3}}, {2:{3}}]".format(self.value, self.low, self.high, spec) if spec else str(self)
+
 
 def point(values: Sequence[float], statistic: Statistic) -> float:
     """The statistic of the items that are not NaN; NaN without any."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
-from heal.decoding import Completion, decode
+from heal.decoding import Decoded, decode
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import FORMATS, ProbeFormat
 from heal.evaluation.results import Answer
@@ -84,7 +84,7 @@ class Subject:
                 stack.enter_context(self.intervention.applied(self.setup.language_model, self.coefficient))
             yield
 
-    def decode(self, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> list[Completion]:
+    def decode(self, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> list[Decoded]:
         """What the model says to each prompt, greedily, in at most so many tokens."""
         model = self.setup.language_model
         with self.gates():

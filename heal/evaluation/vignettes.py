@@ -104,8 +104,8 @@ def _vignettes(line: str, where: str, perspective: Perspective) -> list[Vignette
         content = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error})") from error
-    needed = ["id", "text", "foundation", *([] if perspective == "other" else ["self_text"])]
-    missing = [name for name in needed if not isinstance(content, dict) or not content.get(name)]
+    required = ["id", "text", "foundation", *([] if perspective == "other" else ["self_text"])]
+    missing = [name for name in required if not isinstance(content, dict) or not content.get(name)]
     if missing:
         raise UserError(f"{where}: a vignette needs {', '.join(missing)}")
     name, foundation = str(content["id"]), _foundation(content["foundation"], where)

@@ -4,6 +4,8 @@ See docs/method.md, Accumulator.
 """
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from heal.accumulator import adapter_files
 from heal.config import ModelConfig
 from heal.export.card import model_card
+from heal.export.exportable import Card, Exportable
 from heal.export.factors import history_factors, truncate
 from heal.export.folder import Export, check_place, replaced, size, write_record
 from heal.export.verify import verify_adapter
@@ -33,6 +36,13 @@ def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | 
         UserError: nothing to export, a rank out of range, or `path` is taken by something else.
         ExportError: the export differs from the student; nothing is left on disk.
     """
+    return write_adapter(student, path, partial(model_card, student, gate), student.rounds, gate, rank)
+
+
+def write_adapter(
+    student: Exportable, path: Path, card: Card, rounds: Sequence[int], gate: float, rank: int | None
+) -> Export:
+    """The same for any student, with a card of its own; `rounds` are those of the record."""
     check_place(path)
     factors = history_factors(student.accumulator, gate)
     if rank is not None:
@@ -41,17 +51,17 @@ def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | 
     for name in sorted(factors.layers):
         a_RI, b_OR = factors.layers[name]
         tensors |= {f"base_model.model.{name}.lora_A.weight": a_RI, f"base_model.model.{name}.lora_B.weight": b_OR}
-    base = base_reference(student.recipe.model)
+    base = base_reference(student.config)
     files = adapter_files(tensors, factors.rank, factors.rank, sorted(factors.layers), base)
-    files["adapter_config.json"] = with_revision(files["adapter_config.json"], student.recipe.model.revision)
+    files["adapter_config.json"] = with_revision(files["adapter_config.json"], student.config.revision)
     lost = None if rank is None else factors.lost
     with replaced(path) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
         error = verify_adapter(student, folder, factors, gate)
-        (folder / "README.md").write_text(model_card(student, gate, factors.rank, lost, error), encoding="utf-8")
+        (folder / "README.md").write_text(card(factors.rank, lost, error), encoding="utf-8")
         write_record(
-            folder, format="adapter", rounds=student.rounds, gate=gate, rank=factors.rank, lost=lost, error=error
+            folder, format="adapter", rounds=list(rounds), gate=gate, rank=factors.rank, lost=lost, error=error
         )
     return Export(path, error, factors.rank, lost, size(path))
 

@@ -11,6 +11,7 @@ from heal.console import counted
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
+from heal.export.exportable import Exportable
 from heal.models.embedded import NAME as EMBEDDED_NAME
 from heal.report.words import loss
 from heal.run.student import Student
@@ -37,8 +38,8 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
     rounds = [RoundMetrics.load(student.folder.round(index)) for index in student.rounds]
     baseline = BaselineMetrics.load(student.folder.baseline)
     parts = [
-        _front_matter(student, base_name(student.recipe.model), rank),
-        f"# {escaped(student.trait.name)}: {escaped(base_name(student.recipe.model))}",
+        _front_matter(student, base_name(student.config), rank),
+        f"# {escaped(student.trait.name)}: {escaped(base_name(student.config))}",
         _what(student, gate, rank, lost, error),
         _trait(student),
         _method(student),
@@ -46,7 +47,20 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
         _scores(baseline, rounds),
         _signals(baseline, rounds[-1]),
         _loading(student, rank),
-        _limits(student, rounds[-1], gate, lost),
+        _limits(student, student.recipe.evaluation.tokens, rounds[-1], gate, lost),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def unmeasured_card(student: Exportable, gate: float, rank: int | None, lost: float | None, error: float) -> str:
+    """README.md of an export of a student that no run folder describes: nothing about how it was made or measured."""
+    parts = [
+        _front_matter(student, base_name(student.config), rank),
+        f"# {escaped(student.trait.name)}: {escaped(base_name(student.config))}",
+        _what(student, gate, rank, lost, error, measured=False),
+        _trait(student),
+        _loading(student, rank),
+        "## Limits\n\n" + "\n".join(["- This card records no measurements.", *_of_any(student)]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -68,7 +82,7 @@ def loadable(config: ModelConfig) -> str:
     return "PATH/TO/BASE" if config.folder else base_name(config)
 
 
-def _front_matter(student: Student, base: str, rank: int | None) -> str:
+def _front_matter(student: Exportable, base: str, rank: int | None) -> str:
     content = {
         "base_model": base,
         "base_model_relation": "adapter" if rank else "finetune",
@@ -79,8 +93,10 @@ def _front_matter(student: Student, base: str, rank: int | None) -> str:
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
-def _what(student: Student, gate: float, rank: int | None, lost: float | None, error: float) -> str:
-    base, rounds = inline_code(base_name(student.recipe.model)), counted(len(student.rounds), "round")
+def _what(
+    student: Exportable, gate: float, rank: int | None, lost: float | None, error: float, measured: bool = True
+) -> str:
+    base, rounds = inline_code(base_name(student.config)), counted(student.accumulator.rounds, "round")
     dtype = str(student.model.model.dtype).removeprefix("torch.")
     if rank:
         kind = f"A LoRA adapter of rank {rank} (alpha {rank}, float32) for {base}"
@@ -88,20 +104,22 @@ def _what(student: Student, gate: float, rank: int | None, lost: float | None, e
         kind = f"{base} in {dtype} with its update merged into the weights"
     lines = [f"{kind}, made in {rounds} of steering, distilling and healing."]
     if gate != 1:
-        lines.append(f"The whole update is multiplied by a gate of {gate:g}; the measurements below are at gate 1.")
+        below = "; the measurements below are at gate 1" if measured else ""
+        lines.append(f"The whole update is multiplied by a gate of {gate:g}{below}.")
     if lost is not None:
+        below = "; the measurements below are of the exact update" if measured else ""
         lines.append(
-            f"The exact update was truncated by SVD, layer by layer, at a relative Frobenius error of {lost:.2e}; "
-            "the measurements below are of the exact update."
+            "The exact update was truncated by SVD, layer by layer, at a relative Frobenius error of "
+            f"{lost:.2e}{below}."
         )
-    held = "4 bits" if student.recipe.model.load_4bit else dtype
+    held = "4 bits" if student.config.load_4bit else dtype
     lines.append(
         f"Loaded again, its logits lie within {error:.1e} of those of the student that was trained (base in {held})."
     )
     return "\n".join(lines)
 
 
-def _trait(student: Student) -> str:
+def _trait(student: Exportable) -> str:
     trait = student.trait
     return "\n\n".join(
         [
@@ -137,8 +155,8 @@ def _method(student: Student) -> str:
         [
             "## Method",
             "",
-            "Each round extracts a steering vector, finds the dose that spends a fixed KL, lets the steered model "
-            "write, drops what came out broken, and distils the rest into a LoRA while a KL barrier holds the "
+            "Each round extracts a steering vector, finds the dose that spends a fixed KL, samples completions from "
+            "the steered model, drops the broken ones and distils the rest into a LoRA, while a KL barrier holds the "
             "model to its reference. The rounds' LoRAs are stacked, not averaged.",
             "",
             *table,
@@ -206,7 +224,7 @@ def _signals(baseline: BaselineMetrics, last: RoundMetrics) -> str:
         lines.append(
             _row(
                 [
-                    escaped(f"{signal.label}{doubt}"),
+                    escaped(f"{signal.title} ({signal.note}){doubt}"),
                     _interval(base, signal.digits),
                     _interval(healed, signal.digits),
                     _interval(healed and healed.delta, signal.digits, sign=True),
@@ -230,11 +248,11 @@ def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) ->
     return f"{value} [{low}, {high}]"
 
 
-def _loading(student: Student, rank: int | None) -> str:
-    system = student.recipe.model.system
+def _loading(student: Exportable, rank: int | None) -> str:
+    system = student.config.system
     messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": "..."}]
-    where = loadable(student.recipe.model)
-    revision = f", revision={student.recipe.model.revision!r}" if student.recipe.model.revision else ""
+    where = loadable(student.config)
+    revision = f", revision={student.config.revision!r}" if student.config.revision else ""
     ask = [
         f"messages = {messages!r}",
         "text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
@@ -276,7 +294,7 @@ def _loading(student: Student, rank: int | None) -> str:
     return "\n\n".join(
         [
             "## Use",
-            peft_note(student.recipe.model),
+            peft_note(student.config),
             fenced("\n".join(code), "python"),
             "With transformers alone (peft installed):",
             fenced("\n".join(plain), "python"),
@@ -306,27 +324,35 @@ def _vllm(base: str, name: str, rank: int) -> list[str]:
     return [f"With vLLM (rank {rank} needs `--max-lora-rank {limit}`):", fenced(command, "sh")]
 
 
-def _limits(student: Student, last: RoundMetrics, gate: float, lost: float | None) -> str:
+def _limits(student: Exportable, tokens: int, last: RoundMetrics, gate: float, lost: float | None) -> str:
     lines = [
         f"- Measured on {last.trait.n} held-out prompts in one language, with greedy answers of at most "
-        f"{student.recipe.evaluation.tokens} tokens. Longer answers, sampling, other languages and safety were not "
+        f"{tokens} tokens. Longer answers, sampling, other languages and safety were not "
         "measured.",
         "- The persona log-ratio is judged by the base model itself: it says how much more an answer sounds like one "
         "persona than the other, not how people would judge it.",
+        *_of_any(student),
+    ]
+    if gate != 1 or lost is not None:
+        lines.append("- The measurements are not of this export but of the student at gate 1 and full rank.")
+    return "\n".join(["## Limits", "", *lines])
+
+
+def _of_any(student: Exportable) -> list[str]:
+    """The limits of any such student."""
+    lines = [
         "- A trait is a tendency of the answers' wording. It does not make what they say true, and it can surface "
         "where nobody asked for it.",
         "- The base model's licence and limits apply.",
     ]
-    if student.recipe.model.name == "embedded":
+    if student.config.name == "embedded":
         lines.append(
             f"- It was trained on a dequantised 4-bit GGUF copy of {EMBEDDED_HUB}; on the original weights the "
             "numbers will differ a little."
         )
-    if student.recipe.model.load_4bit:
+    if student.config.load_4bit:
         lines.append("- It was trained over a base in 4 bits; on the base in floating point the numbers will differ.")
-    if gate != 1 or lost is not None:
-        lines.append("- The measurements are not of this export but of the student at gate 1 and full rank.")
-    return "\n".join(["## Limits", "", *lines])
+    return lines
 
 
 def fenced(text: str, language: str = "text") -> str:

@@ -1,11 +1,14 @@
 """The student as an ordinary model: its history merged into the weights of a newly loaded base."""
 
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from heal.export.card import model_card
+from heal.export.exportable import Card, Exportable
 from heal.export.factors import ExportError, Factors, history_factors
 from heal.export.folder import Export, check_place, replaced, size, write_record
 from heal.export.verify import fingerprints, load_again, verify_merged
@@ -29,6 +32,11 @@ def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
         UserError: nothing to export, or `path` is taken by something else.
         ExportError: the export differs from the student; nothing is left on disk.
     """
+    return write_merged(student, path, partial(model_card, student, gate), student.rounds, gate)
+
+
+def write_merged(student: Exportable, path: Path, card: Card, rounds: Sequence[int], gate: float) -> Export:
+    """The same for any student, with a card of its own; `rounds` are those of the record."""
     check_place(path)
     factors = history_factors(student.accumulator, gate)
     base = load_again(student, torch.device("cpu"))
@@ -46,8 +54,8 @@ def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
             shutil.copymode(folder / "config.json", weights)
         del base
         error = verify_merged(student, folder, gate, digests)
-        (folder / "README.md").write_text(model_card(student, gate, None, None, error), encoding="utf-8")
-        write_record(folder, format="model", rounds=student.rounds, gate=gate, error=error)
+        (folder / "README.md").write_text(card(None, None, error), encoding="utf-8")
+        write_record(folder, format="model", rounds=list(rounds), gate=gate, error=error)
     return Export(path, error, bytes=size(path))
 
 

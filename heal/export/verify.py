@@ -14,10 +14,11 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from heal.export.exportable import Exportable
 from heal.export.factors import ExportError, Factors
+from heal.models.chat import Chat
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
-from heal.run.student import Student
 
 # Bounds on rounding. SmolLM2-135M in float32 (30 blocks, logits up to 38): 7e-5 for any reordering of sums, in
 # adapters and merged weights alike; random weights amplify it tenfold.
@@ -27,20 +28,25 @@ _MERGED_RELATIVE = 1e-4  # of the largest logit, float32: every merged weight is
 _COARSE_ROUNDINGS = 8  # of the largest logit, in 16-bit dtypes, where every block rounds
 
 
-def probes(student: Student) -> list[list[int]]:
-    """Token ids of a few chats of several lengths: held-out prompts alone, and under the personas."""
-    trait, chat = student.trait, student.model.chat
+def probes(student: Exportable, chat: Chat | None = None) -> list[list[int]]:
+    """Token ids of a few chats of several lengths: held-out prompts alone, and under the personas.
+
+    Args:
+        student: whose prompts they are.
+        chat: that renders them; None: the student's own.
+    """
+    trait, chat = student.trait, chat or student.model.chat
     by_length = sorted(trait.heldout_prompts, key=len)
     chats = [
         ("", by_length[0]),
-        (student.recipe.model.system, by_length[len(by_length) // 2]),
+        (student.config.system, by_length[len(by_length) // 2]),
         (trait.negative, by_length[-1]),
         (trait.positive, " ".join(by_length[:4])),
     ]
     return [chat.ids(system, prompt)[: student.model.context] for system, prompt in chats]
 
 
-def student_logits(student: Student, gate: float, prompts: Iterable[Sequence[int]]) -> list[Tensor]:
+def student_logits(student: Exportable, gate: float, prompts: Iterable[Sequence[int]]) -> list[Tensor]:
     """The student's float32 logits `[T, V]` for each prompt, with the history at `gate`."""
     with student.accumulator.on_adapters(), student.accumulator.gates(gate, 0.0):
         return model_logits(student.model.model, prompts)
@@ -67,7 +73,7 @@ def allowed(dtype: torch.dtype, logits: Sequence[Tensor], relative: float) -> fl
     return _COARSE_ROUNDINGS * torch.finfo(dtype).eps * scale
 
 
-def verify_adapter(student: Student, folder: Path, factors: Factors, gate: float) -> float:
+def verify_adapter(student: Exportable, folder: Path, factors: Factors, gate: float) -> float:
     """Loads the adapter with plain peft on a freshly loaded base.
 
     Its factors must be the intended ones bit for bit; an exact adapter's logits must be the student's.
@@ -78,13 +84,13 @@ def verify_adapter(student: Student, folder: Path, factors: Factors, gate: float
     Raises:
         ExportError: they are not.
     """
-    fresh = load_again(student, room(student.model), load_4bit=student.recipe.model.load_4bit)
+    fresh = load_again(student, room(student.model), load_4bit=student.config.load_4bit)
     loaded = PeftModel.from_pretrained(fresh.model, str(folder)).eval()
     check_factors(loaded, factors)
     return _compare(student, loaded, gate, None if factors.lost else ADAPTER_RELATIVE)
 
 
-def verify_merged(student: Student, folder: Path, gate: float, digests: dict[str, str]) -> float:
+def verify_merged(student: Exportable, folder: Path, gate: float, digests: dict[str, str]) -> float:
     """Loads the merged model and its tokenizer from `folder`.
 
     Its weights must be those that were written, its tokenizer must render the same chats, and where no
@@ -100,10 +106,9 @@ def verify_merged(student: Student, folder: Path, gate: float, digests: dict[str
     fresh = load_again(student, room(student.model, weights), folder)
     if fingerprints(fresh.model) != digests:
         raise ExportError("the exported model's weights are not those that were written; it was removed.")
-    again = dataclasses.replace(student, model=dataclasses.replace(student.model, chat=fresh.chat))
-    if probes(again) != probes(student) or fresh.end_ids != student.model.end_ids:
+    if probes(student, fresh.chat) != probes(student) or fresh.end_ids != student.model.end_ids:
         raise ExportError("the exported tokenizer does not render chats as the student's does; it was removed.")
-    exact = fresh.model.dtype == torch.float32 and not student.recipe.model.load_4bit
+    exact = fresh.model.dtype == torch.float32 and not student.config.load_4bit
     return _compare(student, fresh.model, gate, _MERGED_RELATIVE if exact else None)
 
 
@@ -116,13 +121,13 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 
 
 def load_again(
-    student: Student, device: torch.device, folder: Path | None = None, load_4bit: bool = False
+    student: Exportable, device: torch.device, folder: Path | None = None, load_4bit: bool = False
 ) -> LanguageModel:
     """A fresh model: the run's base, or the exported one in `folder`, which must require none of the run's settings.
 
     On a CPU, plain attention replaces a kernel that only GPUs have.
     """
-    config = dataclasses.replace(student.recipe.model, load_4bit=load_4bit)
+    config = dataclasses.replace(student.config, load_4bit=load_4bit)
     if device.type == "cpu" and config.attention == "flash_attention_2":
         config = dataclasses.replace(config, attention="eager")
     if folder is not None:
@@ -159,7 +164,7 @@ def check_factors(loaded: PeftModel, factors: Factors) -> None:
             raise ExportError(f"{name}: the exported factors are not those that were written; the export was removed.")
 
 
-def _compare(student: Student, loaded: nn.Module, gate: float, relative: float | None) -> float:
+def _compare(student: Exportable, loaded: nn.Module, gate: float, relative: float | None) -> float:
     """Max |logit difference| of `loaded` to the student; bounded by `allowed` unless `relative` is None."""
     prompts = probes(student)
     wanted = student_logits(student, gate, prompts)

@@ -17,7 +17,7 @@ ROWS, SUMMARY = "completions.jsonl", "collection.json"
 
 
 @dataclass(frozen=True)
-class Row:
+class Completion:
     """One completion and what became of it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Request:
     """One completion to be made: a prompt at a dose."""
 
     index: int
@@ -57,8 +57,8 @@ class Cell:
     alpha: float
 
 
-# Makes and filters the completions of some cells, given the texts kept so far.
-Maker = Callable[[Sequence[Cell], Sequence[str]], list[Row]]
+# Makes and filters the completions of some requests, given the texts kept so far.
+Sample = Callable[[Sequence[Request], Sequence[str]], list[Completion]]
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class Plan:
 class Collection:
     """All completions of a round, and the scale that the dose was walked down to (1: as asked)."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Completion, ...]
     scale: float
 
     @property
-    def kept(self) -> list[Row]:
+    def kept(self) -> list[Completion]:
         return [row for row in self.rows if row.kept]
 
     @property
@@ -128,10 +128,10 @@ class Collection:
     @staticmethod
     def load(folder: Path) -> "Collection":
         """UserError where a file is not what `files` wrote."""
-        return Collection(tuple(read_records(Row, folder / ROWS)), float(read_json(folder / SUMMARY)["scale"]))
+        return Collection(tuple(read_records(Completion, folder / ROWS)), float(read_json(folder / SUMMARY)["scale"]))
 
 
-def collect(make: Maker, prompts: Sequence[str], plan: Plan, progress: Progress = silent) -> Collection:
+def collect(make: Sample, prompts: Sequence[str], plan: Plan, progress: Progress = silent) -> Collection:
     """Every prompt at every dose; the doses are scaled down first if a probe keeps too few.
 
     A probe takes the first prompts at all doses. If fewer than `plan.keep_target` of it survive, the scale is bisected
@@ -150,15 +150,15 @@ def collect(make: Maker, prompts: Sequence[str], plan: Plan, progress: Progress 
     alphas = plan.alphas
     probe_prompts = list(prompts[: -(-plan.probe // len(alphas))])
     planned = len(prompts) * len(alphas)
-    rows: list[Row] = []
+    rows: list[Completion] = []
 
     def run(texts: Sequence[str], scale: float) -> float:
-        """Makes the cells of some prompts; the share that survived."""
-        cells = [
-            Cell(len(rows) + number, text, alpha * scale)
+        """Makes the requests of some prompts; the share that survived."""
+        requests = [
+            Request(len(rows) + number, text, alpha * scale)
             for number, (text, alpha) in enumerate((text, alpha) for text in texts for alpha in alphas)
         ]
-        made = make(cells, [row.text for row in rows if row.kept])
+        made = make(requests, [row.text for row in rows if row.kept])
         rows.extend(made)
         progress(len(rows), max(planned, len(rows)))
         return sum(row.kept for row in made) / len(made)
@@ -200,7 +200,7 @@ def _check(collection: Collection, keep_floor: float, min_train: int) -> None:
     )
 
 
-def dose_table(rows: Sequence[Row]) -> tuple[DoseLine, ...]:
+def dose_table(rows: Sequence[Completion]) -> tuple[DoseLine, ...]:
     """One line a dose: how many, mean tail perplexity, kept fraction, drops by reason."""
     table = []
     for alpha in sorted({row.alpha for row in rows}):
@@ -211,6 +211,6 @@ def dose_table(rows: Sequence[Row]) -> tuple[DoseLine, ...]:
     return tuple(table)
 
 
-def drops(rows: Sequence[Row]) -> dict[str, int]:
+def drops(rows: Sequence[Completion]) -> dict[str, int]:
     """How many completions each reason dropped, the most frequent reason first; one can have several."""
     return dict(Counter(reason for row in rows for reason in row.dropped).most_common())

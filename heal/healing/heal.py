@@ -18,7 +18,7 @@ from trl import SFTConfig
 from heal.accumulator import Accumulator
 from heal.config import HealConfig
 from heal.errors import RoundError
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing.barrier import Barrier
 from heal.healing.log import StepLog
 from heal.healing.references import References, batch_states, compute
@@ -36,7 +36,7 @@ SEEDS = 2**32  # as many as numpy takes
 def heal(
     language_model: LanguageModel,
     accumulator: Accumulator,
-    completions: Sequence[Row],
+    completions: Sequence[Completion],
     settings: HealConfig,
     *,
     round_index: int,

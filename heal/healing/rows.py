@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.models.language_model import LanguageModel
 from heal.models.packing import pack
 from heal.randomness import derive_seed, shuffled
@@ -71,7 +71,7 @@ def split(count: int, share: float, *seed: int | str) -> Split:
     return Split([i for i in range(count) if i not in held_out], sorted(held_out))
 
 
-def training_rows(language_model: LanguageModel, completions: Sequence[Row]) -> list[TrainingRow]:
+def training_rows(language_model: LanguageModel, completions: Sequence[Completion]) -> list[TrainingRow]:
     """The completions as they are trained on.
 
     Raises:
@@ -129,7 +129,7 @@ def cut(items: list[T], size: int) -> list[list[T]]:
 
 
 class StepOrder(Sampler[int]):
-    """Row positions of one epoch after the other: whole steps in a new order, a smaller last one last."""
+    """Completion positions of one epoch after the other: whole steps in a new order, a smaller last one last."""
 
     def __init__(self, count: int, size: int, *seed: int | str):
         """For `count` rows that stand step by step, `size` rows a step."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.models.batching import Batching
 from heal.models.chat import Chat
@@ -30,6 +31,7 @@ class LanguageModel:
         name: what the user asked for (`embedded`, a hub id, a folder).
         end_ids: token ids that end a turn.
         pad_id: token id of padding; masks are built from lengths, never from it.
+        config: the model section of a recipe that it was loaded by, and can be loaded by again.
         batching: how many rows and tokens go through the model per pass.
         shares: whether rows that begin alike may share a pass (the attention kernel takes a mask).
     """
@@ -39,6 +41,7 @@ class LanguageModel:
     name: str
     end_ids: frozenset[int]
     pad_id: int
+    config: ModelConfig
     batching: Batching = field(default_factory=Batching)
     shares: bool = True
 

@@ -48,6 +48,7 @@ def load_language_model(
         name=config.name,
         end_ids=_end_ids(model, tokenizer),
         pad_id=tokenizer.pad_token_id,
+        config=config,
     )
     language_model.check_supported()
     return language_model

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.report.results import Round
 
 KEPT, DROPPED = 6, 10
@@ -14,9 +14,9 @@ class Sample:
     """Some kept and some dropped completions of round `number`, and how many there are of each."""
 
     number: int
-    kept: list[Row]
+    kept: list[Completion]
     all_kept: int
-    dropped: list[Row]
+    dropped: list[Completion]
     all_dropped: int
 
 
@@ -30,7 +30,7 @@ def samples(finished: Round) -> Sample:
     return Sample(finished.number, spread(kept, KEPT), len(kept), shown, len(dropped))
 
 
-def spread(rows: Sequence[Row], count: int) -> list[Row]:
+def spread(rows: Sequence[Completion], count: int) -> list[Completion]:
     """At most `count` rows, evenly spaced."""
     if len(rows) <= count:
         return list(rows)

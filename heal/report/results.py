@@ -10,7 +10,7 @@ from heal.errors import UserError
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import Validity
 from heal.evaluation.validity import valid_names
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing.log import StepLog, read_log
 from heal.records import as_record, read_json, read_jsonl, read_record, read_records
 from heal.run.folder import Facts, RunFolder
@@ -61,7 +61,7 @@ class Round:
 
     metrics: RoundMetrics
     calibration: Calibration
-    completions: tuple[Row, ...]
+    completions: tuple[Completion, ...]
     training: tuple[StepLog, ...]
     answers: dict[str, list[Answer]]
     seconds: dict[str, float]
@@ -161,7 +161,7 @@ def _read_round(folder: RunFolder, index: int) -> Round:
     return Round(
         metrics=RoundMetrics.load(path),
         calibration=read_record(Calibration, path / "calibration.json"),
-        completions=tuple(read_records(Row, path / "completions.jsonl")),
+        completions=tuple(read_records(Completion, path / "completions.jsonl")),
         training=tuple(read_log(path / "training.jsonl")),
         answers=_read_answers(path / "outputs.jsonl"),
         seconds=folder.seconds(path),

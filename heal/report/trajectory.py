@@ -120,7 +120,7 @@ def _draw(axis: Axes, panel: Panel, stages: Sequence[Stage]) -> list[Segment]:
     if panel.limit is not None:
         axis.axhline(panel.limit, color=MUTED, linestyle=DASHES, linewidth=1, zorder=1)
     axis.set_ylabel(panel.label)
-    if panel.log:
+    if panel.log and axis.get_ylim()[0] > 0:
         log_axis(axis, "y")
     if panel.inverted:
         axis.invert_yaxis()

@@ -56,14 +56,18 @@ def _items(results: Results) -> str:
 
 def loss(barrier: BarrierConfig) -> str:
     """The loss as a formula."""
-    divergence = divergence_named(barrier.divergence)
-    if not divergence.needs_reference:
+    if not divergence_named(barrier.divergence).needs_reference:
         return "CE alone"
     strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
-    reference = "base" if barrier.reference == "base" else "the student before the round"
-    d = divergence.label.format(reference=reference)
-    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), D the {barrier.aggregate} of {d}"
+    d = f"D the {barrier.aggregate} of {divergence_label(barrier)}"
+    formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), {d}"
     return formula + (f" + {barrier.operator_norm:g} squared operator norm" if barrier.operator_norm else "")
+
+
+def divergence_label(barrier: BarrierConfig) -> str:
+    """The divergence of a position as a formula."""
+    reference = "base" if barrier.reference == "base" else "the student before the round"
+    return divergence_named(barrier.divergence).label.format(reference=reference)
 
 
 def remarks(results: Results) -> list[str]:
@@ -105,8 +109,8 @@ def _dose_remarks(results: Results) -> list[str]:
 def calibration_prompts(results: Results) -> tuple[int, int]:
     """How many prompts the dose was found on, and how many others it was audited on: the trait may have too few."""
     calibration, available = results.recipe.calibration, len(results.facts.trait.generation_prompts)
-    found = min(calibration.prompts, available)
-    return found, min(calibration.audit_prompts, available - found)
+    used = min(calibration.prompts, available)
+    return used, min(calibration.audit_prompts, available - used)
 
 
 def no_audit(results: Results) -> str:
@@ -210,7 +214,8 @@ def _divergence(barrier: BarrierConfig) -> str:
     if not divergence_named(barrier.divergence).needs_reference:
         return "0 in this run: its recipe has no divergence and so no barrier"
     anchor = "base model" if barrier.reference == "base" else "student before the round"
-    return f"divergence of a completion from the {anchor}: {barrier.aggregate} of its per-token KL, nats"
+    per_token = f"{barrier.aggregate} of {divergence_label(barrier)} per token"
+    return f"divergence of a completion from the {anchor}: {per_token}, nats"
 
 
 def _verdict_terms() -> list[tuple[str, str]]:

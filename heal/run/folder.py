@@ -122,7 +122,7 @@ class RunFolder:
         """
         path = self.path / "recipe.yaml"
         if not path.is_file():
-            raise UserError(f"{self.path}: not a run folder (no recipe.yaml)")
+            raise self._no_run()
         self._refuse_later()
         return from_mapping(read_yaml(path), str(path))
 
@@ -142,9 +142,9 @@ class RunFolder:
 
     def started(self) -> Facts:
         """The facts of a run that has been started; UserError where there is none."""
-        self.recipe()
         facts = self.facts()
-        assert facts is not None  # a folder with a recipe and without facts is refused above
+        if facts is None or not (self.path / "recipe.yaml").is_file():
+            raise self._no_run()
         return facts
 
     def refuse_other(self, recipe: Recipe, facts: Facts) -> None:
@@ -229,6 +229,9 @@ class RunFolder:
         if folder == self.baseline:
             return bool(Manifest(self.round(0)).steps.keys() & {"steered", "heal"})
         return any(other > folder and Manifest(other).steps for other in folder.parent.iterdir() if other.is_dir())
+
+    def _no_run(self) -> UserError:
+        return UserError(f"{self.path}: not a run folder (no recipe.yaml)")
 
     def _refuse_later(self) -> None:
         """UserError where the folder's format is one that this version does not know."""

@@ -47,6 +47,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.run.session import Session
     from heal.run.student import build_accumulator
     from heal.steering.settings import check_settings
+    from heal.steps.measure import held_out_prompts
     from heal.tracking.events import EventLog
     from heal.tracking.tracker import TrackedRun, start_trackers
 
@@ -58,11 +59,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     folder.refuse_other(recipe, facts)
     model, trait, dtype = open_model(recipe, console, known)
     facts = replace(facts, dtype=dtype, batching=Sizes(model.batching.rows, model.batching.tokens))
-    left = len(trait.heldout_prompts) - asked.skip
-    if left < 2:
-        raise UserError(
-            f"evaluation.skip={asked.skip}: leaves {counted(max(left, 0), 'held-out prompt')} of {trait.name}; 2 needed"
-        )
+    held_out_prompts(trait, asked)  # too few are refused before anything is written
     with folder.locked():
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)
@@ -92,8 +89,8 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     import torch
     from accelerate import Accelerator
 
+    from heal.models.batch_sizes import batching_for
     from heal.models.load import load_language_model
-    from heal.models.measured import batching_for
     from heal.models.precision import resolve_dtype
 
     torch.set_num_threads(compute.threads or usable_cores())

@@ -24,6 +24,14 @@ class Artifact(Protocol):
 A = TypeVar("A", bound=Artifact)
 
 
+class Runs(Protocol):
+    """Whatever gets steps done: a run's Runner, or nothing more than their computation."""
+
+    def __call__(self, step: "Step[A]", at: Path) -> A:
+        """The artifact of `step` in the folder `at`."""
+        ...
+
+
 class Step(ABC, Generic[A]):
     """One piece of a run's work: its inputs are its fields, its output is its artifact."""
 
@@ -43,6 +51,10 @@ class Step(ABC, Generic[A]):
     @abstractmethod
     def finding(self, artifact: A) -> str:
         """What came out, in one line."""
+
+    def warnings(self, artifact: A) -> list[str]:
+        """What a user should know of it, one line each, whether it was computed now or before."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -65,15 +77,17 @@ class Runner:
         Raises:
             UserError: a file of a finished step is damaged, and later results are built on it.
         """
-        if self.folder.finished(at, step.name):
-            return step.load(at)
+        artifact = step.load(at) if self.folder.finished(at, step.name) else self._computed(step, at)
+        self.console.warn(*step.warnings(artifact))
+        return artifact
+
+    def _computed(self, step: Step[A], at: Path) -> A:
         start = time.perf_counter()
         with self.console.step(step.name) as line:
             artifact = step.compute(line.progress)
-            line.found(step.finding(artifact))
+            finding = step.finding(artifact)
+            line.result(finding)
             seconds = time.perf_counter() - start
             self.folder.finish(at, step.name, artifact.files(), seconds)
-        self.tracker.event(
-            "step", {"folder": at.name, "step": step.name, "seconds": seconds, "finding": step.finding(artifact)}
-        )
+        self.tracker.event("step", {"folder": at.name, "step": step.name, "seconds": seconds, "finding": finding})
         return artifact

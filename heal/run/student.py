@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from heal.accumulator import Accumulator
-from heal.config import Recipe
+from heal.config import ModelConfig, Recipe
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
@@ -25,6 +25,11 @@ class Student:
     model: LanguageModel
     accumulator: Accumulator
     rounds: list[int]
+
+    @property
+    def config(self) -> ModelConfig:
+        """How its base is loaded."""
+        return self.recipe.model
 
 
 def build_accumulator(model: LanguageModel, recipe: Recipe) -> Accumulator:

@@ -33,6 +33,21 @@ def contexts(count: int) -> list[str]:
     return [json.loads(line)["text"] for line in lines[:count]]
 
 
+def extract_as(
+    settings: SteerConfig, language_model: LanguageModel, trait: Trait, progress: Progress = silent
+) -> SteeringVector:
+    """The vector that a recipe's steer section asks for; see `extract`."""
+    return extract(
+        language_model,
+        trait,
+        contexts(settings.pairs),
+        settings.method,
+        language_model.band(settings.band),
+        progress,
+        method_settings(settings),
+    )
+
+
 def extract(
     language_model: LanguageModel,
     trait: Trait,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
+from heal.run.files import write_atomic
 from heal.steering.intervention import Coefficient, Dosing
 from heal.steering.method import Method, State
 from heal.steering.methods import METHODS
@@ -128,8 +129,12 @@ class SteeringVector:
         }
         return safetensors_bytes(tensors, metadata)
 
+    def save(self, path: str | Path) -> None:
+        """Writes `to_bytes`, whole, to a file whose folder is made if need be."""
+        write_atomic(Path(path).expanduser(), self.to_bytes())
+
     @staticmethod
-    def load(path: Path) -> "SteeringVector":
+    def load(path: str | Path) -> "SteeringVector":
         """Reads a vector.
 
         Raises:
@@ -137,7 +142,7 @@ class SteeringVector:
         """
         states: dict[Site, State] = {}
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(Path(path).expanduser(), framework="pt") as file:
                 metadata = file.metadata() or {}
                 for name in file.keys():  # noqa: SIM118
                     site, _, tensor = name.partition(":")

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
+from heal.run.files import write_atomic
 from heal.steering.intervention import ADDITIVE, Coefficient, Dosing
 from heal.steering.saving import safetensors_bytes
 
@@ -170,8 +171,12 @@ class WeightDifference:
                 tensors[f"{name}:{_BIAS}"] = update.bias_O
         return safetensors_bytes(tensors, metadata)
 
+    def save(self, path: str | Path) -> None:
+        """Writes `to_bytes`, whole, to a file whose folder is made if need be."""
+        write_atomic(Path(path).expanduser(), self.to_bytes())
+
     @staticmethod
-    def load(path: Path) -> "WeightDifference":
+    def load(path: str | Path) -> "WeightDifference":
         """Reads a difference.
 
         Raises:
@@ -179,7 +184,7 @@ class WeightDifference:
         """
         parts: dict[str, dict[str, Tensor]] = {}
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(Path(path).expanduser(), framework="pt") as file:
                 metadata = file.metadata() or {}
                 kind: Kind = metadata["kind"]
                 if kind not in get_args(Kind):

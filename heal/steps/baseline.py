@@ -7,23 +7,30 @@ signal is judged valid for the model or not.
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from heal.accumulator import Accumulator
+from heal.config import Recipe
 from heal.console import counted
 from heal.errors import UserError
-from heal.evaluation.metrics import BaselineMetrics, Summary
+from heal.evaluation.metrics import BaselineMetrics, Coherence, Summary, Verdict
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.results import Rows, StageResult, output_rows
+from heal.evaluation.scenes import target_of
 from heal.evaluation.signal import MIN_MASS, Limits, Validity, limited, limits_of
-from heal.evaluation.subject import Setup
+from heal.evaluation.subject import Gates, Setup
 from heal.evaluation.validity import doubts, valid_names, validity
+from heal.evaluation.verdict import coherence, verdict
+from heal.evaluation.vignettes import Vignette
+from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.records import as_record, json_bytes, jsonl_bytes, read_json, read_jsonl, read_record, record_bytes
 from heal.run.files import Files
 from heal.run.manifest import JUDGE
 from heal.run.session import Session
-from heal.run.step import Step
+from heal.run.step import Runs, Step
 from heal.steps.calibrate import Dosed
 from heal.steps.measure import Examination, held_out_prompts
+from heal.trait import Trait
 
 PROBE, METRICS, OUTPUTS = "probe.json", "metrics.json", "outputs.jsonl"
 
@@ -34,13 +41,20 @@ class Baseline:
 
     Attributes:
         examination: what every stage is asked.
+        limits: of coherence.
         base: base's signals, item by item.
-        validity: what each signal is worth on this model.
+        metrics: the signals of base, and of base under either persona, in numbers.
     """
 
     examination: Examination
+    limits: Limits
     base: StageResult
-    validity: dict[str, Validity]
+    metrics: BaselineMetrics
+
+    @property
+    def validity(self) -> dict[str, Validity]:
+        """What each signal is worth on this model."""
+        return self.metrics.validity
 
     @property
     def valid(self) -> frozenset[str]:
@@ -51,6 +65,15 @@ class Baseline:
         """Each signal's interval at a stage, and its paired difference to base."""
         return self.examination.summary(stage, self.base)
 
+    def coherence(self, summary: Summary) -> Coherence:
+        """The worst of the valid coherence signals at a stage."""
+        return coherence(summary, self.limits, self.valid)
+
+    def verdict(self, summary: Summary) -> Verdict:
+        """Whether a stage has more of the trait and is as coherent as base."""
+        setup = self.examination.setup
+        return verdict(summary, self.limits, self.valid, target_of(setup.trait, setup.vignettes))
+
 
 def measure_baseline(session: Session) -> Baseline:
     """The baseline of a run: what was measured before is read.
@@ -59,23 +82,29 @@ def measure_baseline(session: Session) -> Baseline:
         UserError: base itself is past every limit of coherence.
     """
     probe, examination = examine(session)
-    off, at, trait, recipe = session.accumulator.base, session.folder.baseline, session.trait, session.recipe.evaluation
-    base = session.run(examination.stage("base", off), at)
-    prompted = session.run(examination.stage("prompted", off, persona=trait.positive), at)
-    opposite = session.run(examination.stage("opposite", off, persona=trait.negative), at)
-    judged = session.run(JudgeBaseline(examination, base, prompted, opposite, limits_of(recipe)), at)
+    baseline = of_base(examination, limits_of(session.recipe.evaluation), session.run, session.folder.baseline)
+    session.tracker.event("validity", {"probe": asdict(probe), "not_valid": doubts(baseline.validity)})
+    refuse_incoherent(baseline)
+    return baseline
 
-    worth = judged.metrics.validity
-    reasons = doubts(worth)
-    session.tracker.event("validity", {"probe": asdict(probe), "not_valid": reasons})
-    for reason in reasons:
-        session.console.warn(f"not valid for this model, so no verdict rests on it: {reason}")
-    if not valid_names(worth) & limited().keys():
+
+def of_base(examination: Examination, limits: Limits, run: Runs, at: Path) -> Baseline:
+    """Base, and base under either persona, measured and judged by `run` in the folder `at`."""
+    off, trait = examination.setup.base, examination.setup.trait
+    base = run(examination.stage("base", off), at)
+    prompted = run(examination.stage("prompted", off, persona=trait.positive), at)
+    opposite = run(examination.stage("opposite", off, persona=trait.negative), at)
+    judged = run(JudgeBaseline(examination, base, prompted, opposite, limits), at)
+    return Baseline(examination, limits, base, judged.metrics)
+
+
+def refuse_incoherent(baseline: Baseline) -> None:
+    """Raises UserError where base itself is past every limit of coherence."""
+    if not baseline.valid & limited().keys():
         raise UserError(
             "base itself is past every limit of coherence, so no round could be judged; raise the limits "
             f"({', '.join(f'evaluation.{limit.key}' for limit in limited().values())}) or take another model"
         )
-    return Baseline(examination, base, worth)
 
 
 def measure_doses(session: Session, baseline: Baseline, dosed: Dosed) -> None:
@@ -93,32 +122,46 @@ def examine(session: Session) -> tuple[Probe, Examination]:
     """The format of yes/no questions, chosen once for the model, and what all stages of a run are asked in it."""
     recipe = session.recipe
     texts = NeutralTexts(session.model, recipe.model.system, recipe.evaluation.neutral_texts)
-    probe = session.run(ChooseProbe(session, texts), session.folder.baseline).probe
-    if probe.mass < MIN_MASS:
-        session.console.warn(
-            f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
-            "what is read at that slot is marked as not valid"
-        )
-    return probe, Examination(setup_of(session, probe, texts), recipe.evaluation.resamples, recipe.run.seed)
-
-
-def setup_of(session: Session, probe: Probe, texts: NeutralTexts) -> Setup:
-    """The items of the recipe, in the probe's format."""
-    recipe = session.recipe
-    return Setup(
+    choose = ChooseProbe(session.model, session.accumulator.base, texts)
+    probe = session.run(choose, session.folder.baseline).probe
+    examination = examination_of(
+        recipe,
         language_model=session.model,
+        accumulator=session.accumulator,
         trait=session.trait,
-        base=session.accumulator.base,
+        vignettes=session.vignettes,
+        probe=probe,
+        texts=texts,
+    )
+    return probe, examination
+
+
+def examination_of(
+    recipe: Recipe,
+    *,
+    language_model: LanguageModel,
+    accumulator: Accumulator,
+    trait: Trait,
+    vignettes: tuple[Vignette, ...],
+    probe: Probe,
+    texts: NeutralTexts,
+) -> Examination:
+    """The items of the recipe, in the probe's format."""
+    setup = Setup(
+        language_model=language_model,
+        trait=trait,
+        base=accumulator.base,
         system=recipe.model.system,
-        prompts=held_out_prompts(session.trait, recipe.evaluation),
+        prompts=held_out_prompts(trait, recipe.evaluation),
         tokens=recipe.evaluation.tokens,
         max_repetition=recipe.filter.max_repetition,
         questions=recipe.evaluation.questions,
-        vignettes=session.vignettes,
+        vignettes=vignettes,
         thinking=recipe.evaluation.thinking,
         probe=probe.format,
         neutral_texts=texts,
     )
+    return Examination(setup, recipe.evaluation.resamples, recipe.run.seed)
 
 
 @dataclass(frozen=True)
@@ -139,18 +182,28 @@ class Chosen:
 class ChooseProbe(Step[Chosen]):
     """Tries the formats of a yes/no question on base, and takes the one that it answers in."""
 
-    session: Session
+    language_model: LanguageModel
+    base: Gates
     texts: NeutralTexts
 
     name = "probe"
     load = staticmethod(Chosen.load)
 
     def compute(self, progress: Progress) -> Chosen:
-        return Chosen(choose_probe(self.session.model, self.texts.rows(), self.session.accumulator.base))
+        return Chosen(choose_probe(self.language_model, self.texts.rows(), self.base))
 
     def finding(self, artifact: Chosen) -> str:
         tried = ", ".join(f"{name} {mass:.2f}" for name, mass in artifact.probe.masses.items())
         return f"{artifact.probe.format.name}; base's mass on the answers: {tried}"
+
+    def warnings(self, artifact: Chosen) -> list[str]:
+        probe = artifact.probe
+        if probe.mass >= MIN_MASS:
+            return []
+        return [
+            f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
+            "what is read at that slot is marked as not valid"
+        ]
 
 
 @dataclass(frozen=True)
@@ -191,6 +244,10 @@ class JudgeBaseline(Step[JudgedBaseline]):
     def finding(self, artifact: JudgedBaseline) -> str:
         worth = artifact.metrics.validity
         return f"{len(valid_names(worth))} of {len(worth)} signals are valid for this model"
+
+    def warnings(self, artifact: JudgedBaseline) -> list[str]:
+        reasons = doubts(artifact.metrics.validity)
+        return [f"not valid for this model, so no verdict rests on it: {reason}" for reason in reasons]
 
 
 @dataclass(frozen=True)

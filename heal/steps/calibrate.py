@@ -6,7 +6,7 @@ from pathlib import Path
 from heal.accumulator import Accumulator
 from heal.config import CalibrationConfig
 from heal.dose.calibrate import Calibration, Goal
-from heal.dose.find import Prompts, find_dose, finding
+from heal.dose.find import Prompts, find_dose, finding, odd_multiples, off_target, short_audit
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.records import read_record, record_bytes
@@ -71,3 +71,11 @@ class Calibrate(Step[Dosed]):
 
     def finding(self, artifact: Dosed) -> str:
         return finding(artifact.calibration, self.prompts)
+
+    def warnings(self, artifact: Dosed) -> list[str]:
+        dosing, name = self.vector.dosing, self.vector.method
+        return [
+            *(short_audit(self.prompts, self.settings) if self.start is None else []),
+            *off_target(f"the dose of {name}", dosing, artifact.calibration),
+            *odd_multiples(name, dosing),
+        ]

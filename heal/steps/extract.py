@@ -9,8 +9,7 @@ from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.run.files import Files
 from heal.run.step import Step
-from heal.steering.extract import contexts, extract
-from heal.steering.settings import method_settings
+from heal.steering.extract import extract_as
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
@@ -45,18 +44,8 @@ class Extract(Step[Extracted]):
     load = staticmethod(Extracted.load)
 
     def compute(self, progress: Progress) -> Extracted:
-        method, band = self.settings.method, self.language_model.band(self.settings.band)
         with self.accumulator.student():
-            vector = extract(
-                self.language_model,
-                self.trait,
-                contexts(self.settings.pairs),
-                method,
-                band,
-                progress,
-                method_settings(self.settings),
-            )
-        return Extracted(vector)
+            return Extracted(extract_as(self.settings, self.language_model, self.trait, progress))
 
     def finding(self, artifact: Extracted) -> str:
         norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in artifact.vector.directions.items())

@@ -7,7 +7,7 @@ from pathlib import Path
 from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.evaluation.metrics import TrainingFigures
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing.heal import heal
 from heal.healing.log import StepLog, log_bytes, read_log
 from heal.models.language_model import LanguageModel
@@ -61,7 +61,7 @@ class Heal(Step[Healed]):
 
     language_model: LanguageModel
     accumulator: Accumulator
-    rows: Sequence[Row]
+    rows: Sequence[Completion]
     recipe: Recipe
     round_index: int
     scratch: Path

@@ -3,13 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from heal.config import EvaluationConfig
 from heal.evaluation.metrics import METRICS, DoseFigures, RoundMetrics, TrainingFigures
 from heal.evaluation.results import Rows, StageResult, output_rows
-from heal.evaluation.scenes import foundation_figures, target_of
-from heal.evaluation.signal import limits_of
-from heal.evaluation.verdict import coherence, verdict
-from heal.evaluation.vignettes import Vignette
+from heal.evaluation.scenes import foundation_figures
 from heal.generation.collect import Collection
 from heal.progress import Progress
 from heal.records import jsonl_bytes, read_jsonl, record_bytes
@@ -18,7 +14,6 @@ from heal.run.manifest import JUDGE
 from heal.run.step import Step
 from heal.steps.baseline import Baseline
 from heal.steps.calibrate import Dosed
-from heal.trait import Trait
 
 OUTPUTS = "outputs.jsonl"
 
@@ -45,15 +40,11 @@ class Judge(Step[Judged]):
 
     Attributes:
         number: of the round, from 1.
-        settings: intervals and limits.
         cosine_to_first: of the round's vector with that of round 1.
         steered: None where it was not measured.
     """
 
     number: int
-    trait: Trait
-    scenes: tuple[Vignette, ...]
-    settings: EvaluationConfig
     baseline: Baseline
     dosed: Dosed
     collection: Collection
@@ -66,7 +57,7 @@ class Judge(Step[Judged]):
     load = staticmethod(Judged.load)
 
     def compute(self, progress: Progress) -> Judged:
-        base, valid, limits = self.baseline.base, self.baseline.valid, limits_of(self.settings)
+        base, setup = self.baseline.base, self.baseline.examination.setup
         healed = self.baseline.summary(self.healed)
         calibration = self.dosed.calibration
         metrics = RoundMetrics(
@@ -83,10 +74,10 @@ class Judge(Step[Judged]):
             cosine_to_first=self.cosine_to_first,
             steered=None if self.steered is None else self.baseline.summary(self.steered),
             healed=healed,
-            coherence=coherence(healed, limits, valid),
-            valid=tuple(sorted(valid)),
-            foundations=foundation_figures(self.trait, self.scenes, self.healed, base),
-            verdict=verdict(healed, limits, valid, target_of(self.trait, self.scenes)),
+            coherence=self.baseline.coherence(healed),
+            valid=tuple(sorted(self.baseline.valid)),
+            foundations=foundation_figures(setup.trait, setup.vignettes, self.healed, base),
+            verdict=self.baseline.verdict(healed),
         )
         stages = [stage for stage in (base, self.steered, self.healed) if stage is not None]
         return Judged(metrics, [row for stage in stages for row in output_rows(stage)])

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heal.config import EvaluationConfig
+from heal.console import counted
+from heal.errors import UserError
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.metrics import Summary
 from heal.evaluation.results import StageResult, headline, summarise
@@ -16,8 +18,18 @@ from heal.trait import Trait
 
 
 def held_out_prompts(trait: Trait, settings: EvaluationConfig) -> list[str]:
-    """The held-out prompts of an evaluation: the same at every stage of every round of every seed."""
+    """The held-out prompts of an evaluation: the same at every stage of every round of every seed.
+
+    Raises:
+        UserError: `evaluation.skip` leaves too few.
+    """
     prompts = shuffled(list(trait.heldout_prompts), "heldout")
+    left = len(prompts) - settings.skip
+    if left < 2:
+        raise UserError(
+            f"evaluation.skip={settings.skip}: leaves {counted(max(left, 0), 'held-out prompt')} of {trait.name}; "
+            "2 needed"
+        )
     return prompts[settings.skip : settings.skip + settings.prompts]
 
 

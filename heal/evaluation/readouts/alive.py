@@ -2,7 +2,8 @@
 
 At forks along an answer the probe's text is spliced in, and the mass on the two answers is read at its slot. An answer
 is alive while that mass is at least ALIVE; the first time below it is dead, and stays dead. The probe's own text,
-forced on the model after its answer, is the scaffold whose nats per token are reported. docs/method.md, Dose.
+forced on the model after its answer, is the scaffold whose nats per token are reported. docs/method.md,
+Coherence.
 """
 
 from __future__ import annotations

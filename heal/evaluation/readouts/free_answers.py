@@ -92,7 +92,7 @@ SIGNALS = (REPETITION, TAIL_PERPLEXITY, LENGTH, ENDED, REFUSAL)
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """One item an answer; the tail (last quarter) is scored under base and the neutral system prompt."""
     from heal.generation.filters import REFUSALS, matches, repetition
-    from heal.generation.make import tail_perplexities
+    from heal.generation.sample import tail_perplexities
 
     setup = subject.setup
     with setup.base():

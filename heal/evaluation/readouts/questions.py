@@ -98,12 +98,12 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     from heal.scoring import next_token_logits
 
     setup, model = subject.setup, subject.setup.language_model
-    asked = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[: setup.questions]]
-    prompts = [model.chat.ids(subject.system, question_text(q["question"], q["options"]), PREFILL) for q in asked]
+    rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[: setup.questions]]
+    prompts = [model.chat.ids(subject.system, question_text(q["question"], q["options"]), PREFILL) for q in rows]
     letters = letter_ids(model)
     with subject.in_force():
         p_QK = torch.softmax(next_token_logits(model, prompts), -1)[:, letters]
-    chosen, right = p_QK.argmax(-1).tolist(), [q["answer"] for q in asked]
+    chosen, right = p_QK.argmax(-1).tolist(), [q["answer"] for q in rows]
     mass = p_QK.sum(-1).tolist()
     return [
         P_ANS_ANY.measured(mass),

@@ -1,4 +1,4 @@
-"""Runs benchmark stages on the models that fit a device."""
+"""Runs benchmark pieces on the models that fit a device."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,32 +7,32 @@ import torch
 
 from heal.options import resolve_device
 from heal.recipe import load_recipe
-from heal.studies.bench.measure import Row, matmul_rate, print_rows
-from heal.studies.bench.setting import SHAPES, Setting, loader, random_loader, setting
-from heal.studies.bench.stages import (
-    Stage,
-    barrier_stage,
-    calibrate_stage,
-    extract_stage,
-    generate_stage,
-    heal_stage,
-    history_stage,
-    reference_stage,
+from heal.studies.bench.pieces import (
+    Piece,
+    barrier_piece,
+    calibrate_piece,
+    extract_piece,
+    generate_piece,
+    heal_piece,
+    history_piece,
+    reference_piece,
 )
-from heal.studies.bench.whole import round_stage
+from heal.studies.bench.setting import SHAPES, Setting, loader, random_loader, setting
+from heal.studies.bench.timing import Row, matmul_rate, print_rows
+from heal.studies.bench.whole import round_piece
 from heal.trait import load_trait
 
-__all__ = ["STAGES", "bench", "print_rows"]
+__all__ = ["PIECES", "bench", "print_rows"]
 
-STAGES: dict[str, Stage] = {
-    "heal": heal_stage,
-    "barrier": barrier_stage,
-    "reference": reference_stage,
-    "generate": generate_stage,
-    "extract": extract_stage,
-    "calibrate": calibrate_stage,
-    "history": history_stage,
-    "round": round_stage,
+PIECES: dict[str, Piece] = {
+    "heal": heal_piece,
+    "barrier": barrier_piece,
+    "reference": reference_piece,
+    "generate": generate_piece,
+    "extract": extract_piece,
+    "calibrate": calibrate_piece,
+    "history": history_piece,
+    "round": round_piece,
 }
 _OF_SIZE = ("heal", "barrier", "reference", "generate", "extract", "history")  # these depend on sizes, not on the text
 
@@ -40,10 +40,10 @@ _OF_SIZE = ("heal", "barrier", "reference", "generate", "extract", "history")  #
 def bench(
     names: Sequence[str], recipe: str, trait: str, device: str, threads: int, say: Callable[[str], None]
 ) -> list[Row]:
-    """The rows of the stages `names`, in order.
+    """The rows of the pieces `names`, in order.
 
     Args:
-        names: keys of STAGES.
+        names: keys of PIECES.
         recipe: its sizes are used.
         trait: its prompts are used.
         device: see `heal.options.resolve_device`.
@@ -72,8 +72,8 @@ def _run(names: Sequence[str], there: Setting, say: Callable[[str], None]) -> li
     say(f"matrix products: {rate / 1e9:,.0f} GFLOP/s in {str(model.dtype).removeprefix('torch.')}")
     rows = []
     for number, name in enumerate(names, start=1):
-        say(f"stage {number} of {len(names)}: {name}")
-        for row in STAGES[name](there, rate):
+        say(f"piece {number} of {len(names)}: {name}")
+        for row in PIECES[name](there, rate):
             rows.append(row)
             ratio = "" if row.ratio is None else f", ratio {row.ratio:.2f}"
             say(f"  {row.name}: {row.seconds:.3f} s{ratio}")

@@ -11,10 +11,10 @@ from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 from heal.accumulator import Accumulator
 from heal.config import ModelConfig, Recipe
 from heal.decoding import Sampling, decode
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
+from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
-from heal.models.measured import batching_for
 from heal.models.precision import resolve_dtype
 from heal.randomness import generator
 from heal.steering.extract import contexts, extract
@@ -66,7 +66,7 @@ class Setting:
     model: LanguageModel
     accumulator: Accumulator
     vector: SteeringVector
-    rows: list[Row]
+    rows: list[Completion]
 
     def prompts(self, count: int) -> list[list[int]]:
         """Prompt ids of the trait's generation prompts, repeated where there are too few."""
@@ -110,7 +110,9 @@ def setting(recipe: Recipe, trait: Trait, load: Callable[[], LanguageModel]) -> 
         said = decode(model, prompts, TOKENS, sampling=Sampling(1.0, 0.95, 64), seeds=seeds)
     for index, (prompt, completion) in enumerate(zip(prompts, said, strict=True)):
         text = model.chat.decode(list(completion.ids))
-        made.rows.append(Row(index, "", 1.0, tuple(prompt), completion.ids, text, completion.ended, 1.0, 0.0, ()))
+        made.rows.append(
+            Completion(index, "", 1.0, tuple(prompt), completion.ids, text, completion.ended, 1.0, 0.0, ())
+        )
     return made
 
 
@@ -133,7 +135,7 @@ def random_loader(name: str, like: LanguageModel, device: torch.device) -> Calla
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=torch.bfloat16)
         model.eval().requires_grad_(False)
-        made = LanguageModel(model, copy.copy(like.chat), name, like.end_ids, like.pad_id)
+        made = LanguageModel(model, copy.copy(like.chat), name, like.end_ids, like.pad_id, like.config)
         made.check_supported()
         made.batching = batching_for(made)
         return made

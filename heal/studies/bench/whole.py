@@ -1,4 +1,4 @@
-"""A whole round, stage by stage, against the plain serial way to do the same work (heal/studies/bench/serial.py)."""
+"""A whole round, piece by piece, against the plain serial way to do the same work (heal/studies/bench/serial.py)."""
 
 import tempfile
 import time
@@ -7,20 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from heal.config import HealConfig
-from heal.decoding import Completion, Sampling, decode
+from heal.decoding import Decoded, Sampling, decode
 from heal.dose.calibrate import Calibration, Goal, calibrate, path_divergences
 from heal.evaluation.readouts import free_answers, persona
 from heal.evaluation.readouts import questions as questions_readout
 from heal.evaluation.readouts.questions import PREFILL, QUESTIONS, question_text
 from heal.evaluation.subject import Setup, Subject
-from heal.generation.make import tail_perplexities
+from heal.generation.sample import tail_perplexities
 from heal.healing.heal import heal
 from heal.records import read_jsonl
 from heal.steering.extract import contexts, extract
 from heal.steering.vector import SteeringVector
 from heal.studies.bench import serial
-from heal.studies.bench.measure import Row
 from heal.studies.bench.setting import Setting
+from heal.studies.bench.timing import Row
 
 PAIRS = 64
 CALIBRATED, CALIBRATION_TOKENS, EVALUATIONS = 4, 20, 16
@@ -29,21 +29,21 @@ HEALED, EPOCHS = 16, 2
 ANSWERED, ANSWER_TOKENS, ASKED = 8, 32, 16
 
 
-def round_stage(setting: Setting, rate: float) -> Iterator[Row]:
-    """Each stage of a round both ways, once, in turn; the row `round` is their sum.
+def round_piece(setting: Setting, rate: float) -> Iterator[Row]:
+    """Each piece of a round both ways, once, in turn; the row `round` is their sum.
 
-    Both ways continue from the same vector, dose and completions, so each stage does the same work.
+    Both ways continue from the same vector, dose and completions, so each piece does the same work.
     """
     both = _Both(setting)
     rows = []
-    for stage in (both.extract, both.calibrate, both.generate, both.filter, both.heal, both.evaluate):
-        ours, plainly, note = stage()
+    for piece in (both.extract, both.calibrate, both.generate, both.filter, both.heal, both.evaluate):
+        ours, plainly, note = piece()
         begin = time.perf_counter()
         ours()
         middle = time.perf_counter()
         plainly()
         seconds, baseline = middle - begin, time.perf_counter() - middle
-        rows.append(Row(f"round_{stage.__name__}", seconds, baseline, seconds / baseline, note=note))
+        rows.append(Row(f"round_{piece.__name__}", seconds, baseline, seconds / baseline, note=note))
         yield rows[-1]
     seconds, baseline = sum(row.seconds for row in rows), sum(row.baseline_seconds or 0.0 for row in rows)
     note = "all of them; baseline: one prompt, one completion, one dose at a time"
@@ -51,7 +51,7 @@ def round_stage(setting: Setting, rate: float) -> Iterator[Row]:
 
 
 class _Both:
-    """The stages of one round, each as (heal's way, the plain way, what is done)."""
+    """The pieces of one round, each as (heal's way, the plain way, what is done)."""
 
     def __init__(self, setting: Setting):
         self.setting = setting
@@ -62,7 +62,7 @@ class _Both:
         self.prompts = setting.prompts(COMPLETIONS)
         self.vector: SteeringVector = setting.vector
         self.dose: Calibration | None = None
-        self.said: list[Completion] = []
+        self.said: list[Decoded] = []
 
     def extract(self) -> tuple[Callable, Callable, str]:
         texts = contexts(PAIRS)

@@ -12,7 +12,7 @@ from heal.evaluation.metrics import CoherenceCost
 from heal.evaluation.signal import MASS, TRAIT, Signal, signals
 from heal.evaluation.stats import Estimate, holm, over_seeds, sign_flip_p
 from heal.evaluation.validity import doubts
-from heal.studies.comparison.runs import BASE, Run
+from heal.studies.comparison.runs import BASE, Run, defaults
 
 SATURATED = 0.9  # of the largest shift of the trait
 
@@ -128,11 +128,11 @@ def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
             changed under the same keys.
     """
     for name in by:
-        if name not in runs[0].keys:
+        if name not in runs[0].keys and name not in defaults():
             raise UserError(f"by={name}: not a key of the recipe")
     by_label: dict[str, list[Run]] = {}
     for run in runs:
-        by_label.setdefault(", ".join(str(run.keys[name]) for name in by), []).append(run)
+        by_label.setdefault(", ".join(str(run.key(name)) for name in by), []).append(run)
     for label, members in by_label.items():
         _check_arm(label, members)
     _check_prompts(runs)
@@ -153,7 +153,7 @@ def untrained(arms: Sequence[Arm]) -> list[Arm]:
         told_apart = [name for name in _differing(having) if name.startswith(prefixes)]
         kinds: dict[str, list[Run]] = {}
         for run in having:
-            kinds.setdefault(", ".join([stage, *(str(run.keys.get(name)) for name in told_apart)]), []).append(run)
+            kinds.setdefault(", ".join([stage, *(str(run.key(name)) for name in told_apart)]), []).append(run)
         for label, members in kinds.items():
             by_seed = {run.keys["run.seed"]: run for run in members}
             arms_apart.append(Arm(label, tuple(by_seed[seed] for seed in sorted(by_seed)), 0, stage))
@@ -174,7 +174,7 @@ def not_valid(arms: Sequence[Arm]) -> list[str]:
 def _differing(runs: Sequence[Run]) -> list[str]:
     """The keys in which some of the runs differ, beyond those that are free."""
     names = dict.fromkeys(name for run in runs for name in run.keys if not name.startswith(_FREE))
-    return [name for name in names if any(run.keys.get(name) != runs[0].keys.get(name) for run in runs)]
+    return [name for name in names if any(run.key(name) != runs[0].key(name) for run in runs)]
 
 
 def _check_arm(label: str, runs: Sequence[Run]) -> None:
@@ -195,7 +195,7 @@ def _check_prompts(runs: Sequence[Run]) -> None:
     """Raises UserError where the same trait under the same keys was asked about in other prompts."""
     first: dict[tuple[Any, ...], Run] = {}
     for run in runs:
-        known = first.setdefault(tuple(run.keys.get(name) for name in _PROMPT_KEYS), run)
+        known = first.setdefault(tuple(run.key(name) for name in _PROMPT_KEYS), run)
         if run.prompts != known.prompts:
             raise UserError(
                 f"{known.name}, {run.name}: the held-out prompts of the trait '{run.keys['trait']}' changed between "

@@ -69,7 +69,7 @@ def _name_axes(axes: Sequence[Axes], signal: Signal) -> None:
     log, inverted = signal.limit is not None and signal.limit.log, signal.better == "lower"
     notes = [text for text, holds in (("log", log), ("inverted", inverted)) if holds]
     for axis in axes:
-        if log:
+        if log and axis.get_ylim()[0] > 0:
             log_axis(axis, "y")
         if inverted:
             axis.invert_yaxis()

@@ -1,20 +1,21 @@
 """What a comparison knows of a run: every item of every signal, from its folder or from a file of such records."""
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from heal.config import Recipe
 from heal.errors import UserError
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
 from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.signal import Limits, Statistic, Validity, limits_of
 from heal.evaluation.validity import valid_names
 from heal.evaluation.verdict import coherence
-from heal.recipe import flatten, to_mapping
-from heal.records import read_record, read_records
+from heal.recipe import Settings, flatten, to_mapping
+from heal.records import jsonl_bytes, read_records
 from heal.run.folder import RunFolder
 
 BASE = "base"
@@ -41,7 +42,7 @@ class Run:
     """
 
     name: str
-    keys: dict[str, Any]
+    keys: Settings
     prompts: list[str]
     signals: dict[str, Statistic]
     stages: dict[str, Items]
@@ -54,6 +55,10 @@ class Run:
     def rounds(self) -> int:
         """Finished rounds."""
         return len(self.healed)
+
+    def key(self, name: str) -> Any:
+        """A key of the recipe; one that is younger than the run is at its default."""
+        return self.keys.get(name, defaults().get(name))
 
     def has(self, signal: str, where: int | str) -> bool:
         """Whether a signal was measured there; see `values`."""
@@ -68,13 +73,14 @@ class Run:
         margin = self.margins[str(where)]
         return math.nan if margin is None else margin
 
-    def to_json(self) -> dict[str, Any]:
-        """A record of one line; items rounded to _DIGITS digits, NaN as null."""
-        content: dict[str, Any] = _rounded(asdict(self))
-        return content
-
     def _items(self, where: int | str) -> Items:
         return self.healed[where] if isinstance(where, int) else self.stages[where]
+
+
+@cache
+def defaults() -> Settings:
+    """Every key of a recipe at its default."""
+    return flatten(to_mapping(Recipe()), "the defaults")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -103,12 +109,11 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path}: no round is finished yet, so there is nothing to compare")
     del keys["run.root"]  # where it lies is nobody's business
     keys["recipe"], keys["trait"] = Path(keys["recipe"]).stem, folder.started().trait.name
-    base = _stage(folder.baseline / "base.json")
-    stages = {BASE: base, "prompted": _stage(folder.baseline / "prompted.json")}
+    base = StageResult.load(folder.baseline, "base")
+    stages = {BASE: base, "prompted": StageResult.load(folder.baseline, "prompted")}
     for alpha in recipe.evaluation.doses:
-        path_at = folder.doses / f"dose_{alpha:g}.json"
-        if path_at.is_file():
-            stages[f"steered at {alpha:g} c*"] = _stage(path_at)
+        if (folder.doses / f"dose_{alpha:g}.json").is_file():
+            stages[f"steered at {alpha:g} c*"] = StageResult.load(folder.doses, f"dose_{alpha:g}")
     metrics = [RoundMetrics.load(folder.round(index)) for index in indices]
     validity = BaselineMetrics.load(folder.baseline).validity
     limits, valid = limits_of(recipe.evaluation), valid_names(validity)
@@ -120,7 +125,7 @@ def read_run(path: Path) -> Run:
         prompts=[answer.prompt for answer in base.answers],
         signals={signal.name: signal.statistic for signal in base.signals},
         stages={name: _items(stage) for name, stage in stages.items()},
-        healed=[_items(_stage(folder.round(index) / "healed.json")) for index in indices],
+        healed=[_items(StageResult.load(folder.round(index), "healed")) for index in indices],
         margins=margins,
         verdicts=[finished.verdict.label for finished in metrics],
         validity=validity,
@@ -129,11 +134,7 @@ def read_run(path: Path) -> Run:
 
 def records(runs: Sequence[Run]) -> bytes:
     """The runs as JSON lines, from which the comparison can be made again without their folders."""
-    return "".join(json.dumps(run.to_json()) + "\n" for run in runs).encode()
-
-
-def _stage(path: Path) -> StageResult:
-    return read_record(StageResult, path)
+    return jsonl_bytes(_rounded(asdict(run)) for run in runs)
 
 
 def _items(stage: StageResult) -> Items:
@@ -141,7 +142,11 @@ def _items(stage: StageResult) -> Items:
 
 
 def _margin(stage: StageResult, base: StageResult, limits: Limits, valid: Collection[str]) -> float:
-    return coherence(summarise(stage, base, 1, 0), limits, valid).margin  # values alone matter here
+    """NaN where no signal of coherence is valid."""
+    try:
+        return coherence(summarise(stage, base, 1, 0), limits, valid).margin  # values alone matter here
+    except ValueError:
+        return math.nan
 
 
 def _rounded(content: Any) -> Any:

@@ -20,7 +20,7 @@ from heal.evaluation.verdict import coherence
 from heal.evaluation.vignettes import FOUNDATIONS, Vignette
 from heal.randomness import derive_seed
 from heal.run.session import Session
-from heal.studies.interventions.measure import MeasuredArm
+from heal.studies.interventions.effects import MeasuredArm
 from heal.trait import Trait
 
 

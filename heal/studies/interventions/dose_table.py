@@ -25,25 +25,25 @@ CAPTION = (
 
 def rows(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> list[dict[str, str]]:
     """One row an intervention and sign, and one a prompt; empty where there is no such number."""
-    found = []
-    for each in dosed:
-        result = each.calibration
+    table = []
+    for arm in dosed:
+        result = arm.calibration
         audit = None if result.audit is None else result.audit.p95
         cells = (
-            each.label,
-            f"{each.sign * result.c_star:.4g}",
+            arm.label,
+            f"{arm.sign * result.c_star:.4g}",
             f"{result.value:.3f}",
-            result.outcome if result.on_target else f"{result.outcome}: {'most' if _under(each) else 'least'} reached",
+            result.outcome if result.on_target else f"{result.outcome}: {'most' if _under(arm) else 'least'} reached",
             str(len(result.history)),
             "" if audit is None else f"{audit:.3f}",
             "" if audit is None or not result.value > 0 else f"{audit / result.value:.2f}",
-            f"{each.seconds:.1f}",
+            f"{arm.seconds:.1f}",
         )
-        found.append(dict(zip(HEADER, cells, strict=True)))
+        table.append(dict(zip(HEADER, cells, strict=True)))
     for prompt in prompts:
         cells = (prompt.label, "", f"{prompt.divergence.p95:.3f}", "no dose", "1", "", "", "")
-        found.append(dict(zip(HEADER, cells, strict=True)))
-    return found
+        table.append(dict(zip(HEADER, cells, strict=True)))
+    return table
 
 
 def markdown(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> str:
@@ -57,14 +57,14 @@ def history_csv(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["intervention", "sign", "kind", "c", "p50", "p95", "mean", "max", "n", "c_star", "outcome"])
-    for each in dosed:
-        result = each.calibration
+    for arm in dosed:
+        result = arm.calibration
         measured = [("search", entry) for entry in result.history]
         measured += [] if result.audit is None else [("audit", result.audit)]
         for kind, entry in measured:
-            numbers = [f"{x:.6g}" for x in (each.sign * entry.c, entry.p50, entry.p95, entry.mean, entry.max)]
-            star = f"{each.sign * result.c_star:.6g}"
-            writer.writerow([each.name, each.sign, kind, *numbers, entry.n, star, result.outcome])
+            numbers = [f"{x:.6g}" for x in (arm.sign * entry.c, entry.p50, entry.p95, entry.mean, entry.max)]
+            star = f"{arm.sign * result.c_star:.6g}"
+            writer.writerow([arm.name, arm.sign, kind, *numbers, entry.n, star, result.outcome])
     for prompt in prompts:
         spent = prompt.divergence
         numbers = [f"{x:.6g}" for x in (spent.p50, spent.p95, spent.mean, spent.max)]
@@ -78,13 +78,13 @@ def figure(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> bytes:
     The dashed line is the target, the dotted ones are what the prompts spend. A coefficient of 0 has no place on a
     logarithmic axis and is left out.
     """
-    signs = sorted({each.sign for each in dosed}, reverse=True)
+    signs = sorted({arm.sign for arm in dosed}, reverse=True)
     drawn, axes = new_figure(len(signs), 1, 1.6 + 3.1 * len(signs))
-    names = list(dict.fromkeys(each.name for each in dosed))
+    names = list(dict.fromkeys(arm.name for arm in dosed))
     looks = dict(zip(names, zip(cycle(COLOURS), cycle(MARKERS)), strict=False))
     for axis, sign in zip(axes, signs, strict=True):
-        for each in (each for each in dosed if each.sign == sign):
-            _search(axis, each, *looks[each.name])
+        for arm in (arm for arm in dosed if arm.sign == sign):
+            _search(axis, arm, *looks[arm.name])
         target = dosed[0].calibration.target
         axis.axhline(target, color=INK, linestyle=DASHES, linewidth=1)
         for prompt in (prompt for prompt in prompts if prompt.sign == sign and prompt.divergence.p95 > 0):
@@ -103,14 +103,14 @@ def figure(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> bytes:
     return png(drawn)
 
 
-def _search(axis: Axes, each: Dosed, colour: str, marker: str) -> None:
-    points = sorted((entry.c, entry.p95) for entry in each.calibration.history)
+def _search(axis: Axes, arm: Dosed, colour: str, marker: str) -> None:
+    points = sorted((entry.c, entry.p95) for entry in arm.calibration.history)
     shown = [(c, value) for c, value in points if c > 0 and value > 0 and math.isfinite(value)]
     if shown:
         axis.plot(*zip(*shown, strict=True), color=colour, marker=marker, markersize=3.5, linewidth=1.2)
-    if each.calibration.c_star > 0 and math.isfinite(each.calibration.value):
-        axis.plot(each.calibration.c_star, each.calibration.value, color=colour, marker=marker, markersize=8)
+    if arm.calibration.c_star > 0 and math.isfinite(arm.calibration.value):
+        axis.plot(arm.calibration.c_star, arm.calibration.value, color=colour, marker=marker, markersize=8)
 
 
-def _under(each: Dosed) -> bool:
-    return each.calibration.value < each.calibration.target
+def _under(arm: Dosed) -> bool:
+    return arm.calibration.value < arm.calibration.target

@@ -19,8 +19,8 @@ from heal.steering.load import load_intervention
 from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
-from heal.studies.interventions.asked import Asked, folder_name
 from heal.studies.interventions.prompts import personas
+from heal.studies.interventions.request import Asked, folder_name
 from heal.studies.weight_difference.gate import adapter_gate
 
 FILE = "intervention.safetensors"
@@ -113,7 +113,7 @@ def dose_all(session: Session, interventions: Sequence[Asked], signs: Sequence[i
     """Fits or loads every intervention and finds its doses; what was done before is read."""
     recipe, trait = session.recipe, session.trait
     prompts = Prompts.drawn(trait, recipe.calibration, recipe.run.seed)
-    session.console.warn(*short_audit(prompts, trait, recipe.calibration))
+    session.console.warn(*short_audit(prompts, recipe.calibration))
     dosed: list[Dosed] = []
     for asked in interventions:
         session.console.title(asked.name)
@@ -121,13 +121,12 @@ def dose_all(session: Session, interventions: Sequence[Asked], signs: Sequence[i
         intervention = _unchanged(session, asked, session.run(Fit(session, asked), at).intervention)
         start = None
         for sign in signs:
-            step = CalibrateSigned(session, intervention, sign, prompts, start)
+            step = CalibrateSigned(session, asked.name, intervention, sign, prompts, start)
             calibration = session.run(step, at).calibration
             start = start or calibration.c_star
             seconds = session.folder.seconds(at)
             took = seconds[FIT] + seconds[step.name]
             dosed.append(Dosed(asked.name, sign, Signed(intervention, sign), calibration, took))
-            session.console.warn(*off_target(dosed[-1].label, intervention.dosing, calibration))
     return dosed
 
 
@@ -203,6 +202,7 @@ class CalibrateSigned(Step[SignedDose]):
     """Finds the dose of an intervention towards one persona."""
 
     session: Session
+    method: str
     intervention: SteeringVector | WeightDifference
     sign: int
     prompts: Prompts
@@ -234,6 +234,10 @@ class CalibrateSigned(Step[SignedDose]):
 
     def finding(self, artifact: SignedDose) -> str:
         return finding(artifact.calibration, self.prompts)
+
+    def warnings(self, artifact: SignedDose) -> list[str]:
+        label = f"{self.method} {mark(self.sign)}"
+        return off_target(label, self.intervention.dosing, artifact.calibration)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ NAMES = ("prompt", "engineered prompt")
 
 def personas(trait: Trait) -> dict[tuple[str, int], str]:
     """System prompts by name and sign: the persona as the trait has it, and the engineered one."""
-    found = {}
+    prompts = {}
     for sign, persona in ((1, trait.positive), (-1, trait.negative)):
-        found[NAMES[0], sign] = persona
-        found[NAMES[1], sign] = _ENGINEERED.format(persona=persona)
-    return found
+        prompts[NAMES[0], sign] = persona
+        prompts[NAMES[1], sign] = _ENGINEERED.format(persona=persona)
+    return prompts

@@ -1,6 +1,6 @@
 """Planted damage: answers and weights spoilt on purpose, to see which coherence signals notice what.
 
-Every kind spoils the end of an answer and leaves its beginning as it was. `size` is the spoilt share,
+Every kind spoils the end of an answer and leaves its beginning as it was. `size` is the spoilt fraction,
 in [0, 1], rounded to whole tokens or words and at least one where it is above 0; randomness depends on
 the seed and on nothing else.
 """
@@ -32,14 +32,14 @@ _SHORT, _LONG = 3, 12  # tokens of a loop's piece
 
 
 def token_loop(ids: Sequence[int], size: float) -> tuple[int, ...]:
-    """The last `size` share of the tokens is a loop of the 3 tokens before it; the length stays.
+    """The last fraction `size` of the tokens is a loop of the 3 tokens before it; the length stays.
 
     The piece is half of an answer shorter than 6 tokens. It is said once before it is repeated: where
     less than the piece is left of the beginning, the loop starts after the answer's first 3 tokens.
 
     Args:
         ids: token ids of an answer.
-        size: the spoilt share.
+        size: the spoilt fraction.
 
     Raises:
         ValueError: `size` is not in [0, 1].
@@ -53,7 +53,7 @@ def long_loop(ids: Sequence[int], size: float) -> tuple[int, ...]:
 
 
 def word_salad(text: str, size: float, seed: int) -> str:
-    """The last `size` share of the words, shuffled; the white space between words stays where it is.
+    """The last fraction `size` of the words, shuffled; the white space between words stays where it is.
 
     The words come in another order than before wherever two of them differ.
 
@@ -69,7 +69,7 @@ def word_salad(text: str, size: float, seed: int) -> str:
 
 
 def wrong_language(text: str, size: float, other_text: str) -> str:
-    """The last `size` share of the words, replaced by as many words of `other_text` from its beginning.
+    """The last fraction `size` of the words, replaced by as many words of `other_text` from its beginning.
 
     Raises:
         ValueError: `size` is not in [0, 1], or `other_text` has too few words.
@@ -83,12 +83,12 @@ def wrong_language(text: str, size: float, other_text: str) -> str:
 
 
 def cut_off(ids: Sequence[int], size: float) -> tuple[int, ...]:
-    """The tokens without the last `size` share of them; one token always stays.
+    """The tokens without the last fraction `size` of them; one token always stays.
 
     Raises:
         ValueError: `size` is not in [0, 1].
     """
-    return tuple(ids[: max(1, len(ids) - _share(len(ids), size))])
+    return tuple(ids[: max(1, len(ids) - _spoilt_of(len(ids), size))])
 
 
 def damaged(
@@ -104,7 +104,7 @@ def damaged(
         language_model: for its tokenizer and its end-of-turn tokens.
         answers: what was said.
         kind: of damage.
-        size: the spoilt share of each answer's tokens or words.
+        size: the spoilt fraction of each answer's tokens or words.
         seed: of the salad's order, and of which language and which texts of it are used.
 
     Raises:
@@ -129,7 +129,7 @@ def noisy_weights(language_model: LanguageModel, size: float, seed: int) -> Iter
 
     Args:
         language_model: the model as it stands.
-        size: share of a matrix's standard deviation; 0 changes nothing.
+        size: fraction of a matrix's standard deviation; 0 changes nothing.
         seed: of the noise.
 
     Raises:
@@ -149,15 +149,15 @@ def noisy_weights(language_model: LanguageModel, size: float, seed: int) -> Iter
             weight_OI.copy_(before[name])
 
 
-def _share(total: int, size: float) -> int:
-    """How many of `total` a share of `size` is."""
+def _spoilt_of(total: int, size: float) -> int:
+    """How many of `total` the fraction `size` is."""
     if not 0 <= size <= 1:
-        raise ValueError(f"damage of size {size}: a share in [0, 1] is needed")
+        raise ValueError(f"damage of size {size}: a fraction in [0, 1] is required")
     return min(total, max(1, int(size * total + 0.5))) if size else 0
 
 
 def _loop(ids: Sequence[int], size: float, period: int) -> tuple[int, ...]:
-    spoilt = _share(len(ids), size)
+    spoilt = _spoilt_of(len(ids), size)
     period = max(1, period)
     start = max(period, len(ids) - spoilt)
     piece = ids[start - period : start]
@@ -168,7 +168,7 @@ def _split(text: str, size: float) -> tuple[list[str], int]:
     """White space and words in turn, white space first and last, and where the first spoilt word stands."""
     parts = re.split(r"(\S+)", text)
     words = len(parts) // 2
-    return parts, 2 * (words - _share(words, size)) + 1
+    return parts, 2 * (words - _spoilt_of(words, size)) + 1
 
 
 def _damaged(language_model: LanguageModel, answer: Answer, kind: Kind, size: float, seed: int) -> Answer:
@@ -177,7 +177,7 @@ def _damaged(language_model: LanguageModel, answer: Answer, kind: Kind, size: fl
     body, end = (answer.ids[:-1], answer.ids[-1:]) if ends else (answer.ids, ())
     words = len(answer.text.split())
     if kind == "word salad" or kind == "wrong language":
-        if not _share(words, size):
+        if not _spoilt_of(words, size):
             return answer
         if kind == "word salad":
             text = word_salad(answer.text, size, seed)
@@ -185,7 +185,7 @@ def _damaged(language_model: LanguageModel, answer: Answer, kind: Kind, size: fl
             text = wrong_language(answer.text, size, _foreign_text(words, seed))
         ids, ended = (*chat.plain_ids(text), *end), answer.ended
     else:
-        if not _share(len(body), size):
+        if not _spoilt_of(len(body), size):
             return answer
         spoil = {"token loop": token_loop, "long loop": long_loop, "cut off": cut_off}[kind]
         ids, ended = spoil(body, size), False
@@ -209,16 +209,16 @@ def _foreign_text(words: int, seed: int) -> str:
 
 def _matrices(language_model: LanguageModel) -> dict[str, Tensor]:
     """The weights `[O, I]` in force of the blocks' linear layers, each once, by the layer's name without adapters."""
-    found: dict[str, Tensor] = {}
+    matrices: dict[str, Tensor] = {}
     for name, module in language_model.blocks.named_modules():
         parts = [part for part in name.split(".") if part != "base_layer"]
         if not isinstance(module, nn.Linear) or any(part.startswith("lora_") for part in parts):
             continue
         if not module.weight.is_floating_point():
             raise UserError(f"noise on {name}: its weights are quantised; load the model with model.load_4bit=false")
-        if all(module.weight.data_ptr() != weight_OI.data_ptr() for weight_OI in found.values()):
-            found[".".join(parts)] = module.weight.data
-    return found
+        if all(module.weight.data_ptr() != weight_OI.data_ptr() for weight_OI in matrices.values()):
+            matrices[".".join(parts)] = module.weight.data
+    return matrices
 
 
 def _noisy(weight_OI: Tensor, size: float, seed: int, name: str) -> Tensor:

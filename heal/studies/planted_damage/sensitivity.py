@@ -85,15 +85,15 @@ def findings(
     ]
 
 
-def table(found: Sequence[Finding]) -> str:
+def table(noticed: Sequence[Finding]) -> str:
     """A Markdown table: one line a damage and size, one column a signal; noticed ones marked *, past a limit bold.
 
     The columns are the signals that have a limit and those that merely count something about the answers.
     """
-    names = [name for name in columns() if any(finding.signal == name for finding in found)]
+    names = [name for name in columns() if any(finding.signal == name for finding in noticed)]
     lines = ["| damage | size | " + " | ".join(names) + " |", "| --- " * (len(names) + 2) + "|"]
-    for kind, size in dict.fromkeys((finding.kind, finding.size) for finding in found):
-        at = {finding.signal: finding for finding in found if (finding.kind, finding.size) == (kind, size)}
+    for kind, size in dict.fromkeys((finding.kind, finding.size) for finding in noticed):
+        at = {finding.signal: finding for finding in noticed if (finding.kind, finding.size) == (kind, size)}
         lines.append(f"| {kind} | {size:g} | " + " | ".join(_cell(at.get(name)) for name in names) + " |")
     return "\n".join(lines) + "\n"
 

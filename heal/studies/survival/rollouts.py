@@ -9,12 +9,11 @@ itself, or reaches the token budget alive, is censored. See docs/method.md, Inte
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
-from heal.decoding import Completion, decode
+from heal.decoding import Decoded, decode
 from heal.errors import UserError
 from heal.evaluation.probe import ProbeFormat, interruption
 from heal.evaluation.readouts.alive import ALIVE
@@ -65,14 +64,6 @@ class Trajectory:
         tokens = self.censored_at if self.death is None else self.death
         assert tokens is not None
         return tokens
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(content: dict[str, Any]) -> "Trajectory":
-        lists = {name: tuple(content[name]) for name in ("ids", "kl", "forks", "masses")}
-        return Trajectory(**(content | lists))
 
 
 def coefficients_at(
@@ -214,7 +205,7 @@ def _decode(
     prompts_ids: Sequence[Ids],
     tokens: int,
     progress: Progress,
-) -> dict[float, list[Completion]]:
+) -> dict[float, list[Decoded]]:
     """The paths by alpha, decoded side by side; those at alpha 0 separately where coefficient 0 has an effect."""
     count = len(prompts_ids)
     together = [alpha for alpha in coefficients_by_alpha if alpha or intervention.dosing.vanishes]
@@ -240,7 +231,7 @@ def _divergences(
     shift: Intervention | None,
     coefficient: float,
     prompts_ids: Sequence[Ids],
-    paths: Sequence[Completion],
+    paths: Sequence[Decoded],
     off: Callable[[], AbstractContextManager[None]],
 ) -> list[tuple[float, ...]]:
     """`KL(on || off)` of each path's tokens; empty for a path without tokens."""

@@ -15,8 +15,8 @@ from heal.run.files import Files
 from heal.run.session import Session
 from heal.run.step import Step
 from heal.steps.baseline import examine
-from heal.studies.interventions.asked import folder_name
 from heal.studies.interventions.doses import Dosed, mark, place
+from heal.studies.interventions.request import folder_name
 from heal.studies.survival.figures import draw
 from heal.studies.survival.rollouts import Trajectory, coefficients_at, roll_out
 from heal.studies.survival.table import csv_text, markdown, rows

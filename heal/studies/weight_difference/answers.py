@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from heal.config import Recipe
 from heal.decoding import Sampling, decode
 from heal.errors import RoundError
-from heal.generation.collect import Cell, Row
+from heal.generation.collect import Completion, Request
 from heal.generation.filters import FilterLimits
-from heal.generation.make import judged
+from heal.generation.sample import judged
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.randomness import shuffled
@@ -30,8 +30,8 @@ class Contrast:
         kept_positive, kept_negative: numbers kept by the filter, before the two sides were balanced.
     """
 
-    positive: list[Row]
-    negative: list[Row]
+    positive: list[Completion]
+    negative: list[Completion]
     made: int
     kept_positive: int
     kept_negative: int
@@ -57,19 +57,19 @@ def contrasting_answers(
         RoundError: fewer than `filter.min_train` are left on either side.
     """
     prompts = shuffled(list(trait.generation_prompts), recipe.run.seed, STAGE, "prompts")[: recipe.generation.prompts]
-    cells = [Cell(index, prompt, 1.0) for index, prompt in enumerate(p for p in prompts for _ in range(samples))]
+    requests = [Request(index, prompt, 1.0) for index, prompt in enumerate(p for p in prompts for _ in range(samples))]
     kept = []
     for part, persona in enumerate((trait.positive, trait.negative)):
 
         def told(done: int, total: int, part: int = part) -> None:
             progress(part * total + done, 2 * total)
 
-        rows = _under(language_model, persona, cells, trait.narration, recipe, part, told)
+        rows = _under(language_model, persona, requests, trait.narration, recipe, part, told)
         kept.append([row for row in rows if row.kept])
     positive, negative = _balanced(*kept)
     if len(positive) < recipe.filter.min_train:
         raise RoundError(
-            f"{len(kept[0])} and {len(kept[1])} of {len(cells)} completions under the two personas were kept, "
+            f"{len(kept[0])} and {len(kept[1])} of {len(requests)} completions under the two personas were kept, "
             f"{len(positive)} on the same prompts, fewer than filter.min_train={recipe.filter.min_train}; raise "
             "samples or generation.prompts, or relax the filter."
         )
@@ -77,7 +77,7 @@ def contrasting_answers(
     return Contrast(
         positive=_neutral(language_model, system, positive),
         negative=_neutral(language_model, system, negative),
-        made=len(cells),
+        made=len(requests),
         kept_positive=len(kept[0]),
         kept_negative=len(kept[1]),
     )
@@ -86,27 +86,27 @@ def contrasting_answers(
 def _under(
     language_model: LanguageModel,
     persona: str,
-    cells: Sequence[Cell],
+    requests: Sequence[Request],
     narration: Sequence[str],
     recipe: Recipe,
     part: int,
     progress: Progress,
-) -> list[Row]:
+) -> list[Completion]:
     """All completions under one persona, with the filter's verdicts."""
     sampling, limits = recipe.generation, recipe.filter
-    prompts = [language_model.chat.ids(persona, cell.prompt) for cell in cells]
+    prompts = [language_model.chat.ids(persona, request.prompt) for request in requests]
     completions = decode(
         language_model,
         prompts,
         sampling.tokens,
         sampling=Sampling(sampling.temperature, sampling.top_p, sampling.top_k),
-        seeds=[(recipe.run.seed, STAGE, part, cell.index) for cell in cells],
+        seeds=[(recipe.run.seed, STAGE, part, request.index) for request in requests],
         loop_share=limits.max_repetition,
         progress=progress,
     )
     return judged(
         language_model,
-        cells,
+        requests,
         prompts,
         completions,
         base=nullcontext,
@@ -115,11 +115,11 @@ def _under(
     )
 
 
-def _balanced(positive: list[Row], negative: list[Row]) -> tuple[list[Row], list[Row]]:
+def _balanced(positive: list[Completion], negative: list[Completion]) -> tuple[list[Completion], list[Completion]]:
     """The first completions of each prompt, as many as both sides have, so that both cover the same prompts."""
     room = Counter(row.prompt for row in positive) & Counter(row.prompt for row in negative)
 
-    def first(rows: list[Row]) -> list[Row]:
+    def first(rows: list[Completion]) -> list[Completion]:
         taken: Counter[str] = Counter()
         chosen = []
         for row in rows:
@@ -131,6 +131,6 @@ def _balanced(positive: list[Row], negative: list[Row]) -> tuple[list[Row], list
     return first(positive), first(negative)
 
 
-def _neutral(language_model: LanguageModel, system: str, rows: Sequence[Row]) -> list[Row]:
+def _neutral(language_model: LanguageModel, system: str, rows: Sequence[Completion]) -> list[Completion]:
     """The same completions after the neutral system prompt."""
     return [replace(row, prompt_ids=tuple(language_model.chat.ids(system, row.prompt))) for row in rows]

@@ -14,7 +14,7 @@ from trl import SFTTrainer
 
 from heal.config import HealConfig, Recipe
 from heal.errors import RoundError
-from heal.generation.collect import Row
+from heal.generation.collect import Completion
 from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
 from heal.healing.heal import SEEDS, checkpoint_blocks, left_as_it_was, memory_told, training_arguments
@@ -134,7 +134,7 @@ class _Trainer(SFTTrainer):
 def _fit(
     language_model: LanguageModel,
     peft_model: PeftModel,
-    rows: Sequence[Row],
+    rows: Sequence[Completion],
     config: HealConfig,
     seed: int,
     progress: Progress,

@@ -1,13 +1,15 @@
 """Which run a command goes on with."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import heal
 from heal.errors import UserError
 from heal.recipe import load_recipe
-from heal.run.folder import RunFolder
+from heal.run.folder import FORMAT, Facts, RunFolder
 from heal.run.open import facts_of, opened
 from heal.trait import load_trait
 from tests.running import words
@@ -18,22 +20,24 @@ def test_scenes_or_a_template_that_were_edited_are_not_continued_with(tmp_path: 
     recipe = load_recipe(["recipe=smoke", f"evaluation.vignettes={scenes}", f"model.chat_template={template}"])
     for path in (scenes, template):
         path.write_text("first")
-    run.start(recipe, {"dtype": "float32"} | facts_of(recipe, load_trait("love")))
-    run.refuse_other(recipe, facts_of(recipe, load_trait("love")))
+    facts = partial(facts_of, recipe, load_trait("love"), "float32")
+    run.start(recipe, facts())
+    run.refuse_other(recipe, facts())
     for path, name in ((scenes, "vignettes"), (template, "chat_template")):
         path.write_text("second")
         with pytest.raises(UserError, match=f"{name}: changed since the run started"):
-            run.refuse_other(recipe, facts_of(recipe, load_trait("love")))
+            run.refuse_other(recipe, facts())
         path.write_text("first")
     template.unlink()
     with pytest.raises(UserError, match=r"model\.chat_template=\S+: no such file"):
-        facts_of(recipe, load_trait("love"))
+        facts()
 
 
-@pytest.mark.parametrize("scenes", ["none", "embedded"])
-def test_what_comes_with_heal_is_not_held_against_a_run(scenes: str) -> None:
-    recipe, trait = load_recipe(["recipe=smoke", f"evaluation.vignettes={scenes}"]), load_trait("love")
-    assert facts_of(recipe, trait) == {"trait": trait.to_json()}
+def test_what_comes_with_heal_is_not_held_against_a_run() -> None:
+    trait = load_trait("love")
+    for scenes in ("none", "embedded"):
+        recipe = load_recipe(["recipe=smoke", f"evaluation.vignettes={scenes}"])
+        assert facts_of(recipe, trait, "float32") == Facts("float32", trait, format=FORMAT, heal=heal.__version__)
 
 
 def test_a_run_is_opened_again_only_with_the_scenes_that_it_started_with(tiny_folder: Path, tmp_path: Path) -> None:

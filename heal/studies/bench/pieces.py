@@ -1,6 +1,6 @@
 """The benchmarks: each compares one piece of a round with its plain counterpart, in turn, in one process.
 
-A stage is a function of a `Setting` and a matmul rate that gives rows; `ratio` is this over its baseline.
+A piece is a function of a `Setting` and a matmul rate that gives rows; `ratio` is this over its baseline.
 """
 
 import copy
@@ -25,7 +25,7 @@ from heal.accumulator import Accumulator
 from heal.config import HealConfig
 from heal.decoding import decode
 from heal.dose.calibrate import Goal, calibrate, path_divergences
-from heal.generation.collect import Row as Completion
+from heal.generation.collect import Completion
 from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
 from heal.healing.heal import heal, left_as_it_was, training_arguments
@@ -35,16 +35,16 @@ from heal.healing.rows import Batch, Collator, StepOrder, steps_of, training_row
 from heal.models.language_model import LanguageModel
 from heal.steering.extract import contexts, pair_activations
 from heal.steering.sites import Site
-from heal.studies.bench.measure import Row, count_flops, interleaved, limit_share, median_seconds, peak_bytes
 from heal.studies.bench.setting import Setting
+from heal.studies.bench.timing import Row, count_flops, interleaved, limit_share, median_seconds, peak_bytes
 
-Stage = Callable[[Setting, float], Iterator[Row]]
+Piece = Callable[[Setting, float], Iterator[Row]]
 
 REPEATS = 3
 _LENGTH = 16  # tokens decoded
 
 
-def heal_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def heal_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """A healing step with the reverse-KL rmse barrier against trl's SFTTrainer doing plain SFT on the same rows."""
     config = training(setting)
     few = setting.rows[: config.batch_size]
@@ -78,7 +78,7 @@ def heal_stage(setting: Setting, rate: float) -> Iterator[Row]:
     )
 
 
-def barrier_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def barrier_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """The chunked barrier against the dense loss: value and gradient in the hidden states of one batch."""
     model, accumulator = setting.model, setting.accumulator
     batch = one_batch(setting)
@@ -123,7 +123,7 @@ def barrier_stage(setting: Setting, rate: float) -> Iterator[Row]:
     )
 
 
-def reference_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def reference_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """A batch's reference states read from the cache against computing them again."""
     model, accumulator = setting.model, setting.accumulator
     batch = one_batch(setting)
@@ -143,7 +143,7 @@ def reference_stage(setting: Setting, rate: float) -> Iterator[Row]:
     yield Row("reference_cached", seconds["cached"], seconds["again"], seconds["cached"] / seconds["again"])
 
 
-def generate_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def generate_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """Steered against unsteered decoding, and many rows side by side against one by one."""
     vector, rows = setting.vector, 24
     model = replace(setting.model, end_ids=frozenset())  # every row has equally many tokens in either arm
@@ -166,7 +166,7 @@ def generate_stage(setting: Setting, rate: float) -> Iterator[Row]:
         yield Row("batched_generate", seconds["all"], seconds["one"], ratio, None, speed, note="baseline: row by row")
 
 
-def extract_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def extract_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """Extraction that stops after the last block it reads against one that continues to the last block."""
     model, texts, band = setting.model, contexts(16), setting.model.band(setting.recipe.steer.band)
     with setting.accumulator.student():
@@ -183,7 +183,7 @@ def extract_stage(setting: Setting, rate: float) -> Iterator[Row]:
     )
 
 
-def calibrate_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def calibrate_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """Decoding passes of a calibration, cold and from starts as far off as rounds drift; `ratio` counts them."""
     settings, model = setting.recipe.calibration, setting.model
     prompts = setting.prompts(max(8, settings.prompts))
@@ -209,7 +209,7 @@ def calibrate_stage(setting: Setting, rate: float) -> Iterator[Row]:
     yield Row("calibration_warm", seconds, ratio=worst.passes, note=note)
 
 
-def history_stage(setting: Setting, rate: float) -> Iterator[Row]:
+def history_piece(setting: Setting, rate: float) -> Iterator[Row]:
     """A healing step and a decode with 8 and 16 folded rounds against none."""
     config = training(setting)
     rows, prompts = setting.rows[: 2 * config.batch_size], setting.prompts(8)

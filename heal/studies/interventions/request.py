@@ -80,31 +80,31 @@ def interventions(text: str) -> list[Asked]:
     """
     if text == "all":
         return [Asked(name) for name in METHODS]
-    found = []
+    chosen = []
     for word in filter(None, (part.strip() for part in text.split(","))):
         if word in METHODS:
-            found.append(Asked(word))
+            chosen.append(Asked(word))
             continue
         path = Path(word).expanduser()
         if path.suffix == ".safetensors" and path.is_file():
-            found.append(Asked(path.stem, path))
+            chosen.append(Asked(path.stem, path))
         elif (path / "recipe.yaml").is_file():
-            found.append(Asked(path.resolve().name, path))
+            chosen.append(Asked(path.resolve().name, path))
         else:
             raise UserError(
                 f"method={word}: neither a steering method, nor a .safetensors file or a run folder that is there"
                 f"{nearest(word, list(METHODS))}"
             )
-    if not found:
+    if not chosen:
         raise UserError("method=: names no intervention")
     taken = {folder_name(name) for name in (*METHODS, *NAMES)}
-    for each in found:
-        if each.path is not None and folder_name(each.name) in taken:
-            raise UserError(f"method={each.path}: '{each.name}' is what a method or a prompt is called; rename it")
-    folders = [folder_name(each.name) for each in found]
+    for one in chosen:
+        if one.path is not None and folder_name(one.name) in taken:
+            raise UserError(f"method={one.path}: '{one.name}' is what a method or a prompt is called; rename it")
+    folders = [folder_name(one.name) for one in chosen]
     if twice := [name for name in folders if folders.count(name) > 1]:
         raise UserError(f"method: two interventions are called '{twice[0]}'; rename a file or leave one out")
-    return found
+    return chosen
 
 
 def folder_name(name: str) -> str:
@@ -124,9 +124,9 @@ def multiples(text: str) -> tuple[float, ...]:
         UserError: no number, or one below 0.
     """
     try:
-        found = sorted({float(part) for part in text.split(",")})
+        alphas = sorted({float(part) for part in text.split(",")})
     except ValueError as error:
         raise UserError(f"alphas={text}: expected numbers, separated by commas") from error
-    if not all(0 <= alpha < math.inf for alpha in found):
+    if not all(0 <= alpha < math.inf for alpha in alphas):
         raise UserError(f"alphas={text}: multiples of the dose must be at least 0; signs=- turns it round")
-    return tuple(found)
+    return tuple(alphas)

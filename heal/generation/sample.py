@@ -1,4 +1,4 @@
-"""Makes the completions of a round's cells: sample under steering, score under base, filter."""
+"""Makes the completions of a round's requests: sample under steering, score under base, filter."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from heal.decoding import Completion, Sampling, decode
-from heal.generation.collect import Cell, Row
+from heal.decoding import Decoded, Sampling, decode
+from heal.generation.collect import Completion, Request
 from heal.generation.filters import Candidate, FilterLimits, repetition, tail_length, verdicts
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_logprobs
@@ -16,7 +16,7 @@ from heal.steering.intervention import Intervention
 
 
 @dataclass(frozen=True)
-class Maker:
+class Sampler:
     """Samples completions of requests under steering, scores them under base, and filters them.
 
     Attributes:
@@ -43,22 +43,22 @@ class Maker:
     narration: Sequence[str]
     seed: tuple[int | str, ...]
 
-    def __call__(self, cells: Sequence[Cell], kept_before: Sequence[str]) -> list[Row]:
+    def __call__(self, requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
         """The completions of some requests, given the texts kept so far."""
-        prompts = [self.language_model.chat.ids(self.system, cell.prompt) for cell in cells]
+        prompts = [self.language_model.chat.ids(self.system, request.prompt) for request in requests]
         completions = decode(
             self.language_model,
             prompts,
             self.tokens,
             self.intervention,
-            [cell.alpha * self.c_star for cell in cells],
+            [request.alpha * self.c_star for request in requests],
             self.sampling,
-            [(*self.seed, cell.index) for cell in cells],
+            [(*self.seed, request.index) for request in requests],
             loop_share=self.limits.max_repetition,
         )
         return judged(
             self.language_model,
-            cells,
+            requests,
             prompts,
             completions,
             base=self.base,
@@ -70,20 +70,20 @@ class Maker:
 
 def judged(
     language_model: LanguageModel,
-    cells: Sequence[Cell],
+    requests: Sequence[Request],
     prompts: Sequence[Sequence[int]],
-    completions: Sequence[Completion],
+    completions: Sequence[Decoded],
     *,
     base: Callable[[], AbstractContextManager[None]],
     limits: FilterLimits,
     narration: Sequence[str],
     kept_before: Sequence[str] = (),
-) -> list[Row]:
+) -> list[Completion]:
     """What was said to each prompt, and why the filter drops it if it does.
 
     Args:
         language_model: the model that said it.
-        cells: what was asked for.
+        requests: what was asked for.
         prompts: token ids that each completion continued.
         completions: what was said.
         base: context in which the model is the base, for the perplexity.
@@ -101,10 +101,10 @@ def judged(
     ]
     dropped = verdicts(candidates, limits, narration, kept_before)
     return [
-        Row(
-            index=cell.index,
-            prompt=cell.prompt,
-            alpha=cell.alpha,
+        Completion(
+            index=request.index,
+            prompt=request.prompt,
+            alpha=request.alpha,
             prompt_ids=tuple(prompt),
             ids=completion.ids,
             text=text,
@@ -113,8 +113,8 @@ def judged(
             repetition=repetition(text),
             dropped=tuple(why),
         )
-        for cell, prompt, completion, text, perplexity, why in zip(
-            cells, prompts, completions, texts, perplexities, dropped, strict=True
+        for request, prompt, completion, text, perplexity, why in zip(
+            requests, prompts, completions, texts, perplexities, dropped, strict=True
         )
     ]
 
@@ -133,8 +133,8 @@ def tail_perplexities(
         [h_ND[-tail:] for h_ND, tail in zip(states, tails, strict=True)],
         [completions[row][-tail:] for row, tail in zip(rows, tails, strict=True)],
     )
-    found = dict(zip(rows, map(_perplexity, logprobs), strict=True))
-    return [found.get(row, math.nan) for row in range(len(completions))]
+    by_row = dict(zip(rows, map(_perplexity, logprobs), strict=True))
+    return [by_row.get(row, math.nan) for row in range(len(completions))]
 
 
 def _perplexity(logprob_N: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The benchmark's stages run on a tiny model and say what they promise to say."""
+"""The benchmark's pieces run on a tiny model and say what they promise to say."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from transformers import Gemma3TextConfig, Qwen3Config
 from heal.models.language_model import LanguageModel
 from heal.studies.bench import setting as settings
 from heal.studies.bench import whole
-from heal.studies.bench.measure import Row
-from heal.studies.bench.run import STAGES, bench
+from heal.studies.bench.run import PIECES, bench
+from heal.studies.bench.timing import Row
 from tests.commanded import heal
 from tests.tiny import CPU, HIDDEN
 
@@ -50,7 +50,7 @@ def run(recipe: Path, *names: str) -> list[Row]:
     return bench(names, str(recipe), "love", "cpu", 1, lambda line: None)
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("round", "heal", "history")])
+@pytest.mark.parametrize("name", [name for name in PIECES if name not in ("round", "heal", "history")])
 def test_a_stage_gives_its_rows(recipe: Path, name: str):
     rows = run(recipe, name)
     assert {row.name for row in rows} == EXPECTED[name]
@@ -80,10 +80,10 @@ def test_a_whole_round_is_the_sum_of_its_stages(recipe: Path, monkeypatch: pytes
 
 
 def test_every_stage_is_covered_and_the_command_knows_them_all():
-    assert EXPECTED.keys() == STAGES.keys()
+    assert EXPECTED.keys() == PIECES.keys()
     shown = heal("bench", "--help")
     assert shown.returncode == 0
-    assert all(name in shown.stdout for name in STAGES)
+    assert all(name in shown.stdout for name in PIECES)
 
 
 def test_the_command_prints_json_and_nothing_else_on_its_output(recipe: Path):

@@ -1,0 +1,69 @@
+"""A student, or a steering vector, as an ordinary PEFT adapter or model: written, loaded again and compared."""
+
+from functools import partial
+from pathlib import Path
+
+from heal.accumulator import Accumulator
+from heal.export import vector as vectors
+from heal.export.adapter import write_adapter
+from heal.export.card import unmeasured_card
+from heal.export.exportable import Unrecorded
+from heal.export.folder import Export
+from heal.export.merged import write_merged
+from heal.export.vector import VectorExport
+from heal.models.language_model import LanguageModel
+from heal.steering.vector import SteeringVector
+from heal.trait import Trait
+
+
+def export_adapter(
+    student: Accumulator, trait: Trait, path: str | Path, *, gate: float = 1.0, rank: int | None = None
+) -> Export:
+    """Writes the folded rounds as one float32 LoRA in PEFT's format, and verifies it in plain peft.
+
+    `peft.PeftModel.from_pretrained(base, path)` then is the student: rank r for each of the rounds, scale 1.
+
+    Args:
+        student: with at least one folded round; an unfolded `current` is not exported.
+        trait: on whose held-out prompts and personas the logits are compared; the README describes it.
+        path: the folder; an earlier export there is replaced once the new one is verified.
+        gate: `c_history`, by which the whole update is multiplied.
+        rank: truncate to this rank by SVD; None: exact.
+
+    Returns:
+        `path`; `error`, the largest logit difference to the student; `rank`; `lost`, the relative Frobenius error of a
+        truncated update; `bytes`.
+
+    Raises:
+        UserError: no folded round, a rank out of range, a path that holds something else.
+        ExportError: the export differs from the student; nothing is left on disk.
+    """
+    source = Unrecorded(trait, student)
+    card = partial(unmeasured_card, source, gate)
+    return write_adapter(source, Path(path).expanduser(), card, range(student.rounds), gate, rank)
+
+
+def export_merged(student: Accumulator, trait: Trait, path: str | Path, *, gate: float = 1.0) -> Export:
+    """Writes base with the folded rounds merged into its weights, as an ordinary model; see `export_adapter`."""
+    source = Unrecorded(trait, student)
+    card = partial(unmeasured_card, source, gate)
+    return write_merged(source, Path(path).expanduser(), card, range(student.rounds), gate)
+
+
+def export_vector(
+    model: LanguageModel, vector: SteeringVector, path: str | Path, *, c: float | None = None, bias: bool = True
+) -> VectorExport:
+    """Writes a vector of `mean_diff` or `pca` at one dose as a LoRA of rank 1 in PEFT's format, and verifies it.
+
+    Args:
+        model: the vector's model, without an accumulator.
+        vector: whose `c v` is added.
+        path: the folder; an earlier export there is replaced once the new one is verified.
+        c: the raw coefficient; None: the vector's `c_star`.
+        bias: carry the shift as a bias, exactly; False: without one, approximately, for engines that take none.
+
+    Raises:
+        UserError: another method, no coefficient or one of 0, a vector or an architecture that does not fit.
+        ExportError: the export differs from the steered model; nothing is left on disk.
+    """
+    return vectors.export_vector(vector, model, model.config, Path(path).expanduser(), c, bias)
