@@ -1,12 +1,10 @@
 """Training towards a persona and its opposite: the difference is exact, and the base is as it was."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -26,14 +24,16 @@ from heal.studies.weight_difference.adapters import adapted, difference
 from heal.studies.weight_difference.answers import Contrast, contrasting_answers
 from heal.studies.weight_difference.kinds import KINDS, adapter_config
 from heal.studies.weight_difference.train import train_contrast
+from tests import machine
 from tests import tiny as tiny_models
 from tests.cases import case
+from tests.closeness import assert_near
+from tests.commanded import heal, refused
 from tests.students import completions, student
 from tests.tiny import load, load_architecture, prompts, trait
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
 
-ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [1, 2]
 LOOSE = ("filter.max_tail_perplexity=1e9", "filter.max_repetition=1", "filter.max_similarity=1", "filter.min_words=0")
 CONTRAST = Contrast(completions(8), completions(8, seed=1), 8, 8, 8)
@@ -42,16 +42,6 @@ CONTRAST = Contrast(completions(8), completions(8, seed=1), 8, 8, 8)
 def recipe(*words: str) -> Recipe:
     """A recipe of seconds, under which a random model's completions pass the filter."""
     return load_recipe(["recipe=smoke", "heal.epochs=1", "heal.warmup=0", "heal.learning_rate=0.01", *LOOSE, *words])
-
-
-@pytest.fixture(scope="module", params=["llama", "qwen2", "gemma3_text"])
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    """Without biases, with some, and Gemma 3."""
-    language_model = load_architecture(request.param, tmp_path_factory.mktemp(request.param))
-    for name, weight in language_model.model.named_parameters():
-        if name.endswith(".bias"):
-            weight.data = torch.randn(weight.shape, generator=generator(name))
-    return language_model
 
 
 @contextmanager
@@ -97,37 +87,65 @@ def planted(language_model: LanguageModel, kind: str, seed: int) -> tuple[dict[s
     return found.layers, outputs
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two adapters of one kind on one base: their layers, and what those give for random inputs."""
+
+    base: LanguageModel
+    kind: str
+    positive: dict[str, BaseTunerLayer]
+    negative: dict[str, BaseTunerLayer]
+    ours: dict[str, Tensor]
+    theirs: dict[str, Tensor]
+
+
+def pair(base: LanguageModel, kind: str) -> Pair:
+    (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
+    return Pair(base, kind, positive, negative, ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """A pair of each kind on bases without biases, with some, and on Gemma 3."""
+    made: dict[str, Pair] = {}
+    for architecture in ("llama", "qwen2", "gemma3_text"):
+        base = load_architecture(architecture, tmp_path_factory.mktemp(architecture))
+        for name, weight in base.model.named_parameters():
+            if name.endswith(".bias"):
+                weight.data = torch.randn(weight.shape, generator=generator(name))
+        made |= {f"{kind} on {architecture}": pair(base, kind) for kind in KINDS}
+    return made
+
+
 # The difference
 
 
-def test_the_difference_is_what_the_positive_linear_gives_minus_what_the_negative_one_gives(base: LanguageModel):
-    for kind in list(KINDS):
-        with case(kind):
-            (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
-            updates = difference(positive, negative)
-            assert updates.keys() == ours.keys()
-            for name, update in updates.items():
-                expected_BTO = ours[name] - theirs[name]
+def test_the_difference_is_what_the_positive_linear_gives_minus_what_the_negative_one_gives(pairs: dict[str, Pair]):
+    for name, both in pairs.items():
+        with case(name):
+            updates = difference(both.positive, both.negative)
+            assert updates.keys() == both.ours.keys()
+            for linear, update in updates.items():
+                expected_BTO = both.ours[linear] - both.theirs[linear]
                 assert expected_BTO.abs().max() > 1e-2
-                found_BTO = update.of(inputs(name, update.shape[1]))
-                torch.testing.assert_close(found_BTO, expected_BTO, rtol=1e-3, atol=2e-4)
+                assert_near(update.of(inputs(linear, update.shape[1])) + both.theirs[linear], both.ours[linear])
 
 
 def test_the_difference_of_a_bfloat16_model_is_that_of_its_linears_up_to_their_rounding(tiny_folder: Path):
-    for kind in list(KINDS):
+    base = load(tiny_folder, torch.bfloat16)
+    for kind in KINDS:
         with case(kind):
-            base = load(tiny_folder, torch.bfloat16)
             with unchanged(base):
-                (positive, ours), (negative, theirs) = planted(base, kind, 1), planted(base, kind, 2)
-            for name, update in difference(positive, negative).items():
-                expected_BTO = ours[name].float() - theirs[name].float()
+                both = pair(base, kind)
+            for name, update in difference(both.positive, both.negative).items():
+                expected_BTO = both.ours[name].float() - both.theirs[name].float()
                 found_BTO = update.of(inputs(name, update.shape[1], torch.bfloat16))
-                scale = float(ours[name].float().abs().max())
+                scale = float(both.ours[name].float().abs().max())
                 torch.testing.assert_close(found_BTO, expected_BTO, rtol=0, atol=0.03 * scale)
 
 
 def test_base_plus_the_difference_is_the_positive_model_where_the_negative_one_is_base(tiny: LanguageModel):
-    for kind in list(KINDS):
+    for kind in KINDS:
         with case(kind):
             config = adapter_config(tiny, kind, recipe().heal, LAYERS)
             ids_BT = torch.tensor([prompts(tiny)[2]])
@@ -146,19 +164,19 @@ def test_base_plus_the_difference_is_the_positive_model_where_the_negative_one_i
             assert not torch.allclose(same, expected, atol=0.05)
 
 
-def test_only_lora_keeps_factors_and_only_ia3_changes_biases(base: LanguageModel):
-    for kind in list(KINDS):
-        with case(kind):
-            updates = difference(planted(base, kind, 1)[0], planted(base, kind, 2)[0])
-            assert {len(update.factors) for update in updates.values()} == {2 if kind == "lora" else 1}
-            changed = {name for name, update in updates.items() if update.bias_O is not None}
-            biased = {name for name in updates if linear_at(base, name).bias is not None}
-            assert changed == (biased if kind == "ia3" else set())
+def test_only_lora_keeps_factors_and_only_ia3_changes_biases(pairs: dict[str, Pair]):
+    for name, both in pairs.items():
+        with case(name):
+            updates = difference(both.positive, both.negative)
+            assert {len(update.factors) for update in updates.values()} == {2 if both.kind == "lora" else 1}
+            changed = {linear for linear, update in updates.items() if update.bias_O is not None}
+            biased = {linear for linear in updates if linear_at(both.base, linear).bias is not None}
+            assert changed == (biased if both.kind == "ia3" else set())
             assert all(tensor.dtype == torch.float32 for update in updates.values() for tensor in update.factors)
 
 
 def test_two_adapters_of_one_seed_begin_alike(tiny: LanguageModel):
-    for kind in list(KINDS):
+    for kind in KINDS:
         with case(kind):
             config = adapter_config(tiny, kind, recipe().heal, LAYERS)
             layers = []
@@ -173,30 +191,26 @@ def test_two_adapters_of_one_seed_begin_alike(tiny: LanguageModel):
 # The base
 
 
-@pytest.mark.parametrize(
-    ("kind", "architecture", "dtype"),
-    [
+def test_training_leaves_the_base_bit_for_bit_as_it_was(tmp_path: Path):
+    for kind, architecture, dtype in [
         *((kind, "llama", torch.bfloat16) for kind in KINDS),
         ("pissa", "llama", torch.float32),
         ("dora", "gemma3_text", torch.float32),
         ("pissa", "gemma3_text", torch.bfloat16),
-    ],
-)
-def test_training_leaves_the_base_bit_for_bit_as_it_was(
-    kind: str, architecture: str, dtype: torch.dtype, tmp_path: Path
-):
-    base = load(tiny_models.save(architecture, tmp_path), dtype)
-    with unchanged(base):
-        trained = train_contrast(base, trait(), recipe(), CONTRAST, kind)
-    assert trained.difference.norm > 0
-    assert trained.loss_positive != trained.loss_negative
-    ids_BT = torch.tensor([prompts(base)[2]])
-    with torch.no_grad():
-        before = base.model(input_ids=ids_BT).logits
-        with trained.difference.applied(base, 0.0):
-            assert torch.equal(base.model(input_ids=ids_BT).logits, before)
-        with trained.difference.applied(base, 1.0):
-            assert not torch.equal(base.model(input_ids=ids_BT).logits, before)
+    ]:
+        with case(kind, architecture, dtype):
+            base = load(tiny_models.save(architecture, tmp_path / f"{kind}-{architecture}-{dtype}"), dtype)
+            with unchanged(base):
+                trained = train_contrast(base, trait(), recipe(), CONTRAST, kind)
+            assert trained.difference.norm > 0
+            assert trained.loss_positive != trained.loss_negative
+            ids_BT = torch.tensor([prompts(base)[2]])
+            with torch.no_grad():
+                before = base.model(input_ids=ids_BT).logits
+                with trained.difference.applied(base, 0.0):
+                    assert torch.equal(base.model(input_ids=ids_BT).logits, before)
+                with trained.difference.applied(base, 1.0):
+                    assert not torch.equal(base.model(input_ids=ids_BT).logits, before)
 
 
 def test_a_training_that_fails_leaves_the_base_bit_for_bit_as_it_was(tiny: LanguageModel):
@@ -308,29 +322,23 @@ def test_a_nested_model_s_linears_are_known_by_their_full_names(tmp_path: Path):
     assert layers.keys() == {name for layer in LAYERS for name in linear_names(nested, [layer])}
 
 
-# The script
+# The command
 
 
-def script(*words: str, folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "scripts" / "weight_difference.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-
-
-def test_the_script_writes_a_difference_that_fits_its_model_and_says_where(tiny: LanguageModel, tmp_path: Path):
+def test_the_command_writes_a_difference_that_fits_its_model_and_says_where(tiny: LanguageModel, tmp_path: Path):
     (tmp_path / "warm.yaml").write_text(json.dumps(trait().to_json()))  # JSON is YAML
     words = [
-        "trait=warm.yaml",
+        f"trait={tmp_path / 'warm.yaml'}",
         "recipe=smoke",
         f"model.name={tiny.name}",
         "model.dtype=float32",
         "adapter=oft",
         "samples=1",
-        "out=x.safetensors",
+        f"out={tmp_path / 'x.safetensors'}",
     ]
-    words += ["compute.threads=1", *LOOSE, "heal.epochs=1"]
-    done = script(*words, folder=tmp_path)
+    done = heal("weight-difference", *words, f"compute.threads={machine.threads()}", *LOOSE, "heal.epochs=1")
     assert done.returncode == 0, done.stderr
-    assert "x.safetensors" in done.stdout
+    assert str(tmp_path / "x.safetensors") in done.stdout
     assert "kept 4 of 4 as warm" in done.stdout
     loaded = load_intervention(tmp_path / "x.safetensors")
     assert isinstance(loaded, WeightDifference)
@@ -339,23 +347,17 @@ def test_the_script_writes_a_difference_that_fits_its_model_and_says_where(tiny:
     assert f"{loaded.norm:.4g}" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [
+def test_a_mistake_in_the_command_s_words_is_one_line():
+    for word, message in [
         ("adapter=lorra", "did you mean 'lora'"),
         ("sampels=3", "did you mean 'samples'"),
         ("samples=0", ">= 1"),
         ("out=care", "out=care: the file's name must end in .safetensors"),
-    ],
-)
-def test_a_mistake_in_the_script_s_words_is_one_line(word: str, message: str, tmp_path: Path):
-    done = script(word, folder=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    ]:
+        refused(["weight-difference", word], message)
 
 
-def test_the_script_s_help_names_its_words(tmp_path: Path):
-    done = script("--help", folder=tmp_path)
+def test_the_command_s_help_names_its_words():
+    done = heal("weight-difference", "--help")
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("adapter=lora", "|".join(KINDS), "samples=4", "out="))
