@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heal.config import SteerConfig
 from heal.decoding import decode
-from heal.dose.calibrate import calibrate, path_divergences
+from heal.dose.calibrate import Goal, calibrate, path_divergences
 from heal.errors import RoundError, UserError
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
@@ -24,7 +24,7 @@ from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 from tests import tiny as tiny_models
 from tests.cases import case
-from tests.tiny import BLOCKS, HIDDEN, load, prompts
+from tests.tiny import HIDDEN, load, prompts
 
 TEXTS = [f"Tell me about {thing}." for thing in ("elks", "the sea", "tea", "the law", "x", "maps")]
 DOSES = [0.4, -0.7, 0.9]
@@ -70,28 +70,34 @@ def hook_count(language_model: LanguageModel) -> int:
 # Applying
 
 
-def test_no_dose_is_the_model_itself_bit_for_bit_unless_the_method_always_shifts(any_architecture: LanguageModel):
-    for name in fitting(any_architecture):
-        with case(name):
-            steering_vector, ids_BT = steering(any_architecture, name), torch.tensor([prompts(any_architecture)[2]])
-            before = logits(any_architecture, ids_BT)
-            with steering_vector.applied(any_architecture, 0.0):
-                assert torch.equal(logits(any_architecture, ids_BT), before) == (METHODS[name].neutral == 0)
-            with steering_vector.applied(any_architecture, 0.9):
-                assert not torch.allclose(logits(any_architecture, ids_BT), before, atol=1e-4)
-            assert torch.equal(logits(any_architecture, ids_BT), before)
+def test_no_dose_is_the_model_itself_bit_for_bit_unless_the_method_always_shifts(
+    architectures: dict[str, LanguageModel],
+):
+    for architecture, model in architectures.items():
+        ids_BT = torch.tensor([prompts(model)[2]])
+        before = logits(model, ids_BT)
+        for name in fitting(model):
+            with case(architecture, name):
+                steering_vector = steering(model, name)
+                with steering_vector.applied(model, 0.0):
+                    assert torch.equal(logits(model, ids_BT), before) == (METHODS[name].neutral == 0)
+                with steering_vector.applied(model, 0.9):
+                    assert not torch.allclose(logits(model, ids_BT), before, atol=1e-4)
+                assert torch.equal(logits(model, ids_BT), before)
 
 
-def test_a_dose_for_each_row_equals_separate_runs(any_architecture: LanguageModel):
-    for name in fitting(any_architecture):
-        with case(name):
-            steering_vector, ids = steering(any_architecture, name), prompts(any_architecture)[2]
-            with steering_vector.applied(any_architecture, DOSES):
-                together = logits(any_architecture, torch.tensor([ids] * len(DOSES)))
-            for row, dose in enumerate(DOSES):
-                with steering_vector.applied(any_architecture, dose):
-                    alone = logits(any_architecture, torch.tensor([ids]))[0]
-                torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
+def test_a_dose_for_each_row_equals_separate_runs(architectures: dict[str, LanguageModel]):
+    for architecture, model in architectures.items():
+        ids = prompts(model)[2]
+        for name in fitting(model):
+            with case(architecture, name):
+                steering_vector = steering(model, name)
+                with steering_vector.applied(model, DOSES):
+                    together = logits(model, torch.tensor([ids] * len(DOSES)))
+                for row, dose in enumerate(DOSES):
+                    with steering_vector.applied(model, dose):
+                        alone = logits(model, torch.tensor([ids]))[0]
+                    torch.testing.assert_close(together[row], alone, rtol=1e-3, atol=1e-3)
 
 
 def test_rows_that_share_a_prefix_tree_are_shifted_as_each_alone(tiny: LanguageModel):
@@ -118,15 +124,16 @@ def test_a_shift_while_decoding_is_the_one_while_scoring(tiny: LanguageModel):
 
 
 def test_a_half_precision_model_keeps_its_dtype_and_its_identity(tiny_folder: Path, tiny_trait: Trait):
+    half = load(tiny_folder, torch.bfloat16)
+    ids_BT = torch.tensor([prompts(half)[0]])
+    before = logits(half, ids_BT)
     for name in NAMES:
         with case(name):
-            half = load(tiny_folder, torch.bfloat16)
-            steering_vector, ids_BT = vector_of(half, tiny_trait, name), torch.tensor([prompts(half)[0]])
-            before = logits(half, ids_BT)
+            steering_vector = vector_of(half, tiny_trait, name)
             with steering_vector.applied(half, 0.7):
-                found = logits(half, ids_BT)
-            assert found.dtype == torch.bfloat16
-            assert found.isfinite().all()
+                shifted = logits(half, ids_BT)
+            assert shifted.dtype == torch.bfloat16
+            assert shifted.isfinite().all()
             with steering_vector.applied(half, 0.0):
                 assert torch.equal(logits(half, ids_BT), before) == (METHODS[name].neutral == 0)
 
@@ -155,15 +162,16 @@ def test_beyond_the_largest_coefficient_that_one_counts(tiny: LanguageModel):
                     assert torch.equal(logits(tiny, ids_BT), expected)
 
 
-def test_one_cluster_of_chars_answers_as_mean_diff_does(any_architecture: LanguageModel, tiny_trait: Trait):
+def test_one_cluster_of_chars_answers_as_mean_diff_does(architectures: dict[str, LanguageModel], tiny_trait: Trait):
     single = settings("chars") | {"clusters": 1}
-    one = extract(any_architecture, tiny_trait, TEXTS, "chars", [1, 2], settings=single)
-    ids_BT = torch.tensor([prompts(any_architecture)[1]])
-    found = []
-    for steering_vector in (one, steering(any_architecture, "mean_diff")):
-        with steering_vector.applied(any_architecture, 2.5):
-            found.append(logits(any_architecture, ids_BT))
-    assert torch.equal(*found)
+    for name, model in architectures.items():
+        with case(name):
+            one = extract(model, tiny_trait, TEXTS, "chars", [1, 2], settings=single)
+            ids_BT, shifted = torch.tensor([prompts(model)[1]]), []
+            for steering_vector in (one, steering(model, "mean_diff")):
+                with steering_vector.applied(model, 2.5):
+                    shifted.append(logits(model, ids_BT))
+            assert torch.equal(*shifted)
 
 
 # Extracting
@@ -267,7 +275,6 @@ def test_a_vector_for_modules_that_a_model_does_not_have_is_refused(tiny: Langua
     with pytest.raises(UserError, match=r"block\.1\.self_attn\.o_proj does not fit"), foreign.applied(opt, 1.0):
         pass
     assert hook_count(opt) == 0
-    assert BLOCKS > 2
 
 
 # Dosing
@@ -277,20 +284,16 @@ def test_each_method_can_be_dosed_and_then_decodes_finite_logits(tiny: LanguageM
     for name in NAMES:
         with case(name):
             steering_vector, asked, method = steering(tiny, name), prompts(tiny)[:3], METHODS[name]
-            found = calibrate(
+            calibration = calibrate(
                 lambda coefficients, v=steering_vector: path_divergences(tiny, v, coefficients, prompts(tiny)[:3], 6),
                 None,
-                0.3,
-                0.05,
-                None,
-                3,
-                5,
-                "student",
+                Goal(0.3, 0.05, candidates=3, max_passes=5),
                 dosing=steering_vector.dosing,
             )
-            assert found.on_target == (abs(found.value - 0.3) <= 0.05)
-            assert found.c_star <= (method.largest or math.inf)
-            assert [entry.c for entry in found.history if entry.c == 0] == ([] if method.neutral == 0 else [0.0])
-            assert math.isfinite(found.value)
-            said = decode(tiny, asked, 6, steering_vector, [found.c_star] * len(asked))
+            assert calibration.on_target == (abs(calibration.value - 0.3) <= 0.05)
+            assert calibration.c_star <= (method.largest or math.inf)
+            at_zero = [divergence.c for divergence in calibration.history if divergence.c == 0]
+            assert at_zero == ([] if method.neutral == 0 else [0.0])
+            assert math.isfinite(calibration.value)
+            said = decode(tiny, asked, 6, steering_vector, [calibration.c_star] * len(asked))
             assert all(path.finite and path.ids for path in said)

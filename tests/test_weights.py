@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -55,34 +56,36 @@ def with_weights(language_model: LanguageModel, change: WeightDifference, c: flo
 # Applying
 
 
-def test_coefficient_zero_is_the_model_itself_bit_for_bit(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[2]
-    before = logits(any_architecture, ids)
-    with difference(any_architecture, size=1e3).applied(any_architecture, 0.0):
-        assert torch.equal(logits(any_architecture, ids), before)
+def test_coefficient_zero_is_the_model_itself_bit_for_bit(architectures: dict[str, LanguageModel]):
+    for name, model in architectures.items():
+        with case(name):
+            ids = prompts(model)[2]
+            before = logits(model, ids)
+            with difference(model, size=1e3).applied(model, 0.0):
+                assert torch.equal(logits(model, ids), before)
 
 
-def test_a_coefficient_gives_the_logits_of_the_changed_weights(any_architecture: LanguageModel):
-    for c in [1.0, -0.7]:
-        with case(c):
-            ids = prompts(any_architecture)[2]
-            change = difference(any_architecture)
-            expected = logits(with_weights(any_architecture, change, c), ids)
-            with change.applied(any_architecture, c):
-                found = logits(any_architecture, ids)
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
-            assert not torch.allclose(found, logits(any_architecture, ids), atol=0.1)
+def test_a_coefficient_gives_the_logits_of_the_changed_weights(architectures: dict[str, LanguageModel]):
+    for (name, model), c in product(architectures.items(), (1.0, -0.7)):
+        with case(name, c):
+            ids, change = prompts(model)[2], difference(model)
+            expected = logits(with_weights(model, change, c), ids)
+            with change.applied(model, c):
+                shifted = logits(model, ids)
+            torch.testing.assert_close(shifted, expected, rtol=1e-3, atol=2e-3)
+            assert not torch.allclose(shifted, logits(model, ids), atol=0.1)
 
 
-def test_a_coefficient_for_each_row_equals_separate_runs(any_architecture: LanguageModel):
-    ids = prompts(any_architecture)[2]
+def test_a_coefficient_for_each_row_equals_separate_runs(architectures: dict[str, LanguageModel]):
     coefficients = [0.0, 1.0, -0.5]
-    change = difference(any_architecture)
-    with torch.no_grad(), change.applied(any_architecture, coefficients):
-        together = any_architecture.model(input_ids=torch.tensor([ids] * len(coefficients))).logits
-    for row, coefficient in enumerate(coefficients):
-        with change.applied(any_architecture, coefficient):
-            torch.testing.assert_close(together[row], logits(any_architecture, ids), rtol=1e-4, atol=1e-3)
+    for name, model in architectures.items():
+        with case(name):
+            ids, change = prompts(model)[2], difference(model)
+            with torch.no_grad(), change.applied(model, coefficients):
+                together = model.model(input_ids=torch.tensor([ids] * len(coefficients))).logits
+            for row, coefficient in enumerate(coefficients):
+                with change.applied(model, coefficient):
+                    torch.testing.assert_close(together[row], logits(model, ids), rtol=1e-4, atol=1e-3)
 
 
 def test_rows_of_a_packed_pass_score_as_each_row_alone(tiny: LanguageModel):
@@ -204,20 +207,14 @@ def test_a_file_says_itself_which_intervention_it_holds(tiny: LanguageModel, tmp
     assert isinstance(load_intervention(save(difference(tiny), tmp_path)), WeightDifference)
 
 
-def test_garbage_is_refused(tmp_path: Path):
-    for content in [b"", b"no safetensors file", b"\x00" * 64]:
-        with case(content):
-            path = tmp_path / "x.safetensors"
+def test_garbage_and_a_missing_file_are_refused(tmp_path: Path):
+    path = tmp_path / "x.safetensors"
+    for content in [None, b"", b"no safetensors file", b"\x00" * 64]:
+        if content is not None:
             path.write_bytes(content)
-            for read in (WeightDifference.load, load_intervention):
-                with pytest.raises(UserError, match=r"x\.safetensors: not a"):
-                    read(path)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path):
-    for read in (WeightDifference.load, load_intervention):
-        with pytest.raises(UserError, match=r"x\.safetensors"):
-            read(tmp_path / "x.safetensors")
+        for read in (WeightDifference.load, load_intervention):
+            with case(content, read), pytest.raises(UserError, match=r"x\.safetensors: not a"):
+                read(path)
 
 
 _SAID = {"kind": "weight_difference", "model": "m", "trait": "t", "c_star": "null", "settings": "{}"}
