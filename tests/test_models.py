@@ -272,11 +272,11 @@ def test_an_attention_kernel_that_the_model_does_not_have_says_what_to_set(tmp_p
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path):
-    assert "not found" in refusal(tmp_path / "nowhere")
+    assert "found neither as a folder nor on the hub" in refusal(tmp_path / "nowhere")
 
 
 def test_a_hub_model_that_is_not_there_is_refused():
-    assert "not found" in refusal(Path("no-such-owner/no-such-model"))
+    assert "found neither as a folder nor on the hub" in refusal(Path("no-such-owner/no-such-model"))
 
 
 def test_a_folder_may_be_given_from_the_home_folder_on(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
