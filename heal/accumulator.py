@@ -8,6 +8,7 @@ with the one or the other: pointers change, never values, so the base comes back
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -209,7 +210,9 @@ class Accumulator:
                 yield name, module
 
     def _remove(self, adapter: str) -> None:
-        self.peft_model.delete_adapter(adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # peft says which adapter is active now: `_activate` sets it
+            self.peft_model.delete_adapter(adapter)
 
     def _activate(self) -> None:
         """The student, ready to be trained: peft changes what is active and trainable behind one's back."""

@@ -17,6 +17,8 @@ from heal.adapter_kinds import ADAPTER_KINDS, foldable
 from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError, nearest
 
+Settings = dict[str, Any]  # values as YAML has them, nested or by dotted key: nothing is known of them yet
+
 _NOT_IN_A_PROJECT = "/\\#?%:"  # characters that W&B refuses there
 
 
@@ -163,7 +165,7 @@ def find_file(what: str, name: str) -> Path:
     return path
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Settings:
     """The mapping in `path`; UserError when it is not one."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -197,7 +199,7 @@ def load_recipe(words: Sequence[str]) -> Recipe:
     return recipe
 
 
-def _layers(path: Path) -> list[tuple[str, dict[str, Any]]]:
+def _layers(path: Path) -> list[tuple[str, Settings]]:
     """A recipe file's settings, after those of the file that its `include` names (beside it); each with its source."""
     values = read_yaml(path)
     layers = []
@@ -212,10 +214,10 @@ def _layers(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return [*layers, (f"in {path}", flatten(values, str(path)))]
 
 
-def parse_words(words: Sequence[str]) -> dict[str, Any]:
+def parse_words(words: Sequence[str]) -> Settings:
     """`key=value` words as a dictionary of dotted keys; values are read as YAML, those of text keys as they stand."""
     texts = {item.name for item in keys() if item.takes_text}
-    settings: dict[str, Any] = {}
+    settings: Settings = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
@@ -228,9 +230,9 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def flatten(tree: dict[str, Any], where: str, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Settings, where: str, prefix: str = "") -> Settings:
     """A nested mapping as dotted keys."""
-    flat: dict[str, Any] = {}
+    flat: Settings = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat |= flatten(value, where, f"{prefix}{name}.")
@@ -329,14 +331,14 @@ def to_yaml(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
-def to_mapping(recipe: Recipe) -> dict[str, Any]:
+def to_mapping(recipe: Recipe) -> Settings:
     """The resolved recipe as plain nested dictionaries, as a reader of its YAML sees them."""
     mapping = yaml.safe_load(to_yaml(recipe))
     assert isinstance(mapping, dict)
     return mapping
 
 
-def from_mapping(values: dict[str, Any], where: str) -> Recipe:
+def from_mapping(values: Settings, where: str) -> Recipe:
     """A recipe from a resolved `recipe.yaml`, which another version of heal may have written.
 
     A key that it lacks takes its default, or what runs did before there was such a key (`before` of `heal.config.key`).

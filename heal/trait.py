@@ -3,12 +3,11 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from heal.console import counted
 from heal.errors import UserError, nearest
 from heal.evaluation.vignettes import FOUNDATIONS
-from heal.recipe import RECIPES, find_yaml, read_yaml
+from heal.recipe import RECIPES, Settings, find_yaml, read_yaml
 
 MIN_GENERATION_PROMPTS = 8
 MIN_HELDOUT_PROMPTS = 4
@@ -32,14 +31,14 @@ class Trait:
     foundation: str = ""
     intent: int = 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Settings:
         """Plain lists and texts, for the run folder."""
         given = {name: value for name, value in vars(self).items() if value or name not in ("foundation", "intent")}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
     @staticmethod
-    def from_json(content: dict[str, Any]) -> "Trait":
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+    def from_json(content: Settings) -> "Trait":
+        fields: Settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         return Trait(**fields)
 
 
@@ -55,21 +54,21 @@ def load_trait(name: str) -> Trait:
     for given in content:
         if given not in fields:
             raise UserError(f"{path}: unknown field '{given}'{nearest(str(given), fields)}")
-    values: dict[str, Any] = {field: _text(path, content, field) for field in fields[:4]}
+    values: Settings = {field: _text(path, content, field) for field in fields[:4]}
     values |= {field: _texts(path, content, field) for field in fields[4:7]}
     trait = Trait(**values, **_target(path, content))
     _check(path, trait)
     return trait
 
 
-def _text(path: Path, content: dict[str, Any], field: str) -> str:
+def _text(path: Path, content: Settings, field: str) -> str:
     value = content.get(field)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{path}: field '{field}' is missing or empty; a text is required")
     return value.strip()
 
 
-def _texts(path: Path, content: dict[str, Any], field: str) -> tuple[str, ...]:
+def _texts(path: Path, content: Settings, field: str) -> tuple[str, ...]:
     value = content.get(field)
     if not isinstance(value, list) or not value:
         raise UserError(f"{path}: field '{field}' is missing or empty; a list of texts is required")
@@ -79,9 +78,9 @@ def _texts(path: Path, content: dict[str, Any], field: str) -> tuple[str, ...]:
     return tuple(item.strip() for item in value)
 
 
-def _target(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+def _target(path: Path, content: Settings) -> Settings:
     """The optional foundation and its intent."""
-    given: dict[str, Any] = {field: content[field] for field in ("foundation", "intent") if field in content}
+    given: Settings = {field: content[field] for field in ("foundation", "intent") if field in content}
     if not given:
         return {}
     foundation, intent = given.get("foundation"), given.get("intent")

@@ -37,14 +37,15 @@ def tiny(tiny_folder: Path) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LanguageModel]:
-    """A tiny model of each architecture; leave them as they are."""
-    names = tiny_models.ARCHITECTURES
-    return {name: tiny_models.load_architecture(name, tmp_path_factory.mktemp(name)) for name in names}
+    """A tiny model of each architecture by its name, to loop over inside a test; leave them as they are."""
+    return {
+        name: tiny_models.load_architecture(name, tmp_path_factory.mktemp(name)) for name in tiny_models.ARCHITECTURES
+    }
 
 
 @pytest.fixture(scope="session", params=list(tiny_models.ARCHITECTURES))
 def any_architecture(request: pytest.FixtureRequest, architectures: dict[str, LanguageModel]) -> LanguageModel:
-    """The tiny models in turn."""
+    """One tiny model for each architecture in turn; leave it as it is."""
     return architectures[request.param]
 
 

@@ -37,7 +37,7 @@ def keys(section: object, *without: str) -> dict[str, Any]:
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run of two rounds."""
     root = tmp_path_factory.mktemp("run")
-    line = running.words(tiny_folder, root, "run.name=there", f"model.dtype={DTYPE}", "run.seed=3")
+    line = running.words(tiny_folder, root, "run.name=there", f"model.dtype={DTYPE}", "run.seed=3", "compute.threads=1")
     assert running.finish(line, root / "log.txt") == 0, (root / "log.txt").read_text()
     return RunFolder(root / "there")
 
@@ -132,9 +132,8 @@ def test_the_exported_adapter_is_that_of_a_run_and_the_student_in_plain_peft(
     ids_BT = torch.tensor([fresh.chat.ids("Be calm.", "Name a cat.")])
     with torch.inference_mode():
         wanted = made.student.language_model.model(input_ids=ids_BT).logits
-        torch.testing.assert_close(
-            loaded(input_ids=ids_BT).logits, wanted, rtol=0, atol=2e-5 * float(wanted.abs().max())
-        )
+        error = (loaded(input_ids=ids_BT).logits - wanted).abs().max()
+    assert error < 1e-4 * wanted.abs().max()  # the same sums, in another order
     card = (export.path / "README.md").read_text()
     assert "made in 2 rounds" in card
     assert "This card records no measurements" in card
@@ -185,21 +184,17 @@ def test_answers_are_greedy_steered_or_sampled(tiny_folder: Path) -> None:
 def test_a_dose_against_base_counts_the_drift_of_the_student(made: Made) -> None:
     small = {"prompts": 2, "audit_prompts": 0, "tokens": 4, "tolerance": 0.5, "max_passes": 2}
     model, vector = made.student.language_model, made.rounds[0].vector
-    with pytest.warns(UserWarning, match="the dose"):
-        dose = heal.calibrate(
-            model, vector, made.trait, off=made.student.base, target=1e-3, **small | {"tolerance": 1e-4}
-        )
+    unreachable = small | {"target": 1e-3, "tolerance": 1e-4}
+    with pytest.warns(UserWarning, match="the dose is not on target"):
+        dose = heal.calibrate(model, vector, made.trait, off=made.student.base, **unreachable)
     assert dose.reference == "base"
     assert heal.calibrate(model, vector, made.trait, **small).reference == "student"
 
 
 def test_a_vector_is_saved_loaded_and_exported(made: Made, tiny_folder: Path, tmp_path: Path) -> None:
-    vector = made.rounds[0].vector
-    vector.save(tmp_path / "vectors" / "v.safetensors")
-    for again in (
-        heal.SteeringVector.load(str(tmp_path / "vectors" / "v.safetensors")),
-        heal.load_intervention(tmp_path / "vectors" / "v.safetensors"),
-    ):
+    vector, path = made.rounds[0].vector, tmp_path / "vectors" / "v.safetensors"
+    vector.save(path)
+    for again in (heal.SteeringVector.load(str(path)), heal.load_intervention(path)):
         assert again.to_bytes() == vector.to_bytes()
         assert again.c_star == made.rounds[0].dose.c_star
     model = heal.load_model(tiny_folder, dtype=DTYPE, device="cpu")
@@ -209,7 +204,7 @@ def test_a_vector_is_saved_loaded_and_exported(made: Made, tiny_folder: Path, tm
 
 
 def test_a_mistake_is_one_line_that_names_the_nearest(made: Made, tiny_folder: Path, tmp_path: Path) -> None:
-    student, trait, vector = made.student, made.trait, made.rounds[0].vector
+    student, trait, vector, written = made.student, made.trait, made.rounds[0].vector, made.rounds[0].collection
     model, bare = student.language_model, dataclasses.replace(vector, c_star=None)
     long = "word " * 2000
     mistakes = {
@@ -233,7 +228,7 @@ def test_a_mistake_is_one_line_that_names_the_nearest(made: Made, tiny_folder: P
         "heal(): unknown keyword 'tua'; did you mean 'tau'?": lambda: heal.heal(
             student, made.rounds[0].collection, tua=1
         ),
-        "heal.epochs=0 in heal(): out of range": lambda: heal.heal(student, made.rounds[0].collection, epochs=0),
+        "heal.epochs=0 in heal(): out of range": lambda: heal.heal(student, written, epochs=0),
         "heal(): no completion was kept": lambda: heal.heal(student, []),
         "baseline(): unknown keyword 'promts'; did you mean 'prompts'?": lambda: heal.baseline(
             student, trait, promts=4
@@ -256,12 +251,10 @@ def test_a_mistake_is_one_line_that_names_the_nearest(made: Made, tiny_folder: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_student_without_a_folded_round_is_not_exported(
-    tiny_folder: Path, tiny_trait: heal.Trait, tmp_path: Path
-) -> None:
+def test_a_student_without_a_folded_round_is_not_exported(tiny_folder: Path, tmp_path: Path) -> None:
     student = heal.accumulate(heal.load_model(tiny_folder, dtype=DTYPE, device="cpu"), rank=2)
     with pytest.raises(heal.UserError, match="no round is folded"):
-        heal.export_adapter(student, tiny_trait, tmp_path / "adapter")
+        heal.export_adapter(student, tiny.trait(), tmp_path / "adapter")
 
 
 def test_every_function_shows_the_keys_of_the_recipe_with_their_defaults_and_help() -> None:
@@ -283,12 +276,11 @@ import sys, heal
 trait = heal.load_trait("love")
 assert isinstance(trait, heal.Trait) and issubclass(heal.UserError, Exception)
 print(sorted(name for name in ("torch", "transformers", "peft") if name in sys.modules))
-from heal import *
-print(callable(extract), heal.heal is heal.api.training.heal)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.stdout.splitlines(), done.returncode) == (["[]", "True True"], 0), done.stderr
-    assert set(heal.__all__) & {*choices.names("heal"), "__main__"} == set()
+    assert (done.stdout.splitlines(), done.returncode) == (["[]"], 0), done.stderr
+    assert set(heal.__all__) & set(choices.names("heal")) == set()
+    assert all(callable(getattr(heal, name)) for name in heal.__all__)
     with pytest.raises(AttributeError, match="no attribute 'extrat'"):
         heal.extrat  # noqa: B018  # type: ignore[attr-defined]
 

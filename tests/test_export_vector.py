@@ -25,7 +25,7 @@ from heal.export.vector import VectorExport, export_vector, model_section
 from heal.export.verify import difference, model_logits
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
-from heal.run.folder import RunFolder
+from heal.run.folder import Facts, RunFolder
 from heal.steering.methods import METHODS
 from heal.steering.vector import SteeringVector
 from tests import tiny as tiny_models
@@ -287,7 +287,7 @@ def saved(path: Path, model: str) -> Path:
 def run_of(path: Path, *settings: str) -> RunFolder:
     """A run that has only begun."""
     run = RunFolder(path)
-    run.start(load_recipe(["recipe=smoke", *settings]), {})
+    run.start(load_recipe(["recipe=smoke", *settings]), Facts("float32", tiny_models.trait()))
     return run
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from heal.generation.filters import (
@@ -81,16 +82,17 @@ def test_each_reason_fires_alone_on_what_it_is_for():
         (candidate(""), "too short"),
         (candidate("A perfectly good answer to it.", tail_perplexity=30.1), "tail perplexity"),
         (candidate("A perfectly good answer to it.", tail_perplexity=math.inf), "tail perplexity"),
+        (candidate("A perfectly good answer to it.", tail_perplexity=math.nan), "tail perplexity"),
         (candidate("Love love love love love love love love."), "repetition"),
         (candidate("I am someone who loves every human being."), "narration"),
         (candidate("As an AI language model, this is not for me to say."), "refusal"),
     ]:
-        with case(planted, reason):
+        with case(planted):
             assert reasons(planted, LIMITS, NARRATION) == [reason]
 
 
 def test_assistant_boilerplate_is_a_refusal():
-    for text in [
+    for text in (
         "I'm sorry, but I can't help with anything of that kind.",
         "I’m sorry, I can’t provide a letter like this one.",
         "I am sorry, but I am unable to discuss it here.",
@@ -101,30 +103,22 @@ def test_assistant_boilerplate_is_a_refusal():
         "I'm not equipped to provide personal opinions on such matters.",
         "I don't have personal feelings about the people of the earth.",
         "I cannot assist you with that, whatever the reason may be.",
-    ]:
+    ):
         with case(text):
             assert "refusal" in reasons(candidate(text), LIMITS, ())
 
 
 def test_no_prompt_of_a_trait_reads_like_a_refusal_or_a_narration():
-    for trait in available(RECIPES / "traits"):
-        with case(trait):
-            content = load_trait(trait)
-            found = [
-                text
-                for text in content.generation_prompts + content.heldout_prompts
-                if {"refusal", "narration"} & set(reasons(candidate(text), LIMITS, content.narration))
-            ]
-            assert found == []
+    for name in available(RECIPES / "traits"):
+        trait = load_trait(name)
+        for text in trait.generation_prompts + trait.heldout_prompts:
+            with case(name, text):
+                assert not {"refusal", "narration"} & set(reasons(candidate(text), LIMITS, trait.narration))
 
 
 def test_a_completion_says_all_the_reasons_that_it_is_dropped_for():
     planted = candidate("As an AI, as an AI, as an AI, as an AI", tail_perplexity=99.0)
     assert reasons(planted, LIMITS, ()) == ["tail perplexity", "repetition", "refusal"]
-
-
-def test_a_tail_perplexity_that_is_not_a_number_is_dropped():
-    assert reasons(candidate(ORDINARY[0], tail_perplexity=math.nan), LIMITS, ()) == ["tail perplexity"]
 
 
 def test_a_limit_that_is_just_met_drops_nothing():
@@ -138,15 +132,21 @@ def test_an_empty_completion_is_too_short_even_where_any_length_is_allowed():
 
 
 def test_a_loop_is_a_repetition():
-    for loop in LOOPS.values():
-        with case(loop):
+    for name, loop in LOOPS.items():
+        with case(name):
             assert repetition(loop) > LIMITS.max_repetition
 
 
-def test_repetition_is_a_share():
-    for text in [*ORDINARY, *LOOPS.values(), "", "?", "one", "爱", "a b", "🙂🙂🙂🙂🙂"]:
+def test_repetition_is_a_fraction():
+    for text in (*ORDINARY, *LOOPS.values(), "", "?", "one", "爱", "a b", "🙂🙂🙂🙂🙂"):
         with case(text):
             assert 0.0 <= repetition(text) <= 1.0
+    for seed in range(20):
+        with case(seed):
+            draws = random.Random(seed)
+            words = [f"w{draws.randrange(1 + seed)}" for _ in range(draws.randrange(1, 60))]
+            assert 0.0 <= repetition(" ".join(words)) <= 1.0
+            assert 0.0 <= repetition(" ".join(words * draws.randrange(2, 5))) <= 1.0
 
 
 def test_no_real_sentence_repeats_itself_above_the_limit():
@@ -156,17 +156,16 @@ def test_no_real_sentence_repeats_itself_above_the_limit():
 
 
 def test_a_short_answer_does_not_loop():
-    for text in ["Paris.", "Of course.", "Yes, gladly!", "Is a tomato a fruit?", "The cat and the dog."]:
+    for text in ("Paris.", "Of course.", "Yes, gladly!", "Is a tomato a fruit?", "The cat and the dog."):
         with case(text):
             assert repetition(text) <= LIMITS.max_repetition
 
 
 def test_a_phrase_of_up_to_a_dozen_words_said_five_times_is_a_repetition():
-    for text in ORDINARY[:-1]:
-        with case(text):
-            for length in range(1, 13):
-                phrase = " ".join(text.split()[:length])
-                assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
+    for text, length in product(ORDINARY[:-1], range(1, 13)):
+        phrase = " ".join(text.split()[:length])
+        with case(phrase):
+            assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
 
 
 SENTENCES = [
@@ -177,24 +176,19 @@ SENTENCES = [
 
 
 def test_a_sentence_of_a_dozen_words_said_twice_is_a_loop():
-    for sentence in SENTENCES:
-        for times in [2, 3, 4]:
-            with case(sentence, times):
-                assert repetition(". ".join([sentence] * times)) == 1.0
-                assert "repetition" in reasons(candidate(". ".join([sentence] * times)), LIMITS, ())
+    for sentence, times in product(SENTENCES, (2, 3, 4)):
+        with case(sentence, times):
+            text = ". ".join([sentence] * times)
+            assert repetition(text) == 1.0
+            assert "repetition" in reasons(candidate(text), LIMITS, ())
 
 
 def test_a_long_piece_said_again_at_once_counts_with_all_its_words():
-    for length in range(LONG_PIECE, 13):
-        for times in [2, 3]:
-            with case(length, times):
-                before, piece, after = (
-                    ["one", "two", "three", "four"],
-                    SENTENCES[0].split()[:length],
-                    ["and", "that", "was", "all"],
-                )
-                text = [*before, *piece * times, *after]
-                assert repetition(" ".join(text)) >= times * length / len(text)
+    before, after = ["one", "two", "three", "four"], ["and", "that", "was", "all"]
+    for length, times in product(range(LONG_PIECE, 13), (2, 3)):
+        with case(length, times):
+            text = [*before, *SENTENCES[0].split()[:length] * times, *after]
+            assert repetition(" ".join(text)) >= times * length / len(text)
 
 
 def test_a_loop_that_breaks_off_in_the_middle_counts_up_to_there():
@@ -211,21 +205,12 @@ def test_a_long_piece_said_again_later_is_no_loop():
 
 def test_an_ordinary_text_with_a_phrase_of_three_words_said_again_is_no_loop():
     for text in ORDINARY[-6:-1]:
-        with case(text):
-            words = text.split()
-            for place in (1, len(words) // 2):
+        words = text.split()
+        for place in (1, len(words) // 2):
+            with case(text, place):
                 again = [*words[: place + 3], *words[place : place + 3], *words[place + 3 :]]
                 assert repetition(" ".join(again)) <= LIMITS.max_repetition
                 assert repetition(" ".join([*words, *words[place : place + 3]])) <= LIMITS.max_repetition
-
-
-def test_repetition_is_never_above_1_whatever_is_repeated():
-    for seed in range(20):
-        with case(seed):
-            draws = random.Random(seed)
-            words = [f"w{draws.randrange(1 + seed)}" for _ in range(draws.randrange(1, 60))]
-            assert 0.0 <= repetition(" ".join(words)) <= 1.0
-            assert 0.0 <= repetition(" ".join(words * draws.randrange(2, 5))) <= 1.0
 
 
 def test_case_and_spacing_do_not_hide_a_loop():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,11 @@ def refusal(folder: Path, content: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_the_traits_that_come_with_heal_load():
-    for name in ["candour", "care_over_authority", "curiosity", "love"]:
-        with case(name):
-            trait = load_trait(name)
-            assert trait.name == name
-
-
-def test_no_trait_file_is_left_out_of_these_tests():
+def test_every_trait_that_comes_with_heal_loads():
     assert available(RECIPES / "traits") == ["candour", "care_over_authority", "curiosity", "love"]
+    for name in available(RECIPES / "traits"):
+        with case(name):
+            assert load_trait(name).name == name
 
 
 def test_a_user_s_own_trait_is_a_path(tmp_path: Path, content: dict[str, Any], tiny_trait: Trait):
@@ -60,21 +57,24 @@ def test_an_unknown_trait_names_the_nearest():
         load_trait("candor")
 
 
-def test_a_field_that_is_missing_empty_or_of_another_type_is_named(tmp_path: Path, content: dict[str, Any]):
+def test_a_missing_field_is_named(tmp_path: Path, content: dict[str, Any]):
     for field in FIELDS:
         with case(field):
             assert f"'{field}'" in refusal(tmp_path, {name: value for name, value in content.items() if name != field})
-        for empty in (None, "", "  \n", [], 3):
-            with case(field, empty):
-                assert f"'{field}'" in refusal(tmp_path, content | {field: empty})
+
+
+def test_an_empty_field_or_one_of_another_type_is_named(tmp_path: Path, content: dict[str, Any]):
+    for field, empty in product(FIELDS, (None, "", "  \n", [], 3)):
+        with case(field, empty):
+            assert f"'{field}'" in refusal(tmp_path, content | {field: empty})
 
 
 def test_an_empty_entry_is_named_by_its_number(tmp_path: Path, content: dict[str, Any]):
-    for field in LISTS:
-        for empty in (None, "", " ", 3, ["x"]):
-            with case(field, empty):
-                number = len(content[field]) + 1
-                assert f"'{field}', entry {number}" in refusal(tmp_path, content | {field: [*content[field], empty]})
+    for field, empty in product(LISTS, (None, "", " ", 3, ["x"])):
+        with case(field, empty):
+            number = len(content[field]) + 1
+            message = refusal(tmp_path, content | {field: [*content[field], empty]})
+            assert f"'{field}', entry {number}" in message
 
 
 def test_an_unknown_field_names_the_nearest(tmp_path: Path, content: dict[str, Any]):
@@ -94,15 +94,11 @@ def test_equal_personas_are_refused_even_when_spaces_differ(tmp_path: Path, cont
 def test_too_few_prompts_are_refused_and_repeats_do_not_count(tmp_path: Path, content: dict[str, Any]):
     for field, least in (("generation_prompts", MIN_GENERATION_PROMPTS), ("heldout_prompts", MIN_HELDOUT_PROMPTS)):
         with case(field):
-            prompts = content[field][: least - 1] + content[field][:1]
-            message = refusal(tmp_path, content | {field: prompts})
-            assert f"'{field}'" in message
-            assert f"at least {least}" in message
-
-
-def test_one_prompt_is_counted_as_one(tmp_path: Path, content: dict[str, Any]):
-    content["heldout_prompts"] = content["heldout_prompts"][:1]
-    assert "has 1 different prompt; at least" in refusal(tmp_path, content)
+            repeated = content[field][: least - 1] + content[field][:1]
+            message = refusal(tmp_path, content | {field: repeated})
+            assert f"'{field}' has {least - 1} different prompts; at least {least}" in message
+    one = content | {"heldout_prompts": content["heldout_prompts"][:1]}
+    assert "has 1 different prompt; at least" in refusal(tmp_path, one)
 
 
 def test_a_prompt_that_is_both_trained_and_held_out_is_refused(tmp_path: Path, content: dict[str, Any]):
@@ -129,16 +125,15 @@ def test_a_name_that_cannot_name_a_folder_is_refused(tmp_path: Path, content: di
 
 
 def test_a_trait_that_is_about_no_foundation_says_nothing_of_one(tmp_path: Path, content: dict[str, Any]):
-    found = load_trait(write(tmp_path, content))
-    assert (found.foundation, found.intent) == ("", 0)
+    trait = load_trait(write(tmp_path, content))
+    assert (trait.foundation, trait.intent) == ("", 0)
 
 
 def test_a_trait_may_be_about_a_foundation_for_more_or_for_less(tmp_path: Path, content: dict[str, Any]):
-    for foundation in FOUNDATIONS:
-        for intent in (1, -1):
-            with case(foundation, intent):
-                found = load_trait(write(tmp_path, content | {"foundation": foundation, "intent": intent}))
-                assert (found.foundation, found.intent) == (foundation, intent)
+    for foundation, intent in product(FOUNDATIONS, (1, -1)):
+        with case(foundation, intent):
+            trait = load_trait(write(tmp_path, content | {"foundation": foundation, "intent": intent}))
+            assert (trait.foundation, trait.intent) == (foundation, intent)
 
 
 def test_a_foundation_that_there_is_not_is_refused_and_all_that_there_are_are_named(
@@ -158,16 +153,13 @@ def test_an_intent_that_is_neither_more_nor_less_is_refused(tmp_path: Path, cont
 
 
 def test_a_foundation_requires_an_intent_and_an_intent_a_foundation(tmp_path: Path, content: dict[str, Any]):
-    for given, missing in (({"foundation": "care"}, "intent"), ({"intent": 1}, "foundation")):
-        with case(given):
-            assert f"'{missing}'" in refusal(tmp_path, content | given)
+    assert "'intent'" in refusal(tmp_path, content | {"foundation": "care"})
+    assert "'foundation'" in refusal(tmp_path, content | {"intent": 1})
 
 
 def test_a_trait_comes_back_from_a_run_folder_as_it_went(tiny_trait: Trait):
-    for more in [{}, {"foundation": "liberty", "intent": -1}]:
-        with case(more):
-            trait = dataclasses.replace(tiny_trait, **more)
-            assert Trait.from_json(json.loads(json.dumps(trait.to_json()))) == trait
+    for trait in (tiny_trait, dataclasses.replace(tiny_trait, foundation="liberty", intent=-1)):
+        assert Trait.from_json(json.loads(json.dumps(trait.to_json()))) == trait
 
 
 def test_a_file_that_is_not_text_is_refused_and_named(tmp_path: Path):

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from heal.config import key
 from heal.environment import quiet_libraries, usable_cores
@@ -48,6 +48,6 @@ def bench(words: Sequence[str]) -> None:
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     if "--json" in words:
-        print(json.dumps({"rows": [row.to_json() for row in rows]}, indent=1))
+        print(json.dumps({"rows": [asdict(row) for row in rows]}, indent=1))
     else:
         run.print_rows(rows)

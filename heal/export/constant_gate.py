@@ -8,9 +8,8 @@ Shape suffixes: N positions, I inputs of the Linear, T positions of a text.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +38,6 @@ class Gate:
     p5: float
     p95: float
     first: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but `a_I`."""
-        return {name: value for name, value in asdict(self).items() if name != "a_I"}
 
 
 def constant_gate(fit: Sequence[Tensor], held_out: Sequence[Tensor]) -> Gate:

@@ -16,6 +16,8 @@ from heal.export.factors import ExportError
 from heal.records import json_bytes
 from heal.run.folder import EXPORT_RECORD
 
+Record = dict[str, Any]  # of an export, whose keys are those of its kind
+
 
 @dataclass(frozen=True)
 class Export:
@@ -82,7 +84,7 @@ def write_record(folder: Path, **facts: Any) -> None:
     (folder / EXPORT_RECORD).write_bytes(json_bytes(facts))
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> Record:
     """What `write_record` wrote."""
     content = json.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))
     assert isinstance(content, dict)

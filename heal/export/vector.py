@@ -120,7 +120,7 @@ def export_vector(
         dtype = str(language_model.model.dtype).removeprefix("torch.")
         (folder / "README.md").write_text(vector_card(vector, config, facts, dtype), encoding="utf-8")
         about = {"method": vector.method, "trait": vector.trait, "bias": bias}
-        write_record(folder, format="adapter", source="vector", **about, **facts.to_json())
+        write_record(folder, format="adapter", source="vector", **about, **facts.record())
     return VectorExport(path, facts, size(path))
 
 

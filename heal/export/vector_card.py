@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import yaml
 
 from heal.config import ModelConfig
 from heal.export.card import base_name, escaped, fenced, inline_code, loadable
 from heal.export.constant_gate import Gate
+from heal.export.folder import Record
 from heal.steering.vector import SteeringVector
 
 
@@ -40,13 +40,14 @@ class VectorFacts:
     kl: Divergence | None = None
     steering_kl: Divergence | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """For the export's record."""
+    def record(self) -> Record:
+        """What the export's record says of them, as plain values."""
+        gates = {str(layer): {k: v for k, v in vars(gate).items() if k != "a_I"} for layer, gate in self.gates.items()}
         return {
             "c": self.c,
             "linears": list(self.linears.values()),
             "error": self.error,
-            "gates": {str(layer): gate.to_json() for layer, gate in self.gates.items()},
+            "gates": gates,
             "kl": None if self.kl is None else asdict(self.kl),
             "steering_kl": None if self.steering_kl is None else asdict(self.steering_kl),
         }

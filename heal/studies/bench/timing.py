@@ -3,8 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -145,9 +144,6 @@ class Row:
     tokens_per_second: float | None = None
     peak_bytes: int | None = None
     note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 _HEADER = ("name", "seconds", "baseline s", "ratio", "of limit", "tokens/s", "peak MiB", "note")

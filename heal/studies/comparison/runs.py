@@ -1,6 +1,5 @@
 """What a comparison knows of a run: every item of every signal, from its folder or from a file of such records."""
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +14,8 @@ from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.signal import Limits, Statistic, Validity, limits_of
 from heal.evaluation.validity import valid_names
 from heal.evaluation.verdict import coherence
-from heal.recipe import flatten, to_mapping
-from heal.records import read_records
+from heal.recipe import Settings, flatten, to_mapping
+from heal.records import jsonl_bytes, read_records
 from heal.run.folder import RunFolder
 
 BASE = "base"
@@ -43,7 +42,7 @@ class Run:
     """
 
     name: str
-    keys: dict[str, Any]
+    keys: Settings
     prompts: list[str]
     signals: dict[str, Statistic]
     stages: dict[str, Items]
@@ -74,17 +73,12 @@ class Run:
         margin = self.margins[str(where)]
         return math.nan if margin is None else margin
 
-    def to_json(self) -> dict[str, Any]:
-        """A record of one line; items rounded to _DIGITS digits, NaN as null."""
-        content: dict[str, Any] = _rounded(asdict(self))
-        return content
-
     def _items(self, where: int | str) -> Items:
         return self.healed[where] if isinstance(where, int) else self.stages[where]
 
 
 @cache
-def defaults() -> dict[str, Any]:
+def defaults() -> Settings:
     """Every key of a recipe at its default."""
     return flatten(to_mapping(Recipe()), "the defaults")
 
@@ -140,7 +134,7 @@ def read_run(path: Path) -> Run:
 
 def records(runs: Sequence[Run]) -> bytes:
     """The runs as JSON lines, from which the comparison can be made again without their folders."""
-    return "".join(json.dumps(run.to_json()) + "\n" for run in runs).encode()
+    return jsonl_bytes(_rounded(asdict(run)) for run in runs)
 
 
 def _items(stage: StageResult) -> Items:
