@@ -31,16 +31,6 @@ class Trait:
     foundation: str = ""
     intent: int = 0
 
-    def to_json(self) -> Settings:
-        """Plain lists and texts, for the run folder."""
-        given = {name: value for name, value in vars(self).items() if value or name not in ("foundation", "intent")}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-
-    @staticmethod
-    def from_json(content: Settings) -> "Trait":
-        fields: Settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        return Trait(**fields)
-
 
 def load_trait(name: str) -> Trait:
     """The trait `name` in recipes/traits/, or in the YAML file of that path.
