@@ -25,7 +25,8 @@ LISTS = ["generation_prompts", "heldout_prompts", "narration"]
 @pytest.fixture
 def content(tiny_trait: Trait) -> dict[str, Any]:
     """A valid trait file's content, to be broken."""
-    return {name: value for name, value in asdict(tiny_trait).items() if name not in OPTIONAL}
+    fields = {name: value for name, value in asdict(tiny_trait).items() if name not in OPTIONAL}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 def write(folder: Path, content: dict[str, Any]) -> str:
@@ -44,7 +45,7 @@ def refusal(folder: Path, content: dict[str, Any]) -> str:
 
 
 def test_every_trait_that_comes_with_heal_loads():
-    assert available(RECIPES / "traits") == ["candour", "care_over_authority", "curiosity", "love"]
+    assert {"candour", "care_over_authority", "curiosity", "love"} <= set(available(RECIPES / "traits"))
     for name in available(RECIPES / "traits"):
         with case(name):
             assert load_trait(name).name == name
