@@ -162,26 +162,26 @@ def test_a_row_is_json_with_every_field():
     assert Row(**json.loads(json.dumps(asdict(row)))) == row
 
 
-@pytest.mark.parametrize("terminal", [False, True])
 def test_a_table_shows_every_row_and_leaves_blank_what_was_not_measured(
-    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    if terminal:
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TERM", "xterm-256color")
-        monkeypatch.setenv("COLUMNS", "120")
-    print_rows([Row("heal", 2.0, 6.0, 3.0, 0.25, 1234.0, 3 * 2**20, "[bold]as it is"), Row("x", 0.5)], "a round")
-    shown = capsys.readouterr().out
-    assert ("\x1b" in shown) == terminal
+    rows = [Row("heal", 2.0, 6.0, 3.0, 0.25, 1234.0, 3 * 2**20, "[bold]as it is"), Row("x", 0.5)]
+    print_rows(rows, "a round")
+    pipe = capsys.readouterr().out
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
+    print_rows(rows, "a round")
+    terminal = capsys.readouterr().out
+    assert ("\x1b" in pipe, "\x1b" in terminal) == (False, True)
     for text in ("a round", "heal", "2.000", "6.000", "3.00", "25.0%", "1,234", "3.0", "[bold]as it is", "0.500"):
-        assert text in shown
-    assert "None" not in shown
-    if not terminal:
-        _, header, first, second = shown.splitlines()
-        end = header.index("seconds") + len("seconds")
-        assert (first[:end].split()[-1], second.split()) == ("2.000", ["x", "0.500"])
+        assert text in pipe
+        assert text in terminal
+    assert "None" not in pipe + terminal
+    _, header, first, second = pipe.splitlines()
+    end = header.index("seconds") + len("seconds")
+    assert (first[:end].split()[-1], second.split()) == ("2.000", ["x", "0.500"])
 
 
 # The plain round.
@@ -229,15 +229,14 @@ def test_the_plain_statistic_is_heal_s(tiny: LanguageModel):
     assert serial.path_statistic(tiny, steering, 0.7, asked, 8) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("start", [0.01, 1.0, 300.0])
-def test_the_plain_search_finds_the_target_from_either_side(
-    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, start: float
-):
+def test_the_plain_search_finds_the_target_from_either_side(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(serial, "path_statistic", lambda model, vector, c, *rest: 3 * c**2 / (1 + c**2))
-    c, value, evaluations = serial.calibrate(tiny, vector(tiny), [], 8, 1.0, 0.01, start, 40)
-    assert abs(value - 1.0) <= 0.01
-    assert c == pytest.approx(math.sqrt(0.5), rel=0.02)
-    assert evaluations < 25
+    for start in (0.01, 1.0, 300.0):
+        with case(start):
+            c, value, evaluations = serial.calibrate(tiny, vector(tiny), [], 8, 1.0, 0.01, start, 40)
+            assert abs(value - 1.0) <= 0.01
+            assert c == pytest.approx(math.sqrt(0.5), rel=0.02)
+            assert evaluations < 25
 
 
 def test_the_plain_search_stops_at_a_jump_over_the_target_and_at_the_last_evaluation(

@@ -1,6 +1,7 @@
 """From a system prompt and a message to token ids."""
 
 from datetime import datetime
+from itertools import product
 
 import pytest
 from transformers import AutoTokenizer
@@ -60,27 +61,24 @@ def test_a_reasoning_template_opens_no_think_block():
     assert "<think>" not in Chat(tokenizer(THINKS)).text("", "Hello")
 
 
-@pytest.mark.parametrize(
-    ("template", "stamp"), [(LLAMA_3_2, "Today Date: 26 Jul 2024\n\n"), (STAMPS, "The date is 2024-07-26. ")]
-)
-def test_a_template_that_stamps_the_date_gives_the_same_prompt_on_every_day(
-    template: str, stamp: str, monkeypatch: pytest.MonkeyPatch
-):
-    chat = Chat(tokenizer(template))
-    ours, plain = [], []
-    for day in (1, 2):
+def test_a_template_that_stamps_the_date_gives_the_same_prompt_on_every_day(monkeypatch: pytest.MonkeyPatch):
+    for template, stamp in [(LLAMA_3_2, "Today Date: 26 Jul 2024\n\n"), (STAMPS, "The date is 2024-07-26. ")]:
+        with case(stamp):
+            chat = Chat(tokenizer(template))
+            ours, plain = [], []
+            for day in (1, 2):
 
-        class Clock(datetime):
-            @classmethod
-            def now(cls, day: int = day) -> datetime:
-                return datetime(2026, 1, day)
+                class Clock(datetime):
+                    @classmethod
+                    def now(cls, day: int = day) -> datetime:
+                        return datetime(2026, 1, day)
 
-        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
-        ours.append(chat.ids("Be kind.", "Hello"))
-        plain.append(chat.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False))
-    assert plain[0] != plain[1]
-    assert ours[0] == ours[1]
-    assert chat.text("Be kind.", "Hello") == stamp + Chat(tokenizer()).text("Be kind.", "Hello")
+                monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+                ours.append(chat.ids("Be kind.", "Hello"))
+                plain.append(chat.tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False))
+            assert plain[0] != plain[1]
+            assert ours[0] == ours[1]
+            assert chat.text("Be kind.", "Hello") == stamp + Chat(tokenizer()).text("Be kind.", "Hello")
 
 
 def test_a_template_without_a_date_is_left_as_it_is():
@@ -120,24 +118,23 @@ SAID = ("Sure.", "", " a\n\n", "No <b>way</b>, café", "an-answer")
 
 
 def test_prompt_answer_and_next_turn_are_the_conversation_that_the_template_renders():
-    for name in ["tiny", "embedded", "reasoning", "without system role"]:
-        with case(name):
-            templates = {"tiny": CHATML, "reasoning": THINKS, "without system role": NO_SYSTEM}
-            chat = Chat(
-                tokenizer(templates[name]) if name in templates else AutoTokenizer.from_pretrained(embedded_folder())
-            )
-            systems = ["Be kind."] if name == "embedded" else ["Be kind.", ""] if chat.takes_system else [""]
-            for system in systems:
-                for said in SAID:
-                    for user in ("And now?", "One\ntwo", "What is an-answer?"):
-                        spoken = [("user", "Hello"), ("assistant", said), ("user", user)]
-                        conversation = [{"role": role, "content": text} for role, text in spoken]
-                        if system:
-                            conversation.insert(0, {"role": "system", "content": system})
-                        whole = chat.tokenizer.apply_chat_template(
-                            conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
-                        )
-                        assert chat.text(system, "Hello") + said + chat.next_turn(user) == whole
+    embedded = AutoTokenizer.from_pretrained(embedded_folder())
+    for name, chat, systems in [
+        ("tiny", Chat(tokenizer()), ("Be kind.", "")),
+        ("embedded", Chat(embedded), ("Be kind.",)),
+        ("reasoning", Chat(tokenizer(THINKS)), ("Be kind.", "")),
+        ("without system role", Chat(tokenizer(NO_SYSTEM)), ("",)),
+    ]:
+        for system, said, user in product(systems, SAID, ("And now?", "One\ntwo", "What is an-answer?")):
+            with case(name, system, said, user):
+                turns = [("system", system), ("user", "Hello"), ("assistant", said), ("user", user)]
+                conversation = [
+                    {"role": role, "content": text} for role, text in turns if (role, text) != ("system", "")
+                ]
+                whole = chat.tokenizer.apply_chat_template(
+                    conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )
+                assert chat.text(system, "Hello") + said + chat.next_turn(user) == whole
 
 
 def test_the_next_turn_ends_the_answer_before_it_and_opens_the_next(chat: Chat):

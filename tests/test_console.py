@@ -1,4 +1,4 @@
-"""What a person sees: plain lines in a pipe, literal model text, and a finding with its duration."""
+"""What a person sees: plain lines in a pipe, literal model text, and a result with its duration."""
 
 import re
 import time
@@ -12,22 +12,28 @@ ESCAPE = "\x1b"
 MARKUP = "[bold]x[/bold] [/] [red] [link=file:///]y[/link] :smile:"
 
 
-@pytest.fixture
-def pipe(monkeypatch: pytest.MonkeyPatch) -> Console:
+def in_pipe(monkeypatch: pytest.MonkeyPatch) -> Console:
     """A console whose output is captured, as in a log file."""
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     return Console()
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Console:
     """A console that takes its output for a terminal."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
     return Console()
+
+
+BOTH = (in_pipe, on_terminal)
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Console:
+    return in_pipe(monkeypatch)
 
 
 def say_everything(console: Console) -> None:
@@ -49,66 +55,68 @@ def test_a_pipe_gets_no_escape_codes(pipe: Console, capsys: pytest.CaptureFixtur
     assert "\r" not in shown.out
 
 
-def test_a_terminal_gets_bars_and_colours(terminal: Console, capsys: pytest.CaptureFixture[str]):
+def test_a_terminal_gets_bars_and_colours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    terminal = on_terminal(monkeypatch)
     assert terminal.is_terminal
     say_everything(terminal)
     assert ESCAPE in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("where", ["pipe", "terminal"])
 def test_everything_that_was_said_is_shown_in_order(
-    where: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    say_everything(request.getfixturevalue(where))
-    shown = capsys.readouterr().out
-    said = ["round 1 of 3", "a line", "warning: a warning", "norm 3.14", "12 of 16"]
-    places = [shown.find(text) for text in said]
-    assert -1 not in places
-    assert places == sorted(places)
+    for where in BOTH:
+        with case(where.__name__):
+            say_everything(where(monkeypatch))
+            shown = capsys.readouterr().out
+            said = ["round 1 of 3", "a line", "warning: a warning", "norm 3.14", "12 of 16"]
+            places = [shown.find(text) for text in said]
+            assert -1 not in places
+            assert places == sorted(places)
 
 
-@pytest.mark.parametrize("where", ["pipe", "terminal"])
 def test_text_of_a_model_is_shown_as_it_is_and_never_as_markup(
-    where: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    console: Console = request.getfixturevalue(where)
-    console.say(MARKUP)
-    console.warn(MARKUP)
-    console.title(MARKUP)
-    with console.step("steered") as line:
-        line.result(MARKUP)
-    console.table("round 1", {"verdict": MARKUP})
-    assert capsys.readouterr().out.count(MARKUP) == 5
+    for where in BOTH:
+        with case(where.__name__):
+            console = where(monkeypatch)
+            console.say(MARKUP)
+            console.warn(MARKUP)
+            console.title(MARKUP)
+            with console.step("steered") as line:
+                line.result(MARKUP)
+            console.table("round 1", {"verdict": MARKUP})
+            assert capsys.readouterr().out.count(MARKUP) == 5
 
 
-@pytest.mark.parametrize("where", ["pipe", "terminal"])
-def test_a_stage_leaves_one_line_with_its_finding_and_its_duration(
-    where: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+def test_a_step_leaves_one_line_with_its_result_and_its_duration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    with request.getfixturevalue(where).step("calibrate") as line:
-        line.result("an earlier finding")
-        time.sleep(0.11)
-        line.result("c* = 1.25")
-    shown = capsys.readouterr().out
-    (line,) = re.findall(r"calibrate  *c\* = 1\.25  \((.*) s\)\n", shown)
-    assert 0.1 <= float(line) < 5.0
-    assert "an earlier finding" not in shown
+    for where in BOTH:
+        with case(where.__name__):
+            with where(monkeypatch).step("calibrate") as line:
+                line.result("an earlier result")
+                time.sleep(0.11)
+                line.result("c* = 1.25")
+            shown = capsys.readouterr().out
+            (seconds,) = re.findall(r"calibrate  *c\* = 1\.25  \((.*) s\)\n", shown)
+            assert 0.1 <= float(seconds) < 5.0
+            assert "an earlier result" not in shown
 
 
-@pytest.mark.parametrize("where", ["pipe", "terminal"])
-def test_a_stage_that_fails_finds_nothing(
-    where: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
-):
-    console: Console = request.getfixturevalue(where)
+def interrupted(console: Console) -> None:
+    with console.step("heal") as line:
+        line.result("loss 1.0")
+        raise KeyboardInterrupt
 
-    def work() -> None:
-        with console.step("heal") as line:
-            line.result("loss 1.0")
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert "loss 1.0" not in capsys.readouterr().out
+def test_a_step_that_fails_leaves_no_result(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for where in BOTH:
+        with case(where.__name__):
+            with pytest.raises(KeyboardInterrupt):
+                interrupted(where(monkeypatch))
+            assert "loss 1.0" not in capsys.readouterr().out
 
 
 def test_a_pipe_gets_one_line_for_each_text_however_long(pipe: Console, capsys: pytest.CaptureFixture[str]):
@@ -117,7 +125,7 @@ def test_a_pipe_gets_one_line_for_each_text_however_long(pipe: Console, capsys: 
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_a_long_stage_tells_a_pipe_how_far_it_is_and_how_long_it_will_take(
+def test_a_long_step_tells_a_pipe_how_far_it_is_and_how_long_it_will_take(
     pipe: Console, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     now = [100.0]
@@ -133,7 +141,7 @@ def test_a_long_stage_tells_a_pipe_how_far_it_is_and_how_long_it_will_take(
     assert lines[-1].endswith("(1 min 41 s)")
 
 
-def test_a_short_stage_tells_a_pipe_nothing_but_its_end(pipe: Console, capsys: pytest.CaptureFixture[str]):
+def test_a_short_step_tells_a_pipe_nothing_but_its_end(pipe: Console, capsys: pytest.CaptureFixture[str]):
     with pipe.step("extract") as line:
         for done in range(1000):
             line.progress(done, 999)

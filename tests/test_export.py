@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from heal.export import verify
 from heal.export.adapter import base_reference, export_adapter
 from heal.export.card import base_name, loadable, vllm_rank
 from heal.export.factors import ExportError, history_factors, truncate
-from heal.export.folder import read_record
+from heal.export.folder import Export, read_record
 from heal.export.merged import export_merged
 from heal.export.verify import model_logits, probes, student_logits
 from heal.models.language_model import LanguageModel
@@ -31,10 +30,9 @@ from heal.run.student import Student
 from tests import finished
 from tests import tiny as tiny_models
 from tests.cases import case
-from tests.commanded import heal
+from tests.commanded import heal, refused
 from tests.finished import RANK, ROUNDS
 
-ROOT = Path(__file__).resolve().parent.parent
 CLOSE = 1e-4  # logits
 MERGED = 1e-3  # logits; random weights amplify the rounding of merged ones (SmolLM2: 9e-5)
 
@@ -56,6 +54,22 @@ def run(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 def student(run: RunFolder) -> Student:
     """The run's student; exports leave it as it is."""
     return finished.student(run)
+
+
+@pytest.fixture(scope="module")
+def adapter(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The student's whole update as an adapter."""
+    return export_adapter(student, tmp_path_factory.mktemp("exports") / "adapter")
+
+
+@pytest.fixture(scope="module")
+def merged(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Half of the student's update, merged."""
+    return export_merged(student, tmp_path_factory.mktemp("exports") / "model", gate=0.5)
+
+
+def card(export: Export) -> str:
+    return (export.path / "README.md").read_text()
 
 
 def in_peft(student: Student, folder: Path) -> nn.Module:
@@ -81,35 +95,33 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.exists() else []
 
 
-def test_the_adapter_in_plain_peft_is_the_student(student: Student, tmp_path: Path) -> None:
-    export = export_adapter(student, tmp_path / "adapter")
-    loaded = in_peft(student, export.path)
+def test_the_adapter_in_plain_peft_is_the_student(student: Student, adapter: Export) -> None:
+    loaded = in_peft(student, adapter.path)
     assert distance(loaded, student) <= CLOSE
-    assert export.error <= CLOSE
+    assert adapter.error <= CLOSE
     assert distance(loaded, student, gate=0.0) > 100 * CLOSE  # the update is not small
 
 
-def test_auto_peft_finds_the_base_by_itself(student: Student, tmp_path: Path) -> None:
-    export = export_adapter(student, tmp_path / "adapter")
-    assert distance(AutoPeftModelForCausalLM.from_pretrained(str(export.path)).eval(), student) <= CLOSE
+def test_auto_peft_finds_the_base_by_itself(student: Student, adapter: Export) -> None:
+    assert distance(AutoPeftModelForCausalLM.from_pretrained(str(adapter.path)).eval(), student) <= CLOSE
 
 
-def test_the_adapter_is_an_ordinary_one_at_scale_1_in_float32(student: Student, tmp_path: Path) -> None:
-    export = export_adapter(student, tmp_path / "adapter")
-    config = json.loads((export.path / "adapter_config.json").read_text())
-    assert config["r"] == config["lora_alpha"] == ROUNDS * RANK == export.rank
+def test_the_adapter_is_an_ordinary_one_at_scale_1_in_float32(adapter: Export) -> None:
+    config = json.loads((adapter.path / "adapter_config.json").read_text())
+    assert config["r"] == config["lora_alpha"] == ROUNDS * RANK == adapter.rank
     assert not config["use_rslora"]
     assert not config["use_dora"]
     assert Path(config["base_model_name_or_path"]).is_absolute()
-    weights = load_file(export.path / "adapter_model.safetensors")
+    weights = load_file(adapter.path / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert all(bool(tensor.any()) for name, tensor in weights.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("gate", [0.5, -0.7])
-def test_the_gate_is_baked_in(student: Student, tmp_path: Path, gate: float) -> None:
-    export = export_adapter(student, tmp_path / "adapter", gate=gate)
-    assert distance(in_peft(student, export.path), student, gate) <= CLOSE
+def test_the_gate_is_baked_in(student: Student, tmp_path: Path) -> None:
+    for gate in (0.5, -0.7):
+        with case(gate):
+            export = export_adapter(student, tmp_path / f"adapter{gate}", gate=gate)
+            assert distance(in_peft(student, export.path), student, gate) <= CLOSE
 
 
 def test_exporting_leaves_the_student_as_it_is(student: Student, tmp_path: Path) -> None:
@@ -120,21 +132,21 @@ def test_exporting_leaves_the_student_as_it_is(student: Student, tmp_path: Path)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(before, after, strict=True))
 
 
-def test_svd_at_full_rank_is_exact(student: Student, tmp_path: Path) -> None:
-    exact = export_adapter(student, tmp_path / "exact")
+def test_svd_at_full_rank_is_exact(student: Student, adapter: Export, tmp_path: Path) -> None:
     full = export_adapter(student, tmp_path / "full", rank=ROUNDS * RANK)
     assert full.lost == 0
     assert full.error <= CLOSE
-    ours, theirs = updates(full.path), updates(exact.path)
+    ours, theirs = updates(full.path), updates(adapter.path)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
-def test_a_truncated_adapter_is_the_best_of_its_rank_and_says_what_it_lost(student: Student, tmp_path: Path) -> None:
-    exact = updates(export_adapter(student, tmp_path / "exact").path)
+def test_a_truncated_adapter_is_the_best_of_its_rank_and_says_what_it_lost(
+    student: Student, adapter: Export, tmp_path: Path
+) -> None:
     export = export_adapter(student, tmp_path / "small", rank=3)
     ours = updates(export.path)
     cut = total = 0.0
-    for name, whole in exact.items():
+    for name, whole in updates(adapter.path).items():
         u, s, vh = torch.linalg.svd(whole.double(), full_matrices=False)
         best = (u[:, :3] * s[:3]) @ vh[:3]
         assert torch.allclose(ours[name].double(), best, atol=1e-5)
@@ -151,41 +163,41 @@ def test_a_rank_above_a_layers_width_is_padded(base_folder: Path, tmp_path: Path
     assert export.error <= CLOSE
 
 
-def test_the_merged_model_is_the_student(student: Student, tmp_path: Path) -> None:
-    export = export_merged(student, tmp_path / "model", gate=0.5)
-    loaded = AutoModelForCausalLM.from_pretrained(export.path, dtype="auto").eval()
+def test_the_merged_model_is_the_student(student: Student, merged: Export, adapter: Export) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(merged.path, dtype="auto").eval()
     assert distance(loaded, student, gate=0.5) <= MERGED
-    assert export.error <= MERGED
+    assert merged.error <= MERGED
     assert distance(loaded, student, gate=0.0) > 100 * MERGED
     base = load_file(Path(student.recipe.model.name) / "model.safetensors")
-    merged = load_file(export.path / "model.safetensors")
-    for name, update in updates(export_adapter(student, tmp_path / "adapter").path).items():
+    weights = load_file(merged.path / "model.safetensors")
+    for name, update in updates(adapter.path).items():
         weight = name.removeprefix("base_model.model.") + ".weight"
-        assert torch.allclose(merged.pop(weight), base[weight] + 0.5 * update, atol=1e-6)
-    assert all(torch.equal(weight, base[name]) for name, weight in merged.items())
+        assert torch.allclose(weights.pop(weight), base[weight] + 0.5 * update, atol=1e-6)
+    assert all(torch.equal(weight, base[name]) for name, weight in weights.items())
 
 
-def test_the_merged_model_brings_its_tokenizer_template_and_every_end_token(student: Student, tmp_path: Path) -> None:
-    export = export_merged(student, tmp_path / "model")
-    tokenizer = AutoTokenizer.from_pretrained(export.path)
+def test_the_merged_model_brings_its_tokenizer_template_and_every_end_token(student: Student, merged: Export) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(merged.path)
     messages = [{"role": "user", "content": "Hello"}]
     wanted = student.model.chat.tokenizer.apply_chat_template(messages, tokenize=False)
     assert tokenizer.apply_chat_template(messages, tokenize=False) == wanted
     assert tokenizer.pad_token_id == student.model.pad_id
-    assert AutoModelForCausalLM.from_pretrained(export.path).generation_config.eos_token_id == [2, 5]
-    assert not list(export.path.glob("*.bin"))
+    assert AutoModelForCausalLM.from_pretrained(merged.path).generation_config.eos_token_id == [2, 5]
+    assert not list(merged.path.glob("*.bin"))
 
 
-@pytest.mark.parametrize("kind", list(tiny_models.ARCHITECTURES))
-def test_every_architecture_comes_out_whole(kind: str, tmp_path: Path) -> None:
-    settings = {"attention": "eager"} if kind == "gemma2" else {}
-    base = tiny_models.save(kind, tmp_path / "base")
-    student = finished.student(finished.write_run(tmp_path / "run", base, **settings))
-    assert export_adapter(student, tmp_path / "adapter").error <= CLOSE
-    export = export_merged(student, tmp_path / "model")
-    assert export.error <= MERGED
-    loaded = AutoModelForCausalLM.from_pretrained(export.path, attn_implementation=student.recipe.model.attention)
-    assert distance(loaded.eval(), student) <= MERGED
+def test_every_architecture_comes_out_whole(tmp_path: Path) -> None:
+    for kind in tiny_models.ARCHITECTURES:
+        with case(kind):
+            settings = {"attention": "eager"} if kind == "gemma2" else {}
+            base = tiny_models.save(kind, tmp_path / kind / "base")
+            student = finished.student(finished.write_run(tmp_path / kind / "run", base, **settings))
+            assert export_adapter(student, tmp_path / kind / "adapter").error <= CLOSE
+            export = export_merged(student, tmp_path / kind / "model")
+            assert export.error <= MERGED
+            attention = student.recipe.model.attention
+            loaded = AutoModelForCausalLM.from_pretrained(export.path, attn_implementation=attention)
+            assert distance(loaded.eval(), student) <= MERGED
 
 
 def test_a_bfloat16_run_exports_both_ways_and_states_the_error(base_folder: Path, tmp_path: Path) -> None:
@@ -199,9 +211,8 @@ def test_a_bfloat16_run_exports_both_ways_and_states_the_error(base_folder: Path
     assert f"{merged.error:.1e}" in (merged.path / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("free", "device"), [(1.1, "cpu"), (1.3, "cuda")])
 def test_a_merged_model_is_checked_beside_the_student_only_where_its_own_weights_fit(
-    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float, device: str
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 3 * 2**22  # of all files: far more than the student holds, as after a 4-bit run
     for part in range(3):
@@ -215,10 +226,11 @@ def test_a_merged_model_is_checked_beside_the_student_only_where_its_own_weights
         raise Loaded(where.type)
 
     monkeypatch.setattr(LanguageModel, "device", torch.device("cuda", 0))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: (int(free * size), 2 * size))
     monkeypatch.setattr(verify, "load_language_model", load)
-    with pytest.raises(Loaded, match=device):
-        verify.verify_merged(student, tmp_path, 1.0, {})
+    for free, device in ((1.1, "cpu"), (1.3, "cuda")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where, free=free: (int(free * size), 2 * size))
+        with case(free), pytest.raises(Loaded, match=device):
+            verify.verify_merged(student, tmp_path, 1.0, {})
 
 
 def test_a_run_with_an_attention_kernel_of_gpus_is_exported_on_the_cpu(
@@ -245,18 +257,16 @@ def test_an_update_below_the_rounding_of_the_weights_is_not_merged(base_folder: 
     assert not (tmp_path / "model").exists()
 
 
-def test_an_earlier_round_is_exported_without_the_later_ones(run: RunFolder, student: Student, tmp_path: Path) -> None:
-    first = finished.student(run, last_round=0)
-    export = export_adapter(first, tmp_path / "adapter")
+def test_an_earlier_round_is_exported_without_the_later_ones(run: RunFolder, adapter: Export, tmp_path: Path) -> None:
+    export = export_adapter(finished.student(run, last_round=0), tmp_path / "adapter")
     assert export.rank == RANK
-    whole, part = updates(export_adapter(student, tmp_path / "all").path), updates(export.path)
+    whole, part = updates(adapter.path), updates(export.path)
     folded = load_file(run.round(0) / "adapter" / "adapter_model.safetensors")
     for name, update in part.items():
         assert torch.allclose(update, 2 * folded[f"{name}.lora_B.weight"] @ folded[f"{name}.lora_A.weight"], atol=1e-6)
         assert not torch.allclose(update, whole[name], atol=1e-3)
-    card = (export.path / "README.md").read_text()
-    assert "round 1, healed" in card
-    assert "round 2" not in card
+    assert "round 1, healed" in card(export)
+    assert "round 2" not in card(export)
 
 
 def test_rounds_that_learned_nothing_are_not_exported(base_folder: Path, tmp_path: Path) -> None:
@@ -266,13 +276,12 @@ def test_rounds_that_learned_nothing_are_not_exported(base_folder: Path, tmp_pat
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"), [({"gate": 0.0}, "gate=0"), ({"rank": 9}, "from 1 to 8"), ({"rank": 0}, "from 1 to 8")]
-)
-def test_what_cannot_be_exported_is_said(student: Student, tmp_path: Path, settings: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        export_adapter(student, tmp_path / "adapter", **settings)
-    assert not (tmp_path / "adapter").exists()
+def test_what_cannot_be_exported_is_said(student: Student, tmp_path: Path) -> None:
+    for settings, message in [({"gate": 0.0}, "gate=0"), ({"rank": 9}, "from 1 to 8"), ({"rank": 0}, "from 1 to 8")]:
+        with case(settings):
+            with pytest.raises(UserError, match=message):
+                export_adapter(student, tmp_path / "adapter", **settings)
+            assert not (tmp_path / "adapter").exists()
 
 
 @pytest.fixture
@@ -289,13 +298,14 @@ def spoil(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("export", [export_adapter, export_merged])
-def test_an_export_that_is_not_the_student_leaves_nothing_behind(other_base, export, tmp_path: Path) -> None:
+def test_an_export_that_is_not_the_student_leaves_nothing_behind(other_base, tmp_path: Path) -> None:
     student, folder = other_base
     spoil(folder)
-    with pytest.raises(ExportError, match="from the student's"):
-        export(student, tmp_path / "exports" / "it")
-    assert leftovers(tmp_path / "exports") == []
+    for export in (export_adapter, export_merged):
+        with case(export):
+            with pytest.raises(ExportError, match="from the student's"):
+                export(student, tmp_path / "exports" / "it")
+            assert leftovers(tmp_path / "exports") == []
 
 
 def test_an_export_survives_a_later_one_that_fails(other_base, tmp_path: Path) -> None:
@@ -325,22 +335,22 @@ def test_a_folder_that_is_no_export_is_never_replaced(student: Student, base_fol
     assert sorted(path.name for path in base_folder.iterdir()) == before
 
 
-def test_the_card_shows_intervals_round_by_round_and_the_verdict(student: Student, tmp_path: Path) -> None:
-    card = (export_adapter(student, tmp_path / "adapter").path / "README.md").read_text()
-    assert "| base | 0.000 [-0.125, 0.125] |" in card
-    assert "| prompted with the persona | 0.500 [0.375, 0.625] | +0.250 [+0.125, +0.375] |" in card
-    assert "| round 1, steered | 0.500 [0.375, 0.625] |" in card
-    assert "| round 1, healed | 0.250 [0.125, 0.375] |" in card
-    assert "| round 2, healed | 1.250 [1.125, 1.375] |" in card
-    assert "0.750 [0.625, 0.875]" in card
-    assert "Verdict after round 2: **holds**" in card
-    assert "| 2 | 2.500 | 1.01 (tolerance) | not measured | 7 of 8 | 50% |" in card
-    assert "| 0.50 (tail\\_perplexity) | 0.750 [0.625, 0.875] | 0.25 [0.12, 0.38] | 3.00 [2.88, 3.12] |" in card
+def test_the_card_shows_intervals_round_by_round_and_the_verdict(adapter: Export) -> None:
+    text = card(adapter)
+    assert "| base | 0.000 [-0.125, 0.125] |" in text
+    assert "| prompted with the persona | 0.500 [0.375, 0.625] | +0.250 [+0.125, +0.375] |" in text
+    assert "| round 1, steered | 0.500 [0.375, 0.625] |" in text
+    assert "| round 1, healed | 0.250 [0.125, 0.375] |" in text
+    assert "| round 2, healed | 1.250 [1.125, 1.375] |" in text
+    assert "0.750 [0.625, 0.875]" in text
+    assert "Verdict after round 2: **holds**" in text
+    assert "| 2 | 2.500 | 1.01 (tolerance) | not measured | 7 of 8 | 50% |" in text
+    assert "| 0.50 (tail\\_perplexity) | 0.750 [0.625, 0.875] | 0.25 [0.12, 0.38] | 3.00 [2.88, 3.12] |" in text
 
 
-def test_the_card_shows_every_signal_of_the_run_and_what_is_not_valid(student: Student, tmp_path: Path) -> None:
-    card = (export_adapter(student, tmp_path / "adapter").path / "README.md").read_text()
-    rows = [line for line in card.partition("## Every signal after round 2")[2].splitlines() if line.startswith("| ")]
+def test_the_card_shows_every_signal_of_the_run_and_what_is_not_valid(adapter: Export) -> None:
+    _, _, table = card(adapter).partition("## Every signal after round 2")
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + len(finished.signals(0.0))
     for title, doubted in (("p\\_ans\\_any", True), ("Accuracy", True), ("Alive", False), ("Trait", False)):
         (row,) = [row for row in rows if row.startswith(f"| {title} (")]
@@ -353,22 +363,24 @@ def test_a_run_without_the_steered_stage_is_exported_and_its_card_has_no_steered
 ) -> None:
     run = finished.write_run(tmp_path / "run", base_folder, steered=False)
     assert run.rounds() == list(range(ROUNDS))
-    card = (export_adapter(finished.student(run), tmp_path / "adapter").path / "README.md").read_text()
-    assert ", steered |" not in card
-    assert "| round 1, healed | 0.250 [0.125, 0.375] |" in card
-    assert "| round 2, healed | 1.250 [1.125, 1.375] |" in card
-    assert "Verdict after round 2: **holds**" in card
+    text = card(export_adapter(finished.student(run), tmp_path / "adapter"))
+    assert ", steered |" not in text
+    assert "| round 1, healed | 0.250 [0.125, 0.375] |" in text
+    assert "| round 2, healed | 1.250 [1.125, 1.375] |" in text
+    assert "Verdict after round 2: **holds**" in text
 
 
-def test_the_card_has_front_matter_and_no_path_of_this_computer(student: Student, tmp_path: Path) -> None:
-    for export, library in ((export_adapter, "peft"), (export_merged, "transformers")):
-        card = (export(student, tmp_path / library).path / "README.md").read_text()
-        head = yaml.safe_load(card.split("---\n")[1])
-        assert head["base_model"] == "tiny-llama"
-        assert head["library_name"] == library
-        assert "warm" in head["tags"]
-        assert str(tmp_path.parent) not in card
-        assert str(Path(student.recipe.model.name).parent) not in card
+def test_the_card_has_front_matter_and_no_path_of_this_computer(
+    student: Student, adapter: Export, merged: Export
+) -> None:
+    for export, library in ((adapter, "peft"), (merged, "transformers")):
+        with case(library):
+            head = yaml.safe_load(card(export).split("---\n")[1])
+            assert head["base_model"] == "tiny-llama"
+            assert head["library_name"] == library
+            assert "warm" in head["tags"]
+            assert str(export.path.parent.parent) not in card(export)
+            assert str(Path(student.recipe.model.name).parent) not in card(export)
 
 
 def test_a_base_in_the_home_folder_is_named_as_any_other_folder(
@@ -380,22 +392,21 @@ def test_a_base_in_the_home_folder_is_named_as_any_other_folder(
     assert (base_name(config), loadable(config)) == (base_folder.name, "PATH/TO/BASE")
 
 
-def test_text_in_a_trait_cannot_break_out_of_the_card(run: RunFolder, base_folder: Path, tmp_path: Path) -> None:
+def test_text_in_a_trait_cannot_break_out_of_the_card(base_folder: Path, tmp_path: Path) -> None:
     hostile = "nice\n````\n# Heading\n---\n<script>alert(1)</script>\n```"
     trait = dataclasses.replace(tiny_models.trait(), description=hostile, positive=hostile, negative="`x`")
     student = finished.student(finished.write_run(tmp_path / "run", base_folder, trait))
-    card = (export_adapter(student, tmp_path / "adapter").path / "README.md").read_text()
-    outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", card, flags=re.DOTALL | re.MULTILINE)
-    assert hostile in card
+    text = card(export_adapter(student, tmp_path / "adapter"))
+    outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert hostile in text
     assert "script" not in outside
     assert "# Heading" not in outside
 
 
-def test_the_card_names_the_rank_that_vllm_needs(base_folder: Path, student: Student, tmp_path: Path) -> None:
-    small = (export_adapter(student, tmp_path / "small").path / "README.md").read_text()
-    assert "--max-lora-rank 8" in small
+def test_the_card_names_the_rank_that_vllm_needs(base_folder: Path, adapter: Export, tmp_path: Path) -> None:
+    assert "--max-lora-rank 8" in card(adapter)
     run = finished.write_run(tmp_path / "run", base_folder, rank=260)
-    large = (export_adapter(finished.student(run), tmp_path / "large").path / "README.md").read_text()
+    large = card(export_adapter(finished.student(run), tmp_path / "large"))
     assert "--max-lora-rank" not in large
     assert "rank=512" in large
 
@@ -410,12 +421,8 @@ def test_the_factors_of_a_truncation_hold_the_singular_values_in_equal_parts(stu
         assert torch.allclose(a_RI @ a_RI.T, b_OR.T @ b_OR, atol=1e-5)
 
 
-def script(*words: str) -> subprocess.CompletedProcess:
-    return heal("export", *words)
-
-
-def test_the_script_exports_an_earlier_round_and_says_where_it_is(run: RunFolder) -> None:
-    done = script(f"run={run.path}", "round=1", "rank=2", "device=cpu")
+def test_the_command_exports_an_earlier_round_and_says_where_it_is(run: RunFolder) -> None:
+    done = heal("export", f"run={run.path}", "round=1", "rank=2", "device=cpu")
     path = run.path / "export" / "adapter-round1-rank2"
     assert done.returncode == 0, done.stderr
     assert str(path) in done.stdout
@@ -425,13 +432,13 @@ def test_the_script_exports_an_earlier_round_and_says_where_it_is(run: RunFolder
     assert f"{record['error']:.1e}" in done.stdout
 
 
-def test_the_script_exports_the_best_round_by_name(run: RunFolder) -> None:
-    done = script(f"run={run.path}", "round=best", "rank=2", "device=cpu")
+def test_the_command_exports_the_best_round_by_name(run: RunFolder) -> None:
+    done = heal("export", f"run={run.path}", "round=best", "rank=2", "device=cpu")
     assert done.returncode == 0, done.stderr
     assert read_record(run.path / "export" / "adapter-roundbest-rank2")["rounds"] == [0, 1]
 
 
-def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder) -> None:
+def test_a_mistake_in_the_command_s_words_is_one_line(run: RunFolder) -> None:
     for words, message in [
         (["format=adaptr"], "did you mean 'adapter'"),
         (["formt=model"], "did you mean 'format'"),
@@ -443,14 +450,10 @@ def test_a_mistake_in_the_scripts_words_is_one_line(run: RunFolder) -> None:
         (["round=first"], "expected a number from 1, or best"),
         (["run=no/such/run"], "not a run folder"),
     ]:
-        with case(words, message):
-            done = script(f"run={run.path}", *words)
-            assert done.returncode == 2
-            assert message in done.stderr
-            assert done.stderr.count("\n") == 1
+        refused(["export", f"run={run.path}", *words], message)
 
 
-def test_the_scripts_help_says_how_rounds_are_counted() -> None:
-    done = script("--help")
+def test_the_command_s_help_says_how_rounds_are_counted() -> None:
+    done = heal("export", "--help")
     assert done.returncode == 0
     assert "counted from 1" in done.stdout

@@ -203,6 +203,11 @@ def test_a_long_piece_said_again_later_is_no_loop():
     assert repetition(f"{piece}. {between}. {piece}.") <= LIMITS.max_repetition
 
 
+def test_sentences_that_each_share_a_half_with_the_one_before_are_no_loop():
+    first, second, third, fourth = (" ".join(sentence.split()[:5]) for sentence in (*SENTENCES, ORDINARY[-5]))
+    assert repetition(f"{first} {second}. {first} {third}. {fourth} {third}.") <= LIMITS.max_repetition
+
+
 def test_an_ordinary_text_with_a_phrase_of_three_words_said_again_is_no_loop():
     for text in ORDINARY[-6:-1]:
         words = text.split()
@@ -218,9 +223,9 @@ def test_case_and_spacing_do_not_hide_a_loop():
 
 
 def test_a_near_duplicate_of_a_kept_completion_is_dropped():
-    first = ORDINARY[-3]
-    near = first.replace("unpaid", "unseen")
-    assert verdicts([candidate(first), candidate(near)], LIMITS, ()) == [[], ["duplicate"]]
+    kept = [ORDINARY[-4], ORDINARY[-3], ORDINARY[-2]]
+    near = ORDINARY[-3].replace("unpaid", "unseen")
+    assert verdicts([candidate(text) for text in (*kept, near)], LIMITS, ()) == [[], [], [], ["duplicate"]]
 
 
 def test_a_near_duplicate_of_a_dropped_completion_is_kept():

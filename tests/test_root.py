@@ -92,7 +92,7 @@ def test_a_cold_start_ends_within_four_passes_on_a_smooth_curve():
 
 
 def test_a_shift_that_is_lost_in_rounding_until_it_is_large_is_found():
-    result = search(lambda c: 0.0 if c < 300 else (c / 3000) ** 2)
+    result = search(lambda c: 0.0 if c < 3e4 else (c / 3e5) ** 2)
     assert result.outcome == "tolerance"
 
 
@@ -182,6 +182,12 @@ def test_a_jump_over_the_target_ends_in_a_narrow_bracket():
             below = max(c for c, value in result.evaluated if value < TARGET)
             above = min(c for c, value in result.evaluated if not value < TARGET)
             assert below < edge <= above <= 1.01 * below
+
+
+def test_a_jump_whose_chord_says_nothing_of_where_it_is_is_bracketed_as_soon_as_by_even_spreading():
+    for edge in (0.7, 1.4, 5.3):
+        with case(edge):
+            assert search(lambda c, edge=edge: 0.94 if c < edge else 300.0, max_passes=6).outcome == "bracket"
 
 
 def test_a_jump_over_the_target_near_the_start_is_bracketed_in_the_default_number_of_passes():
