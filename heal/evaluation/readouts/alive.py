@@ -36,7 +36,7 @@ ALIVE_SHARE = Signal(
     limit=Limit(
         "min_alive_share",
         0.75,
-        "coherence floor: share of answers after which a probe is answered",
+        "coherence floor: fraction of answers after which a probe is answered",
         kind="floor",
         words="alive answers {:.0%}",
         minimum=0,

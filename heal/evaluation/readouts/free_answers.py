@@ -24,7 +24,7 @@ REPETITION = Signal(
     limit=Limit(
         "max_repetition_share",
         0.25,
-        "coherence floor: share of looping answers",
+        "coherence ceiling: fraction of looping answers",
         kind="ceiling",
         words="looping answers {:.0%}",
         minimum=0,
