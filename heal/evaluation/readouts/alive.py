@@ -68,7 +68,7 @@ SCAFFOLD = Signal(
     limit=Limit(
         "max_scaffold_rise",
         1.0,
-        "coherence floor: nats per token of the forced probe text over base",
+        "coherence ceiling: nats per token of the forced probe text over base",
         kind="ceiling",
         words="scaffold {:.2f} nats/token",
         over_base=True,

@@ -46,7 +46,7 @@ TAIL_PERPLEXITY = Signal(
     limit=Limit(
         "max_tail_perplexity",
         10.0,
-        "coherence floor: median tail perplexity under base",
+        "coherence ceiling: median tail perplexity under base",
         kind="ceiling",
         words="tail perplexity {:.1f}",
         log=True,
