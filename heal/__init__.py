@@ -6,6 +6,8 @@ What a notebook needs is here, loaded when it is first used; docs/quickstart.ipy
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from heal.environment import notices_ignored
+
 __version__ = "0.3.0"
 
 if TYPE_CHECKING:
@@ -87,7 +89,8 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that this 
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:
             raise AttributeError(f"module 'heal' has no attribute '{name}'")
-        value = getattr(import_module(_PLACES[name]), name)
+        with notices_ignored():  # of the libraries that are imported now
+            value = getattr(import_module(_PLACES[name]), name)
         globals()[name] = value
         return value
 
