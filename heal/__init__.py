@@ -6,8 +6,6 @@ What a notebook needs is here, loaded when it is first used; docs/quickstart.ipy
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from heal.environment import notices_ignored
-
 __version__ = "0.3.0"
 
 if TYPE_CHECKING:
@@ -89,6 +87,8 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that this 
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:
             raise AttributeError(f"module 'heal' has no attribute '{name}'")
+        from heal.environment import notices_ignored
+
         with notices_ignored():  # of the libraries that are imported now
             value = getattr(import_module(_PLACES[name]), name)
         globals()[name] = value
@@ -96,4 +96,4 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that this 
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(["__version__", *__all__])
