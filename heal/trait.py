@@ -32,13 +32,13 @@ class Trait:
     intent: int = 0
 
 
-def load_trait(name: str) -> Trait:
+def load_trait(name: str | Path) -> Trait:
     """The trait `name` in recipes/traits/, or in the YAML file of that path.
 
     Raises:
         UserError: names the file and the field that is missing, empty, unknown or of a wrong type.
     """
-    path = find_yaml("trait", name, RECIPES / "traits")
+    path = find_yaml("trait", str(name), RECIPES / "traits")
     content = read_yaml(path)
     fields = list(Trait.__dataclass_fields__)
     for given in content:
