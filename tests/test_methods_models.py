@@ -149,17 +149,22 @@ def test_nothing_is_left_in_the_model_after_an_exception(tiny: LanguageModel):
             assert hook_count(tiny) == 0
 
 
-def test_beyond_the_largest_coefficient_that_one_counts(tiny: LanguageModel):
+def test_beyond_the_largest_coefficient_that_one_counts_for_either_sign(tiny: LanguageModel):
+    ids_BT = torch.tensor([prompts(tiny)[1]])
+
+    def at(steering_vector: SteeringVector, c: float) -> Tensor:
+        with steering_vector.applied(tiny, c):
+            return logits(tiny, ids_BT)
+
     for name in ["spherical", "angular"]:
-        with case(name):
-            steering_vector, ids_BT = steering(tiny, name), torch.tensor([prompts(tiny)[1]])
-            largest = METHODS[name].largest
-            assert largest is not None
-            for sign in (1, -1):
-                with steering_vector.applied(tiny, sign * largest):
-                    expected = logits(tiny, ids_BT)
-                with steering_vector.applied(tiny, sign * (largest + 3)):
-                    assert torch.equal(logits(tiny, ids_BT), expected)
+        largest = METHODS[name].largest
+        assert largest is not None, name
+        for sign in (1, -1):
+            with case(name, sign):
+                vector = steering(tiny, name)
+                assert torch.equal(at(vector, sign * (largest + 3)), at(vector, sign * largest))
+                assert not torch.equal(at(vector, sign * largest / 2), at(vector, 0.0))
+                assert not torch.equal(at(vector, sign * largest / 2), at(vector, -sign * largest / 2))
 
 
 def test_one_cluster_of_chars_answers_as_mean_diff_does(architectures: dict[str, LanguageModel], tiny_trait: Trait):
