@@ -87,10 +87,13 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that this 
     def __getattr__(name: str) -> Any:
         if name not in _PLACES:
             raise AttributeError(f"module 'heal' has no attribute '{name}'")
-        value = getattr(import_module(_PLACES[name]), name)
+        from heal.environment import notices_ignored
+
+        with notices_ignored():  # of the libraries that are imported now
+            value = getattr(import_module(_PLACES[name]), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(["__version__", *__all__])

@@ -8,7 +8,6 @@ with the one or the other: pointers change, never values, so the base comes back
 """
 
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from heal.adapter_kinds import foldable
+from heal.environment import notices_ignored
 from heal.errors import UserError
 from heal.models.language_model import LanguageModel
 
@@ -210,8 +210,7 @@ class Accumulator:
                 yield name, module
 
     def _remove(self, adapter: str) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # peft says which adapter is active now: `_activate` sets it
+        with notices_ignored():  # peft says which adapter is active now: `_activate` sets it
             self.peft_model.delete_adapter(adapter)
 
     def _activate(self) -> None:

@@ -123,12 +123,12 @@ class GenerationConfig:
 @dataclass
 class FilterConfig:
     max_tail_perplexity: float = key(30.0, "perplexity under base of a completion's last quarter", 1)
-    max_repetition: float = key(0.3, "share of the most repeated word or n-gram", 0, 1)
+    max_repetition: float = key(0.3, "fraction of a text that its most repeated word or n-gram makes up", 0, 1)
     min_words: int = key(4, "fewer words are too short", 0)
     max_similarity: float = key(0.8, "Jaccard similarity of word trigrams to a kept one", 0, 1)
-    keep_target: float = key(0.75, "share that must survive, else the dose is walked down", 0, 1)
-    keep_floor: float = key(0.25, "share under which the round stops", 0, 1)
-    min_train: int = key(8, "kept completions under which the round stops", 2)
+    keep_target: float = key(0.75, "fraction of completions that must survive, else the dose is walked down", 0, 1)
+    keep_floor: float = key(0.25, "fraction of surviving completions below which the round stops", 0, 1)
+    min_train: int = key(8, "number of kept completions below which the round stops", 2)
 
 
 @dataclass
@@ -155,11 +155,11 @@ class HealConfig:
     learning_rate: float = key(1e-4, "AdamW learning rate", 0)
     betas: tuple[float, float] = key((0.9, 0.95), "AdamW betas", 0, 0.999999)
     weight_decay: float = key(0.0, "AdamW weight decay", 0)
-    warmup: float = key(0.1, "share of the steps that warm up, then cosine", 0, 1)
+    warmup: float = key(0.1, "fraction of the steps that warm up, then cosine", 0, 1)
     clip: float = key(1.0, "gradient norm limit", 0)
     batch_size: int = key(4, "completions a forward pass", 1)
     accumulation: int = key(1, "forward passes an optimiser step", 1)
-    validation: float = key(0.125, "share of the kept completions held out", 0, 0.5)
+    validation: float = key(0.125, "fraction of the kept completions held out for validation", 0, 0.5)
     gradient_checkpointing: bool = key(False, "compute blocks twice instead of keeping what they computed")
     compile: bool = key(False, "torch.compile the decoder for training; compiling takes a minute or more")
     gradient_norms_every: int = key(16, "steps between gradient norms of both terms; 0: never", 0)

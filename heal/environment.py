@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from heal.errors import UserError
 
@@ -38,9 +40,22 @@ def quiet_libraries(downloads: bool = False) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
+    _ignore_notices()
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+@contextmanager
+def notices_ignored() -> Iterator[None]:
+    """Other libraries' notices (deprecations, advice) are not shown inside the context; after it all is as before."""
+    with warnings.catch_warnings():
+        _ignore_notices()
+        yield
+
+
+def _ignore_notices() -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", module="tqdm")  # which of its bars a notebook could have

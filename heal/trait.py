@@ -31,24 +31,14 @@ class Trait:
     foundation: str = ""
     intent: int = 0
 
-    def to_json(self) -> Settings:
-        """Plain lists and texts, for the run folder."""
-        given = {name: value for name, value in vars(self).items() if value or name not in ("foundation", "intent")}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
-    @staticmethod
-    def from_json(content: Settings) -> "Trait":
-        fields: Settings = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
-        return Trait(**fields)
-
-
-def load_trait(name: str) -> Trait:
+def load_trait(name: str | Path) -> Trait:
     """The trait `name` in recipes/traits/, or in the YAML file of that path.
 
     Raises:
         UserError: names the file and the field that is missing, empty, unknown or of a wrong type.
     """
-    path = find_yaml("trait", name, RECIPES / "traits")
+    path = find_yaml("trait", str(name), RECIPES / "traits")
     content = read_yaml(path)
     fields = list(Trait.__dataclass_fields__)
     for given in content:

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def words(folder: Path, root: Path, *more: str) -> list[str]:
     """A command line for a run on the tiny model in `folder`, its runs below `root`."""
     trait = root / "warm.yaml"
     root.mkdir(parents=True, exist_ok=True)
-    trait.write_text(yaml.safe_dump({name: value for name, value in tiny.trait().to_json().items() if value}))
+    trait.write_text(yaml.safe_dump({name: value for name, value in asdict(tiny.trait()).items() if value}))
     threads = f"compute.threads={machine.threads()}"
     return [*LOOSE, threads, f"model.name={folder}", f"trait={trait}", f"run.root={root}", *more]
 

@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import inspect
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -294,6 +296,15 @@ def test_a_type_checker_sees_the_names_that_there_are() -> None:
     assert imported == heal._PLACES
     assert sorted(imported) == sorted(heal.__all__)
     assert set(heal.__all__) <= set(dir(heal))
+
+
+def test_what_the_readme_and_the_notebook_call_is_there() -> None:
+    root = Path(__file__).resolve().parent.parent
+    cells = json.loads((root / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = [(root / "README.md").read_text(encoding="utf-8"), *("".join(cell["source"]) for cell in cells)]
+    called = {name for text in texts for name in re.findall(r"\bheal\.(\w+)\(", text)}
+    assert called <= set(heal.__all__)
+    assert len(called) > 8
 
 
 def test_an_estimate_is_shown_with_its_interval() -> None:

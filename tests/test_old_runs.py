@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def place(folder: Path) -> RunFolder:
     """The run in `folder`, beside its model and its trait."""
     shutil.copytree(MADE, folder / "run", ignore=shutil.ignore_patterns("README.md"))
     tiny.save("llama", folder / "llama")
-    (folder / "warm.yaml").write_text(yaml.safe_dump({k: v for k, v in tiny.trait().to_json().items() if v}))
+    (folder / "warm.yaml").write_text(yaml.safe_dump({k: v for k, v in asdict(tiny.trait()).items() if v}))
     return RunFolder(folder / "run")
 
 

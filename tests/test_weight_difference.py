@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -326,7 +326,9 @@ def test_a_nested_model_s_linears_are_known_by_their_full_names(tmp_path: Path):
 
 
 def test_the_command_writes_a_difference_that_fits_its_model_and_says_where(tiny: LanguageModel, tmp_path: Path):
-    (tmp_path / "warm.yaml").write_text(json.dumps(trait().to_json()))  # JSON is YAML
+    (tmp_path / "warm.yaml").write_text(
+        json.dumps({name: value for name, value in asdict(trait()).items() if value})
+    )  # JSON is YAML
     words = [
         f"trait={tmp_path / 'warm.yaml'}",
         "recipe=smoke",

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from heal.accumulator import Accumulator
+from heal.environment import notices_ignored
 from heal.export import vector as vectors
 from heal.export.adapter import write_adapter
 from heal.export.card import unmeasured_card
@@ -40,14 +41,16 @@ def export_adapter(
     """
     source = Unrecorded(trait, student)
     card = partial(unmeasured_card, source, gate)
-    return write_adapter(source, Path(path).expanduser(), card, range(student.rounds), gate, rank)
+    with notices_ignored():
+        return write_adapter(source, Path(path).expanduser(), card, range(student.rounds), gate, rank)
 
 
 def export_merged(student: Accumulator, trait: Trait, path: str | Path, *, gate: float = 1.0) -> Export:
     """Writes base with the folded rounds merged into its weights, as an ordinary model; see `export_adapter`."""
     source = Unrecorded(trait, student)
     card = partial(unmeasured_card, source, gate)
-    return write_merged(source, Path(path).expanduser(), card, range(student.rounds), gate)
+    with notices_ignored():
+        return write_merged(source, Path(path).expanduser(), card, range(student.rounds), gate)
 
 
 def export_vector(
@@ -66,4 +69,5 @@ def export_vector(
         UserError: another method, no coefficient or one of 0, a vector or an architecture that does not fit.
         ExportError: the export differs from the steered model; nothing is left on disk.
     """
-    return vectors.export_vector(vector, model, model.config, Path(path).expanduser(), c, bias)
+    with notices_ignored():
+        return vectors.export_vector(vector, model, model.config, Path(path).expanduser(), c, bias)

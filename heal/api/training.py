@@ -13,6 +13,7 @@ from heal.accumulator import Accumulator
 from heal.api.keywords import Keywords
 from heal.api.model import coefficient
 from heal.api.steering import prompts_that_fit
+from heal.environment import notices_ignored
 from heal.errors import UserError
 from heal.generation.collect import Collection, Completion
 from heal.healing.log import StepLog
@@ -52,7 +53,8 @@ def accumulate(model: LanguageModel, **keywords: Any) -> Accumulator:
     recipe = _ACCUMULATOR.recipe(accumulate, keywords)
     if any(isinstance(module, LoraLayer) for module in model.model.modules()):
         raise UserError("accumulate(): the model carries adapters already; load it again")
-    return build_accumulator(model, recipe)
+    with notices_ignored():
+        return build_accumulator(model, recipe)
 
 
 @_GENERATION.documented
@@ -138,10 +140,11 @@ def heal(
     rows = [row for row in (completions.rows if isinstance(completions, Collection) else completions) if row.kept]
     if not rows:
         raise UserError("heal(): no completion was kept, so there is nothing to train on")
-    student.start_round(lora_seed(recipe, index))
     scratch = Path(tempfile.gettempdir())
     step = Heal(student.language_model, student, rows, recipe, index, scratch, on_log or (lambda log: None))
-    return step.compute(progress)
+    with notices_ignored():
+        student.start_round(lora_seed(recipe, index))
+        return step.compute(progress)
 
 
 def _round(student: Accumulator, index: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Heal: this round's LoRA, trained on the kept completions behind the barrier."""
+"""Heal: this round's LoRA, trained on the kept completions with the barrier."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

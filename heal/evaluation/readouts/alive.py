@@ -36,7 +36,7 @@ ALIVE_SHARE = Signal(
     limit=Limit(
         "min_alive_share",
         0.75,
-        "coherence floor: share of answers after which a probe is answered",
+        "coherence floor: fraction of answers after which a probe is answered",
         kind="floor",
         words="alive answers {:.0%}",
         minimum=0,
@@ -68,7 +68,7 @@ SCAFFOLD = Signal(
     limit=Limit(
         "max_scaffold_rise",
         1.0,
-        "coherence floor: nats per token of the forced probe text over base",
+        "coherence ceiling: nats per token of the forced probe text over base",
         kind="ceiling",
         words="scaffold {:.2f} nats/token",
         over_base=True,

@@ -24,7 +24,7 @@ REPETITION = Signal(
     limit=Limit(
         "max_repetition_share",
         0.25,
-        "coherence floor: share of looping answers",
+        "coherence ceiling: fraction of looping answers",
         kind="ceiling",
         words="looping answers {:.0%}",
         minimum=0,
@@ -46,7 +46,7 @@ TAIL_PERPLEXITY = Signal(
     limit=Limit(
         "max_tail_perplexity",
         10.0,
-        "coherence floor: median tail perplexity under base",
+        "coherence ceiling: median tail perplexity under base",
         kind="ceiling",
         words="tail perplexity {:.1f}",
         log=True,
