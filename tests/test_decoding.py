@@ -266,19 +266,33 @@ def test_a_beginning_that_is_read_once_changes_nothing(architectures: dict[str, 
                 assert shared == separate
 
 
-def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch):
-    shapes: list[tuple[int, ...]] = []
+@pytest.fixture
+def shapes(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Rows and tokens of each pass through the decoder of `tiny`."""
+    seen: list[tuple[int, ...]] = []
     whole = tiny.decoder.forward
 
     def forward(*args, **kwargs):
-        shapes.append(tuple(kwargs["input_ids"].shape))
+        seen.append(tuple(kwargs["input_ids"].shape))
         return whole(*args, **kwargs)
 
     monkeypatch.setattr(tiny.decoder, "forward", forward)
+    return seen
+
+
+def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, shapes: list[tuple[int, ...]]):
     rows = alike(tiny)
     decode(tiny, rows, 1, vector(tiny), [1.0, 2.0, 1.0, 1.0, 2.0])
     assert shapes[0] == (2, shared_length(rows))
     assert sum(count * width for count, width in shapes) < 5 * max(map(len, rows))
+
+
+def test_rows_that_ended_are_not_computed_further(tiny: LanguageModel, shapes: list[tuple[int, ...]]):
+    model = with_ends(tiny)
+    shapes.clear()
+    completions = decode(model, prompts(tiny), TOKENS)
+    left = sum(len(completion.ids) == TOKENS for completion in completions)
+    assert shapes[0][0] == 5 > shapes[-1][0] >= left > 0
 
 
 def test_kept_states_are_those_that_each_token_was_chosen_from(ending: dict[str, LanguageModel]):
