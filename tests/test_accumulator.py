@@ -109,6 +109,20 @@ def test_the_history_counts_as_much_as_its_gate_says(tiny_folder: Path):
     assert_near(gated, logits(half_model))
 
 
+def test_a_round_that_learned_in_one_layer_alone_counts(tiny_folder: Path):
+    model, accumulator = student(tiny_folder, rounds=1)
+    before = logits(model)
+    weight = next(weight for name, weight in accumulator.trainable().items() if "lora_B" in name)
+    with torch.no_grad():
+        weight.fill_(0.05)
+    changed = logits(model)
+    assert not torch.equal(changed, before)
+    with accumulator.student():
+        assert torch.equal(logits(model), changed)
+    with accumulator.previous():
+        assert torch.equal(logits(model), before)
+
+
 def test_previous_is_the_student_without_its_current_round(tiny_folder: Path):
     model, accumulator = student(tiny_folder, rounds=2)
     before = logits(model)
@@ -280,7 +294,8 @@ def test_a_saved_round_is_a_folder_that_peft_loads(tiny_folder: Path, tmp_path: 
     plain = load(tiny_folder)
     PeftModel.from_pretrained(plain.model, str(tmp_path))
     assert_near(logits(plain), logits(model))
-    assert PeftConfig.from_pretrained(str(tmp_path)).r == RANK
+    config = PeftConfig.from_pretrained(str(tmp_path))
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (RANK, ALPHA, 0.0)
 
 
 def test_the_saved_config_names_no_folder_but_the_base(tiny_folder: Path):

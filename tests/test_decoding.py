@@ -176,6 +176,8 @@ def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
     broken = replace(tiny, model=copy.deepcopy(tiny.model))
     broken.model.get_output_embeddings().weight.fill_(math.nan)
     assert decode(broken, prompts(tiny), TOKENS) == [Decoded((), ended=False, finite=False)] * 5
+    kept = decode(broken, prompts(tiny), TOKENS, keep_states=True)
+    assert all(each.states_ND is not None and len(each.states_ND) == 0 for each in kept)
 
 
 def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: LanguageModel):

@@ -1,9 +1,11 @@
 """KL per position: right, never negative, finite, with the right gradient."""
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from heal import divergence
 from heal.divergence import kl_divergence
 from tests.cases import case
 
@@ -48,6 +50,21 @@ def test_it_is_accurate_near_zero_where_the_plain_form_is_not():
             plain = (((logp.exp() * (logp - logq)).sum(-1).double() - exact).abs() / exact).max()
             assert ours < 0.05
             assert ours < plain / 10
+
+
+def test_rows_are_measured_in_blocks_without_a_seam(monkeypatch: pytest.MonkeyPatch):
+    p, q = drawn(37, 50, seed=1), drawn(37, 50, seed=2)
+    whole = kl_divergence(p, q)
+    for elements in (1, 50, 499, 500, 37 * 50 - 1):
+        with case(elements):
+            monkeypatch.setattr(divergence, "_CACHED", elements)
+            assert len(list(divergence.row_blocks(p))) > 1
+            assert torch.equal(kl_divergence(p, q), whole)
+
+
+def test_no_rows_have_no_divergences():
+    nothing = torch.empty(0, 50)
+    assert kl_divergence(nothing, nothing).shape == (0,)
 
 
 def test_equal_logits_give_exactly_zero():

@@ -128,7 +128,9 @@ def test_a_limit_that_is_just_met_drops_nothing():
 
 
 def test_an_empty_completion_is_too_short_even_where_any_length_is_allowed():
-    assert reasons(candidate(" \n"), replace(LIMITS, min_words=0), ()) == ["too short"]
+    anything = replace(LIMITS, min_words=0)
+    assert reasons(candidate(" \n"), anything, ()) == ["too short"]
+    assert reasons(candidate("Yes."), anything, ()) == []
 
 
 def test_a_loop_is_a_repetition():
@@ -147,6 +149,13 @@ def test_repetition_is_a_fraction():
             words = [f"w{draws.randrange(1 + seed)}" for _ in range(draws.randrange(1, 60))]
             assert 0.0 <= repetition(" ".join(words)) <= 1.0
             assert 0.0 <= repetition(" ".join(words * draws.randrange(2, 5))) <= 1.0
+
+
+def test_a_short_piece_loops_at_its_third_occurrence_and_one_of_five_words_at_its_second():
+    assert (repetition("yes yes"), repetition("yes yes yes")) == (0.0, 1.0)
+    four, five = "one two three four", "one two three four five"
+    assert repetition(f"{four} {four}") < 0.5
+    assert repetition(f"{five} {five}") == 1.0
 
 
 def test_no_real_sentence_repeats_itself_above_the_limit():
@@ -239,6 +248,13 @@ def test_a_near_duplicate_of_a_dropped_completion_is_kept():
 
 def test_a_near_duplicate_of_what_was_kept_before_is_dropped():
     assert verdicts([candidate(ORDINARY[-2])], LIMITS, (), kept_before=[ORDINARY[-2].upper()]) == [["duplicate"]]
+
+
+def test_similarity_is_the_fraction_of_trigrams_that_two_texts_share():
+    first, second = "one two three four five six seven eight", "one two three four five six seven nine"
+    for limit, dropped in ((5 / 7 - 0.01, [["duplicate"]]), (5 / 7 + 0.01, [[]])):
+        limits = replace(LIMITS, max_similarity=limit)
+        assert verdicts([candidate(second)], limits, (), kept_before=[first]) == dropped, limit
 
 
 def test_different_completions_are_no_duplicates():

@@ -13,7 +13,7 @@ from heal.config import Recipe
 from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.records import json_bytes, jsonl_bytes, read_json, read_jsonl, record_bytes
-from heal.run.files import clear_temporary, sha256, write_atomic
+from heal.run.files import clear_temporary, sha256, write_atomic, write_files
 from heal.run.folder import FORMAT, STEPS, Facts, RunFolder, Sizes
 from heal.run.manifest import MANIFEST
 from tests import tiny
@@ -51,6 +51,14 @@ def test_a_file_is_written_whole_and_nothing_else_is_left(tmp_path: Path):
         write_atomic(path, content)
         assert path.read_bytes() == content
         assert files_below(tmp_path) == {"a/b.bin"}
+
+
+def test_files_are_written_together_and_named_one_a_line(tmp_path: Path):
+    said = write_files(tmp_path / "out", {"a.txt": b"a", "more/b.txt": b"b"})
+    assert said.splitlines() == [str(tmp_path / "out" / "a.txt"), str(tmp_path / "out" / "more" / "b.txt")]
+    assert files_below(tmp_path / "out") == {"a.txt", "more/b.txt"}
+    assert write_files(tmp_path / "nothing", {}) == ""
+    assert (tmp_path / "nothing").is_dir()
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path):
