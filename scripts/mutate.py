@@ -29,21 +29,27 @@ test notices survives. Each mutant is compiled in a forked process; no file is c
   out=mutation       where the results go
   only=survived      with OUT.json of an earlier run: only its survivors again"""
 
-# Each module and its tests, the quickest first: a mutant's tests stop at the first failure.
+# Each part of the core: its files (those of earlier versions among them) and its tests, the quickest first: a mutant's
+# tests stop at the first failure.
 MODULES = {
-    "accumulator": ("heal/accumulator.py", ["operator_norm", "accumulator", "merged_history", "healing"]),
-    "barrier": ("heal/healing/barrier.py", ["barrier", "trainer"]),
-    "divergence": ("heal/divergence.py", ["divergence"]),
-    "root": ("heal/dose/root.py", ["root"]),
-    "calibrate": ("heal/dose/calibrate.py", ["calibrate"]),
-    "decoding": ("heal/decoding.py", ["decoding", "loops"]),
-    "filters": ("heal/generation/filters.py", ["filters", "collect"]),
-    "references": ("heal/healing/references.py", ["references", "rows", "trainer"]),
-    "run folder": ("heal/run/folder.py", ["runfolder", "run_folder", "events"]),
-    "stats": ("heal/evaluation/stats.py", ["stats"]),
-    "verdict": ("heal/evaluation/verdict.py", ["verdict", "validity"]),
+    "accumulator": (["heal/accumulator.py"], ["operator_norm", "accumulator", "merged_history", "healing"]),
+    "barrier": (
+        ["heal/healing/barrier.py", "heal/healing/aggregates.py", "heal/healing/divergences/kl_*.py"],
+        ["barrier", "trainer"],
+    ),
+    "divergence": (["heal/divergence.py"], ["divergence"]),
+    "root": (["heal/dose/root.py"], ["root"]),
+    "calibrate": (["heal/dose/calibrat*.py"], ["calibrate"]),
+    "decoding": (["heal/decoding.py"], ["decoding", "loops"]),
+    "filters": (["heal/generation/filters.py"], ["filters", "collect"]),
+    "references": (["heal/healing/references.py"], ["references", "rows", "trainer"]),
+    "run folder": (
+        ["heal/runfolder.py", "heal/run/folder.py", "heal/run/manifest.py", "heal/run/files.py"],
+        ["runfolder", "events"],
+    ),
+    "stats": (["heal/evaluation/stats.py"], ["stats"]),
+    "verdict": (["heal/evaluation/verdict.py"], ["verdict", "validity"]),
 }
-FORMER = {"heal/run/folder.py": "heal/runfolder.py"}  # where a module was in earlier versions
 
 SHORTEST, FACTOR = (
     30.0,
@@ -255,7 +261,7 @@ def warm() -> None:
     assert not any(name == "heal" or name.startswith("heal.") for name in sys.modules)
 
 
-def run(path: str, tree: ast.Module | None, tests: Sequence[str], seconds: float) -> tuple[str, float, str]:
+def run(path: str | None, tree: ast.Module | None, tests: Sequence[str], seconds: float) -> tuple[str, float, str]:
     """Runs `tests` in a forked process, with `tree` as the module in `path`; outcome, seconds, the last failure."""
     start = time.monotonic()
     with tempfile.TemporaryFile() as output:
@@ -266,7 +272,7 @@ def run(path: str, tree: ast.Module | None, tests: Sequence[str], seconds: float
                 os.setsid()
                 for stream in (1, 2):
                     os.dup2(output.fileno(), stream)
-                if tree is not None:
+                if path is not None and tree is not None:
                     sys.meta_path.insert(0, Finder(path, tree))
                 import pytest
 
@@ -292,14 +298,14 @@ def run(path: str, tree: ast.Module | None, tests: Sequence[str], seconds: float
     return outcome, time.monotonic() - start, said
 
 
-def chosen(module: str, path: str, count: int, seed: int) -> list[tuple[Mutant, ast.Module]]:
-    """`count` mutants of a module; each has a place of its own in the draw, so that other code changes it little."""
+def chosen(module: str, paths: Sequence[str], count: int, seed: int) -> list[tuple[Mutant, ast.Module]]:
+    """`count` mutants of a part; each has a place of its own in the draw, so that other code changes it little."""
 
     def place(pair: tuple[Mutant, ast.Module]) -> str:
         return hashlib.sha256(f"{seed}|{pair[0].identity}".encode()).hexdigest()
 
-    drawn = sorted(mutants(module, path), key=place)
-    return sorted(drawn[: count or None], key=lambda pair: pair[0].line)
+    drawn = sorted((pair for path in paths for pair in mutants(module, path)), key=place)
+    return sorted(drawn[: count or None], key=lambda pair: (pair[0].path, pair[0].line))
 
 
 def table(results: Sequence[Result]) -> str:
@@ -339,19 +345,19 @@ def main(words: Sequence[str]) -> None:
     warm()
     results: list[Result] = []
     for name in names:
-        path, stems = MODULES[name]
-        path = path if (ROOT / path).is_file() else FORMER.get(path, path)
+        patterns, stems = MODULES[name]
+        paths = sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
         tests = [f"tests/test_{stem}.py" for stem in stems if (ROOT / f"tests/test_{stem}.py").is_file()]
-        pairs = chosen(name, path, count, seed)
+        pairs = chosen(name, paths, count, seed)
         pairs = [pair for pair in pairs if again is None or pair[0].identity in again]
         if not pairs:
             continue
-        outcome, seconds, said = run(path, None, tests, 1e9)
-        print(f"{name}: {len(pairs)} mutants of {path}; its tests take {seconds:.0f} s", flush=True)
+        outcome, seconds, said = run(None, None, tests, 1e9)
+        print(f"{name}: {len(pairs)} mutants of {', '.join(paths)}; the tests take {seconds:.0f} s", flush=True)
         if outcome != "survived":
-            sys.exit(f"mutate: the tests of {path} fail as they are: {said}")
+            sys.exit(f"mutate: the tests of {name} fail as they are: {said}")
         for mutant, tree in pairs:
-            outcome, taken, said = run(path, tree, tests, max(SHORTEST, FACTOR * seconds))
+            outcome, taken, said = run(mutant.path, tree, tests, max(SHORTEST, FACTOR * seconds))
             results.append(Result(mutant, outcome, round(taken, 2), said))
             if outcome == "survived":
                 print(f"  survived: line {mutant.line} [{mutant.kind}] {mutant.before} -> {mutant.after}", flush=True)

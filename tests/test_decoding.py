@@ -181,11 +181,11 @@ def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
 def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: LanguageModel):
     rows, steering_vector = prompts(tiny), vector(tiny)
     for sampling in (Sampling(), SAMPLED):
-        sound = decode(tiny, rows, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
+        sound = decode(tiny, rows, TOKENS, steering_vector, [1.0] * 5, sampling=sampling, seeds=SEEDS)
         for dose in (math.nan, math.inf):
             with case(sampling, dose):
                 doses = [1.0, dose, 1.0, 1.0, 1.0]
-                completions = decode(tiny, rows, TOKENS, steering_vector, doses, sampling, SEEDS)
+                completions = decode(tiny, rows, TOKENS, steering_vector, doses, sampling=sampling, seeds=SEEDS)
                 assert completions[1] == Decoded((), ended=False, finite=False)
                 assert [*completions[:1], *completions[2:]] == [*sound[:1], *sound[2:]]
 
@@ -260,7 +260,9 @@ def test_a_beginning_that_is_read_once_changes_nothing(architectures: dict[str, 
         apart, steering = replace(model, shares=False), (vector(model), [1.0, 2.0, 1.0, 0.0, 2.0])
         for sampling, shift in ((Sampling(), (None, None)), (SAMPLED, steering)):
             with case(name, sampling):
-                shared, separate = (decode(m, alike(m), TOKENS, *shift, sampling, SEEDS) for m in (model, apart))
+                shared, separate = (
+                    decode(m, alike(m), TOKENS, *shift, sampling=sampling, seeds=SEEDS) for m in (model, apart)
+                )
                 assert shared == separate
 
 
