@@ -39,7 +39,9 @@ def keys(section: object, *without: str) -> dict[str, Any]:
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run of two rounds."""
     root = tmp_path_factory.mktemp("run")
-    line = running.words(tiny_folder, root, "run.name=there", f"model.dtype={DTYPE}", "run.seed=3", "compute.threads=1")
+    line = running.words(
+        tiny_folder, root, "run.name=there", f"model.dtype={DTYPE}", "run.seed=3"
+    )  # both on as many threads
     assert running.finish(line, root / "log.txt") == 0, (root / "log.txt").read_text()
     return RunFolder(root / "there")
 
