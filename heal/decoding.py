@@ -61,6 +61,7 @@ def decode(
     tokens: int,
     intervention: Intervention | None = None,
     coefficients: Sequence[float] | None = None,
+    *,
     sampling: Sampling = GREEDY,
     seeds: Sequence[tuple[int | str, ...]] | None = None,
     loop_share: float | None = None,

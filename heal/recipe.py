@@ -5,6 +5,7 @@ import math
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ def keys(schema: type = Recipe, prefix: str = "") -> Iterator[Key]:
         factory = item.default_factory
         default = item.default if factory is dataclasses.MISSING else factory()
         yield Key(name, item.type, default, **item.metadata)
+
+
+@cache
+def keys_by_name() -> Mapping[str, Key]:
+    """Every settable key by its full name."""
+    return {item.name: item for item in keys()}
 
 
 def key_lines(item: Key, default: str) -> list[str]:
@@ -243,7 +250,7 @@ def flatten(tree: Settings, where: str, prefix: str = "") -> Settings:
 
 def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
     """Sets one dotted key after checking its name, type and range."""
-    known = {item.name: item for item in keys()}
+    known = keys_by_name()
     if name not in known:
         raise UserError(f"unknown key '{name}' {source}{nearest(name, list(known))}")
     if value == "???":
@@ -346,7 +353,7 @@ def from_mapping(values: Settings, where: str) -> Recipe:
     Raises:
         UserError: a key that this version does not know, or a value that it does not take.
     """
-    known = {item.name: item for item in keys()}
+    known = keys_by_name()
     settings = flatten(values, where)
     config = OmegaConf.structured(Recipe)
     for name, item in known.items():

@@ -133,6 +133,14 @@ def test_previous_is_the_student_without_its_current_round(tiny_folder: Path):
         assert not torch.equal(logits(model), before)
 
 
+def test_a_new_accumulator_has_its_rank_its_scale_and_nothing_learned(tiny_folder: Path):
+    accumulator = Accumulator(load(tiny_folder), RANK, ALPHA, LAYERS)
+    for layer in accumulator.current_layers():
+        assert (layer.r[CURRENT], layer.lora_alpha[CURRENT]) == (RANK, ALPHA)
+        assert not layer.lora_B[CURRENT].weight.any()
+    assert accumulator.trainable().keys() == {n for n, p in accumulator.peft_model.named_parameters() if "lora_" in n}
+
+
 def test_only_current_trains_at_the_start(tiny_folder: Path):
     assert only_current_trains(student(tiny_folder)[1])
 

@@ -149,7 +149,19 @@ def test_the_flops_of_attention_are_two_products_forward_and_five_backward():
 def test_the_flops_of_a_step_grow_with_the_completions(tiny_folder: Path):
     def step(pairs: list) -> int:
         model, accumulator = student(tiny_folder)
-        return count_flops(lambda: serial.heal(model, accumulator, pairs, 1, 1e-3, (0.9, 0.95), 4, 0.3, 0.5))
+        return count_flops(
+            lambda: serial.heal(
+                model,
+                accumulator,
+                pairs,
+                epochs=1,
+                learning_rate=1e-3,
+                betas=(0.9, 0.95),
+                accumulation=4,
+                strength=0.3,
+                tau=0.5,
+            )
+        )
 
     assert step(PAIRS[:4]) == sum(step([pair]) for pair in PAIRS[:4]) > 0
 
@@ -213,9 +225,12 @@ def test_plain_greedy_answers_are_heal_s(architectures: dict[str, LanguageModel]
 
 def test_plain_samples_repeat_with_their_seed_and_are_the_greedy_ones_when_one_token_is_kept(tiny: LanguageModel):
     asked, steering, doses = prompts(tiny), vector(tiny, norm=4.0), [0.5, 1.0, 1.5, 2.0, 2.5]
-    first, again, other = (serial.generate(tiny, steering, asked, doses, 8, 1.0, 0.95, 64, s) for s in (0, 0, 100))
+    first, again, other = (
+        serial.generate(tiny, steering, asked, doses, 8, temperature=1.0, top_p=0.95, top_k=64, seed=s)
+        for s in (0, 0, 100)
+    )
     assert first == again != other
-    narrow = serial.generate(tiny, steering, asked, doses, 8, 1.0, 1.0, 1, 0)
+    narrow = serial.generate(tiny, steering, asked, doses, 8, temperature=1.0, top_p=1.0, top_k=1, seed=0)
     assert narrow == [each.ids for each in decode(tiny, asked, 8, steering, doses)]
 
 
@@ -233,7 +248,9 @@ def test_the_plain_search_finds_the_target_from_either_side(tiny: LanguageModel,
     monkeypatch.setattr(serial, "path_statistic", lambda model, vector, c, *rest: 3 * c**2 / (1 + c**2))
     for start in (0.01, 1.0, 300.0):
         with case(start):
-            c, value, evaluations = serial.calibrate(tiny, vector(tiny), [], 8, 1.0, 0.01, start, 40)
+            c, value, evaluations = serial.calibrate(
+                tiny, vector(tiny), [], 8, target=1.0, tolerance=0.01, start=start, max_evaluations=40
+            )
             assert abs(value - 1.0) <= 0.01
             assert c == pytest.approx(math.sqrt(0.5), rel=0.02)
             assert evaluations < 25
@@ -249,16 +266,24 @@ def test_the_plain_search_stops_at_a_jump_over_the_target_and_at_the_last_evalua
         return math.inf if c > 2.3 else 0.0 if c < 0.1 else c / 10
 
     monkeypatch.setattr(serial, "path_statistic", jump)
-    c, value, evaluations = serial.calibrate(tiny, vector(tiny), [], 8, 1.0, 0.05, 0.02, 40)
+    c, value, evaluations = serial.calibrate(
+        tiny, vector(tiny), [], 8, target=1.0, tolerance=0.05, start=0.02, max_evaluations=40
+    )
     assert value == c / 10
     assert 2.3 / 1.01 < c <= 2.3
     assert evaluations == len(tried) < 40
-    assert serial.calibrate(tiny, vector(tiny), [], 8, 1.0, 0.05, 0.02, 4) == (tried[3], tried[3] / 10, 4)
+    assert serial.calibrate(tiny, vector(tiny), [], 8, target=1.0, tolerance=0.05, start=0.02, max_evaluations=4) == (
+        tried[3],
+        tried[3] / 10,
+        4,
+    )
 
 
 def test_a_plain_calibration_spends_the_budget(tiny: LanguageModel):
     asked, steering = prompts(tiny), vector(tiny)
-    c, value, evaluations = serial.calibrate(tiny, steering, asked, 4, 0.5, 0.1, 1.0, 12)
+    c, value, evaluations = serial.calibrate(
+        tiny, steering, asked, 4, target=0.5, tolerance=0.1, start=1.0, max_evaluations=12
+    )
     assert value == serial.path_statistic(tiny, steering, c, asked, 4)
     assert abs(value - 0.5) <= 0.1
     assert evaluations <= 12
@@ -300,14 +325,34 @@ def test_the_first_plain_step_has_the_loss_of_a_dense_oracle(tiny_folder: Path):
     expected = float(dense_loss(model, accumulator, ROWS[:4], BARRIER).detach())
     without = float(dense_loss(model, accumulator, ROWS[:4], replace(BARRIER, strength=0.0)).detach())
     assert expected - without > 0.01  # the barrier is on
-    found = serial.heal(model, accumulator, PAIRS[:4], 1, 1e-3, (0.9, 0.95), 4, BARRIER.strength, BARRIER.tau)
+    found = serial.heal(
+        model,
+        accumulator,
+        PAIRS[:4],
+        epochs=1,
+        learning_rate=1e-3,
+        betas=(0.9, 0.95),
+        accumulation=4,
+        strength=BARRIER.strength,
+        tau=BARRIER.tau,
+    )
     assert found == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_plain_healing_lowers_the_loss_and_trains_current_alone(tiny_folder: Path):
     model, accumulator = student(tiny_folder, rounds=1)
     history = weights(accumulator, "history")
-    losses = serial.heal(model, accumulator, PAIRS, 8, 1e-2, (0.9, 0.95), 4, 0.3, 0.5)
+    losses = serial.heal(
+        model,
+        accumulator,
+        PAIRS,
+        epochs=8,
+        learning_rate=1e-2,
+        betas=(0.9, 0.95),
+        accumulation=4,
+        strength=0.3,
+        tau=0.5,
+    )
     assert len(losses) == 8 * 2
     assert sum(losses[-2:]) < 0.9 * sum(losses[:2])
     for name, weight in weights(accumulator, "history").items():

@@ -183,11 +183,11 @@ def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
 def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: LanguageModel):
     rows, steering_vector = prompts(tiny), vector(tiny)
     for sampling in (Sampling(), SAMPLED):
-        sound = decode(tiny, rows, TOKENS, steering_vector, [1.0] * 5, sampling, SEEDS)
+        sound = decode(tiny, rows, TOKENS, steering_vector, [1.0] * 5, sampling=sampling, seeds=SEEDS)
         for dose in (math.nan, math.inf):
             with case(sampling, dose):
                 doses = [1.0, dose, 1.0, 1.0, 1.0]
-                completions = decode(tiny, rows, TOKENS, steering_vector, doses, sampling, SEEDS)
+                completions = decode(tiny, rows, TOKENS, steering_vector, doses, sampling=sampling, seeds=SEEDS)
                 assert completions[1] == Decoded((), ended=False, finite=False)
                 assert [*completions[:1], *completions[2:]] == [*sound[:1], *sound[2:]]
 
@@ -262,23 +262,39 @@ def test_a_beginning_that_is_read_once_changes_nothing(architectures: dict[str, 
         apart, steering = replace(model, shares=False), (vector(model), [1.0, 2.0, 1.0, 0.0, 2.0])
         for sampling, shift in ((Sampling(), (None, None)), (SAMPLED, steering)):
             with case(name, sampling):
-                shared, separate = (decode(m, alike(m), TOKENS, *shift, sampling, SEEDS) for m in (model, apart))
+                shared, separate = (
+                    decode(m, alike(m), TOKENS, *shift, sampling=sampling, seeds=SEEDS) for m in (model, apart)
+                )
                 assert shared == separate
 
 
-def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch):
-    shapes: list[tuple[int, ...]] = []
+@pytest.fixture
+def shapes(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Rows and tokens of each pass through the decoder of `tiny`."""
+    seen: list[tuple[int, ...]] = []
     whole = tiny.decoder.forward
 
     def forward(*args, **kwargs):
-        shapes.append(tuple(kwargs["input_ids"].shape))
+        seen.append(tuple(kwargs["input_ids"].shape))
         return whole(*args, **kwargs)
 
     monkeypatch.setattr(tiny.decoder, "forward", forward)
+    return seen
+
+
+def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, shapes: list[tuple[int, ...]]):
     rows = alike(tiny)
     decode(tiny, rows, 1, vector(tiny), [1.0, 2.0, 1.0, 1.0, 2.0])
     assert shapes[0] == (2, shared_length(rows))
     assert sum(count * width for count, width in shapes) < 5 * max(map(len, rows))
+
+
+def test_rows_that_ended_are_not_computed_further(tiny: LanguageModel, shapes: list[tuple[int, ...]]):
+    model = with_ends(tiny)
+    shapes.clear()
+    completions = decode(model, prompts(tiny), TOKENS)
+    left = sum(len(completion.ids) == TOKENS for completion in completions)
+    assert shapes[0][0] == 5 > shapes[-1][0] >= left > 0
 
 
 def test_kept_states_are_those_that_each_token_was_chosen_from(ending: dict[str, LanguageModel]):

@@ -45,6 +45,7 @@ def test_it_is_committed_with_the_text_that_its_cells_printed_in_order_and_no_lo
 def test_it_runs_and_its_student_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nbclient import NotebookClient
 
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the other tests, several of which run side by side
     for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "TMPDIR"):
         (tmp_path / variable).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / variable))

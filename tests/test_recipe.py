@@ -378,7 +378,7 @@ def test_a_recipe_of_an_earlier_version_has_what_it_lacks_at_its_default_or_at_w
     assert back.tracking == Recipe().tracking
 
     with_before = [replace(key, before=2) if key.name == "evaluation.skip" else key for key in keys()]
-    monkeypatch.setattr(recipes, "keys", lambda: iter(with_before))
+    monkeypatch.setattr(recipes, "keys_by_name", lambda: {key.name: key for key in with_before})
     assert from_mapping(earlier, "recipe.yaml").evaluation.skip == 2
     assert from_mapping(to_mapping(recipe), "recipe.yaml").evaluation.skip == 3
     assert Recipe().evaluation.skip == 0

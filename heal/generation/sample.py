@@ -52,8 +52,8 @@ class Sampler:
             self.tokens,
             self.intervention,
             [request.alpha * self.c_star for request in requests],
-            self.sampling,
-            [(*self.seed, request.index) for request in requests],
+            sampling=self.sampling,
+            seeds=[(*self.seed, request.index) for request in requests],
             loop_share=self.limits.max_repetition,
         )
         return judged(

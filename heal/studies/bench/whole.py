@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from heal.config import HealConfig
@@ -87,7 +87,14 @@ class _Both:
 
         def plainly() -> None:
             serial.calibrate(
-                self.plain_model, self.vector, prompts, CALIBRATION_TOKENS, target, tolerance, 1.0, EVALUATIONS
+                self.plain_model,
+                self.vector,
+                prompts,
+                CALIBRATION_TOKENS,
+                target=target,
+                tolerance=tolerance,
+                start=1.0,
+                max_evaluations=EVALUATIONS,
             )
 
         return ours, plainly, f"{CALIBRATED} prompts of {CALIBRATION_TOKENS} tokens"
@@ -100,11 +107,11 @@ class _Both:
 
         def ours() -> None:
             with self.accumulator.student():
-                self.said = decode(self.model, self.prompts, TOKENS, self.vector, doses, SAMPLING, seeds)
+                self.said = decode(self.model, self.prompts, TOKENS, self.vector, doses, sampling=SAMPLING, seeds=seeds)
 
         def plainly() -> None:
-            sampling = (SAMPLING.temperature, SAMPLING.top_p, SAMPLING.top_k)
-            serial.generate(self.plain_model, self.vector, self.prompts, doses, TOKENS, *sampling, 0)
+            sampling = asdict(SAMPLING)
+            serial.generate(self.plain_model, self.vector, self.prompts, doses, TOKENS, seed=0, **sampling)
 
         return ours, plainly, f"{COMPLETIONS} steered completions of {TOKENS} tokens"
 
@@ -150,12 +157,12 @@ class _Both:
                 self.plain_model,
                 self.plain,
                 pairs,
-                EPOCHS,
-                rate,
-                betas,
-                config.batch_size,
-                barrier.strength,
-                barrier.tau,
+                epochs=EPOCHS,
+                learning_rate=rate,
+                betas=betas,
+                accumulation=config.batch_size,
+                strength=barrier.strength,
+                tau=barrier.tau,
             )
 
         return ours, plainly, f"{HEALED} completions, {EPOCHS} epochs, reverse-KL rmse barrier"

@@ -97,6 +97,7 @@ def roll_out(
     intervention: Intervention,
     coefficients_by_alpha: Mapping[float, float],
     prompts_ids: Sequence[Ids],
+    *,
     tokens: int,
     forks: int,
     probe_format: ProbeFormat,

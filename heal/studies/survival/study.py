@@ -99,9 +99,9 @@ class RollOut(Step[Rollouts]):
                 dosed.intervention,
                 coefficients_at(dosed.coefficient(), setting.alphas, dosed.intervention.dosing.largest),
                 [session.model.chat.ids(session.recipe.model.system, text) for text in self.prompts],
-                setting.tokens,
-                setting.forks,
-                self.probe.format,
+                tokens=setting.tokens,
+                forks=setting.forks,
+                probe_format=self.probe.format,
                 progress=progress,
             )
         signed = [replace(one, coefficient=dosed.sign * one.coefficient if one.alpha else 0.0) for one in trajectories]
