@@ -63,8 +63,8 @@ EQUIVALENT = {
     "divergence|kl_divergence|arithmetic|-1": "the last of two dimensions",
     "divergence|row_blocks|arithmetic|-1": "the last of two dimensions",
     "divergence|row_blocks|extremum|max(": "how large a block is",
-    "root|_further|boundary|": "a candidate at the largest coefficient itself",
-    "calibrate|_pooled|extremum|any(": "a finite path has a token",
+    "root|_further|boundary|x1 + shares[-1] * stride > top": "a candidate at the largest coefficient itself",
+    "calibrate|_pooled|extremum|any((row in kl": "a finite path has a token",
     "decoding||constant|16": "from which length on a loop counts",
     "decoding|_Batch._read_beginning|boundary|count < MIN_SHARED": "from which length on a beginning pays",
     "decoding|_Batch._read_beginning|constant|0|1|3": "any prompt has the common beginning",
@@ -72,10 +72,8 @@ EQUIVALENT = {
     "verdict|_margin|arguments|math.isclose(": "nearness is symmetric",
 }
 
-SHORTEST, FACTOR = (
-    30.0,
-    6.0,
-)  # seconds that a mutant's tests may take: at least, and times those of the unchanged module
+# Seconds that a mutant's tests may take: at least, and times those of the unchanged module.
+SHORTEST, FACTOR = 30.0, 6.0
 
 SWAPPED: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
