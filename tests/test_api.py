@@ -37,11 +37,9 @@ def keys(section: object, *without: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run of two rounds."""
+    """A run of two rounds, on as many threads as this process has."""
     root = tmp_path_factory.mktemp("run")
-    line = running.words(
-        tiny_folder, root, "run.name=there", f"model.dtype={DTYPE}", "run.seed=3"
-    )  # both on as many threads
+    line = running.words(tiny_folder, root, "run.name=there", f"model.dtype={DTYPE}", "run.seed=3")
     assert running.finish(line, root / "log.txt") == 0, (root / "log.txt").read_text()
     return RunFolder(root / "there")
 

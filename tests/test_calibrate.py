@@ -220,6 +220,11 @@ def test_progress_ends_when_the_calibration_does():
     assert len(told) == found.passes + 1 > 2
 
 
+def test_the_goal_of_a_recipe_is_its_calibration_section():
+    settings = CalibrationConfig(target=2.0, tolerance=0.1, candidates=3, max_passes=5, reference="base")
+    assert Goal.of(settings) == Goal(target=2.0, tolerance=0.1, candidates=3, max_passes=5, reference="base")
+
+
 def test_a_search_that_missed_says_how_it_ended_and_what_it_reached():
     for outcome, value, reached in (
         ("passes", 0.4, ""),
