@@ -22,6 +22,12 @@ from tests import tiny as tiny_models
 
 machine.prepare()
 
+LONGEST = ("test_quickstart.py", "test_sweep.py")  # minutes in few tests: begun last, a worker would wait for them
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

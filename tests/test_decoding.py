@@ -165,7 +165,7 @@ def test_coefficients_stay_with_their_rows_when_others_leave(architectures: dict
 def test_decoding_leaves_the_model_as_it_was(tiny: LanguageModel):
     rows = prompts(tiny)
     before = decode(tiny, rows, TOKENS)
-    decode(tiny, rows, TOKENS, vector(tiny), [3.0] * len(rows), SAMPLED, SEEDS)
+    decode(tiny, rows, TOKENS, vector(tiny), [3.0] * len(rows), sampling=SAMPLED, seeds=SEEDS)
     assert decode(tiny, rows, TOKENS) == before
 
 
