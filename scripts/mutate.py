@@ -29,8 +29,7 @@ test notices survives. Each mutant is compiled in a forked process; no file is c
   out=mutation       where the results go
   only=survived      with OUT.json of an earlier run: only its survivors again"""
 
-# Each part of the core: its files (those of earlier versions among them) and its tests, the quickest first: a mutant's
-# tests stop at the first failure.
+# Each part of the core: its files and its tests, the quickest first: a mutant's tests stop at the first failure.
 MODULES = {
     "accumulator": (["heal/accumulator.py"], ["operator_norm", "accumulator", "merged_history", "healing"]),
     "barrier": (
@@ -43,33 +42,9 @@ MODULES = {
     "decoding": (["heal/decoding.py"], ["decoding", "loops"]),
     "filters": (["heal/generation/filters.py"], ["filters", "collect"]),
     "references": (["heal/healing/references.py"], ["references", "rows", "trainer"]),
-    "run folder": (
-        ["heal/runfolder.py", "heal/run/folder.py", "heal/run/manifest.py", "heal/run/files.py"],
-        ["runfolder", "events"],
-    ),
+    "run folder": (["heal/run/folder.py", "heal/run/manifest.py", "heal/run/files.py"], ["runfolder", "events"]),
     "stats": (["heal/evaluation/stats.py"], ["stats"]),
     "verdict": (["heal/evaluation/verdict.py"], ["verdict", "validity"]),
-}
-
-# Survivors that compute the same: the beginning of a change, and why. They count neither for nor against the tests.
-EQUIVALENT = {
-    "accumulator|Accumulator.__init__|arguments|self._config(rank, alpha)": "the first round replaces this adapter",
-    "accumulator|Accumulator.__init__|removal|self._activate()": "the first round activates its adapter",
-    "accumulator|Accumulator._activate|extremum|all(": "an assertion that never fails",
-    "barrier|into_gradients|arguments|torch.mul(": "a product commutes",
-    "barrier|_into_gradients|arguments|torch.mul(": "a product commutes",
-    "divergence||constant|2": "how much a cache holds",
-    "divergence||constant|8": "how many blocks there are off the CPU",
-    "divergence|kl_divergence|arithmetic|-1": "the last of two dimensions",
-    "divergence|row_blocks|arithmetic|-1": "the last of two dimensions",
-    "divergence|row_blocks|extremum|max(": "how large a block is",
-    "root|_further|boundary|x1 + shares[-1] * stride > top": "a candidate at the largest coefficient itself",
-    "calibrate|_pooled|extremum|any((row in kl": "a finite path has a token",
-    "decoding||constant|16": "from which length on a loop counts",
-    "decoding|_Batch._read_beginning|boundary|count < MIN_SHARED": "from which length on a beginning pays",
-    "decoding|_Batch._read_beginning|constant|0|1|3": "any prompt has the common beginning",
-    "filters|repetition|constant|1|2|4": "a text of one word has no loop to divide",
-    "verdict|_margin|arguments|math.isclose(": "nearness is symmetric",
 }
 
 # Seconds that a mutant's tests may take: at least, and times those of the unchanged module.
@@ -106,7 +81,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a mutant: `killed`, `survived`, `timeout`, or `equivalent`."""
+    """What became of a mutant: `killed`, `survived` or `timeout`."""
 
     mutant: Mutant
     outcome: str
@@ -328,16 +303,16 @@ def chosen(module: str, paths: Sequence[str], count: int, seed: int) -> list[tup
 
 
 def table(results: Sequence[Result]) -> str:
-    """What became of the mutants by module, and every survivor; the score leaves equivalent ones out."""
-    outcomes = ("killed", "timeout", "survived", "equivalent")
-    lines = [f"{'module':<12} {'mutants':>7} " + " ".join(f"{outcome:>10}" for outcome in outcomes) + f" {'score':>6}"]
+    """Killed, survived and timed out by module, and every survivor."""
+    lines = [f"{'module':<12} {'mutants':>7} {'killed':>7} {'timeout':>7} {'survived':>8} {'score':>6}"]
     modules = list(dict.fromkeys(result.mutant.module for result in results))
     for name in [*modules, "all"]:
         mine = [result for result in results if name in ("all", result.mutant.module)]
         by = Counter(result.outcome for result in mine)
-        score = 1 - by["survived"] / max(1, len(mine) - by["equivalent"])
-        counts = " ".join(f"{by[outcome]:>10}" for outcome in outcomes)
-        lines.append(f"{name:<12} {len(mine):>7} {counts} {score:>6.1%}")
+        score = 1 - by["survived"] / len(mine) if mine else 0.0
+        lines.append(
+            f"{name:<12} {len(mine):>7} {by['killed']:>7} {by['timeout']:>7} {by['survived']:>8} {score:>6.1%}"
+        )
     lines += ["", "survivors"]
     for result in results:
         if result.outcome == "survived":
@@ -377,8 +352,6 @@ def main(words: Sequence[str]) -> None:
             sys.exit(f"mutate: the tests of {name} fail as they are: {said}")
         for mutant, tree in pairs:
             outcome, taken, said = run(mutant.path, tree, tests, max(SHORTEST, FACTOR * seconds))
-            if outcome == "survived" and mutant.identity.startswith(tuple(EQUIVALENT)):
-                outcome = "equivalent"
             results.append(Result(mutant, outcome, round(taken, 2), said))
             if outcome == "survived":
                 print(f"  survived: line {mutant.line} [{mutant.kind}] {mutant.before} -> {mutant.after}", flush=True)
