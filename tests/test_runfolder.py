@@ -14,7 +14,7 @@ from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.records import json_bytes, jsonl_bytes, read_json, read_jsonl, record_bytes
 from heal.run.files import clear_temporary, sha256, write_atomic, write_files
-from heal.run.folder import FORMAT, STEPS, Facts, RunFolder, Sizes
+from heal.run.folder import EXPORT_RECORD, FORMAT, STEPS, Facts, RunFolder, Sizes
 from heal.run.manifest import MANIFEST
 from tests import tiny
 
@@ -414,6 +414,17 @@ def test_a_second_process_is_refused_until_the_first_is_gone_even_if_it_was_kill
     with run.locked(), holder(run) as second:
         assert "another process is running" in second.communicate()[0]
         assert second.returncode == 3
+
+
+def test_the_rounds_of_the_exported_adapter_are_those_of_its_record(run: RunFolder):
+    assert run.exported() == []
+    write_atomic(run.adapter / EXPORT_RECORD, json_bytes({"rounds": [0, 1]}))
+    assert run.exported() == [0, 1]
+
+
+def test_a_run_that_starts_today_is_of_format_2(run: RunFolder):
+    run.start(recipe(), FACTS)
+    assert read_json(run.path / "facts.json")["format"] == FORMAT == 2
 
 
 def test_a_lock_is_given_back_after_an_error(run: RunFolder):
