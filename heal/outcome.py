@@ -7,6 +7,7 @@ from pathlib import Path
 from heal.console import counted
 from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import RoundMetrics, Summary
+from heal.evaluation.results import OUTPUTS
 from heal.evaluation.signal import described
 from heal.evaluation.stats import Estimate
 from heal.healing.log import read_log
@@ -96,7 +97,7 @@ def track_round(session: Session, metrics: RoundMetrics, new: bool) -> None:
             for row in read_jsonl(folder / "completions.jsonl")
         ],
     )
-    session.tracker.table(f"outputs/round_{metrics.round:02d}", read_jsonl(folder / "outputs.jsonl"))
+    session.tracker.table(f"outputs/round_{metrics.round:02d}", read_jsonl(folder / OUTPUTS))
 
 
 def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds: float) -> None:

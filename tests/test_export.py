@@ -30,7 +30,6 @@ from heal.run.student import Student
 from tests import finished
 from tests import tiny as tiny_models
 from tests.cases import case
-from tests.commanded import heal, refused
 from tests.finished import RANK, ROUNDS
 
 CLOSE = 1e-4  # logits
@@ -419,41 +418,3 @@ def test_vllm_gets_the_smallest_rank_that_fits() -> None:
 def test_the_factors_of_a_truncation_hold_the_singular_values_in_equal_parts(student: Student) -> None:
     for a_RI, b_OR in truncate(history_factors(student.accumulator), 3).layers.values():
         assert torch.allclose(a_RI @ a_RI.T, b_OR.T @ b_OR, atol=1e-5)
-
-
-def test_the_command_exports_an_earlier_round_and_says_where_it_is(run: RunFolder) -> None:
-    done = heal("export", f"run={run.path}", "round=1", "rank=2", "device=cpu")
-    path = run.path / "export" / "adapter-round1-rank2"
-    assert done.returncode == 0, done.stderr
-    assert str(path) in done.stdout
-    assert "Frobenius" in done.stdout
-    record = read_record(path)
-    assert (record["rounds"], record["rank"]) == ([0], 2)
-    assert f"{record['error']:.1e}" in done.stdout
-
-
-def test_the_command_exports_the_best_round_by_name(run: RunFolder) -> None:
-    done = heal("export", f"run={run.path}", "round=best", "rank=2", "device=cpu")
-    assert done.returncode == 0, done.stderr
-    assert read_record(run.path / "export" / "adapter-roundbest-rank2")["rounds"] == [0, 1]
-
-
-def test_a_mistake_in_the_command_s_words_is_one_line(run: RunFolder) -> None:
-    for words, message in [
-        (["format=adaptr"], "did you mean 'adapter'"),
-        (["formt=model"], "did you mean 'format'"),
-        (["format=model", "rank=3"], "a merged model has no rank"),
-        (["rank=0"], "must be >= 1"),
-        (["round=0"], "round=0: rounds are counted from 1; the first is round=1"),
-        (["round=3"], "round=3: the last finished round is round=2"),
-        (["gate=nan"], "finite"),
-        (["round=first"], "expected a number from 1, or best"),
-        (["run=no/such/run"], "not a run folder"),
-    ]:
-        refused(["export", f"run={run.path}", *words], message)
-
-
-def test_the_command_s_help_says_how_rounds_are_counted() -> None:
-    done = heal("export", "--help")
-    assert done.returncode == 0
-    assert "counted from 1" in done.stdout

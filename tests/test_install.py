@@ -8,6 +8,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 import heal
 from heal.choices import names
@@ -15,14 +16,12 @@ from heal.cli import COMMANDS
 from heal.recipe import RECIPES
 from tests.commanded import ROOT
 
-wheels = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed (pip install -e '.[dev]')")
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder on the path of Python into which the wheel was unpacked, as pip does."""
     folder = tmp_path_factory.mktemp("wheel")
-    (wheel,) = wheels.WheelBuilder(str(ROOT)).build(directory=str(folder / "dist"), versions=["standard"])
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(folder / "dist"), versions=["standard"])
     with ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
     return folder / "site"

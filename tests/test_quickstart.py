@@ -1,27 +1,19 @@
 """docs/quickstart.ipynb runs from top to bottom on the embedded model, and is committed as it was executed."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
-from heal.models.embedded import PACKAGE
-
-NEEDED = ("nbformat", "nbclient", "ipykernel")
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
 LOCAL_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|var|opt)/")
 
-pytestmark = pytest.mark.skipif(
-    not all(map(find_spec, NEEDED)), reason=f"{', '.join(NEEDED)} not installed (pip install -e '.[dev]')"
-)
-
 
 def read() -> Any:
-    import nbformat
-
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
@@ -41,10 +33,7 @@ def test_it_is_committed_with_the_text_that_its_cells_printed_in_order_and_no_lo
     assert LOCAL_PATH.search(NOTEBOOK.read_text(encoding="utf-8")) is None
 
 
-@pytest.mark.skipif(find_spec(PACKAGE) is None, reason="the embedded model is not installed")
 def test_it_runs_and_its_student_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nbclient import NotebookClient
-
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the other tests, several of which run side by side
     for variable in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "TMPDIR"):
         (tmp_path / variable).mkdir()

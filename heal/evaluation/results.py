@@ -11,6 +11,7 @@ from heal.evaluation.stats import estimate, paired_difference, point
 from heal.records import read_record, record_bytes
 from heal.run.files import Files
 
+OUTPUTS = "outputs.jsonl"
 Rows = list[dict[str, Any]]  # of a table for people, whose columns are those of the signals that there are
 
 

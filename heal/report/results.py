@@ -7,7 +7,8 @@ from typing import Any
 from heal.config import Recipe
 from heal.dose.calibration import Calibration
 from heal.errors import UserError
-from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
+from heal.evaluation.metrics import METRICS, BaselineMetrics, RoundMetrics, Summary
+from heal.evaluation.results import OUTPUTS
 from heal.evaluation.signal import Validity
 from heal.evaluation.validity import valid_names
 from heal.generation.collect import Completion
@@ -141,14 +142,14 @@ def read_results(folder: RunFolder) -> Results:
         doses=_read_doses(folder, recipe),
         validity=baseline.validity,
         probe=read_record(ProbeRecord, folder.baseline / "probe.json"),
-        prompted_answers=_read_answers(folder.baseline / "outputs.jsonl").get("prompted", []),
+        prompted_answers=_read_answers(folder.baseline / OUTPUTS).get("prompted", []),
         baseline_seconds=folder.seconds(folder.baseline),
         rounds=tuple(_read_round(folder, index) for index in indices),
     )
 
 
 def _read_doses(folder: RunFolder, recipe: Recipe) -> dict[float, Summary]:
-    path = folder.doses / "metrics.json"
+    path = folder.doses / METRICS
     if not path.is_file():
         return {}
     stages = as_record(dict[str, Summary], read_json(path), path)
@@ -163,7 +164,7 @@ def _read_round(folder: RunFolder, index: int) -> Round:
         calibration=read_record(Calibration, path / "calibration.json"),
         completions=tuple(read_records(Completion, path / "completions.jsonl")),
         training=tuple(read_log(path / "training.jsonl")),
-        answers=_read_answers(path / "outputs.jsonl"),
+        answers=_read_answers(path / OUTPUTS),
         seconds=folder.seconds(path),
     )
 

@@ -11,10 +11,10 @@ from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.console import counted
 from heal.errors import UserError
-from heal.evaluation.metrics import BaselineMetrics, Coherence, Summary, Verdict
+from heal.evaluation.metrics import METRICS, BaselineMetrics, Coherence, Summary, Verdict
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
-from heal.evaluation.results import Rows, StageResult, output_rows
+from heal.evaluation.results import OUTPUTS, Rows, StageResult, output_rows
 from heal.evaluation.scenes import target_of
 from heal.evaluation.signal import MIN_MASS, Limits, Validity, limited, limits_of
 from heal.evaluation.subject import Gates, Setup
@@ -32,7 +32,7 @@ from heal.steps.calibrate import Dosed
 from heal.steps.measure import Examination, held_out_prompts
 from heal.trait import Trait
 
-PROBE, METRICS, OUTPUTS = "probe.json", "metrics.json", "outputs.jsonl"
+PROBE = "probe.json"
 
 
 @dataclass(frozen=True)

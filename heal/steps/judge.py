@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heal.evaluation.metrics import METRICS, DoseFigures, RoundMetrics, TrainingFigures
-from heal.evaluation.results import Rows, StageResult, output_rows
+from heal.evaluation.results import OUTPUTS, Rows, StageResult, output_rows
 from heal.evaluation.scenes import foundation_figures
 from heal.generation.collect import Collection
 from heal.progress import Progress
@@ -14,8 +14,6 @@ from heal.run.manifest import JUDGE
 from heal.run.step import Step
 from heal.steps.baseline import Baseline
 from heal.steps.calibrate import Dosed
-
-OUTPUTS = "outputs.jsonl"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
 from heal.randomness import generator
+from heal.run.student import build_accumulator
 from heal.steering.extract import contexts, extract
 from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
@@ -77,7 +78,7 @@ class Setting:
     def student(self, rounds: int) -> tuple[LanguageModel, Accumulator]:
         """A freshly loaded model with `rounds` folded rounds of small random updates and a fresh `current`."""
         model = self.load()
-        accumulator = accumulate(model, self.recipe)
+        accumulator = build_accumulator(model, self.recipe)
         for r in range(rounds):
             accumulator.start_round(r)
             source = generator("bench", r)
@@ -90,15 +91,10 @@ class Setting:
         return model, accumulator
 
 
-def accumulate(model: LanguageModel, recipe: Recipe) -> Accumulator:
-    """An accumulator with the recipe's rank on the recipe's blocks."""
-    return Accumulator(model, recipe.heal.rank, recipe.heal.alpha, model.band(recipe.heal.band))
-
-
 def setting(recipe: Recipe, trait: Trait, load: Callable[[], LanguageModel]) -> Setting:
     """Loads a model, extracts a vector from a few pairs, and lets it sample completions."""
     model = load()
-    accumulator = accumulate(model, recipe)
+    accumulator = build_accumulator(model, recipe)
     accumulator.start_round(0)
     with accumulator.student():
         band = model.band(recipe.steer.band)

@@ -1,0 +1,53 @@
+"""`heal export`: its words, what it writes and what it prints."""
+
+from pathlib import Path
+
+import pytest
+
+from heal.export.folder import read_record
+from heal.run.folder import RunFolder
+from tests import finished
+from tests.commanded import heal, refused
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return finished.write_run(tmp_path_factory.mktemp("runs") / "run", tiny_folder)
+
+
+def test_the_command_exports_an_earlier_round_and_says_where_it_is(run: RunFolder) -> None:
+    done = heal("export", f"run={run.path}", "round=1", "rank=2", "device=cpu")
+    path = run.path / "export" / "adapter-round1-rank2"
+    assert done.returncode == 0, done.stderr
+    assert str(path) in done.stdout
+    assert "Frobenius" in done.stdout
+    record = read_record(path)
+    assert (record["rounds"], record["rank"]) == ([0], 2)
+    assert f"{record['error']:.1e}" in done.stdout
+
+
+def test_the_command_exports_the_best_round_by_name(run: RunFolder) -> None:
+    done = heal("export", f"run={run.path}", "round=best", "rank=2", "device=cpu")
+    assert done.returncode == 0, done.stderr
+    assert read_record(run.path / "export" / "adapter-roundbest-rank2")["rounds"] == [0, 1]
+
+
+def test_a_mistake_in_the_command_s_words_is_one_line(run: RunFolder) -> None:
+    for words, message in [
+        (["format=adaptr"], "did you mean 'adapter'"),
+        (["formt=model"], "did you mean 'format'"),
+        (["format=model", "rank=3"], "a merged model has no rank"),
+        (["rank=0"], "must be >= 1"),
+        (["round=0"], "round=0: rounds are counted from 1; the first is round=1"),
+        (["round=3"], "round=3: the last finished round is round=2"),
+        (["gate=nan"], "finite"),
+        (["round=first"], "expected a number from 1, or best"),
+        (["run=no/such/run"], "not a run folder"),
+    ]:
+        refused(["export", f"run={run.path}", *words], message)
+
+
+def test_the_command_s_help_says_how_rounds_are_counted() -> None:
+    done = heal("export", "--help")
+    assert done.returncode == 0
+    assert "counted from 1" in done.stdout

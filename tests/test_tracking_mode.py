@@ -1,0 +1,201 @@
+"""Which mode W&B runs in: it never asks, never waits and never stops a run."""
+
+import http.server
+import os
+import pty
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from heal.errors import UserError
+from heal.records import read_jsonl
+from heal.tracking.trackers import wandb as wandb_tracker
+from heal.tracking.trackers.wandb import Mode, resolve_mode
+from tests.cases import case
+from tests.commanded import ROOT
+from tests.tracked import history, own_folders, records, tracker  # noqa: F401
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, and a server that is not there."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server that knows no key; its address."""
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(401)
+            self.send_header("content-length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_mode_that_was_asked_for_is_taken(closed: None, monkeypatch: pytest.MonkeyPatch):
+    for mode in ["online", "offline", "disabled"]:
+        with case(mode):
+            monkeypatch.setenv("WANDB_MODE", "disabled")
+            assert resolve_mode(mode) == mode
+
+
+def test_the_environment_decides_when_the_recipe_leaves_it_open(monkeypatch: pytest.MonkeyPatch):
+    for mode in ["offline", "disabled"]:
+        with case(mode):
+            monkeypatch.setenv("WANDB_MODE", mode)
+            assert resolve_mode("auto") == mode
+
+
+def test_without_a_key_it_is_offline(refusing: str):
+    assert resolve_mode("auto") == "offline"
+
+
+def test_with_a_key_and_a_server_it_is_online(refusing: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert resolve_mode("auto") == "online"
+
+
+def test_a_key_may_be_in_a_netrc_file(refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for content, mode in [
+        ("machine SERVER login user password " + "0" * 40, "online"),
+        ("machine 127.0.0.1 login user password " + "0" * 40, "offline"),
+        ("machine elsewhere.example login user password " + "0" * 40, "offline"),
+        ("machine", "offline"),
+        ("", "offline"),
+    ]:
+        for where in ["HOME", "NETRC"]:
+            with case(content, mode, where), monkeypatch.context() as patch:
+                (tmp_path / ".netrc").write_text(content.replace("SERVER", refusing.removeprefix("http://")) + "\n")
+                patch.setenv(where, str(tmp_path / ".netrc" if where == "NETRC" else tmp_path))
+                assert resolve_mode("auto") == mode
+
+
+def test_the_server_may_be_the_one_that_wandb_login_wrote_down(
+    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("WANDB_BASE_URL")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "settings").write_text(f"[default]\nbase_url = {refusing}\n")
+    (tmp_path / "netrc").write_text(f"machine {refusing.removeprefix('http://')} login user password {'0' * 40}\n")
+    assert resolve_mode("auto") == "online"
+
+
+def test_a_key_of_the_cloud_under_its_earlier_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr(wandb_tracker, "_reachable", lambda url: not asked.append(url))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
+    assert resolve_mode("auto") == "online"
+    assert asked == [wandb.Settings().base_url]
+
+
+def test_a_server_that_is_no_address_is_said_and_the_key_is_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
+    monkeypatch.setenv("WANDB_API_KEY", "7" * 40)
+    with pytest.raises(UserError, match=r"WANDB_BASE_URL.*tracking\.mode=disabled") as caught:
+        resolve_mode("auto")
+    assert "77" not in str(caught.value)
+
+
+# In a process of its own: W&B keeps the first server and key that it saw.
+
+_TRACK = """
+import sys, time
+from pathlib import Path
+from heal.errors import UserError
+from tests.tracked import track
+import wandb
+start = time.perf_counter()
+try:
+    track(Path(sys.argv[1]), sys.argv[2])
+except UserError as error:
+    print(error)
+    raise SystemExit(2)
+print("tracked", time.perf_counter() - start < 10)
+"""
+
+
+def in_own_process(folder: Path, mode: Mode, **streams: Any) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", _TRACK, str(folder), mode], cwd=ROOT, **streams)
+
+
+def tracked_offline(folder: Path) -> bool:
+    """Whether W&B has everything that `track` tracks, offline."""
+    said = read_jsonl(folder / "events.jsonl")[0]["wandb"]
+    return said == "offline" and len(history(records(folder))) == 2 * 5 + 1
+
+
+def test_a_key_without_a_server_is_offline_within_seconds(closed: None, tmp_path: Path):
+    with in_own_process(tmp_path, "auto", stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate(timeout=60)[0] == "tracked True\n"
+    assert tracked_offline(tmp_path)
+
+
+def test_a_key_that_the_server_refuses_does_not_stop_a_run(
+    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with in_own_process(tmp_path, "auto", stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate(timeout=60)[0] == "tracked True\n"
+    assert tracked_offline(tmp_path)
+
+
+@pytest.mark.parametrize("key", [None, "0" * 40])
+def test_online_that_is_not_possible_says_in_one_line_what_to_do(
+    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+):
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    with in_own_process(tmp_path, "online", stdout=subprocess.PIPE, text=True) as process:
+        (line,) = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 2
+    assert line.startswith("tracking.mode=online: ")
+    assert "wandb login" in line
+    assert "tracking.mode=auto" in line
+
+
+def test_what_does_not_start_offline_either_is_said_in_one_line(tmp_path: Path):
+    with pytest.raises(UserError, match=r"even offline \(.*128 characters.*\); tracking\.mode=disabled"):
+        tracker(tmp_path, "offline", project="p" * 129)
+
+
+def test_on_a_terminal_without_a_key_nothing_is_asked(tmp_path: Path):
+    master, terminal = pty.openpty()
+    with in_own_process(tmp_path, "auto", stdin=terminal, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        try:
+            assert process.wait(timeout=60) == 0
+            assert os.read(master, 100_000).split() == [b"tracked", b"True"]
+        finally:
+            process.kill()
+            os.close(master)
+    assert tracked_offline(tmp_path)
