@@ -15,8 +15,8 @@ from heal.config import BarrierConfig
 from heal.divergence import row_blocks
 from heal.errors import UserError
 from heal.healing import barrier
-from heal.healing.aggregates import AGGREGATES, RMSE_EPS
-from heal.healing.barrier import Barrier, aggregate, aggregate_named, lambda_for_round, position_losses
+from heal.healing.aggregates import AGGREGATES, RMSE_EPS, aggregate_named
+from heal.healing.barrier import Barrier, aggregate, lambda_for_round, position_losses
 from heal.healing.divergences import Divergence, divergence_named
 from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel

@@ -14,8 +14,6 @@ from heal.recipe import Key, check, keys, set_key
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_INDENT = "\n        "
-
 
 class Keywords:
     """What a function takes of the recipe: keys of some sections by their last name.
@@ -39,7 +37,9 @@ class Keywords:
             for name, item in self.taken.items()
         ]
         function.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
-        lines = [f"{name}: {item.help} ({item.type_name}; default {item.default!r})" for name, item in self._items()]
+        lines = [
+            f"{name}: {item.help} ({item.type_name}; default {item.default!r})" for name, item in self.taken.items()
+        ]
         function.__doc__ = f"{inspect.getdoc(function)}\n\nKeywords, keys of the recipe:\n    " + "\n    ".join(lines)
         return function
 
@@ -59,9 +59,6 @@ class Keywords:
         assert isinstance(recipe, Recipe)
         check(recipe)
         return recipe
-
-    def _items(self) -> list[tuple[str, Key]]:
-        return list(self.taken.items())
 
 
 def _last(item: Key) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from heal.errors import UserError, nearest
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -59,3 +61,10 @@ AGGREGATES: dict[str, Aggregate] = {
     "p95": Aggregate("95th percentile; sparser gradients", p95),
     "max": Aggregate("the largest; one position's gradient", largest),
 }
+
+
+def aggregate_named(name: str) -> Aggregate:
+    """The entry of that name; UserError when there is none, naming the nearest."""
+    if name not in AGGREGATES:
+        raise UserError(f"'{name}': no such aggregate{nearest(name, list(AGGREGATES))}")
+    return AGGREGATES[name]

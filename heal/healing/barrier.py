@@ -12,8 +12,7 @@ from torch import Tensor
 
 from heal.config import BarrierConfig
 from heal.divergence import row_blocks
-from heal.errors import UserError, nearest
-from heal.healing.aggregates import AGGREGATES, Aggregate
+from heal.healing.aggregates import Aggregate, aggregate_named
 from heal.healing.divergences import Divergence, divergence_named
 from heal.models.language_model import LanguageModel
 
@@ -167,13 +166,6 @@ def aggregate(kl_N: Tensor, completion_N: Tensor, completions: int, how: Aggrega
         how: an entry of AGGREGATES.
     """
     return how.over_positions(kl_N.float(), completion_N, completions)
-
-
-def aggregate_named(name: str) -> Aggregate:
-    """The entry of that name; UserError when there is none, naming the nearest."""
-    if name not in AGGREGATES:
-        raise UserError(f"'{name}': no such aggregate{nearest(name, list(AGGREGATES))}")
-    return AGGREGATES[name]
 
 
 def lambda_for_round(strength: float, power: float, round_index: int) -> float:
