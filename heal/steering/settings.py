@@ -11,9 +11,9 @@ from heal.steering.methods import method_named
 _OF_EVERY_METHOD = ("method", "pairs", "band")
 
 
-def method_settings(steer: SteerConfig, name: str | None = None) -> dict[str, Any]:
-    """The settings of a method (default: `steer.method`) by name, as its `fit` takes them (and `centre`)."""
-    return {key: getattr(steer, key) for key in method_named(name or steer.method).settings}
+def method_settings(steer: SteerConfig) -> dict[str, Any]:
+    """The settings of `steer.method` by name, as its `fit` takes them (and `centre`)."""
+    return {key: getattr(steer, key) for key in method_named(steer.method).settings}
 
 
 def check_settings(steer: SteerConfig, names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
@@ -18,8 +18,7 @@ from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
 from heal.randomness import generator
 from heal.run.student import build_accumulator
-from heal.steering.extract import contexts, extract
-from heal.steering.settings import method_settings
+from heal.steering.extract import extract_as
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
@@ -97,8 +96,7 @@ def setting(recipe: Recipe, trait: Trait, load: Callable[[], LanguageModel]) -> 
     accumulator = build_accumulator(model, recipe)
     accumulator.start_round(0)
     with accumulator.student():
-        band = model.band(recipe.steer.band)
-        vector = extract(model, trait, contexts(8), recipe.steer.method, band, settings=method_settings(recipe.steer))
+        vector = extract_as(replace(recipe.steer, pairs=8), model, trait)
     made = Setting(recipe, trait, load, model, accumulator, vector, [])
     prompts = [prompt for prompt in made.prompts(PROMPTS) for _ in range(PER_PROMPT)]
     seeds = [("bench", index) for index in range(len(prompts))]

@@ -1,7 +1,7 @@
 """Every intervention at its dose: fitted or loaded, then calibrated towards either persona, each a step on disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from heal.dose.calibrate import Calibration, Goal, PathDivergence, prompt_divergence
@@ -13,10 +13,9 @@ from heal.run.files import Files
 from heal.run.folder import RunFolder
 from heal.run.session import Session
 from heal.run.step import Step
-from heal.steering.extract import contexts, extract
+from heal.steering.extract import extract_as
 from heal.steering.intervention import Signed
 from heal.steering.load import load_intervention
-from heal.steering.settings import method_settings
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
 from heal.studies.interventions.prompts import personas
@@ -165,11 +164,10 @@ class Fit(Step[Fitted]):
     def compute(self, progress: Progress) -> Fitted:
         if self.asked.path is not None:
             return Fitted(_saved(self.session, self.asked.path))
-        session, name = self.session, self.asked.name
-        steer = session.recipe.steer
-        texts, band, settings = contexts(steer.pairs), session.model.band(steer.band), method_settings(steer, name)
+        session = self.session
+        settings = replace(session.recipe.steer, method=self.asked.name)
         with session.accumulator.student():
-            return Fitted(extract(session.model, session.trait, texts, name, band, progress, settings))
+            return Fitted(extract_as(settings, session.model, session.trait, progress))
 
     def load(self, folder: Path) -> Fitted:
         return Fitted(load_intervention(folder / FILE))
