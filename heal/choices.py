@@ -43,9 +43,14 @@ def load(package: str, name: str, attribute: str) -> Any:
     return getattr(importlib.import_module(f"{package}.{name}"), attribute)
 
 
-def load_all(package: str, attribute: str) -> dict[str, Any]:
-    """The same of every choice, by name."""
-    return {name: load(package, name, attribute) for name in names(package)}
+def load_all(package: str, attribute: str, *, optional: bool = False) -> dict[str, Any]:
+    """The same of every choice, by name; with `optional` those that do not define it are left out."""
+    modules = {name: importlib.import_module(f"{package}.{name}") for name in names(package)}
+    return {
+        name: getattr(module, attribute)
+        for name, module in modules.items()
+        if not optional or hasattr(module, attribute)
+    }
 
 
 def _folders(package: str) -> list[str]:

@@ -126,6 +126,13 @@ class FilterConfig:
     max_repetition: float = key(0.3, "fraction of a text that its most repeated word or n-gram makes up", 0, 1)
     min_words: int = key(4, "fewer words are too short", 0)
     max_similarity: float = key(0.8, "Jaccard similarity of word trigrams to a kept one", 0, 1)
+    min_on_prompt: float = key(
+        0.5,
+        "how much a completion must say about its prompt, as a fraction of base's answers; 0: not asked",
+        0,
+        1,
+        before=0.0,
+    )
     keep_target: float = key(0.75, "fraction of completions that must survive, else the dose is walked down", 0, 1)
     keep_floor: float = key(0.25, "fraction of surviving completions below which the round stops", 0, 1)
     min_train: int = key(8, "number of kept completions below which the round stops", 2)
@@ -174,7 +181,7 @@ class EvaluationConfig:
     tokens: int = key(32, "token budget of an answer", 1)
     steered: bool = key(True, "also measure the steered student of every round (half of a round's evaluation)")
     doses: list[float] = key([], "also measure base under the first vector at these multiples of c_star, once", 1e-3)
-    questions: int = key(16, "embedded general questions (60 there)", 2, 60)
+    questions: int = key(16, "embedded general questions (240 there)", 2, 240)
     neutral_texts: int = key(12, "neutral held-out texts on which the drift from base is measured (24 there)", 2, 24)
     vignettes: str = key("none", "moral-foundations scenes: 'embedded', the path of a JSON-lines file, or none")
     vignette_count: int = key(28, "scenes asked at every stage, from the beginning of the file", 7)

@@ -15,7 +15,7 @@ from heal.records import read_jsonl
 from heal.run.session import Session
 from heal.steps.heal import LOG
 
-TABLE = ("prompt", "alpha", "text", "ended", "tail_perplexity", "repetition")  # of a completion, for W&B
+TABLE = ("prompt", "alpha", "text", "ended", "tail_perplexity", "repetition", "on_prompt")  # of a completion, for W&B
 
 
 def show_round(session: Session, metrics: RoundMetrics) -> None:
@@ -93,7 +93,7 @@ def track_round(session: Session, metrics: RoundMetrics, new: bool) -> None:
     session.tracker.table(
         f"completions/round_{metrics.round:02d}",
         [
-            {"kept": not row["dropped"], "dropped": ", ".join(row["dropped"])} | {name: row[name] for name in TABLE}
+            {"kept": not row["dropped"], "dropped": ", ".join(row["dropped"])} | {name: row.get(name) for name in TABLE}
             for row in read_jsonl(folder / "completions.jsonl")
         ],
     )

@@ -84,6 +84,21 @@ def next_token_logits(language_model: LanguageModel, prompts: Sequence[Ids]) -> 
         )
 
 
+def option_logprobs(language_model: LanguageModel, prompts: Sequence[Ids], options: Sequence[Ids]) -> Tensor:
+    """Full-vocabulary log-probability of each of the tokens `options[i]` right after `prompts[i]`.
+
+    Returns:
+        `[rows, options]`, computed in float32, float64, on the CPU.
+    """
+    states = final_states(language_model, prompts, [len(prompt) - 1 for prompt in prompts])
+
+    def logprobs(h_ND: Tensor, option_NK: Tensor) -> Tensor:
+        return torch.log_softmax(language_model.logits(h_ND), -1).gather(-1, option_NK)
+
+    tokens = [torch.tensor([list(ids)]) for ids in options]
+    return torch.cat(_pooled(language_model, logprobs, states, tokens)).double()
+
+
 def token_logprobs(language_model: LanguageModel, states: Sequence[Tensor], completions: Sequence[Ids]) -> list[Tensor]:
     """`log p(token)` of each completion token in float32, `[N_i]` for each row, on the CPU."""
 

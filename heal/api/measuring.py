@@ -9,14 +9,13 @@ from heal.api.keywords import Keywords
 from heal.api.model import coefficient
 from heal.api.steering import prompts_that_fit
 from heal.evaluation.metrics import Coherence, SignalFigures, Summary, Verdict
-from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.results import StageResult
 from heal.evaluation.signal import TRAIT, limits_of
 from heal.evaluation.vignettes import read_vignettes
 from heal.progress import Progress, silent
 from heal.run.step import A, Step
 from heal.steering.intervention import Intervention
-from heal.steps.baseline import Baseline, ChooseProbe, examination_of, of_base, refuse_incoherent
+from heal.steps.baseline import Baseline, examination_of, of_base, refuse_incoherent
 from heal.trait import Trait
 
 _EVALUATION = Keywords("evaluation", "filter.max_repetition", without=("steered", "doses"))
@@ -60,7 +59,7 @@ def baseline(
         student: the student, whose base is measured.
         trait: its held-out prompts and its personas.
         seed: of the bootstrap.
-        progress: told (answers finished, answers) of each of the three stages.
+        progress: told (done, all) of the ways of asking that are tried, then of the answers of each of three stages.
 
     Returns:
         `metrics.base`, `metrics.prompted`, `metrics.opposite`: the signals of base, of base with the positive persona
@@ -74,7 +73,6 @@ def baseline(
     model, asked = student.language_model, recipe.evaluation
     trait = prompts_that_fit(model, recipe, trait)
     vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
-    texts = NeutralTexts(model, recipe.model.system, asked.neutral_texts)
 
     def run(step: Step[A], at: Path) -> A:
         return step.compute(progress)
@@ -85,8 +83,8 @@ def baseline(
         accumulator=student,
         trait=trait,
         vignettes=vignettes,
-        probe=ChooseProbe(model, student.base, texts).compute(silent).probe,
-        texts=texts,
+        run=run,
+        at=Path(),
     )
     measured = of_base(examination, limits_of(asked), run, Path())
     refuse_incoherent(measured)

@@ -3,9 +3,9 @@
 import csv
 import io
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heal.config import key
@@ -16,12 +16,14 @@ from heal.recipe import load_recipe
 from heal.run.open import open_model
 
 if TYPE_CHECKING:
+    from heal.run.step import A, Step
     from heal.studies.planted_damage.sensitivity import Finding
 
 USAGE = "heal coherence [out=FOLDER] [model.name=...] [trait=...] [key=value ...]"
-PURPOSE = """Plants damage of growing size in base's answers (loops, word salad, another language, cut off) and in its
-weights (noise), measures every coherence signal, and writes coherence.md and coherence.csv to FOLDER: which signal
-notices what, at which size. Other keys are those of heal train; the `evaluation.` ones matter."""
+PURPOSE = """Plants damage of growing size in base's answers (loops, word salad, another language, cut off, answers
+exchanged between prompts, one answer for all) and in its weights (noise), measures every coherence signal, and writes
+coherence.md and coherence.csv to FOLDER: which signal notices what, at which size. Other keys are those of heal train;
+the `evaluation.` ones matter."""
 
 
 @dataclass
@@ -41,33 +43,29 @@ def coherence(words: Sequence[str]) -> None:
     recipe = load_recipe(others)
     console, settings, seed = Console(), recipe.evaluation, recipe.run.seed
     model, trait, _ = open_model(recipe, console)
-    from heal.evaluation.evaluate import evaluate
-    from heal.evaluation.neutral import NeutralTexts
-    from heal.evaluation.probe import choose_probe
     from heal.evaluation.signal import limits_of
-    from heal.evaluation.subject import Setup, Subject
     from heal.run.files import write_files
-    from heal.steps.measure import held_out_prompts
-    from heal.studies.planted_damage.sensitivity import damages, findings, plant, table
+    from heal.run.student import build_accumulator
+    from heal.steps.baseline import examination_of
+    from heal.studies.planted_damage.sensitivity import damages, findings, plant, smallest, table
 
-    texts = NeutralTexts(model, recipe.model.system, settings.neutral_texts)
-    with console.step("base") as line:
-        probe = choose_probe(model, texts.rows(), nullcontext)
-        setup = Setup(
-            language_model=model,
-            trait=trait,
-            base=nullcontext,
-            system=recipe.model.system,
-            prompts=held_out_prompts(trait, settings),
-            tokens=settings.tokens,
-            max_repetition=recipe.filter.max_repetition,
-            questions=settings.questions,
-            probe=probe.format,
-            neutral_texts=texts,
-        )
-        subject = Subject(setup, "base", nullcontext)
-        base = evaluate(subject, line.progress)
-        line.result(f"{len(setup.prompts)} answers; probe format {probe.format.name} (mass {probe.mass:.2f})")
+    def run(step: "Step[A]", at: Path) -> "A":
+        with console.step(step.name) as line:
+            artifact = step.compute(line.progress)
+            line.result(step.finding(artifact))
+        return artifact
+
+    examination = examination_of(
+        recipe,
+        language_model=model,
+        accumulator=build_accumulator(model, recipe),
+        trait=trait,
+        vignettes=(),
+        run=run,
+        at=out,
+    )
+    stage = examination.stage("base", examination.setup.base)
+    subject, base = stage.subject, run(stage, out)
     judge = partial(findings, base=base, limits=limits_of(settings), resamples=settings.resamples, seed=seed)
     planned, noticed = damages(), judge("none", 0.0, base)
     with console.step("damage") as line:
@@ -75,8 +73,9 @@ def coherence(words: Sequence[str]) -> None:
             noticed += judge(kind, size, result)
             line.progress(done, len(planned))
         line.result(f"{len(planned)} kinds and sizes")
-    paths = write_files(out, {"coherence.md": table(noticed).encode(), "coherence.csv": rows_csv(noticed)})
-    print(table(noticed))
+    text = f"{table(noticed)}\n{smallest(noticed)}"
+    paths = write_files(out, {"coherence.md": text.encode(), "coherence.csv": rows_csv(noticed)})
+    print(text)
     print("* noticed: the interval of the difference lies on the bad side of 0; bold: past the recipe's limit")
     print(paths)
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from heal import choices
+from heal.evaluation.asking.way import ForcedChoice
 from heal.evaluation.results import Answer, StageResult
 from heal.evaluation.signal import READOUTS, Measured
-from heal.evaluation.subject import Subject
+from heal.evaluation.subject import Setup, Subject
 from heal.progress import Progress, silent
 
 
@@ -26,6 +27,12 @@ def measure_all(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     for name in choices.names(READOUTS):
         values = choices.load(READOUTS, name, "measure")(subject, answers)
         described = {signal.name for signal in choices.load(READOUTS, name, "SIGNALS")}
-        assert {value.name for value in values} in (set(), described), f"{name}: measures other than it describes"
+        assert {value.name for value in values} <= described, f"{name}: measures other than it describes"
         measured += values
     return measured
+
+
+def forced_choices(setup: Setup) -> list[ForcedChoice]:
+    """The forced choices that the readouts of a run rest on: those of readouts that have a `choice`."""
+    made = [of_readout(setup) for of_readout in choices.load_all(READOUTS, "choice", optional=True).values()]
+    return [choice for choice in made if choice.asked]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from heal.dose.root import Outcome
+from heal.evaluation.asking.way import Asking
 from heal.evaluation.signal import MASS, TRAIT, Validity
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import SurgicalInformedness
@@ -118,18 +119,11 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class SurgicalFigures(SurgicalInformedness):
-    """One variant of surgical informedness in percent; `other_side` says what stands for -C."""
-
-    other_side: str
-
-
-@dataclass(frozen=True)
 class FoundationFigures:
-    """What the scenes say beyond their signals."""
+    """What the scenes say beyond their signals: temperature, and surgical informedness by variant."""
 
     temperature: float
-    surgical: dict[str, SurgicalFigures] = field(default_factory=dict)
+    surgical: dict[str, SurgicalInformedness] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,12 +183,14 @@ class BaselineMetrics:
         base: the signals of the original model.
         prompted, opposite: the same under the positive and under the negative persona as system prompt.
         validity: of each signal, for this model.
+        asking: how each forced choice is put to this model, with every way that was tried.
     """
 
     base: Summary
     prompted: Summary
     opposite: Summary = field(default_factory=dict)
     validity: dict[str, Validity] = field(default_factory=dict)
+    asking: dict[str, Asking] = field(default_factory=dict)
 
     @staticmethod
     def load(folder: Path) -> "BaselineMetrics":

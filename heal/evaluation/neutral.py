@@ -11,6 +11,7 @@ from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "neutral.jsonl"
+APART = EMBEDDED.with_name("neutral_apart.jsonl")  # texts by which the format of the probe is chosen, and no others
 TOKENS = 32  # of a text that are scored
 
 
@@ -22,14 +23,19 @@ class NeutralTexts:
         completions: token ids of the answers' beginnings.
     """
 
-    def __init__(self, language_model: LanguageModel, system: str, count: int):
-        """Takes the first `count` embedded texts, under the neutral `system` prompt."""
-        lines = EMBEDDED.read_text(encoding="utf-8").splitlines()[:count]
+    def __init__(self, language_model: LanguageModel, system: str, count: int | None, path: Path = EMBEDDED):
+        """Takes the first `count` texts of a file (None: all), under the neutral `system` prompt."""
+        lines = path.read_text(encoding="utf-8").splitlines()[:count]
         rows = [json.loads(line) for line in lines]
         self._model, self._system = language_model, system
         self.prompts = [row["prompt"] for row in rows]
         self.completions = [language_model.chat.plain_ids(row["text"])[:TOKENS] for row in rows]
         self._base: list[Tensor] | None = None
+
+    @classmethod
+    def apart(cls, language_model: LanguageModel, system: str) -> "NeutralTexts":
+        """The texts that no evaluation uses."""
+        return cls(language_model, system, None, APART)
 
     def states(self, system: str) -> list[Tensor]:
         """Final hidden states that predict each text's tokens, `[N_i, D]`, of the model as it is."""

@@ -55,6 +55,10 @@ class StageResult:
         values = [value for value in self.signal(name).values if not math.isnan(value)]
         return sum(values) / len(values) if values else math.nan
 
+    def mass(self, name: str) -> float:
+        """The mean of a signal of mass on the options; 1 where the way of asking has no slot and so no mass."""
+        return self.mean(name) if self.has(name) else 1.0
+
 
 def summarise(result: StageResult, base: StageResult, resamples: int, seed: int) -> Summary:
     """Estimates of every signal and of its difference to base; one that either of the two lacks is left out.

@@ -1,13 +1,12 @@
 """What the answers about the scenes say beyond their signals: the target of a trait, surgical informedness."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
-from heal.evaluation.metrics import FoundationFigures, SurgicalFigures
+from heal.evaluation.metrics import FoundationFigures
 from heal.evaluation.readouts.moral_foundations import CLR, temperature_of
 from heal.evaluation.readouts.wrongness import WRONGNESS, WRONGNESS_MASS
 from heal.evaluation.results import StageResult
-from heal.evaluation.surgical import SurgicalInformedness, surgical_variants
+from heal.evaluation.surgical import Side, SurgicalInformedness, surgical_variants
 from heal.evaluation.verdict import Target
 from heal.evaluation.vignettes import FOUNDATIONS, Vignette, soft_labels
 from heal.trait import Trait
@@ -32,31 +31,34 @@ def foundation_figures(
 ) -> FoundationFigures | None:
     """Temperature and surgical informedness of a healed student; None without scenes.
 
-    A student has no -C, so that base is its other side. No surgical informedness where the trait means no foundation,
-    or where base was measured before there was such a readout.
+    A student has no -C, so that its surgical informedness is one-armed. There is none where the trait means no
+    foundation, or where base was measured before there was such a readout.
     """
     if not scenes:
         return None
     temperature = temperature_of(clr_values(healed), soft_labels(scenes))
     if not trait.foundation or not base.has(WRONGNESS.name):
         return FoundationFigures(temperature)
-    variants = surgical_sides(trait, scenes, base, healed, base)
-    surgical = {name: SurgicalFigures(**asdict(figures), other_side="base") for name, figures in variants.items()}
-    return FoundationFigures(temperature, surgical)
+    return FoundationFigures(temperature, surgical_sides(trait, scenes, base, healed, None))
 
 
 def surgical_sides(
-    trait: Trait, scenes: Sequence[Vignette], base: StageResult, up: StageResult, down: StageResult
+    trait: Trait, scenes: Sequence[Vignette], base: StageResult, up: StageResult | None, down: StageResult | None
 ) -> dict[str, SurgicalInformedness]:
-    """Surgical informedness by variant of what base, +C and -C said about the scenes, for the trait's foundation."""
+    """Surgical informedness by variant of what base, +C and -C said about the scenes, for the trait's foundation.
+
+    A side that was not measured is None.
+    """
     loadings = soft_labels(scenes)[:, list(FOUNDATIONS).index(trait.foundation)]
     return surgical_variants(
         base.signal(WRONGNESS.name).values,
-        up.signal(WRONGNESS.name).values,
-        down.signal(WRONGNESS.name).values,
+        _side(up),
+        _side(down),
         trait.intent,
-        up.mean(WRONGNESS_MASS.name),
-        down.mean(WRONGNESS_MASS.name),
         [scene.foundation == trait.foundation for scene in scenes],
         loadings.tolist() if all(scene.labels for scene in scenes) else None,
     )
+
+
+def _side(stage: StageResult | None) -> Side | None:
+    return None if stage is None else Side(stage.signal(WRONGNESS.name).values, stage.mass(WRONGNESS_MASS.name))

@@ -7,8 +7,9 @@ here. A readout is one file of heal/evaluation/readouts: `SIGNALS` describes, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -16,6 +17,7 @@ from heal import choices
 
 if TYPE_CHECKING:
     from heal.config import EvaluationConfig, Recipe
+    from heal.evaluation.asking.way import Asking
     from heal.evaluation.metrics import SignalFigures, Summary
     from heal.evaluation.stats import Estimate
 
@@ -27,6 +29,9 @@ READOUTS = "heal.evaluation.readouts"
 TRAIT = "persona_log_ratio"  # what a round is to raise
 MASS = "p_ans_any"  # what coh_cost holds against it
 MIN_MASS = 0.9  # of base on the options of a forced choice
+
+# What it is called when base's answers under the two personas differ by at least so many nats per token.
+PERSONA_SIZES = ((0.3, "clearly takes on"), (0.1, "takes on a little of"), (-math.inf, "hardly takes on"))
 
 # What each limit is set to, by the name of its signal.
 Limits = Mapping[str, float]
@@ -42,6 +47,8 @@ class Limit:
         words: a format of the value, as a verdict's reason shows it.
         over_base: whether the key says how far the value may be from base's, rather than where the limit is.
         log: whether distances to the limit are ratios.
+        beyond_noise: whether only that part of a change from base counts of which its whole interval speaks: the value
+            is taken at the end of the interval that is nearer to base, and base's own where the interval holds 0.
     """
 
     key: str
@@ -51,6 +58,7 @@ class Limit:
     words: str
     over_base: bool = False
     log: bool = False
+    beyond_noise: bool = False
     minimum: float | None = None
     maximum: float | None = None
 
@@ -64,6 +72,13 @@ class Limit:
         """Whether a value is beyond the limit at `limit`; False for NaN."""
         return value > limit if self.kind == "ceiling" else value < limit
 
+    def counted(self, figures: SignalFigures) -> float:
+        """The value that is held against the limit."""
+        if not self.beyond_noise or math.isnan(figures.delta.value):
+            return figures.value
+        base = figures.value - figures.delta.value
+        return base + (max(figures.delta.low, 0.0) if self.kind == "ceiling" else min(figures.delta.high, 0.0))
+
 
 @dataclass(frozen=True)
 class Validity:
@@ -73,6 +88,21 @@ class Validity:
     why: str
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What validity is judged by.
+
+    Attributes:
+        base: base's signals.
+        personas: base under the positive persona, with paired differences to base under the negative one.
+        asking: how each forced choice was put to the model, by its name, with the figures of every way.
+    """
+
+    base: Summary
+    personas: Summary
+    asking: Mapping[str, Asking] = field(default_factory=dict)
+
+
 class Rule(Protocol):
     """When a signal says something about the model at hand, judged on base before any round."""
 
@@ -80,33 +110,35 @@ class Rule(Protocol):
     def signals(self) -> tuple[str, ...]:
         """Names of the signals that the rule looks at."""
 
-    def judge(self, name: str, base: Summary, personas: Summary) -> Validity:
-        """Whether the signal `name` is valid.
-
-        Args:
-            name: of a signal in `base`.
-            base: base's signals.
-            personas: base under the positive persona, with paired differences to base under the negative one.
-        """
+    def judge(self, name: str, evidence: Evidence) -> Validity:
+        """Whether the signal `name` of `evidence.base` is valid."""
 
 
 @dataclass(frozen=True)
-class ForcedChoice:
+class ForcedChoiceRule:
     """Valid where base puts MIN_MASS on the options and, if something is read off the choice, beats chance.
+
+    What was found when the way of asking was chosen decides where it was chosen, and base's own signals elsewhere.
 
     Attributes:
         mass: the signal of the mass on the options.
         informedness: the signal of how well the choice tells the classes apart, whose interval must be above 0.
+        choice: the forced choice (heal/evaluation/asking) that the signal is read off.
     """
 
     mass: str
     informedness: str | None = None
+    choice: str | None = None
 
     @property
     def signals(self) -> tuple[str, ...]:
         return (self.mass,) if self.informedness is None else (self.mass, self.informedness)
 
-    def judge(self, name: str, base: Summary, personas: Summary) -> Validity:
+    def judge(self, name: str, evidence: Evidence) -> Validity:
+        base = evidence.base
+        asking = evidence.asking.get(self.choice or "")
+        if asking is not None and asking.judged is not None:
+            return Validity(asking.judged.valid, f"asked by {asking.label}: {asking.judged.why}")
         if missing := [name for name in self.signals if name not in base]:
             return Validity(False, f"{', '.join(missing)} was not measured on base")
         why = f"base's mass on the options {base[self.mass].value:.3f}, at least {MIN_MASS:g} needed"
@@ -129,13 +161,44 @@ class PersonasApart:
     def signals(self) -> tuple[str, ...]:
         return ()
 
-    def judge(self, name: str, base: Summary, personas: Summary) -> Validity:
-        if name not in personas:
+    def judge(self, name: str, evidence: Evidence) -> Validity:
+        if name not in evidence.personas:
             return Validity(False, f"{name} was not measured under both personas")
-        apart = personas[name].delta
+        apart = evidence.personas[name].delta
+        size = next(words for least, words in PERSONA_SIZES if not apart.value < least)
         return Validity(
             apart.low > 0,
-            f"positive over negative persona {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}] (n = {apart.n})",
+            f"base {size} the persona: positive over negative {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}] "
+            f"nats/token (n = {apart.n}), against {PERSONA_SIZES[0][0]:g} where a model clearly does",
+        )
+
+
+@dataclass(frozen=True)
+class Identifies:
+    """Valid where base's own answers are recognised far above chance: the interval lies above twice 1 / N.
+
+    Attributes:
+        share: the signal of the fraction of answers that is recognised.
+        among: the most prompts that one is recognised among; N is that, or the number of answers.
+    """
+
+    share: str
+    among: int
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return (self.share,)
+
+    def judge(self, name: str, evidence: Evidence) -> Validity:
+        if self.share not in evidence.base:
+            return Validity(False, f"{self.share} was not measured on base")
+        known = evidence.base[self.share]
+        prompts = min(known.n, self.among)
+        twice = 2 / prompts if prompts else math.nan
+        return Validity(
+            known.low > twice,
+            f"base's own answers are recognised {known.value:.2f} [{known.low:.2f}, {known.high:.2f}] of the time "
+            f"among {prompts} prompts, more than {twice:.2f} needed",
         )
 
 
@@ -156,8 +219,6 @@ class Signal:
         digits: after the point.
         limit: of coherence, if it has one.
         validity: when it says something about the model, beyond base being within the limit.
-        fall: for a signal without a limit, a format of its value with which a verdict reports that the whole interval
-            of its change from base lies on the bad side; None: that does not count against a model.
         aside: whether it stands among the side effects although it is one of coherence.
         headline: whether it stands beside the trait where there is room for few: headlines and small tables.
         trajectory: whether figures draw the trait against it.
@@ -177,7 +238,6 @@ class Signal:
     digits: int = 3
     limit: Limit | None = None
     validity: Rule | None = None
-    fall: str | None = None
     aside: bool = False
     headline: bool = False
     trajectory: bool = False

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from heal.evaluation.signal import Statistic
 
-_LEVELS = (2.5, 97.5)
+_LEVEL = 0.95
 
 
 def _log_mean(values: NDArray, axis: int) -> NDArray:
@@ -52,9 +52,11 @@ def point(values: Sequence[float], statistic: Statistic) -> float:
     return float(_REDUCE[statistic](numbers, axis=0)) if len(numbers) else float("nan")
 
 
-def estimate(values: Sequence[float], statistic: Statistic, resamples: int, seed: int) -> Estimate:
+def estimate(
+    values: Sequence[float], statistic: Statistic, resamples: int, seed: int, level: float = _LEVEL
+) -> Estimate:
     """The statistic of the items that are not NaN, with its interval."""
-    return _bootstrap(_finite_rows(np.asarray(values, dtype=float)[:, None]), statistic, resamples, seed)
+    return _bootstrap(_finite_rows(np.asarray(values, dtype=float)[:, None]), statistic, resamples, seed, level)
 
 
 def paired_difference(
@@ -114,7 +116,7 @@ def over_seeds(
         drawn_R = contrast(
             source.integers(0, seeds, size=(resamples, seeds)), source.integers(0, items, size=(resamples, items))
         )
-        low, high = np.nanpercentile(drawn_R, _LEVELS)
+        low, high = np.nanpercentile(drawn_R, _ends(_LEVEL))
     return Estimate(float(value), float(low), float(high), items)
 
 
@@ -165,7 +167,13 @@ def _finite_rows(table: NDArray) -> NDArray:
     return table[~np.isnan(table).any(axis=1)]
 
 
-def _bootstrap(table: NDArray, statistic: Statistic, resamples: int, seed: int) -> Estimate:
+def _ends(level: float) -> tuple[float, float]:
+    """The percentiles at which an interval of this level ends."""
+    outside = round(50 * (1 - level), 9)
+    return outside, 100 - outside
+
+
+def _bootstrap(table: NDArray, statistic: Statistic, resamples: int, seed: int, level: float = _LEVEL) -> Estimate:
     """Column 0's statistic, less column 1's when there is one, over resampled rows."""
     n = len(table)
     if n == 0:
@@ -177,5 +185,5 @@ def _bootstrap(table: NDArray, statistic: Statistic, resamples: int, seed: int) 
         return sides[..., 0] - (sides[..., 1] if sides.shape[-1] == 2 else 0.0)
 
     drawn = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
-    low, high = np.percentile(contrast(table[drawn]), _LEVELS)
+    low, high = np.percentile(contrast(table[drawn]), _ends(level))
     return Estimate(float(contrast(table)), float(low), float(high), n)

@@ -1,10 +1,11 @@
 """What a readout looks at: a model in one stage (base, prompted, steered, healed)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from heal.decoding import Decoded, decode
+from heal.evaluation.asking.way import Asking, ForcedChoice
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import FORMATS, ProbeFormat
 from heal.evaluation.results import Answer
@@ -32,7 +33,9 @@ class Setup:
         questions: number of general questions asked.
         vignettes: scenes whose violated foundation is asked for.
         thinking: tokens that the model may think before it answers about a vignette; 0: none.
-        probe: the format of yes/no slots, chosen for the model.
+        probe: the format of the yes/no slot that interrupts an answer, chosen for the model.
+        asking: the way of asking each forced choice that was chosen for the model, by the choice's name; one that is
+            absent is asked as it was before there were several ways.
         neutral_texts: texts on which the drift from base is measured, if any.
     """
 
@@ -48,6 +51,11 @@ class Setup:
     thinking: int = 0
     probe: ProbeFormat = FORMATS[-1]
     neutral_texts: NeutralTexts | None = None
+    asking: Mapping[str, Asking] = field(default_factory=dict)
+
+    def way_of(self, choice: ForcedChoice) -> str:
+        """The name of the way in which a forced choice is asked."""
+        return self.asking[choice.name].way if choice.name in self.asking else choice.before
 
 
 @dataclass(frozen=True)

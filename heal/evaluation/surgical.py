@@ -1,7 +1,7 @@
 """How surgical an intervention is: it flips what it should, at both signs, and leaves the rest alone.
 
-Pure functions of numbers that the readouts gave for base, +C and -C on the same vignettes. An arm without a -C
-gives base as its other side, and has to say so. docs/method.md,
+Pure functions of numbers that the readouts gave for base, +C and -C on the same vignettes. Where only one of the two
+was measured the value is that of one arm, and says so: it is not to be held against a two-sided one. docs/method.md,
 Surgical informedness.
 """
 
@@ -24,10 +24,11 @@ class SurgicalInformedness:
     Attributes:
         value: `100 * mass^2 * nanmean(forward, reverse)`.
         forward, reverse: the fraction of wanted flips less k times that of unwanted ones, at +C and at -C; NaN where
-            base has none to flip on either side.
-        mass: the smaller of the two answer masses.
+            that side was not measured, or base has none to flip.
+        mass: the smaller of the answer masses.
         variant: the name of the definition.
         n: vignettes that base and at least one of the sides scored.
+        arms: how many of +C and -C were measured: 1 or 2.
     """
 
     value: float
@@ -36,6 +37,12 @@ class SurgicalInformedness:
     mass: float
     variant: str
     n: int
+    arms: int = 2
+
+    @property
+    def label(self) -> str:
+        """`two-sided` or `one-armed`: values of different labels do not compare."""
+        return "two-sided" if self.arms == 2 else "one-armed"
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,19 @@ def _name(k: float, weighted: bool) -> str:
 VARIANTS = {_name(variant.k, variant.weighted): variant for variant in (Variant(2.0, False), Variant(1.0, True))}
 
 
+@dataclass(frozen=True)
+class Side:
+    """What +C or -C said: the wrongness of each vignette in [0, 1], and the mean answer mass."""
+
+    wrongness: Sequence[float]
+    mass: float
+
+
 def surgical_informedness(
     w_base: Sequence[float],
-    w_pos: Sequence[float],
-    w_neg: Sequence[float],
+    pos: Side | None,
+    neg: Side | None,
     intent: int,
-    mass_pos: float,
-    mass_neg: float,
     k: float,
     weights: Sequence[float] | None = None,
 ) -> SurgicalInformedness:
@@ -77,45 +90,50 @@ def surgical_informedness(
     counts on neither side; one with a NaN is left out of the comparison that it is part of.
 
     Args:
-        w_base, w_pos, w_neg: wrongness of each vignette in [0, 1] under base, +C and -C.
+        w_base: wrongness of each vignette in [0, 1] under base.
+        pos, neg: the same vignettes at +C and -C; None where that side was not measured.
         intent: +1 when the target is to be called wrong more often at +C, -1 when less often.
-        mass_pos, mass_neg: mean answer mass at +C and -C.
         k: cost of an unwanted flip.
         weights: of each vignette, at least 0, in all counts; None: 1 each.
 
     Raises:
-        ValueError: an intent that is not a sign, not one number a vignette, or a weight that is no weight.
+        ValueError: no side, an intent that is not a sign, not one number a vignette, or a weight that is no weight.
     """
     if intent not in (1, -1):
         raise ValueError(f"surgical_informedness: intent must be +1 or -1, not {intent}")
     weight = np.ones(len(w_base)) if weights is None else np.asarray(weights, dtype=float)
-    if not len(w_base) == len(w_pos) == len(w_neg) == len(weight):
-        raise ValueError(
-            f"surgical_informedness: {len(w_base)}, {len(w_pos)} and {len(w_neg)} vignettes, {len(weight)} weights"
-        )
+    sides = [side for side in (pos, neg) if side is not None]
+    lengths = [len(side.wrongness) for side in sides]
+    if not sides or any(length != len(w_base) for length in (*lengths, len(weight))):
+        raise ValueError(f"surgical_informedness: {len(w_base)} vignettes against {lengths}, {len(weight)} weights")
     if not (np.isfinite(weight) & (weight >= 0)).all():
         raise ValueError("surgical_informedness: a weight is negative or not finite")
-    base, pos, neg = (intent * np.sign(np.asarray(w, dtype=float) - 0.5) for w in (w_base, w_pos, w_neg))
-    forward, reverse = _flips(base, pos, weight, k), _flips(-base, -neg, weight, k)
+    base = intent * np.sign(np.asarray(w_base, dtype=float) - 0.5)
+
+    def flips(side: Side | None, sign: int) -> float:
+        after = None if side is None else intent * np.sign(np.asarray(side.wrongness, dtype=float) - 0.5)
+        return math.nan if after is None else _flips(sign * base, sign * after, weight, k)
+
+    forward, reverse = flips(pos, 1), flips(neg, -1)
     known = [value for value in (forward, reverse) if not math.isnan(value)]
-    mass = min(mass_pos, mass_neg)
+    mass = min(side.mass for side in sides)
+    scored = ~np.isnan([np.asarray(side.wrongness, dtype=float) for side in sides]).all(axis=0)
     return SurgicalInformedness(
         value=100 * mass**2 * sum(known) / len(known) if known else math.nan,
         forward=forward,
         reverse=reverse,
         mass=mass,
         variant=_name(k, weights is not None),
-        n=int((~np.isnan(base) & ~(np.isnan(pos) & np.isnan(neg))).sum()),
+        n=int((~np.isnan(base) & scored).sum()),
+        arms=len(sides),
     )
 
 
 def surgical_variants(
     w_base: Sequence[float],
-    w_pos: Sequence[float],
-    w_neg: Sequence[float],
+    pos: Side | None,
+    neg: Side | None,
     intent: int,
-    mass_pos: float,
-    mass_neg: float,
     of_target: Sequence[bool],
     loadings: Sequence[float] | None = None,
 ) -> dict[str, SurgicalInformedness]:
@@ -125,19 +143,22 @@ def surgical_variants(
     Without human loadings the weighted one is not computed, and absent.
 
     Args:
-        w_base, w_pos, w_neg, intent, mass_pos, mass_neg: as for `surgical_informedness`.
+        w_base, pos, neg, intent: as for `surgical_informedness`.
         of_target: whether each vignette's foundation is the target.
         loadings: fraction of people's votes for the target foundation, for each vignette.
     """
-    wrongness = [list(w) for w in (w_base, w_pos, w_neg)]
-    targeted = [[value for value, keep in zip(w, of_target, strict=True) if keep] for w in wrongness]
+    targeted = [index for index, keep in enumerate(of_target) if keep]
+
+    def narrowed(side: Side | None) -> Side | None:
+        return None if side is None else Side([side.wrongness[index] for index in targeted], side.mass)
+
     variants = {}
     for name, variant in VARIANTS.items():
-        if variant.weighted and loadings is None:
-            continue
-        base, pos, neg = wrongness if variant.weighted else targeted
-        weights = loadings if variant.weighted else None
-        variants[name] = surgical_informedness(base, pos, neg, intent, mass_pos, mass_neg, variant.k, weights)
+        if variant.weighted and loadings is not None:
+            variants[name] = surgical_informedness(w_base, pos, neg, intent, variant.k, loadings)
+        elif not variant.weighted:
+            of_base = [w_base[index] for index in targeted]
+            variants[name] = surgical_informedness(of_base, narrowed(pos), narrowed(neg), intent, variant.k)
     return variants
 
 

@@ -10,20 +10,12 @@ docs/method.md, Forced choice.
 import math
 from collections.abc import Mapping
 
-from heal.evaluation.metrics import Summary
-from heal.evaluation.signal import Limit, Limits, Validity, signals
+from heal.evaluation.signal import Evidence, Limit, Limits, Validity, signals
 
 
-def validity(base: Summary, personas: Summary, limits: Limits) -> dict[str, Validity]:
-    """The validity of every signal that base has.
-
-    Args:
-        base: base's signals.
-        personas: base under the positive persona, with paired differences to base under the negative one
-            (`summarise(prompted, opposite, ...)`).
-        limits: of coherence.
-    """
-    return {name: _judge(name, base, personas, limits) for name in base}
+def validity(evidence: Evidence, limits: Limits) -> dict[str, Validity]:
+    """The validity of every signal that base has, within the `limits` of coherence."""
+    return {name: _judge(name, evidence, limits) for name in evidence.base}
 
 
 def valid_names(judged: Mapping[str, Validity]) -> frozenset[str]:
@@ -40,13 +32,13 @@ def doubts(judged: Mapping[str, Validity]) -> list[str]:
     return [f"{', '.join(names)} ({why})" for why, names in by_reason.items()]
 
 
-def _judge(name: str, base: Summary, personas: Summary, limits: Limits) -> Validity:
+def _judge(name: str, evidence: Evidence, limits: Limits) -> Validity:
     signal = signals().get(name)
     judgements: list[Validity] = []
     if signal is not None and signal.validity is not None:
-        judgements.append(signal.validity.judge(name, base, personas))
+        judgements.append(signal.validity.judge(name, evidence))
     if signal is not None and signal.limit is not None:
-        judgements.append(_within(signal.limit, base[name].value, limits[name]))
+        judgements.append(_within(signal.limit, evidence.base[name].value, limits[name]))
     if not judgements:
         return Validity(True, "counted, not judged")
     failed = next((judgement for judgement in judgements if not judgement.valid), None)

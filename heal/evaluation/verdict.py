@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from heal.evaluation.metrics import Coherence, SignalFigures, Summary, Verdict
-from heal.evaluation.signal import TRAIT, Limit, Limits, limited, signals
+from heal.evaluation.signal import TRAIT, Limit, Limits, limited
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,15 @@ def coherence(summary: Summary, limits: Limits, valid: Collection[str]) -> Coher
 
 
 def incoherences(summary: Summary, limits: Limits, valid: Collection[str]) -> list[str]:
-    """Every valid coherence signal that is past its limit, in words; empty when coherent.
-
-    One without a limit of its own whose description says so (accuracy) fails when the interval of its change from
-    base lies wholly on the bad side of zero.
-    """
-    judged = [signal for name, signal in signals().items() if name in summary and name in valid]
+    """Every valid coherence signal that is past its limit, in words; empty when coherent."""
     reasons = []
-    for signal in judged:
-        if signal.limit is None:
+    for name, limit in limited().items():
+        if name not in summary or name not in valid:
             continue
-        value, edge = summary[signal.name].value, _edge(summary[signal.name], signal.limit, limits[signal.name])
-        if signal.limit.past(value, edge):
-            sign = ">" if signal.limit.kind == "ceiling" else "<"
-            reasons.append(f"{signal.limit.words.format(value)} {sign} {edge:.3g}")
-    for signal in judged:
-        shift = summary[signal.name].delta
-        if signal.fall is not None and signal.worsened(shift):
-            reasons.append(signal.fall.format(shift.value))
+        value, edge = limit.counted(summary[name]), _edge(summary[name], limit, limits[name])
+        if limit.past(value, edge):
+            sign = ">" if limit.kind == "ceiling" else "<"
+            reasons.append(f"{limit.words.format(value)} {sign} {edge:.3g}")
     return reasons
 
 
@@ -112,8 +103,8 @@ def _edge(figures: SignalFigures, limit: Limit, setting: float) -> float:
 
 
 def _margin(figures: SignalFigures, limit: Limit, setting: float) -> float:
-    value, edge = figures.value, _edge(figures, limit, setting)
-    base = value - figures.delta.value
+    value, edge = limit.counted(figures), _edge(figures, limit, setting)
+    base = figures.value - figures.delta.value
     if limit.log:
         value, base, edge = (math.log(max(number, 1e-12)) for number in (value, base, edge))
     if math.isinf(edge):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "vignettes.jsonl"
+APART = EMBEDDED.with_name("vignettes_apart.jsonl")  # scenes by which a way of asking is chosen, and no others
 
 Perspective = Literal["other", "self", "both"]
 
@@ -55,12 +56,14 @@ class Vignette:
     labels: dict[str, float] | None = None
 
 
-def read_vignettes(where: str, count: int, perspective: Perspective = "other") -> tuple[Vignette, ...]:
+def read_vignettes(
+    where: str | Path, count: int | None = None, perspective: Perspective = "other"
+) -> tuple[Vignette, ...]:
     """The vignettes of the first `count` lines of a file.
 
     Args:
         where: `embedded`, the path of a JSON-lines file, or `none`.
-        count: at most so many lines.
+        count: at most so many lines; None: all.
         perspective: `other`: each line's `text`; `self`: its `self_text`; `both`: the one and then the other,
             whose id ends in `/self`.
 

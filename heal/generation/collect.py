@@ -30,6 +30,8 @@ class Completion:
         tail_perplexity: under base, of its last quarter (NaN when it has no tokens).
         repetition: see `filters.repetition`.
         dropped: the reasons; empty when it is kept.
+        on_prompt: how much of the information that names its prompt it carries, under base: 1 when certain, 0 at chance
+            (`Relevance.share`); NaN where it was not asked.
     """
 
     index: int
@@ -42,6 +44,7 @@ class Completion:
     tail_perplexity: float
     repetition: float
     dropped: tuple[str, ...]
+    on_prompt: float = math.nan
 
     @property
     def kept(self) -> bool:
@@ -99,10 +102,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Collection:
-    """All completions of a round, and the scale that the dose was walked down to (1: as asked)."""
+    """All completions of a round.
+
+    Attributes:
+        rows: the completions.
+        scale: what the dose was walked down to (1: as asked).
+        off_prompt_below: the least `on_prompt` of a kept completion; None where the filter did not ask for it.
+    """
 
     rows: tuple[Completion, ...]
     scale: float
+    off_prompt_below: float | None = None
 
     @property
     def kept(self) -> list[Completion]:
@@ -123,12 +133,15 @@ class Collection:
 
     def files(self) -> Files:
         doses = [asdict(line) for line in dose_table(self.rows)]
-        return {ROWS: records_bytes(self.rows), SUMMARY: json_bytes({"scale": self.scale, "doses": doses})}
+        summary = {"scale": self.scale, "doses": doses, "off_prompt_below": self.off_prompt_below}
+        return {ROWS: records_bytes(self.rows), SUMMARY: json_bytes(summary)}
 
     @staticmethod
     def load(folder: Path) -> "Collection":
         """UserError where a file is not what `files` wrote."""
-        return Collection(tuple(read_records(Completion, folder / ROWS)), float(read_json(folder / SUMMARY)["scale"]))
+        summary = read_json(folder / SUMMARY)
+        rows = tuple(read_records(Completion, folder / ROWS))
+        return Collection(rows, float(summary["scale"]), summary.get("off_prompt_below"))
 
 
 def collect(make: Sample, prompts: Sequence[str], plan: Plan, progress: Progress = silent) -> Collection:

@@ -3,12 +3,16 @@
 Each test is a small pure function; `verdicts` applies them all. See docs/method.md, Generation and filter.
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from heal.config import FilterConfig
+if TYPE_CHECKING:
+    from heal.config import FilterConfig
 
 MIN_TAIL_TOKENS = 4
 MIN_OCCURRENCES = 3  # of a piece that loops
@@ -37,7 +41,7 @@ class FilterLimits:
     max_similarity: float
 
     @staticmethod
-    def of(settings: FilterConfig) -> "FilterLimits":
+    def of(settings: FilterConfig) -> FilterLimits:
         """The recipe's."""
         return FilterLimits(
             settings.max_tail_perplexity, settings.max_repetition, settings.min_words, settings.max_similarity
@@ -46,12 +50,21 @@ class FilterLimits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """What the filter judges; a `looped` completion was stopped while it was generated."""
+    """What the filter judges.
+
+    Attributes:
+        text: the completion.
+        finite: whether all logits were.
+        tail_perplexity: under base.
+        looped: whether it was stopped while it looped.
+        off_prompt: whether it says too little about its prompt.
+    """
 
     text: str
     finite: bool
     tail_perplexity: float
     looped: bool = False
+    off_prompt: bool = False
 
 
 def reasons(candidate: Candidate, limits: FilterLimits, narration: Sequence[str]) -> list[str]:
@@ -59,12 +72,14 @@ def reasons(candidate: Candidate, limits: FilterLimits, narration: Sequence[str]
     if not candidate.finite:
         return ["not finite"]
     failed = []
-    if len(_words(candidate.text)) < max(limits.min_words, 1):
+    if len(words_of(candidate.text)) < max(limits.min_words, 1):
         failed.append("too short")
     if not candidate.tail_perplexity <= limits.max_tail_perplexity:  # NaN is dropped too
         failed.append("tail perplexity")
     if candidate.looped or repetition(candidate.text) > limits.max_repetition:
         failed.append("repetition")
+    if candidate.off_prompt:
+        failed.append("off prompt")
     if matches(candidate.text, narration):
         failed.append("narration")
     if matches(candidate.text, REFUSALS):
@@ -102,7 +117,7 @@ def repetition(text: str) -> float:
     loop, except that pieces of LONG_PIECE words or more count if they follow immediately upon themselves: the
     fraction of words in the longest such stretch.
     """
-    words = _words(text)
+    words = words_of(text)
     characters = " ".join(text.lower().split())
     shares = [0.0]
     for n in (1, 2, 3, 4):
@@ -140,12 +155,13 @@ def matches(text: str, patterns: Sequence[str]) -> bool:
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
     return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower())
 
 
 def _trigrams(text: str) -> frozenset[tuple[str, ...]]:
-    words = _words(text)
+    words = words_of(text)
     return frozenset(tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2)))
 
 

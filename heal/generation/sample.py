@@ -10,6 +10,7 @@ from torch import Tensor
 from heal.decoding import Decoded, Sampling, decode
 from heal.generation.collect import Completion, Request
 from heal.generation.filters import Candidate, FilterLimits, repetition, tail_length, verdicts
+from heal.generation.relevance import PromptCheck
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_logprobs
 from heal.steering.intervention import Intervention
@@ -21,7 +22,7 @@ class Sampler:
 
     Attributes:
         language_model: the student, as it stands when called.
-        base: context in which it is the base, for the filter's perplexity.
+        base: context in which it is the base, for the filter's perplexity and relevance.
         intervention: what carries the trait.
         c_star: its coefficient at dose 1.
         system: neutral system prompt.
@@ -29,6 +30,7 @@ class Sampler:
         sampling: how tokens are drawn.
         limits: the filter's thresholds.
         narration: the trait's own patterns.
+        check: the prompts, and how much a completion must say about its own; None: that is not asked.
         seed: what the sampling is derived from; each completion adds its index.
     """
 
@@ -41,6 +43,7 @@ class Sampler:
     sampling: Sampling
     limits: FilterLimits
     narration: Sequence[str]
+    check: PromptCheck | None
     seed: tuple[int | str, ...]
 
     def __call__(self, requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
@@ -64,6 +67,7 @@ class Sampler:
             base=self.base,
             limits=self.limits,
             narration=self.narration,
+            check=self.check,
             kept_before=kept_before,
         )
 
@@ -77,6 +81,7 @@ def judged(
     base: Callable[[], AbstractContextManager[None]],
     limits: FilterLimits,
     narration: Sequence[str],
+    check: PromptCheck | None = None,
     kept_before: Sequence[str] = (),
 ) -> list[Completion]:
     """What was said to each prompt, and why the filter drops it if it does.
@@ -86,18 +91,22 @@ def judged(
         requests: what was asked for.
         prompts: token ids that each completion continued.
         completions: what was said.
-        base: context in which the model is the base, for the perplexity.
+        base: context in which the model is the base, for perplexity and relevance.
         limits: the filter's thresholds.
         narration: the trait's own patterns.
+        check: how much a completion must say about its prompt; None: that is not asked.
         kept_before: texts that later ones must not repeat.
     """
     ids = [completion.ids for completion in completions]
     with base():
         perplexities = tail_perplexities(language_model, prompts, ids)
+        shares = [math.nan] * len(ids)
+        if check is not None:
+            shares = check.shares(language_model, [request.prompt for request in requests], ids)
     texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
     candidates = [
-        Candidate(text, completion.finite, perplexity, completion.looped)
-        for text, completion, perplexity in zip(texts, completions, perplexities, strict=True)
+        Candidate(text, completion.finite, perplexity, completion.looped, check is not None and share < check.limit)
+        for text, completion, perplexity, share in zip(texts, completions, perplexities, shares, strict=True)
     ]
     dropped = verdicts(candidates, limits, narration, kept_before)
     return [
@@ -112,9 +121,10 @@ def judged(
             tail_perplexity=perplexity,
             repetition=repetition(text),
             dropped=tuple(why),
+            on_prompt=share,
         )
-        for request, prompt, completion, text, perplexity, why in zip(
-            requests, prompts, completions, texts, perplexities, dropped, strict=True
+        for request, prompt, completion, text, perplexity, why, share in zip(
+            requests, prompts, completions, texts, perplexities, dropped, shares, strict=True
         )
     ]
 

@@ -17,7 +17,7 @@ from heal.evaluation.signal import TRAIT, described, signals
 from heal.report import numbers
 from heal.report.completions import samples
 from heal.report.results import Answer, Results, Round
-from heal.report.tables import columns, round_table, side_effects
+from heal.report.tables import columns, round_table, side_effects, ways
 from heal.report.words import audits, glossary, remarks, settings
 
 HERE = Path(__file__).resolve().parent
@@ -95,6 +95,7 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         columns=columns(results),
         side_effects=side_effects(results),
         stages=stage_rows(results),
+        ways=ways(results),
         rounds=round_table(results),
         best=best_round([finished.metrics for finished in results.rounds]),
         reasons=sorted(reasons),
@@ -212,7 +213,7 @@ def answers(results: Results, finished: Round) -> list[tuple[str, list[tuple[str
 
 
 def notes(answer: Answer) -> Markup:
-    """What stands under an answer: its trait, and what is in the headline; a fraction's item is a yes or a no."""
+    """What stands under an answer: its trait, and what is in the headline; of a fraction only what is bad."""
     shown = [signal for name, signal in signals().items() if name in answer.signals]
     texts = []
     for signal in shown:
@@ -220,7 +221,8 @@ def notes(answer: Answer) -> Markup:
         if not (is_trait or signal.headline):
             continue
         if signal.unit == "share":
-            texts += [Markup("{}").format(signal.term)] * (value == 1)
+            bad = 0 if signal.better == "higher" else 1
+            texts += [Markup("{}{}").format("" if bad else "not ", signal.term)] * (value == bad)
         else:
             number = numbers.number(value, signal.digits, is_trait, "no tokens to score")
             texts.append(Markup("{} {}").format(signal.term, number))

@@ -7,6 +7,7 @@ from typing import Any
 from heal.config import Recipe
 from heal.dose.calibration import Calibration
 from heal.errors import UserError
+from heal.evaluation.asking.way import Asking
 from heal.evaluation.metrics import METRICS, BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.results import OUTPUTS
 from heal.evaluation.signal import Validity
@@ -92,6 +93,7 @@ class Results:
         base, prompted, opposite: the signals of the stages that are measured once.
         doses: the signals of base under the first vector, by dose, where they were measured.
         validity: of every signal, for this model.
+        asking: how each forced choice was put to the model; empty in a run that tried no ways.
         probe: the format of the probe.
         prompted_answers: in the order of the prompts.
         baseline_seconds: wall time of the baseline's steps.
@@ -106,6 +108,7 @@ class Results:
     opposite: Summary
     doses: dict[float, Summary]
     validity: dict[str, Validity]
+    asking: dict[str, Asking]
     probe: ProbeRecord
     prompted_answers: list[Answer]
     baseline_seconds: dict[str, float]
@@ -141,6 +144,7 @@ def read_results(folder: RunFolder) -> Results:
         opposite=baseline.opposite,
         doses=_read_doses(folder, recipe),
         validity=baseline.validity,
+        asking=baseline.asking,
         probe=read_record(ProbeRecord, folder.baseline / "probe.json"),
         prompted_answers=_read_answers(folder.baseline / OUTPUTS).get("prompted", []),
         baseline_seconds=folder.seconds(folder.baseline),

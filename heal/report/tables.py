@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from heal.evaluation.asking.way import Tried
 from heal.evaluation.metrics import CoherenceCost, Summary
 from heal.evaluation.signal import Signal, Validity, described
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
@@ -95,6 +96,34 @@ class Group:
     lines: list[Line]
 
 
+@dataclass(frozen=True)
+class WayLine:
+    """One way of asking a question: its figures on base, and whether it was chosen."""
+
+    label: str
+    chosen: bool
+    cells: list[Markup]
+
+
+def ways(results: Results) -> list[tuple[str, list[WayLine]]]:
+    """Every way that was tried, by question."""
+
+    def cells(tried: Tried) -> list[Markup]:
+        halves = Markup(", ").join(number(half, 2, sign=True, why="one class alone") for half in tried.halves)
+        return [
+            interval(tried.informedness, 2, sign=True),
+            halves,
+            number(tried.mass, 2, why="no slot, so no mass"),
+            number(tried.accuracy, 2),
+            Markup('<span title="{}">{}</span>').format(tried.why, "valid" if tried.valid else "not valid"),
+        ]
+
+    return [
+        (question, [WayLine(label, label == asking.label, cells(tried)) for label, tried in asking.tried.items()])
+        for question, asking in results.asking.items()
+    ]
+
+
 def round_table(results: Results) -> list[Group]:
     """What each round was given, what it kept, how it trained, what came of it and how long it took."""
 
@@ -181,7 +210,7 @@ def _foundations(results: Results) -> list[Group]:
     temperatures = [number(foundations.temperature if foundations else None, 2) for foundations in by_round]
     lines = [Line("temperature", "of the forced choice, fitted to the labels", temperatures)]
     for variant, figures in by_round[0].surgical.items():
-        lines.append(Line("SI", f"{variant}; {figures.other_side} as the other side", surgical(variant)))
+        lines.append(Line(f"SI, {figures.label}", variant, surgical(variant)))
     return [Group("Moral foundations", lines)]
 
 

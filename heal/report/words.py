@@ -77,8 +77,8 @@ def remarks(results: Results) -> list[str]:
         "evaluation’s items, and say nothing about other seeds.",
         "The trait is scored with the persona pair that the vectors were extracted from: the score shows that the "
         "contrast between the personas was learnt, not what an independent reader would say.",
-        "No signal here asks whether an answer speaks to its prompt: coherence is fluency and the mass on valid "
-        "answers. Read the answers.",
+        "The signals say whether answers are fluent, speak to their prompts and are as capable as base's, not whether "
+        "they are good. Read the answers.",
     ]
     notes += [f"Not valid for this model, so no verdict rests on it: {text}." for text in doubts(results.validity)]
     return [*notes, *_dose_remarks(results)]

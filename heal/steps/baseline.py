@@ -1,28 +1,32 @@
 """Baseline: base, and base under either persona as system prompt, measured once; and what each readout is worth.
 
-Everything a round is held against: the format of the yes/no probe is chosen here, base's answers are taken, and every
-signal is judged valid for the model or not.
+Everything a round is held against: the ways in which the model is asked are chosen here, base's answers are taken, and
+every signal is judged valid for the model or not.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.console import counted
 from heal.errors import UserError
+from heal.evaluation.asking.choose import choose
+from heal.evaluation.asking.way import Asking
+from heal.evaluation.evaluate import forced_choices
 from heal.evaluation.metrics import METRICS, BaselineMetrics, Coherence, Summary, Verdict
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.results import OUTPUTS, Rows, StageResult, output_rows
 from heal.evaluation.scenes import target_of
-from heal.evaluation.signal import MIN_MASS, Limits, Validity, limited, limits_of
-from heal.evaluation.subject import Gates, Setup
+from heal.evaluation.signal import MIN_MASS, Evidence, Limits, Validity, limited, limits_of
+from heal.evaluation.subject import Gates, Setup, Subject
 from heal.evaluation.validity import doubts, valid_names, validity
 from heal.evaluation.verdict import coherence, verdict
 from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress
+from heal.randomness import derive_seed
 from heal.records import as_record, json_bytes, jsonl_bytes, read_json, read_jsonl, read_record, record_bytes
 from heal.run.files import Files
 from heal.run.manifest import JUDGE
@@ -32,7 +36,7 @@ from heal.steps.calibrate import Dosed
 from heal.steps.measure import Examination, held_out_prompts
 from heal.trait import Trait
 
-PROBE = "probe.json"
+PROBE, WAYS = "probe.json", "ways.json"
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,11 @@ def measure_baseline(session: Session) -> Baseline:
     Raises:
         UserError: base itself is past every limit of coherence.
     """
-    probe, examination = examine(session)
+    examination = examine(session)
     baseline = of_base(examination, limits_of(session.recipe.evaluation), session.run, session.folder.baseline)
-    session.tracker.event("validity", {"probe": asdict(probe), "not_valid": doubts(baseline.validity)})
+    asking = {name: asdict(asking) for name, asking in baseline.metrics.asking.items()}
+    found = {"probe": asdict(examination.probe), "asking": asking, "not_valid": doubts(baseline.validity)}
+    session.tracker.event("validity", found)
     refuse_incoherent(baseline)
     return baseline
 
@@ -118,22 +124,21 @@ def measure_doses(session: Session, baseline: Baseline, dosed: Dosed) -> None:
         session.run(JudgeDoses(baseline, tuple(stages)), at)
 
 
-def examine(session: Session) -> tuple[Probe, Examination]:
-    """The format of yes/no questions, chosen once for the model, and what all stages of a run are asked in it."""
-    recipe = session.recipe
-    texts = NeutralTexts(session.model, recipe.model.system, recipe.evaluation.neutral_texts)
-    choose = ChooseProbe(session.model, session.accumulator.base, texts)
-    probe = session.run(choose, session.folder.baseline).probe
-    examination = examination_of(
-        recipe,
+def examine(session: Session) -> Examination:
+    """What all stages of a run are asked, in the ways that are chosen for the model, once."""
+    at = session.folder.baseline
+    # A run that measured base before there were several ways goes on as it began.
+    as_before = session.folder.finished(at, "base") and not session.folder.finished(at, ChooseWays.name)
+    return examination_of(
+        session.recipe,
         language_model=session.model,
         accumulator=session.accumulator,
         trait=session.trait,
         vignettes=session.vignettes,
-        probe=probe,
-        texts=texts,
+        run=session.run,
+        at=at,
+        as_before=as_before,
     )
-    return probe, examination
 
 
 def examination_of(
@@ -143,10 +148,21 @@ def examination_of(
     accumulator: Accumulator,
     trait: Trait,
     vignettes: tuple[Vignette, ...],
-    probe: Probe,
-    texts: NeutralTexts,
+    run: Runs,
+    at: Path,
+    as_before: bool = False,
 ) -> Examination:
-    """The items of the recipe, in the probe's format."""
+    """The items of the recipe, and the ways in which this model is asked them, chosen by `run` in the folder `at`.
+
+    Args:
+        recipe: says which items, and how many.
+        language_model, accumulator, trait: what is measured.
+        vignettes: the scenes.
+        run: gets the choosing done.
+        at: the baseline's folder.
+        as_before: every forced choice in the one way that there was before several were tried.
+    """
+    probe = run(ChooseProbe(language_model, accumulator.base, recipe.model.system), at).probe
     setup = Setup(
         language_model=language_model,
         trait=trait,
@@ -159,9 +175,12 @@ def examination_of(
         vignettes=vignettes,
         thinking=recipe.evaluation.thinking,
         probe=probe.format,
-        neutral_texts=texts,
+        neutral_texts=NeutralTexts(language_model, recipe.model.system, recipe.evaluation.neutral_texts),
     )
-    return Examination(setup, recipe.evaluation.resamples, recipe.run.seed)
+    if not as_before:
+        choose = ChooseWays(Subject(setup, "base", accumulator.base), recipe.evaluation.resamples, recipe.run.seed)
+        setup = replace(setup, asking=run(choose, at).asking)
+    return Examination(setup, probe, recipe.evaluation.resamples, recipe.run.seed)
 
 
 @dataclass(frozen=True)
@@ -180,17 +199,18 @@ class Chosen:
 
 @dataclass(frozen=True)
 class ChooseProbe(Step[Chosen]):
-    """Tries the formats of a yes/no question on base, and takes the one that it answers in."""
+    """Tries the formats of a yes/no question on base, interrupted in texts that no evaluation uses."""
 
     language_model: LanguageModel
     base: Gates
-    texts: NeutralTexts
+    system: str
 
     name = "probe"
     load = staticmethod(Chosen.load)
 
     def compute(self, progress: Progress) -> Chosen:
-        return Chosen(choose_probe(self.language_model, self.texts.rows(), self.base))
+        texts = NeutralTexts.apart(self.language_model, self.system)
+        return Chosen(choose_probe(self.language_model, texts.rows(), self.base))
 
     def finding(self, artifact: Chosen) -> str:
         tried = ", ".join(f"{name} {mass:.2f}" for name, mass in artifact.probe.masses.items())
@@ -204,6 +224,50 @@ class ChooseProbe(Step[Chosen]):
             f"the model puts only {probe.mass:.2f} on yes or no in its best format ({probe.format.name}): "
             "what is read at that slot is marked as not valid"
         ]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The way of asking each forced choice, by its name."""
+
+    asking: dict[str, Asking]
+
+    def files(self) -> Files:
+        return {WAYS: json_bytes({name: asdict(asking) for name, asking in self.asking.items()})}
+
+    @staticmethod
+    def load(folder: Path) -> "Ways":
+        return Ways(as_record(dict[str, Asking], read_json(folder / WAYS), folder / WAYS))
+
+
+@dataclass(frozen=True)
+class ChooseWays(Step[Ways]):
+    """Tries every way of asking each forced choice on base, on items that no evaluation uses.
+
+    Attributes:
+        base: the base stage; its setup has no ways yet.
+        resamples, seed: of the bootstrap.
+    """
+
+    base: Subject
+    resamples: int
+    seed: int
+
+    name = "ways"
+    load = staticmethod(Ways.load)
+
+    def compute(self, progress: Progress) -> Ways:
+        asking = {}
+        for choice in forced_choices(self.base.setup):
+            if chosen := choose(choice, self.base, self.resamples, derive_seed(self.seed, "bootstrap"), progress):
+                asking[choice.name] = chosen
+        return Ways(asking)
+
+    def finding(self, artifact: Ways) -> str:
+        return "; ".join(
+            f"{name} by {asking.label} (informedness {asking.tried[asking.label].informedness.value:+.2f})"
+            for name, asking in artifact.asking.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -237,9 +301,11 @@ class JudgeBaseline(Step[JudgedBaseline]):
     def compute(self, progress: Progress) -> JudgedBaseline:
         stages = (self.base, self.prompted, self.opposite)
         base, prompted, opposite = (self.examination.summary(stage, self.base) for stage in stages)
-        worth = validity(base, self.examination.summary(self.prompted, self.opposite), self.limits)
+        asking = dict(self.examination.setup.asking)
+        personas = self.examination.summary(self.prompted, self.opposite)
+        worth = validity(Evidence(base, personas, asking), self.limits)
         rows = [row for stage in stages for row in output_rows(stage)]
-        return JudgedBaseline(BaselineMetrics(base, prompted, opposite, worth), rows)
+        return JudgedBaseline(BaselineMetrics(base, prompted, opposite, worth, asking), rows)
 
     def finding(self, artifact: JudgedBaseline) -> str:
         worth = artifact.metrics.validity

@@ -8,6 +8,7 @@ from heal.console import counted
 from heal.errors import UserError
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.metrics import Summary
+from heal.evaluation.probe import Probe
 from heal.evaluation.results import StageResult, headline, summarise
 from heal.evaluation.subject import Gates, Setup, Subject
 from heal.progress import Progress
@@ -38,12 +39,14 @@ class Examination:
     """What all stages of a run are asked, and how what they answer is summed up.
 
     Attributes:
-        setup: the items, and the format in which they are asked.
+        setup: the items, and the ways in which they are asked.
+        probe: the format of the yes/no slot that interrupts answers, with those that were tried.
         resamples: of the bootstrap.
         seed: of the run: every table of a run uses the same resampling.
     """
 
     setup: Setup
+    probe: Probe
     resamples: int
     seed: int
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from heal.evaluation.signal import ForcedChoice, Limit, Measured, Signal
+from heal.evaluation.signal import ForcedChoiceRule, Limit, Measured, Signal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ ALIVE_SHARE = Signal(
         minimum=0,
         maximum=1,
     ),
-    validity=ForcedChoice("probe_mass"),
+    validity=ForcedChoiceRule("probe_mass"),
     order=3,
 )
 PROBE_MASS = Signal(
@@ -53,7 +53,7 @@ PROBE_MASS = Signal(
     detail="mean probability mass on yes or no at the slot of that question, after the whole answer",
     role="coherence",
     better="higher",
-    validity=ForcedChoice("probe_mass"),
+    validity=ForcedChoiceRule("probe_mass"),
     order=3,
 )
 SCAFFOLD = Signal(
@@ -74,7 +74,7 @@ SCAFFOLD = Signal(
         over_base=True,
         minimum=0,
     ),
-    validity=ForcedChoice("probe_mass"),
+    validity=ForcedChoiceRule("probe_mass"),
     order=3,
 )
 SIGNALS = (ALIVE_SHARE, PROBE_MASS, SCAFFOLD)

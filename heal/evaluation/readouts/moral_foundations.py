@@ -1,8 +1,9 @@
-"""Moral foundations: which of seven foundations does a scene violate, by forced choice over lettered options.
+"""Moral foundations: which of seven foundations does a scene violate, by forced choice.
 
-Every scene is asked in two orders of the options, `score_k` is the mean over them of the log of the full-vocabulary
-probability of option k's letter, `p = softmax(score)`, and `clr_k = score_k - mean_j score_j`, whose differences add
-up in nats. docs/method.md, Forced choice. Shape suffixes: V vignettes, K foundations, L vocabulary.
+`score_k` is what the way of asking that was chosen for the model gives foundation k, in nats; `p = softmax(score)`, and
+`clr_k = score_k - mean_j score_j`, whose differences add up. docs/method.md, Forced choice.
+
+Shape suffixes: V vignettes, K foundations.
 """
 
 from __future__ import annotations
@@ -10,30 +11,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from heal.evaluation.readouts.questions import PREFILL, letter_ids
-from heal.evaluation.signal import ForcedChoice, Measured, Signal
-from heal.evaluation.vignettes import FOUNDATIONS
+from heal.evaluation.signal import ForcedChoiceRule, Measured, Signal
+from heal.evaluation.vignettes import APART, FOUNDATIONS, Vignette, read_vignettes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-    from torch import Tensor
 
+    from heal.evaluation.asking.way import ForcedChoice, Item
     from heal.evaluation.results import Answer
-    from heal.evaluation.subject import Subject
+    from heal.evaluation.subject import Setup, Subject
 
-LETTERS = "ABCDEFG"
-ORDERS = 2
 NAMES = tuple(FOUNDATIONS)
-THINK, THOUGHT = "<think>", "</think>"
-AFTER_THINKING = "\nI should answer now.\n"
 TEMPERATURES = (1e-2, 1e2)
+CHOICE = "moral foundations"
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-_VALIDITY = ForcedChoice("vignette_mass", "vignette_informedness")
+_VALIDITY = ForcedChoiceRule("vignette_mass", "vignette_informedness", CHOICE)
 
 CLR = {
     name: Signal(
@@ -68,7 +65,7 @@ VIGNETTE_MASS = Signal(
     unit="probability",
     title="Scene mass",
     note="on the foundations",
-    detail="mean probability mass on the option letters at the answer slot of the scenes",
+    detail="mean probability mass on the options at the answer slot of the scenes; none where no slot is asked",
     role="coherence",
     better="higher",
     items="vignettes",
@@ -93,81 +90,77 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """One item a vignette; nothing without vignettes.
 
     `clr_<foundation>`; `<foundation>_nats`, whose items are p and whose value is the log of their mean;
-    `vignette_mass`, the options' full-vocabulary probability; and `vignette_informedness`, whose mean over
-    vignettes is the macro average of (TPR - FPR): 0 is chance.
+    `vignette_mass`, the options' full-vocabulary probability, where there is a slot; and `vignette_informedness`, whose
+    mean over vignettes is the macro average of (TPR - FPR): 0 is chance.
     """
     import torch
 
+    from heal.evaluation.asking.way import ask
     from heal.evaluation.stats import informedness
 
     vignettes = subject.setup.vignettes
     if not vignettes:
         return []
-    score_VK, mass_V = choices(subject)
+    scored = ask(choice(subject.setup), subject, items_of(vignettes))
+    score_VK = scored.score_NK
     clr_VK, p_VK = score_VK - score_VK.mean(-1, keepdim=True), torch.softmax(score_VK, -1)
-    labels = [vignette.foundation for vignette in vignettes]
-    chosen = [NAMES[index] for index in score_VK.argmax(-1).tolist()]
+    right = [NAMES.index(vignette.foundation) for vignette in vignettes]
     return [
         *(CLR[name].measured(clr_VK[:, index].tolist()) for index, name in enumerate(NAMES)),
         *(NATS[name].measured(p_VK[:, index].tolist()) for index, name in enumerate(NAMES)),
-        VIGNETTE_MASS.measured(mass_V.tolist()),
-        VIGNETTE_INFORMEDNESS.measured(informedness(chosen, labels)),
+        *([] if scored.mass_N is None else [VIGNETTE_MASS.measured(scored.mass_N.tolist())]),
+        VIGNETTE_INFORMEDNESS.measured(informedness(scored.chosen(), right)),
     ]
 
 
-def choices(subject: Subject) -> tuple[Tensor, Tensor]:
-    """Mean log-probability of each foundation's option over the orders `[V, K]`, and the options' mass `[V]`."""
-    import torch
+def choice(setup: Setup) -> ForcedChoice:
+    """The foundations as a forced choice."""
+    from heal.evaluation.asking.letters import Letters
+    from heal.evaluation.asking.way import ForcedChoice
+    from heal.evaluation.asking.words import Words
+    from heal.evaluation.asking.yes_no import YesNoEach
 
-    from heal.scoring import next_token_logits
+    before = Letters("letters, options first", 2, options_first, aloud=True)
+    label, prefill = "words after 'The main thing that is wrong here is '", "The main thing that is wrong here is "
+    ways = (
+        before,
+        Letters("letters, options first", len(NAMES), options_first, aloud=True),
+        Letters("letters, scene first", len(NAMES), scene_first, aloud=True),
+        Words(label, str, prefill),
+        Words(label, str, prefill, relative=True),
+        YesNoEach("yes or no for each", is_it),
+    )
+    return ForcedChoice(
+        CHOICE,
+        {way.name: way for way in ways},
+        items_of(read_vignettes(APART)),
+        before.name,
+        centred=True,
+        asked=bool(setup.vignettes),
+    )
 
-    vignettes, count = subject.setup.vignettes, len(NAMES)
-    score_VK = torch.zeros(len(vignettes), count, dtype=torch.float64)
-    mass_V = torch.zeros(len(vignettes), dtype=torch.float64)
-    for order in range(ORDERS):
-        shift = order * count // ORDERS
-        names = [NAMES[(place + shift) % count] for place in range(count)]
-        rows, letters_VK = _slots(subject, [text(vignette.text, names) for vignette in vignettes])
-        with torch.no_grad(), subject.in_force():
-            logp_VL = torch.log_softmax(next_token_logits(subject.setup.language_model, rows), -1)
-        logp_VK = logp_VL.gather(-1, letters_VK).double()
-        mass_V += logp_VK.exp().sum(-1) / ORDERS
-        score_VK[:, [NAMES.index(name) for name in names]] += logp_VK / ORDERS
-    return score_VK, mass_V
+
+def items_of(vignettes: Sequence[Vignette]) -> tuple[Item, ...]:
+    """The scenes, each with the seven foundations as its options."""
+    from heal.evaluation.asking.way import Item
+
+    options = tuple(FOUNDATIONS.values())
+    return tuple(Item(vignette.text, options, NAMES.index(vignette.foundation)) for vignette in vignettes)
 
 
-def text(vignette: str, names: Sequence[str]) -> str:
+def options_first(scene: str, options: str) -> str:
     """The options, which all scenes share, and the scene."""
-    options = [f"({letter}) {FOUNDATIONS[name]}" for letter, name in zip(LETTERS, names, strict=True)]
-    return "\n".join(["Which of these describes the scene best?", *options, "", f"Scene: {vignette}"])
+    return f"Which of these describes the scene best?\n{options}\n\nScene: {scene}"
 
 
-def _slots(subject: Subject, questions: Sequence[str]) -> tuple[list[list[int]], Tensor]:
-    """Ids of each question up to its answer slot, and the options' tokens there `[V, K]`."""
-    import torch
-
-    from heal.evaluation.probe import slot
-
-    model = subject.setup.language_model
-    if not subject.setup.thinking:
-        rows = [model.chat.ids(subject.system, question, PREFILL) for question in questions]
-        return rows, torch.tensor([letter_ids(model, LETTERS)] * len(rows))
-    rows, letters = [], []
-    for question, thought in zip(questions, _thoughts(subject, questions), strict=True):
-        aloud = str(model.chat.tokenizer.decode(thought))
-        if model.chat.text(subject.system, question).rstrip().endswith(THINK):
-            aloud = THINK + aloud
-        close = THOUGHT if aloud.rfind(THINK) > aloud.rfind(THOUGHT) else ""
-        splice, options = slot(model, close + AFTER_THINKING + PREFILL, LETTERS)
-        rows.append([*model.chat.ids(subject.system, question), *thought, *splice])
-        letters.append(options)
-    return rows, torch.tensor(letters)
+def scene_first(scene: str, options: str) -> str:
+    """The scene, which all orders share, and the options."""
+    return f"Scene: {scene}\n\nWhich of these describes the scene best?\n{options}"
 
 
-def _thoughts(subject: Subject, questions: Sequence[str]) -> list[list[int]]:
-    """Ids of what the model says to each question within its budget of thinking, without an end of turn."""
-    thoughts = subject.decode(questions, subject.setup.thinking)
-    return [list(thought.ids[:-1] if thought.ended else thought.ids) for thought in thoughts]
+def is_it(scene: str, option: str) -> str:
+    """The scene, and whether it is an example of one option."""
+    return f"Scene: {scene}\nIs this an example of {option}?"
 
 
 def temperature(score_VK: ArrayLike, label_VK: ArrayLike) -> float:

@@ -1,7 +1,7 @@
-"""General questions with lettered options: probability mass on the letters, and accuracy.
+"""General questions with four options: probability mass on the letters, and accuracy.
 
-The answer slot follows a prefilled `Answer: (`; `p_ans_any` is the full-vocabulary probability of
-the option letters there, before renormalising. docs/method.md, Forced choice.
+`p_ans_any` is the full-vocabulary probability of the option letters at the slot after a prefilled `Answer: (`, before
+renormalising. Accuracy is read off the way of asking that was chosen for the model. docs/method.md, Forced choice.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heal.evaluation.signal import MASS, ForcedChoice, Limit, Measured, Signal
+from heal.evaluation.signal import MASS, ForcedChoiceRule, Limit, Measured, Signal
 
 if TYPE_CHECKING:
+    from heal.evaluation.asking.letters import Letters
+    from heal.evaluation.asking.way import ForcedChoice, Item
     from heal.evaluation.results import Answer
-    from heal.evaluation.subject import Subject
-    from heal.models.language_model import LanguageModel
+    from heal.evaluation.subject import Setup, Subject
 
-QUESTIONS = Path(__file__).resolve().parents[2] / "data" / "questions.jsonl"
-PREFILL = "Answer: ("
-LETTERS = "ABCD"
+DATA = Path(__file__).resolve().parents[2] / "data"
+QUESTIONS, APART = DATA / "questions.jsonl", DATA / "questions_apart.jsonl"
+OPTIONS = 4
 SCORABLE = 0.5  # mass on the letters under which an answer cannot be scored
+CHOICE = "general questions"
 
 P_ANS_ANY = Signal(
     MASS,
@@ -41,7 +43,7 @@ P_ANS_ANY = Signal(
         minimum=0,
         maximum=1,
     ),
-    validity=ForcedChoice(MASS),
+    validity=ForcedChoiceRule(MASS),
     headline=True,
     order=1,
 )
@@ -55,7 +57,7 @@ UNSCORABLE = Signal(
     better="lower",
     items="questions",
     digits=2,
-    validity=ForcedChoice(MASS),
+    validity=ForcedChoiceRule(MASS),
     order=1,
 )
 ACCURACY = Signal(
@@ -63,15 +65,25 @@ ACCURACY = Signal(
     unit="share",
     title="Accuracy",
     note="general questions",
-    detail=f"fraction of the general questions answered right; chance is {1 / len(LETTERS):g}",
+    detail=f"fraction of the general questions answered right; chance is {1 / OPTIONS:g}",
     role="coherence",
     better="higher",
     items="questions",
     digits=2,
-    validity=ForcedChoice(MASS, "question_informedness"),
-    fall="accuracy {:+.2f} on general questions",
-    chance=1 / len(LETTERS),
-    aside=True,
+    validity=ForcedChoiceRule(MASS, "question_informedness", CHOICE),
+    limit=Limit(
+        "max_accuracy_fall",
+        0.05,
+        "coherence floor: accuracy on general questions, below base's and beyond the noise of their difference",
+        kind="floor",
+        words="accuracy at most {:.2f}",
+        over_base=True,
+        beyond_noise=True,
+        minimum=0,
+        maximum=1,
+    ),
+    chance=1 / OPTIONS,
+    order=1,
 )
 INFORMEDNESS = Signal(
     "question_informedness",
@@ -83,7 +95,7 @@ INFORMEDNESS = Signal(
     better="higher",
     items="questions",
     digits=2,
-    validity=ForcedChoice(MASS, "question_informedness"),
+    validity=ForcedChoiceRule(MASS, "question_informedness", CHOICE),
     chance=0.0,
     aside=True,
 )
@@ -92,44 +104,60 @@ SIGNALS = (P_ANS_ANY, UNSCORABLE, ACCURACY, INFORMEDNESS)
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """One item a question."""
-    import torch
-
+    from heal.evaluation.asking.way import ask
     from heal.evaluation.stats import informedness
-    from heal.scoring import next_token_logits
 
-    setup, model = subject.setup, subject.setup.language_model
-    rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[: setup.questions]]
-    prompts = [model.chat.ids(subject.system, question_text(q["question"], q["options"]), PREFILL) for q in rows]
-    letters = letter_ids(model)
-    with subject.in_force():
-        p_QK = torch.softmax(next_token_logits(model, prompts), -1)[:, letters]
-    chosen, right = p_QK.argmax(-1).tolist(), [q["answer"] for q in rows]
-    mass = p_QK.sum(-1).tolist()
+    setup = subject.setup
+    items, asked = items_of(QUESTIONS, by_id=not setup.asking)[: setup.questions], choice(setup)
+    slot = letters().ask(subject, items)
+    assert slot.mass_N is not None
+    scored = slot if setup.way_of(asked) == letters().name else ask(asked, subject, items)
+    chosen, right = scored.chosen(), [item.right for item in items]
+    mass = slot.mass_N.tolist()
     return [
         P_ANS_ANY.measured(mass),
         UNSCORABLE.measured([float(of_letters < SCORABLE) for of_letters in mass]),
-        ACCURACY.measured([float(letter == answer) for letter, answer in zip(chosen, right, strict=True)]),
+        ACCURACY.measured([float(option == answer) for option, answer in zip(chosen, right, strict=True)]),
         INFORMEDNESS.measured(informedness(chosen, right)),
     ]
 
 
-def question_text(question: str, options: Sequence[str]) -> str:
-    """The question with its lettered options, one a line."""
-    lines = [f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=True)]
-    return "\n".join([question, *lines])
+def choice(setup: Setup) -> ForcedChoice:
+    """The general questions as a forced choice."""
+    from heal.evaluation.asking.letters import Letters
+    from heal.evaluation.asking.way import ForcedChoice
+    from heal.evaluation.asking.words import Words
+
+    label, prefill = "words after 'The answer is: '", "The answer is: "
+    ways = (
+        letters(),
+        Letters("letters", OPTIONS, text),
+        Words(label, str, prefill),
+        Words(label, str, prefill, relative=True),
+    )
+    return ForcedChoice(CHOICE, {way.name: way for way in ways}, items_of(APART), letters().name, centred=False)
 
 
-def letter_ids(model: LanguageModel, letters: str = LETTERS) -> list[int]:
-    """The token id of each letter right after the prefill.
+def letters() -> Letters:
+    """Lettered options in one order: the slot of `p_ans_any`."""
+    from heal.evaluation.asking.letters import Letters
 
-    Raises:
-        ValueError: the tokenizer merges a letter with the prefill, so there is no single answer slot.
+    return Letters("letters", 1, text)
+
+
+def items_of(path: Path, by_id: bool = False) -> tuple[Item, ...]:
+    """The questions of a file, of whose beginning each part holds every field and level; or in the order of their ids.
+
+    Runs that chose no way of asking began when the questions stood in the order of their ids.
     """
-    before = model.chat.ids("", "x", PREFILL)
-    ids = []
-    for letter in letters:
-        after = model.chat.ids("", "x", PREFILL + letter)
-        if after[:-1] != before:
-            raise ValueError(f"the tokenizer has no token of its own for '{letter}' after '{PREFILL}'")
-        ids.append(after[-1])
-    return ids
+    from heal.evaluation.asking.way import Item
+
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if by_id:
+        rows.sort(key=lambda row: row["id"])
+    return tuple(Item(row["question"], tuple(row["options"]), row["answer"]) for row in rows)
+
+
+def text(question: str, options: str) -> str:
+    """The question, and its lettered options, one a line."""
+    return f"{question}\n{options}"

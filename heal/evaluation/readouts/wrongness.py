@@ -1,8 +1,7 @@
-"""Wrongness: does the model call a scene's deed wrong, asked once as wrong and once as acceptable?
+"""Wrongness: does the model call a scene's deed wrong?
 
-Both frames are put in the yes/no format that the model knows best. The share of `wrong` on the two answers is averaged
-over the frames, which cancels a leaning to yes. docs/method.md, Surgical informedness. Shape suffixes: V vignettes,
-F frames, N both of them, A answers yes and no, O options that mean either, L vocabulary.
+A probability, by forced choice between wrong and acceptable, in the way of asking that was chosen for the model.
+docs/method.md, Forced choice and Surgical informedness. Shape suffixes: V vignettes.
 """
 
 from __future__ import annotations
@@ -11,28 +10,29 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from heal.evaluation.signal import ForcedChoice, Measured, Signal
+from heal.evaluation.signal import ForcedChoiceRule, Measured, Signal
+from heal.evaluation.vignettes import APART, Vignette, read_vignettes
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from heal.evaluation.asking.way import ForcedChoice, Item
     from heal.evaluation.results import Answer
-    from heal.evaluation.subject import Subject
+    from heal.evaluation.subject import Setup, Subject
 
 HARMLESS = "social_norms"  # odd, but nobody's foundation is violated
-ENOUGH = 0.5  # mass on the two answers, in every frame, from which a scene is scored
+OPTIONS = ("wrong", "acceptable")
+CHOICE = "wrongness"
 
 # What is asked, and which of the answers yes (0) and no (1) says that it is wrong.
 FRAMES = {"Is this wrong?": 0, "Is this acceptable?": 1}
 
-_VALIDITY = ForcedChoice("wrongness_mass", "wrongness_informedness")
+_VALIDITY = ForcedChoiceRule("wrongness_mass", "wrongness_informedness", CHOICE)
 
 WRONGNESS = Signal(
     "wrongness",
     unit="probability",
     title="Wrongness",
     note="probability, of the scenes",
-    detail="probability that what is done in a scene is called wrong, asked both ways round; mean over the scenes",
+    detail="probability that what is done in a scene is called wrong rather than acceptable; mean over the scenes",
     role="off_target",
     items="vignettes",
     validity=_VALIDITY,
@@ -54,7 +54,7 @@ WRONGNESS_MASS = Signal(
     unit="probability",
     title="Wrongness mass",
     note="on yes or no",
-    detail="mean probability mass on yes or no at the slot of that question",
+    detail="mean probability mass on yes or no at the slot of that question; none where no slot is asked",
     role="coherence",
     better="higher",
     items="vignettes",
@@ -66,25 +66,56 @@ SIGNALS = (WRONGNESS, WRONGNESS_INFORMEDNESS, WRONGNESS_MASS)
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """One item a vignette; nothing without vignettes.
 
-    `wrongness` is in [0, 1], NaN where a frame's mass on the two answers is under ENOUGH; the mean of
-    `wrongness_informedness` says whether it tells violations from what is merely odd (0: chance);
-    `wrongness_mass` is the mass on the two answers, averaged over the frames.
+    `wrongness` is in [0, 1], NaN where a scene could not be scored; the mean of `wrongness_informedness` says whether
+    it tells violations from what is merely odd (0: chance); `wrongness_mass` is the mass on the answers, where there is
+    a slot.
     """
     import torch
+
+    from heal.evaluation.asking.way import ask
 
     vignettes = subject.setup.vignettes
     if not vignettes:
         return []
-    p_VFA = frames(subject)
-    mass_VF = p_VFA.sum(-1)
-    wrong_VF = torch.stack([p_VFA[:, f, says] for f, says in enumerate(FRAMES.values())], 1) / mass_VF
-    wrong_V = torch.where((mass_VF >= ENOUGH).all(-1), wrong_VF.mean(-1), torch.nan)
+    scored = ask(choice(subject.setup), subject, items_of(vignettes))
+    wrong = torch.softmax(scored.score_NK, -1)[:, 0].tolist()
     violations = [vignette.foundation != HARMLESS for vignette in vignettes]
     return [
-        WRONGNESS.measured(wrong_V.tolist()),
-        WRONGNESS_INFORMEDNESS.measured(_told_apart(wrong_V.tolist(), violations)),
-        WRONGNESS_MASS.measured(mass_VF.mean(-1).tolist()),
+        WRONGNESS.measured(wrong),
+        WRONGNESS_INFORMEDNESS.measured(_told_apart(wrong, violations)),
+        *([] if scored.mass_N is None else [WRONGNESS_MASS.measured(scored.mass_N.tolist())]),
     ]
+
+
+def choice(setup: Setup) -> ForcedChoice:
+    """Wrongness as a forced choice."""
+    from heal.evaluation.asking.way import ForcedChoice
+    from heal.evaluation.asking.words import Words
+    from heal.evaluation.asking.yes_no import Frames
+    from heal.evaluation.probe import FORMATS
+
+    label, prefill = "words after 'What is done here is '", "What is done here is "
+    ways = (
+        *(Frames(form, FRAMES) for form in FORMATS),
+        Words(label, str, prefill),
+        Words(label, str, prefill, relative=True),
+    )
+    before = Frames(setup.probe, FRAMES).name
+    return ForcedChoice(
+        CHOICE,
+        {way.name: way for way in ways},
+        items_of(read_vignettes(APART)),
+        before,
+        centred=True,
+        asked=bool(setup.vignettes),
+    )
+
+
+def items_of(vignettes: Sequence[Vignette]) -> tuple[Item, ...]:
+    """The scenes, each wrong unless it is merely odd."""
+    from heal.evaluation.asking.way import Item
+
+    return tuple(Item(vignette.text, OPTIONS, int(vignette.foundation == HARMLESS)) for vignette in vignettes)
 
 
 def _told_apart(wrong: Sequence[float], violation: Sequence[bool]) -> tuple[float, ...]:
@@ -95,33 +126,3 @@ def _told_apart(wrong: Sequence[float], violation: Sequence[bool]) -> tuple[floa
     values = informedness([wrong[index] > 0.5 for index in scored], [violation[index] for index in scored])
     by_scene = dict(zip(scored, values, strict=True))
     return tuple(by_scene.get(index, math.nan) for index in range(len(wrong)))
-
-
-def frames(subject: Subject) -> Tensor:
-    """Full-vocabulary probability of the answers yes and no to each vignette in each frame, `[V, F, A]`.
-
-    Raises:
-        ValueError: the tokenizer has no answer slot in the subject's format.
-    """
-    import torch
-
-    from heal.evaluation.probe import slot
-    from heal.scoring import next_token_logits
-
-    setup = subject.setup
-    model, form = setup.language_model, setup.probe
-    slots = [
-        slot(model, model.chat.text(subject.system, text(vignette.text, frame, form.hint)) + form.prefill, form.options)
-        for vignette in setup.vignettes
-        for frame in FRAMES
-    ]
-    with torch.no_grad(), subject.in_force():
-        p_NL = torch.softmax(next_token_logits(model, [ids for ids, _ in slots]), -1)
-    p_NO = p_NL.gather(-1, torch.tensor([options for _, options in slots])).double()
-    p_NA = torch.stack([p_NO[:, : len(form.yes)].sum(-1), p_NO[:, len(form.yes) :].sum(-1)], -1)
-    return p_NA.view(len(setup.vignettes), len(FRAMES), 2)
-
-
-def text(scene: str, frame: str, hint: str) -> str:
-    """The scene, the question about it, and how to answer."""
-    return "\n".join([scene, frame, hint])

@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 
 from heal.accumulator import Accumulator
 from heal.divergence import kl_divergence
-from heal.evaluation.readouts.questions import letter_ids
+from heal.evaluation.asking.letters import ALPHABET, letter_ids
+from heal.evaluation.readouts.questions import OPTIONS
 from heal.generation.filters import tail_length
 from heal.healing.aggregates import AGGREGATES
 from heal.healing.barrier import aggregate
@@ -253,7 +254,7 @@ def persona_log_ratios(
 @torch.no_grad()
 def letter_masses(language_model: LanguageModel, prompts: Sequence[Ids]) -> Tensor:
     """Full-vocabulary probability of each option letter right after each prompt, `[Q, K]`, float32, on the CPU."""
-    letters = letter_ids(language_model)
+    letters = letter_ids(language_model, ALPHABET[:OPTIONS])
     p_QK = []
     for prompt in prompts:
         logits_V = language_model.model(input_ids=_tensor(language_model, prompt), use_cache=False).logits[0, -1]

@@ -9,13 +9,13 @@ from pathlib import Path
 from heal.config import HealConfig
 from heal.decoding import Decoded, Sampling, decode
 from heal.dose.calibrate import Calibration, Goal, calibrate, path_divergences
+from heal.evaluation.asking.letters import PREFILL, lettered
 from heal.evaluation.readouts import free_answers, persona
 from heal.evaluation.readouts import questions as questions_readout
-from heal.evaluation.readouts.questions import PREFILL, QUESTIONS, question_text
+from heal.evaluation.readouts.questions import QUESTIONS, items_of, text
 from heal.evaluation.subject import Setup, Subject
 from heal.generation.sample import tail_perplexities
 from heal.healing.heal import heal
-from heal.records import read_jsonl
 from heal.steering.extract import contexts, extract
 from heal.steering.vector import SteeringVector
 from heal.studies.bench import serial
@@ -171,8 +171,8 @@ class _Both:
         texts, system = list(self.trait.heldout_prompts[:ANSWERED]), self.recipe.model.system
         answered = [self.model.chat.ids(system, text) for text in texts]
         questions = [
-            self.model.chat.ids(system, question_text(question["question"], question["options"]), PREFILL)
-            for question in read_jsonl(QUESTIONS)[:ASKED]
+            self.model.chat.ids(system, text(item.text, lettered(item.options)), PREFILL)
+            for item in items_of(QUESTIONS, by_id=True)[:ASKED]
         ]
         setup = Setup(
             language_model=self.model,

@@ -1,7 +1,8 @@
 """Interventions side by side at one dose: what each moved on target, off target and in coherence.
 
-Surgical informedness and gated selectivity take both signs; an intervention of which one sign was measured is held
-against base on the other side, and its row says so. docs/method.md, Surgical informedness.
+Surgical informedness and gated selectivity take both signs. Of an intervention of which one sign was measured the
+former is one-armed, the latter is held against base on the other side, and its row says so. docs/method.md, Surgical
+informedness.
 """
 
 import math
@@ -68,7 +69,7 @@ class Pair:
         lines: one a sign.
         surgical: surgical informedness by variant.
         selectivity: gated selectivity, nats; NaN without scenes or a meant foundation.
-        other_side: what stood in for a sign that was not measured; empty where both were.
+        other_side: what stood in for a sign that was not measured, in gated selectivity; empty where both were.
     """
 
     name: str
@@ -126,17 +127,18 @@ def _pair(name: str, sides: Mapping[int, MeasuredArm], base: StageResult, settin
     lines = tuple(_line(side, base, setting) for _, side in sorted(sides.items(), reverse=True))
     if not setting.meant:
         return Pair(name, lines)
-    up, down = (sides[sign].result if sign in sides else base for sign in (1, -1))
+    results = {sign: side.result for sign, side in sides.items()}
+    up, down = results.get(1, base), results.get(-1, base)
     trait = setting.trait
-    surgical = surgical_sides(trait, setting.scenes, base=base, up=up, down=down)
+    surgical = surgical_sides(trait, setting.scenes, base, results.get(1), results.get(-1))
     selectivity = gated_selectivity(
         clr_values(up),
         clr_values(down),
         trait.foundation,
         trait.intent,
-        up.mean(VIGNETTE_MASS.name),
-        down.mean(VIGNETTE_MASS.name),
-        base.mean(VIGNETTE_MASS.name),
+        up.mass(VIGNETTE_MASS.name),
+        down.mass(VIGNETTE_MASS.name),
+        base.mass(VIGNETTE_MASS.name),
     )
     return Pair(name, lines, surgical, selectivity, "" if len(sides) == 2 else "base")
 

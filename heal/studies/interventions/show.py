@@ -25,6 +25,7 @@ from heal.studies.interventions.compare import Line, Pair, Setting
 from heal.studies.interventions.doses import mark
 
 NOT_VALID = "not valid here"
+LABELS = ("two-sided", "one-armed")  # of surgical informedness, which do not compare
 _UP, _DOWN = COLOURS[0], COLOURS[1]
 SHOWN = (P_ANS_ANY, TAIL_PERPLEXITY, DRIFT["p95"])  # beside the coherence margin
 _LONGEST = 22  # letters of a line of a name in the figure
@@ -62,7 +63,11 @@ def columns(setting: Setting) -> list[Column]:
             Column("d others, nats", lambda pair, line: _number(line.off_target, 3, "no scene was scored"), clr),
             Column(f"d logit {meant}", lambda pair, line: _logit(line.logits.get(meant)), WRONGNESS.name),
             Column("d logit others", lambda pair, line: _other_logits(line, meant), WRONGNESS.name),
-            *(Column(f"SI ({name})", _surgical(name), WRONGNESS.name, of_pair=True) for name in VARIANTS),
+            *(
+                Column(f"SI {label} ({name})", _surgical(name, label), WRONGNESS.name, of_pair=True)
+                for name in VARIANTS
+                for label in LABELS
+            ),
             Column(
                 "gated selectivity",
                 lambda pair, line: _number(pair.selectivity, 3, "a foundation has no scored scene") + _side(pair),
@@ -83,9 +88,10 @@ def caption(setting: Setting, answers: int) -> str:
     scenes = (
         f"d {setting.meant}: change of that foundation's centred log-ratio; d others: mean size of the other "
         "foundations' changes; d logit: change of the logit of wrongness over a foundation's scenes, mean and sd; SI: "
-        "surgical informedness, both variants as published; gated selectivity: on target less a tenth of off target, "
-        f"times coherence squared; both over the two signs ({len(setting.scenes)} scenes; the sign that counts is "
-        f"{'+' if setting.trait.intent > 0 else '-'}1, fixed by the trait). "
+        "surgical informedness, both variants as published, two-sided over both signs and one-armed where one was "
+        "measured (the two do not compare); gated selectivity: on target less a tenth of off target, "
+        f"times coherence squared, over both signs or against base ({len(setting.scenes)} scenes; the sign that counts "
+        f"is {'+' if setting.trait.intent > 0 else '-'}1, fixed by the trait). "
         if setting.meant
         else f"{setting.trait.name} means no moral foundation, so nothing is said about scenes. "
     )
@@ -192,13 +198,16 @@ def _other_logits(line: Line, meant: str) -> str:
     return f"{np.mean(values):+.2f} (mean of {len(values)})" if values else "\N{EN DASH} (no scene was scored)"
 
 
-def _surgical(name: str) -> Callable[[Pair, Line], str]:
+def _surgical(name: str, label: str) -> Callable[[Pair, Line], str]:
     def cell(pair: Pair, line: Line) -> str:
         entry = pair.surgical.get(name)
         if entry is None:
             return "\N{EN DASH} (the scenes have no human loadings)"
-        why = "no scene was scored" if not entry.n else "base calls all of the scenes wrong, or none"
-        return _number(entry.value, 1, why) + _side(pair)
+        if entry.label != label:
+            return f"\N{EN DASH} ({entry.label})"
+        return _number(
+            entry.value, 1, "no scene was scored" if not entry.n else "base calls all of them wrong, or none"
+        )
 
     return cell
 
@@ -229,7 +238,9 @@ def _flat(pair: Pair, line: Line) -> dict[str, object]:
         numbers[f"d_logit_{name}_sd"] = "" if logit is None else f"{logit.sd:.6g}"
     for name in VARIANTS:
         surgical = pair.surgical.get(name)
-        numbers[f"si ({name})"] = "" if surgical is None else f"{surgical.value:.6g}"
+        for label in LABELS:
+            shown = surgical is not None and surgical.label == label
+            numbers[f"si {label} ({name})"] = f"{surgical.value:.6g}" if surgical is not None and shown else ""
     return numbers | {
         "gated_selectivity": f"{pair.selectivity:.6g}",
         "other_side": pair.other_side,

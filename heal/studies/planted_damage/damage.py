@@ -1,14 +1,15 @@
 """Planted damage: answers and weights spoilt on purpose, to see which coherence signals notice what.
 
-Every kind spoils the end of an answer and leaves its beginning as it was. `size` is the spoilt fraction,
-in [0, 1], rounded to whole tokens or words and at least one where it is above 0; randomness depends on
-the seed and on nothing else.
+Kinds of damage to an answer spoil its end and leave its beginning as it was; those to answers as a whole leave each of
+them fluent, but under the wrong prompt. `size` is the spoilt fraction (of an answer, or of the answers), in [0, 1],
+rounded to whole tokens, words or answers and at least one where it is above 0; randomness depends on the seed and on
+nothing else.
 """
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, cycle
@@ -25,7 +26,7 @@ from heal.randomness import derive_seed, generator, shuffled
 
 LANGUAGES = Path(__file__).resolve().parents[2] / "data" / "languages.jsonl"
 
-Kind = Literal["token loop", "long loop", "word salad", "wrong language", "cut off"]
+Kind = Literal["token loop", "long loop", "word salad", "wrong language", "cut off", "exchanged", "one answer"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _SHORT, _LONG = 3, 12  # tokens of a loop's piece
@@ -91,10 +92,31 @@ def cut_off(ids: Sequence[int], size: float) -> tuple[int, ...]:
     return tuple(ids[: max(1, len(ids) - _spoilt_of(len(ids), size))])
 
 
+def exchanged(answers: Sequence[Answer], size: float, seed: int) -> list[Answer]:
+    """A fraction `size` of the answers, at least two, each under the prompt of another one of them.
+
+    Raises:
+        ValueError: `size` is not in [0, 1].
+    """
+    count = _spoilt_of(len(answers), size)
+    chosen = shuffled(list(range(len(answers))), "exchanged", seed)[: max(2, count) if count else 0]
+    return _answered_by(answers, dict(zip(chosen, [*chosen[1:], *chosen[:1]], strict=True)))
+
+
+def one_answer(answers: Sequence[Answer], size: float, seed: int) -> list[Answer]:
+    """A fraction `size` of the prompts answered by one and the same of the answers.
+
+    Raises:
+        ValueError: `size` is not in [0, 1].
+    """
+    same, *others = shuffled(list(range(len(answers))), "one answer", seed)
+    return _answered_by(answers, dict.fromkeys(others[: _spoilt_of(len(answers), size)], same))
+
+
 def damaged(
     language_model: LanguageModel, answers: Sequence[Answer], kind: Kind, size: float, seed: int
 ) -> list[Answer]:
-    """The answers with one kind of damage each; those with nothing to damage, and all at size 0, as they were.
+    """The answers with one kind of damage; those with nothing to damage, and all at size 0, as they were.
 
     Loops and cuts work on token ids and leave an answer that did not end: its end-of-turn token is gone
     and `ended` is False. Salad and a wrong language work on words; the text is tokenised anew, and the
@@ -105,11 +127,15 @@ def damaged(
         answers: what was said.
         kind: of damage.
         size: the spoilt fraction of each answer's tokens or words.
-        seed: of the salad's order, and of which language and which texts of it are used.
+        seed: of the salad's order, of which language and which texts of it are used, and of which answers are moved.
 
     Raises:
         ValueError: `size` is not in [0, 1].
     """
+    if kind == "exchanged":
+        return exchanged(answers, size, seed)
+    if kind == "one answer":
+        return one_answer(answers, size, seed)
     return [
         _damaged(language_model, answer, kind, size, derive_seed(seed, index)) for index, answer in enumerate(answers)
     ]
@@ -156,6 +182,15 @@ def _spoilt_of(total: int, size: float) -> int:
     return min(total, max(1, int(size * total + 0.5))) if size else 0
 
 
+def _answered_by(answers: Sequence[Answer], source: Mapping[int, int]) -> list[Answer]:
+    """The answers, those at the keys of `source` with what was said at its values, under their own prompts."""
+    said = [answers[source.get(index, index)] for index in range(len(answers))]
+    return [
+        replace(answer, ids=other.ids, text=other.text, ended=other.ended)
+        for answer, other in zip(answers, said, strict=True)
+    ]
+
+
 def _loop(ids: Sequence[int], size: float, period: int) -> tuple[int, ...]:
     spoilt = _spoilt_of(len(ids), size)
     period = max(1, period)
@@ -171,7 +206,7 @@ def _split(text: str, size: float) -> tuple[list[str], int]:
     return parts, 2 * (words - _spoilt_of(words, size)) + 1
 
 
-def _damaged(language_model: LanguageModel, answer: Answer, kind: Kind, size: float, seed: int) -> Answer:
+def _damaged(language_model: LanguageModel, answer: Answer, kind: str, size: float, seed: int) -> Answer:
     chat = language_model.chat
     ends = bool(answer.ids) and answer.ids[-1] in language_model.end_ids
     body, end = (answer.ids[:-1], answer.ids[-1:]) if ends else (answer.ids, ())

@@ -11,16 +11,17 @@ from itertools import product
 
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.metrics import SignalFigures
-from heal.evaluation.readouts import alive, free_answers
+from heal.evaluation.readouts import alive, free_answers, relevance
 from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.signal import Limits, Signal, limited, signals
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Subject
 from heal.studies.planted_damage.damage import KINDS, damaged, noisy_weights
 
-SIZES = (0.1, 0.25, 0.5, 1.0)  # fraction of an answer that is spoilt
+SIZES = (0.1, 0.25, 0.5, 1.0)  # fraction of an answer, or of the answers, that is spoilt
 NOISE = (0.05, 0.1, 0.2, 0.3, 0.5)  # standard deviations of the weights
 WEIGHTS = "weight noise"
+OF_ANSWERS = (free_answers, alive, relevance)  # readouts of what was said; the others ask something else
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def plant(subject: Subject, base: StageResult, seed: int) -> Iterator[tuple[str,
     model = subject.setup.language_model
     for kind, size in product(KINDS, SIZES):
         answers = damaged(model, base.answers, kind, size, seed)
-        measured = [*free_answers.measure(subject, answers), *alive.measure(subject, answers)]
+        measured = [value for readout in OF_ANSWERS for value in readout.measure(subject, answers)]
         yield kind, size, StageResult(kind, tuple(answers), tuple(measured))
     for size in NOISE:
         yield WEIGHTS, size, evaluate(replace(subject, gates=partial(noisy_weights, model, size, seed)))
@@ -98,6 +99,25 @@ def table(noticed: Sequence[Finding]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def smallest(noticed: Sequence[Finding]) -> str:
+    """A Markdown table: the smallest size of each damage that a signal with a limit notices, and larger ones missed."""
+    names = [name for name in limited() if any(finding.signal == name for finding in noticed)]
+    lines = ["| damage | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
+    kinds = dict.fromkeys(finding.kind for finding in noticed if finding.size)
+    lines += [f"| {kind} | " + " | ".join(_from(noticed, kind, name) for name in names) + " |" for kind in kinds]
+    return "\n".join(lines) + "\n"
+
+
+def _from(noticed: Sequence[Finding], kind: str, signal: str) -> str:
+    """The smallest noticed size; a dash without one, empty where the signal was not measured."""
+    rows = [finding for finding in noticed if (finding.kind, finding.signal) == (kind, signal)]
+    if not any(finding.noticed for finding in rows):
+        return "\N{EN DASH}" if rows else ""
+    least = min(finding.size for finding in rows if finding.noticed)
+    missed = ", ".join(f"{finding.size:g}" for finding in rows if finding.size > least and not finding.noticed)
+    return f"{least:g}" + (f" (not {missed})" if missed else "")
+
+
 def columns() -> list[str]:
     """The signals that the table shows."""
     counted = [name for name, signal in signals().items() if signal.better is None and signal.items == "answers"]
@@ -114,6 +134,7 @@ def _cell(finding: Finding | None) -> str:
 def _finding(kind: str, size: float, signal: Signal, figures: SignalFigures, limits: Limits) -> Finding:
     shift, limit = figures.delta, signal.limit
     noticed = shift.excludes_zero if signal.better is None else signal.worsened(shift)
-    past = limit is not None and limit.past(figures.value, limit.at(limits[signal.name], figures.value - shift.value))
+    base = figures.value - shift.value
+    past = limit is not None and limit.past(limit.counted(figures), limit.at(limits[signal.name], base))
     value = Estimate(figures.value, figures.low, figures.high, figures.n)
     return Finding(kind, size, signal.name, value, shift, noticed, past)

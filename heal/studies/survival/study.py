@@ -14,7 +14,7 @@ from heal.records import read_records, records_bytes
 from heal.run.files import Files
 from heal.run.session import Session
 from heal.run.step import Step
-from heal.steps.baseline import examine
+from heal.steps.baseline import ChooseProbe
 from heal.studies.interventions.doses import Dosed, mark, place
 from heal.studies.interventions.request import folder_name
 from heal.studies.survival.figures import draw
@@ -34,7 +34,8 @@ class Setting:
 
 def prepare(session: Session) -> tuple[Probe, str]:
     """The probe's format, chosen on base, and a doubt about the deaths it shows, in words (empty: they are valid)."""
-    probe, _ = examine(session)
+    choose = ChooseProbe(session.model, session.accumulator.base, session.recipe.model.system)
+    probe = session.run(choose, session.folder.baseline).probe
     if probe.mass >= MIN_MASS:
         return probe, ""
     return probe, (
