@@ -117,9 +117,10 @@ def test_none_is_no_divergence_at_all():
     assert loss(BarrierConfig("none")) == "CE alone"
 
 
-# A new one.
+# A new one, under a name that no divergence of heal's will have.
 
-JEFFREYS = '''"""jeffreys: half of both KL, symmetric."""
+PLANTED = "jeffreys_of_a_test"
+JEFFREYS = f'''"""{PLANTED}: half of both KL, symmetric."""
 
 from heal.divergence import kl_divergence
 from heal.healing.divergences import Divergence
@@ -129,14 +130,14 @@ def per_position(student_NV, reference_NV):
     return (kl_divergence(student_NV, reference_NV) + kl_divergence(reference_NV, student_NV)) / 2
 
 
-DIVERGENCE = Divergence("jeffreys", "J(student, {reference})", per_position)
+DIVERGENCE = Divergence("{PLANTED}", "J(student, {{reference}})", per_position)
 '''
 
 
 @pytest.fixture
-def jeffreys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A divergence's file beside those that come with heal."""
-    (tmp_path / "jeffreys.py").write_text(JEFFREYS)
+    (tmp_path / f"{PLANTED}.py").write_text(JEFFREYS)
     monkeypatch.setattr(package, "__path__", package.__path__)  # put back as the list it was
     before = list(package.__path__)
     package.__path__.append(str(tmp_path))
@@ -146,25 +147,24 @@ def jeffreys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     choices.names.cache_clear()
 
 
-@pytest.mark.usefixtures("jeffreys")
+@pytest.mark.usefixtures("planted")
 def test_a_new_divergence_is_one_file(tiny_folder: Path):
     """It is trained with, offered by --help, accepted and refused by the recipe, and labelled in the report."""
-    assert "(jeffreys|kl_fwd|kl_rev|none)" in help_text()
-    assert "jeffreys: half of both KL, symmetric." in help_text()
-    assert load_recipe(["heal.barrier.divergence=jeffreys"]).heal.barrier.divergence == "jeffreys"
-    with pytest.raises(UserError, match="did you mean 'jeffreys'"):
-        load_recipe(["heal.barrier.divergence=jefreys"])
-    assert "D the rmse of J(student, base)" in loss(BarrierConfig("jeffreys"))
-    assert (
-        divergence_label(BarrierConfig("jeffreys", reference="previous")) == "J(student, the student before the round)"
-    )
+    assert {PLANTED, *(divergence.name for divergence in DIVERGENCES)} == set(choices.names(NAME))
+    assert f"({'|'.join(choices.names(NAME))})" in help_text()
+    assert f"{PLANTED}: half of both KL, symmetric." in help_text()
+    assert load_recipe([f"heal.barrier.divergence={PLANTED}"]).heal.barrier.divergence == PLANTED
+    with pytest.raises(UserError, match=f"did you mean '{PLANTED}'"):
+        load_recipe([f"heal.barrier.divergence={PLANTED.replace('ff', 'f')}"])
+    assert "D the rmse of J(student, base)" in loss(BarrierConfig(PLANTED))
+    assert divergence_label(BarrierConfig(PLANTED, reference="previous")) == "J(student, the student before the round)"
     logs = {}
-    for name in ("jeffreys", "kl_rev", "kl_fwd"):
+    for name in (PLANTED, "kl_rev", "kl_fwd"):
         model, accumulator = student(tiny_folder, rounds=1)
         learn(accumulator, 1)
         config = with_barrier(ONE_STEP, divergence=name, aggregate="mean")
         logs[name] = healed(model, accumulator, config)[0].values
     halves = (logs["kl_rev"]["D_mean"] + logs["kl_fwd"]["D_mean"]) / 2
-    assert logs["jeffreys"]["D_mean"] == pytest.approx(halves, rel=1e-5)
-    assert math.isfinite(logs["jeffreys"]["grad_norm"])
-    assert logs["jeffreys"]["grad_norm"] not in (logs["kl_rev"]["grad_norm"], logs["kl_fwd"]["grad_norm"])
+    assert logs[PLANTED]["D_mean"] == pytest.approx(halves, rel=1e-5)
+    assert math.isfinite(logs[PLANTED]["grad_norm"])
+    assert logs[PLANTED]["grad_norm"] not in (logs["kl_rev"]["grad_norm"], logs["kl_fwd"]["grad_norm"])

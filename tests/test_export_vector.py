@@ -25,7 +25,7 @@ from heal.export.verify import difference, model_logits
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
 from heal.run.folder import Facts, RunFolder
-from heal.steering.methods import METHODS
+from heal.steering.methods import METHODS, mean_diff
 from heal.steering.vector import SteeringVector
 from tests import tiny as tiny_models
 from tests.cases import case
@@ -34,6 +34,7 @@ from tests.finished import edit_json
 
 CLOSE = 1e-4  # logits
 CONTEXTS = 2
+ADDITIVE = {name for name, method in METHODS.items() if method.apply is mean_diff.apply and method.site == "block"}
 
 
 def export(vector: SteeringVector, language_model: LanguageModel, path: Path, **settings) -> VectorExport:
@@ -125,13 +126,27 @@ def test_the_same_vector_gives_the_same_adapter_bytes(tiny: LanguageModel, tmp_p
             assert (one / file).read_bytes() == (other / file).read_bytes()
 
 
-def test_every_method_but_those_that_add_c_v_is_refused_by_name(tiny: LanguageModel, tmp_path: Path) -> None:
+def test_every_method_but_those_that_add_c_v_is_refused_by_name(
+    tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vector = tiny_models.vector(tiny)
-    for name in METHODS.keys() - {"mean_diff", "pca"}:
-        with pytest.raises(UserError, match=f"'{name}' cannot be exported as an adapter"):
+    assert {"mean_diff", "pca"} <= ADDITIVE
+    assert {"cosine_gated", "directional_ablation", "sspace", "super_sspace"} <= METHODS.keys() - ADDITIVE
+    planted = {
+        "of_a_test": METHODS["pca"],
+        "elsewhere_in_a_test": dataclasses.replace(METHODS["pca"], site="writer"),
+        "gated_in_a_test": dataclasses.replace(METHODS["pca"], apply=METHODS["cosine_gated"].apply),
+    }
+    for name, method in planted.items():
+        monkeypatch.setitem(METHODS, name, dataclasses.replace(method, name=name))
+    able = ADDITIVE | {"of_a_test"}
+    for name in METHODS.keys() - able:
+        with case(name), pytest.raises(UserError, match=f"'{name}' cannot be exported as an adapter"):
             export(dataclasses.replace(vector, method=name), tiny, tmp_path / "it", c=1.0)
     assert leftovers(tmp_path) == []
-    assert export(dataclasses.replace(vector, method="pca"), tiny, tmp_path / "it", c=1.0).facts.error <= CLOSE
+    for name in able:
+        with case(name):
+            assert export(dataclasses.replace(vector, method=name), tiny, tmp_path / name, c=1.0).facts.error <= CLOSE
 
 
 def test_no_coefficient_and_one_that_does_nothing_are_refused(tiny: LanguageModel, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from heal.evaluation.stats import Estimate
 from heal.evaluation.verdict import Target, coherence, incoherences, verdict
 from tests.stages import around, summary
 
-SET = {
+# What each limit is set to; that of a signal not named here is its default, or half a unit over base.
+SET = {name: 0.5 if limit.over_base else limit.default for name, limit in limited().items()} | {
     "p_ans_any": 0.85,
     "repetition_share": 0.25,
     "tail_perplexity": 10.0,
@@ -19,35 +20,39 @@ SET = {
     "scaffold_nats": 0.5,
 }
 NAN = float("nan")
+Estimates = dict[str, Estimate]
 
-GOOD = {
+
+def limit(name: str, base: float) -> float:
+    return limited()[name].at(SET[name], base)
+
+
+def beside(name: str, base: float, past: bool) -> float:
+    """A value a tenth beyond the limit of a signal whose value at base is `base`, or as much within it."""
+    edge = limit(name, base)
+    upwards = past == (limited()[name].kind == "ceiling")
+    return edge + (0.1 if upwards else -0.1) * (abs(edge) or 1.0)
+
+
+# Every signal with a limit stands within it at base, and a round has moved two of them a little.
+WHOLE = {name: 2.0 if known.over_base else beside(name, NAN, past=False) for name, known in limited().items()}
+MOVED = {"scaffold_nats": 0.1, "tail_perplexity": 0.3}
+GOOD = {name: around(base + MOVED.get(name, 0.0)) for name, base in WHOLE.items()} | {
     TRAIT: around(0.20),
-    "p_ans_any": around(0.98),
-    "alive_share": around(1.0),
-    "scaffold_nats": around(2.1),
-    "repetition_share": around(0.0),
-    "tail_perplexity": around(4.0),
     "accuracy": around(0.6),
 }
-SHIFT = {
-    TRAIT: around(0.15),
-    "p_ans_any": around(0.0),
-    "alive_share": around(0.0),
-    "scaffold_nats": around(0.1),
-    "repetition_share": around(0.0),
-    "tail_perplexity": around(0.3, 0.5),
-    "accuracy": around(0.0),
-}
+SHIFT = {name: around(MOVED.get(name, 0.0)) for name in WHOLE} | {TRAIT: around(0.15), "accuracy": around(0.0)}
 VALID = frozenset(GOOD)
-# What a signal is past its limit, the change to base that goes with it, and how a reason shows it.
-BREAKS = {
+# What each signal with a limit is past it.
+BREAKS = {name: beside(name, base, past=True) for name, base in WHOLE.items()}
+# Values past a limit, the change to base that goes with them, and how a reason shows them.
+REASONS = {
     "p_ans_any": (0.80, -0.18, "p_ans_any 0.80 < 0.85"),
     "repetition_share": (0.30, 0.3, "looping answers 30% > 0.25"),
     "tail_perplexity": (12.0, 8.0, "tail perplexity 12.0 > 10"),
     "alive_share": (0.50, -0.5, "alive answers 50% < 0.75"),
     "scaffold_nats": (2.6, 0.6, "scaffold 2.60 nats/token > 2.5"),
 }
-Estimates = dict[str, Estimate]
 
 
 def judged(
@@ -65,20 +70,23 @@ def held(values: Estimates | None = None, deltas: Estimates | None = None, valid
 
 
 def broken(*names: str) -> tuple[Estimates, Estimates]:
-    """Values and changes in which the named signals are past their limits."""
+    """Values and changes, without noise, in which the named signals are past their limits."""
     return (
-        {name: around(BREAKS[name][0]) for name in names},
-        {name: around(BREAKS[name][1]) for name in names},
+        {name: around(BREAKS[name]) for name in names},
+        {name: around(BREAKS[name] - WHOLE[name], 0.0) for name in names},
     )
 
 
+def reason(name: str) -> str:
+    """How a verdict says that a signal is where `broken` puts it."""
+    known = limited()[name]
+    sign = ">" if known.kind == "ceiling" else "<"
+    return f"{known.words.format(BREAKS[name])} {sign} {limit(name, WHOLE[name]):.3g}"
+
+
 def at(name: str, base: float, value: float) -> Coherence:
-    """The coherence of a stage in which one signal alone is valid, and went from `base` to `value`."""
-    return held({name: around(value)}, {name: around(value - base)}, frozenset({name}))
-
-
-def limit(name: str, base: float) -> float:
-    return limited()[name].at(SET[name], base)
+    """The coherence of a stage in which one signal alone is valid, and went from `base` to `value`, without noise."""
+    return held({name: around(value)}, {name: around(value - base, 0.0)}, frozenset({name}))
 
 
 def test_a_coherent_shift_holds_and_shows_its_numbers():
@@ -89,13 +97,18 @@ def test_a_coherent_shift_holds_and_shows_its_numbers():
 
 
 def test_every_coherence_signal_past_its_limit_is_incoherent_and_named_and_all_of_them_together():
-    assert list(BREAKS) == list(limited())
-    for name, (*_, words) in BREAKS.items():
-        assert judged(*broken(name)) == Verdict("incoherent", words)
-    values, deltas = broken(*BREAKS)
+    for name in limited():
+        assert judged(*broken(name)) == Verdict("incoherent", reason(name))
+    values, deltas = broken(*limited())
     every = incoherences(summary(GOOD | values, SHIFT | deltas | {"accuracy": around(-0.1)}), SET, VALID)
-    assert every == [*(words for *_, words in BREAKS.values()), "accuracy -0.10 on general questions"]
+    assert every == [*map(reason, limited()), "accuracy -0.10 on general questions"]
     assert incoherences(summary(GOOD, SHIFT), SET, VALID) == []
+
+
+def test_a_reason_shows_the_value_and_the_limit():
+    assert list(REASONS) == [name for name in limited() if name in REASONS]
+    for name, (value, change, words) in REASONS.items():
+        assert judged({name: around(value)}, {name: around(change)}) == Verdict("incoherent", words)
 
 
 def test_accuracy_is_incoherent_where_its_whole_interval_fell():
@@ -226,8 +239,8 @@ BASES = {
 
 
 def test_the_margin_is_1_at_base_0_at_the_limit_and_falls_all_the_way():
-    for name, bases in BASES.items():
-        for base in bases:
+    for name in limited():
+        for base in BASES.get(name, (WHOLE[name],)):
             edge = limit(name, base)
             assert at(name, base, base) == Coherence(name, 1.0)
             assert at(name, base, edge).margin == pytest.approx(0.0, abs=1e-9)

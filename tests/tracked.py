@@ -28,6 +28,11 @@ STEPS = [
     StepLog(2, 1.0, "train", {"loss": 2.0, "D_mean": 0.25}),
     StepLog(2, 1.0, "eval", {"loss": 2.5}),
 ]
+# What a round comes to, by its number: some of what `heal.outcome.round_values` gives of one.
+ROUNDS = {
+    1: {"trait": 0.25, "coherence": 0.875, "healed/p_ans_any": 0.9},
+    2: {"trait": 0.5, "coherence": 0.625, "healed/p_ans_any": 0.9},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,11 +60,11 @@ def track(folder: Path, mode: Mode) -> None:
 
 def tell(told: Tracker, folder: Path) -> None:
     """Everything that a tracker is told of two rounds."""
-    for number in (1, 2):
+    for number, values in ROUNDS.items():
         for step in STEPS:
             told.step_log(number, 2, step)
         told.event("stage", {"stage": "extract", "seconds": 1.5})
-        told.round(number, {"trait": number - 0.9, "healed/p_ans_any": 0.9})
+        told.round(number, values)
         told.table(f"completions/round_{number:02d}", ROWS)
     Image.new("RGB", (8, 6)).save(folder / "trajectory.png")
     told.figure("report/trajectory", folder / "trajectory.png")

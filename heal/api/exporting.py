@@ -56,7 +56,7 @@ def export_merged(student: Accumulator, trait: Trait, path: str | Path, *, gate:
 def export_vector(
     model: LanguageModel, vector: SteeringVector, path: str | Path, *, c: float | None = None, bias: bool = True
 ) -> VectorExport:
-    """Writes a vector of `mean_diff` or `pca` at one dose as a LoRA of rank 1 in PEFT's format, and verifies it.
+    """Writes a vector of a method that adds `c v` (`mean_diff`, `pca`) at one dose as a PEFT LoRA, and verifies it.
 
     Args:
         model: the vector's model, without an accumulator.

@@ -37,7 +37,9 @@ HINTS = {"rank": " (its adapter has rank 1)", "c": " (gate=... scales a run)"}
 class Options:
     run: str | None = key(None, "a run folder, as in runs/kl_rev_rmse-love-embedded-s0")
     vector: str | None = key(
-        None, "instead of a run: a steering vector of mean_diff or pca, as in a run's rounds/00/vector.safetensors"
+        None,
+        "instead of a run: a steering vector of a method that adds c v, such as mean_diff or pca, as in a run's "
+        "rounds/00/vector.safetensors",
     )
     format: Literal["adapter", "model"] = key("adapter", "a PEFT LoRA folder, or a whole model with the update merged")
     round: str | None = key(None, "the last round to include, counted from 1, or best; none: the last one")
