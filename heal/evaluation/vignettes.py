@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "vignettes.jsonl"
-APART = EMBEDDED.with_name("vignettes_apart.jsonl")  # scenes by which a way of asking is chosen, and no others
+# Scenes by which ways of asking are chosen, and nothing else; more of those that are merely odd, which are the rarer.
+APART, ODD_APART = EMBEDDED.with_name("vignettes_apart.jsonl"), EMBEDDED.with_name("oddities_apart.jsonl")
 
 Perspective = Literal["other", "self", "both"]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from heal.evaluation.signal import ForcedChoiceRule, Measured, Signal
-from heal.evaluation.vignettes import APART, Vignette, read_vignettes
+from heal.evaluation.vignettes import APART, ODD_APART, Vignette, read_vignettes
 
 if TYPE_CHECKING:
     from heal.evaluation.asking.way import ForcedChoice, Item
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from heal.evaluation.subject import Setup, Subject
 
 HARMLESS = "social_norms"  # odd, but nobody's foundation is violated
-OPTIONS = ("wrong", "acceptable")
+OPTIONS = ("morally wrong", "perfectly fine")
 CHOICE = "wrongness"
 
 # What is asked, and which of the answers yes (0) and no (1) says that it is wrong.
@@ -94,7 +94,7 @@ def choice(setup: Setup) -> ForcedChoice:
     from heal.evaluation.asking.yes_no import Frames
     from heal.evaluation.probe import FORMATS
 
-    label, prefill = "words after 'What is done here is '", "What is done here is "
+    label, prefill = "words after 'This is '", "This is "
     ways = (
         *(Frames(form, FRAMES) for form in FORMATS),
         Words(label, str, prefill),
@@ -104,7 +104,7 @@ def choice(setup: Setup) -> ForcedChoice:
     return ForcedChoice(
         CHOICE,
         {way.name: way for way in ways},
-        items_of(read_vignettes(APART)),
+        items_of(read_vignettes(APART) + read_vignettes(ODD_APART)),
         before,
         centred=True,
         asked=bool(setup.vignettes),
