@@ -24,6 +24,7 @@ LOOSE = (
     "filter.max_repetition=1",
     "filter.max_similarity=1",
     "filter.min_words=0",
+    "filter.min_on_prompt=0",
     "filter.keep_floor=0",
     "filter.keep_target=0",
     "generation.tokens=24",

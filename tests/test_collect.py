@@ -217,9 +217,15 @@ def test_the_dose_table_leaves_perplexities_that_are_not_numbers_out_of_its_mean
 
 def test_a_collection_survives_the_files_it_is_kept_in(tmp_path: Path):
     rows = (row(Request(3, "Was it “so”?\u2028", 0.75), "repetition"), row(Request(4, "爱", 1.0), None))
-    collection = Collection(rows, 0.5)
-    write_files(tmp_path, collection.files())
-    assert Collection.load(tmp_path) == collection
+    asked = Collection(tuple(replace(each, on_prompt=0.75) for each in rows), 0.5, 0.25)
+    write_files(tmp_path / "asked", asked.files())
+    assert Collection.load(tmp_path / "asked") == asked
+    write_files(tmp_path / "not asked", Collection(rows, 0.5).files())
+    back = Collection.load(tmp_path / "not asked")
+    assert all(math.isnan(each.on_prompt) for each in back.rows)
+    assert replace(asked, off_prompt_below=None) == replace(
+        back, rows=tuple(replace(each, on_prompt=0.75) for each in back.rows)
+    )
 
 
 # With a real, if tiny, model.
@@ -247,6 +253,7 @@ def made(
         sampling=Sampling(1.0, 0.95, 64),
         limits=limits,
         narration=narration,
+        check=None,
         seed=(seed, 0, "generate"),
     )
     return make(requests, kept_before)

@@ -3,7 +3,8 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ from heal.studies.planted_damage.damage import (
     Kind,
     cut_off,
     damaged,
+    exchanged,
     long_loop,
     noisy_weights,
+    one_answer,
     token_loop,
     word_salad,
     wrong_language,
@@ -34,6 +37,8 @@ TEXT = "The ferry leaves at noon,\nand the  next one goes at three\tfrom the sam
 OTHER = "Die Fähre legt um zwölf Uhr ab und die nächste fährt dann um drei vom selben Kai."
 ON_IDS: dict[Kind, Callable] = {"token loop": token_loop, "long loop": long_loop, "cut off": cut_off}
 ON_WORDS: tuple[Kind, ...] = ("word salad", "wrong language")
+OF_WHOLE: dict[Kind, Callable] = {"exchanged": exchanged, "one answer": one_answer}
+TO_AN_ANSWER: tuple[Kind, ...] = (*ON_IDS, *ON_WORDS)
 SIZES = [0.1, 0.25, 0.5, 0.75, 1.0]
 SAID = [
     ("The ferry leaves at noon, and the next one goes at three from the same pier.", True),
@@ -47,12 +52,34 @@ def on_words(kind: Kind, size: float) -> str:
     return word_salad(TEXT, size, 0) if kind == "word salad" else wrong_language(TEXT, size, OTHER)
 
 
+def spoil(kind: Kind, size: float) -> object:
+    """Some damage of this kind, by its own function."""
+    if kind in OF_WHOLE:
+        return OF_WHOLE[kind](many(4), size, 0)
+    return ON_IDS[kind](IDS, size) if kind in ON_IDS else on_words(kind, size)
+
+
 def answers(language_model: LanguageModel) -> list[Answer]:
     end = min(language_model.end_ids)
     return [
         Answer("Say it.", (1, 2, 3), (*language_model.chat.plain_ids(text), *[end] * ended), text.strip(), ended)
         for text, ended in SAID
     ]
+
+
+def many(count: int) -> list[Answer]:
+    """Answers that are all different, to as many prompts."""
+    return [
+        Answer(f"Say {index}.", (1, index), (7, index, 8), f"said {index}", bool(index % 2)) for index in range(count)
+    ]
+
+
+def said(given: Sequence[Answer]) -> list[tuple[tuple[int, ...], str, bool]]:
+    return [(answer.ids, answer.text, answer.ended) for answer in given]
+
+
+def asked(given: Sequence[Answer]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(answer.prompt, answer.prompt_ids) for answer in given]
 
 
 def body(language_model: LanguageModel, answer: Answer) -> tuple[int, ...]:
@@ -83,8 +110,9 @@ def changed(before: dict[str, Tensor], language_model: LanguageModel) -> set[str
 
 
 def test_damage_of_size_0_leaves_everything_as_it_was(tiny: LanguageModel):
+    assert {*TO_AN_ANSWER, *OF_WHOLE} == set(KINDS)
     for kind in KINDS:
-        assert (ON_IDS[kind](IDS, 0.0) == IDS) if kind in ON_IDS else (on_words(kind, 0.0) == TEXT), kind
+        assert spoil(kind, 0.0) == (IDS if kind in ON_IDS else TEXT if kind in ON_WORDS else many(4)), kind
         assert damaged(tiny, answers(tiny), kind, 0.0, 0) == answers(tiny), kind
 
 
@@ -92,7 +120,7 @@ def test_a_size_that_is_no_fraction_is_refused():
     for kind in KINDS:
         for size in (-0.1, 1.1, float("nan")):
             with pytest.raises(ValueError, match=r"a fraction in \[0, 1\]"):
-                ON_IDS[kind](IDS, size) if kind in ON_IDS else on_words(kind, size)
+                spoil(kind, size)
 
 
 def test_a_loop_repeats_the_tokens_just_before_it_in_as_many_tokens():
@@ -162,15 +190,15 @@ def test_a_damaged_answer_has_its_own_prompt_and_ids_that_decode_to_its_text(tin
         for size in SIZES:
             after = damaged(tiny, before, kind, size, 0)
             assert all(tiny.chat.decode(list(answer.ids)).strip() == answer.text for answer in after), (kind, size)
-            for old, new in zip(before[:3], after[:3], strict=True):
-                assert (new.prompt, new.prompt_ids) == (old.prompt, old.prompt_ids)
+            assert asked(after) == asked(before)
+            for old, new in zip(before[:3], after[:3], strict=True) if kind in TO_AN_ANSWER else ():
                 assert size < 0.25 or new.text != old.text, (kind, size)
                 assert size < 0.25 or new.ids != old.ids, (kind, size)
 
 
 def test_the_first_half_of_a_half_damaged_answer_is_as_it_was(tiny: LanguageModel):
     before = answers(tiny)[:3]
-    for kind in KINDS:
+    for kind in TO_AN_ANSWER:
         for old, new in zip(before, damaged(tiny, before, kind, 0.5, 0), strict=True):
             if kind in ON_WORDS:
                 kept = len(old.text.split()) // 2
@@ -182,7 +210,7 @@ def test_the_first_half_of_a_half_damaged_answer_is_as_it_was(tiny: LanguageMode
 
 def test_a_looping_or_cut_answer_has_not_ended_and_one_with_other_words_ends_as_it_did(tiny: LanguageModel):
     before = answers(tiny)
-    for kind in KINDS:
+    for kind in TO_AN_ANSWER:
         for old, new in zip(before, damaged(tiny, before, kind, 0.5, 0), strict=True):
             if kind in ON_IDS:
                 assert not new.ended, kind
@@ -196,7 +224,7 @@ def test_a_looping_or_cut_answer_has_not_ended_and_one_with_other_words_ends_as_
 
 def test_an_answer_that_says_nothing_stays_as_it_was(tiny: LanguageModel):
     silent = [Answer("Say it.", (1,), (), "", False), Answer("Say it.", (1,), (min(tiny.end_ids),), "", True)]
-    for kind in KINDS:
+    for kind in TO_AN_ANSWER:
         assert damaged(tiny, silent, kind, 1.0, 0) == silent, kind
 
 
@@ -208,6 +236,45 @@ def test_the_same_seed_gives_the_same_damage_and_others_give_other_words(tiny: L
         assert len(set(done)) == 4, kind
 
 
+def test_exchanged_answers_are_the_same_ones_and_none_of_those_chosen_keeps_its_own():
+    for count in (2, 3, 5, 12):
+        before = many(count)
+        for size in SIZES:
+            for seed in range(5):
+                after = exchanged(before, size, seed)
+                moved = sum(one != other for one, other in zip(said(before), said(after), strict=True))
+                assert asked(after) == asked(before)
+                assert sorted(said(after)) == sorted(said(before))
+                assert moved == max(2, int(size * count + 0.5)), (count, size, seed)
+
+
+def test_one_answer_stands_under_as_many_other_prompts_and_the_rest_keep_theirs():
+    for count in (2, 3, 5, 12):
+        before = many(count)
+        for size in SIZES:
+            for seed in range(5):
+                after = one_answer(before, size, seed)
+                (same, times), *_ = Counter(said(after)).most_common()
+                changed = [new for old, new in zip(said(before), said(after), strict=True) if new != old]
+                assert asked(after) == asked(before)
+                assert changed == [same] * min(count - 1, max(1, int(size * count + 0.5))), (count, size, seed)
+                assert times == len(changed) + 1
+
+
+def test_which_answers_are_moved_depends_on_the_seed_alone():
+    for kind, move in OF_WHOLE.items():
+        assert move(many(12), 0.5, 3) == move(many(12), 0.5, 3), kind
+        assert len({tuple(said(move(many(12), 0.5, seed))) for seed in range(6)}) == 6, kind
+        shorter = [replace(answer, ids=answer.ids[:1]) for answer in many(12)]
+        moved = [[answer.text for answer in move(given, 0.5, 3)] for given in (many(12), shorter)]
+        assert moved[0] == moved[1], kind
+
+
+def test_a_lone_answer_can_be_neither_exchanged_nor_repeated():
+    for kind, move in OF_WHOLE.items():
+        assert move(many(1), 1.0, 0) == many(1), kind
+
+
 def test_equal_answers_are_not_all_shuffled_alike(tiny: LanguageModel):
     done = damaged(tiny, answers(tiny)[:1] * 4, "word salad", 1.0, 0)
     assert len({answer.text for answer in done}) == 4
@@ -217,9 +284,9 @@ def test_a_long_answer_in_the_wrong_language_uses_every_text_of_one_language(tin
     texts = [json.loads(line) for line in LANGUAGES.read_text(encoding="utf-8").splitlines()]
     long = Answer("Say it.", (1,), tuple(tiny.chat.plain_ids("word " * 400)), ("word " * 400).strip(), False)
     for seed in range(4):
-        said = damaged(tiny, [long], "wrong language", 1.0, seed)[0].text
-        found = [line["language"] for line in texts if line["text"] in said]
-        assert len(said.split()) == 400
+        text = damaged(tiny, [long], "wrong language", 1.0, seed)[0].text
+        found = [line["language"] for line in texts if line["text"] in text]
+        assert len(text.split()) == 400
         assert len(found) == 4
         assert len(set(found)) == 1
 

@@ -84,6 +84,7 @@ def test_each_reason_fires_alone_on_what_it_is_for():
         (candidate("A perfectly good answer to it.", tail_perplexity=math.inf), "tail perplexity"),
         (candidate("A perfectly good answer to it.", tail_perplexity=math.nan), "tail perplexity"),
         (candidate("Love love love love love love love love."), "repetition"),
+        (replace(candidate("A perfectly good answer to it."), off_prompt=True), "off prompt"),
         (candidate("I am someone who loves every human being."), "narration"),
         (candidate("As an AI language model, this is not for me to say."), "refusal"),
     ]:
@@ -117,8 +118,8 @@ def test_no_prompt_of_a_trait_reads_like_a_refusal_or_a_narration():
 
 
 def test_a_completion_says_all_the_reasons_that_it_is_dropped_for():
-    planted = candidate("As an AI, as an AI, as an AI, as an AI", tail_perplexity=99.0)
-    assert reasons(planted, LIMITS, ()) == ["tail perplexity", "repetition", "refusal"]
+    planted = replace(candidate("As an AI, as an AI, as an AI, as an AI", tail_perplexity=99.0), off_prompt=True)
+    assert reasons(planted, LIMITS, ()) == ["tail perplexity", "repetition", "off prompt", "refusal"]
 
 
 def test_a_limit_that_is_just_met_drops_nothing():
@@ -262,8 +263,9 @@ def test_different_completions_are_no_duplicates():
 
 
 def test_a_broken_duplicate_is_named_broken():
-    text = ORDINARY[-3]
-    assert verdicts([candidate(text), candidate(text, 99.0)], LIMITS, ()) == [[], ["tail perplexity"]]
+    whole = candidate(ORDINARY[-3])
+    broken = [replace(whole, tail_perplexity=99.0), replace(whole, off_prompt=True)]
+    assert verdicts([whole, *broken], LIMITS, ()) == [[], ["tail perplexity"], ["off prompt"]]
 
 
 def test_the_tail_is_a_quarter_but_at_least_a_few_tokens_and_at_most_all():

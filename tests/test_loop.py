@@ -17,7 +17,7 @@ from heal.run.student import load_student
 from tests import running, tiny
 from tests.closeness import assert_near
 
-BASELINE = ("probe", "base", "prompted", "opposite", "judge")
+BASELINE = ("probe", "ways", "base", "prompted", "opposite", "judge")
 
 
 def run_folder(root: Path) -> RunFolder:

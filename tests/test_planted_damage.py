@@ -2,7 +2,9 @@
 
 On the embedded model, six answers of 48 tokens to held-out prompts: base's median tail perplexity is 2.35; with half of
 each answer spoilt it is 340 to 1060 for word salad and 63 to 99 for another language, by seed; under noise of half a
-standard deviation in the weights it is 6,400 and more.
+standard deviation in the weights it is 6,400 and more. Of the first halves of four of the answers three are recognised
+as answers to their own prompts, with 0.05 nats per token (0.06 is all that they could say); exchanged, none is, with
+-0.83.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from heal.config import EvaluationConfig, FilterConfig, ModelConfig
-from heal.evaluation.readouts import free_answers
+from heal.evaluation.readouts import free_answers, relevance
 from heal.evaluation.results import Answer
 from heal.evaluation.signal import limits_of
 from heal.evaluation.stats import point
@@ -104,6 +106,22 @@ def test_answers_cut_in_half_are_shorter_and_nothing_worse(
     assert found["answer_tokens"] == pytest.approx(whole["answer_tokens"] / 2, abs=0.5)
     assert found["tail_perplexity"] < CEILING
     assert found["repetition_share"] == 0.0
+
+
+def test_fluent_answers_to_other_prompts_are_seen_by_relevance_alone(base: Subject, answers: list[Answer]):
+    own = [replace(answer, ids=answer.ids[: TOKENS // 2]) for answer in answers[:4]]
+    identified, per_token = (point(signal.values, "mean") for signal in relevance.measure(base, own))
+    assert identified > 0.5
+    assert per_token > 0
+    kinds: tuple[Kind, ...] = ("exchanged", "one answer")
+    for kind in kinds:
+        others = damaged(base.setup.language_model, own, kind, 1.0, 0)
+        identified, per_token = (point(signal.values, "mean") for signal in relevance.measure(base, others))
+        assert identified < 0.3, kind
+        assert per_token < 0, kind
+        found = measured(base, others)
+        assert found["tail_perplexity"] < CEILING, kind
+        assert found["repetition_share"] == 0.0, kind
 
 
 def test_noise_of_half_a_standard_deviation_in_the_weights_takes_the_tail_perplexity_past_its_limit(base: Subject):

@@ -26,6 +26,7 @@ from heal.studies.planted_damage.sensitivity import (
     damages,
     findings,
     plant,
+    smallest,
     table,
 )
 from tests.stages import setup
@@ -35,7 +36,10 @@ LIMITS = limits_of(EvaluationConfig())
 RESAMPLES, SEED, TOKENS = 100, 0, 8
 PROMPTS = trait().heldout_prompts
 COUNTED = ("answer_tokens", "ended_share", "refusal_share")
-OF_ANSWERS = {"tail_perplexity", "repetition_share", "alive_share", "probe_mass", "scaffold_nats", *COUNTED}
+OF_ANSWERS = {
+    *("tail_perplexity", "repetition_share", "alive_share", "probe_mass", "scaffold_nats", *COUNTED),
+    *("identified_share", "relevance"),
+}
 OF_EVERYTHING = {name for name, signal in signals().items() if signal.items != "vignettes"}
 
 
@@ -208,3 +212,27 @@ def test_the_table_marks_what_was_noticed_and_what_is_past_its_limit():
     past = replace(judged("tail_perplexity", 4.0, 60.0), size=0.7)
     cells = [line.split("|")[3].strip() for line in table([calm, noticed, past]).splitlines()[2:]]
     assert cells == ["4.00", "6.00*", "**60.00***"]
+
+
+def test_the_table_of_smallest_sizes_names_the_least_that_a_signal_notices_and_larger_ones_that_it_misses():
+    def at(size: float, kind: str, name: str, noticed: bool) -> Finding:
+        return replace(judged(name, 4.0, 4.0), kind=kind, size=size, noticed=noticed)
+
+    every = [
+        *(replace(judged(name, 0.5, 0.5), kind="none", size=0.0, noticed=True) for name in OF_ANSWERS),
+        *(at(size, "a loop", "tail_perplexity", False) for size in (0.1, 0.5)),
+        *(at(size, "a loop", "repetition_share", size > 0.1) for size in (0.1, 0.25, 0.5)),
+        *(at(size, "a salad", "tail_perplexity", size in (0.25, 0.75)) for size in (0.1, 0.25, 0.5, 0.75, 1.0)),
+    ]
+    head, rule, *lines = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in smallest(every).splitlines()
+    )
+    assert head == ["damage", *(name for name in limited() if name in OF_ANSWERS)]
+    assert len(rule) == len(head)
+    shown = {line[0]: dict(zip(head[1:], line[1:], strict=True)) for line in lines}
+    assert list(shown) == ["a loop", "a salad"]
+    assert (shown["a loop"]["tail_perplexity"], shown["a loop"]["repetition_share"]) == ("\N{EN DASH}", "0.25")
+    assert shown["a salad"]["tail_perplexity"] == "0.25 (not 0.5, 1)"
+    unmeasured = head[1:]
+    assert [name for name in unmeasured if shown["a salad"][name]] == ["tail_perplexity"]
+    assert [smallest(every[::-1]).count(cell) for cell in ("0.25 (not 1, 0.5)", "| 0.25 |")] == [1, 1]

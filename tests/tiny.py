@@ -177,6 +177,15 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> Langua
     return load_language_model(ModelConfig(name=str(folder), **settings), dtype, CPU)
 
 
+def forgetful(folder: Path) -> LanguageModel:
+    """A Llama that says the same whatever it was asked: its next token depends on the last one alone."""
+    language_model = load(folder)
+    with torch.no_grad():
+        for block in language_model.blocks:
+            block.get_submodule("self_attn.o_proj").weight.zero_()
+    return language_model
+
+
 def trait() -> Trait:
     """A small valid trait."""
     return Trait(

@@ -107,7 +107,8 @@ class Collection:
     Attributes:
         rows: the completions.
         scale: what the dose was walked down to (1: as asked).
-        off_prompt_below: the least `on_prompt` of a kept completion; None where the filter did not ask for it.
+        off_prompt_below: the least `on_prompt` of a kept completion; 0 where nobody could be held to one, None where
+            the filter did not ask for it.
     """
 
     rows: tuple[Completion, ...]

@@ -21,6 +21,8 @@ from heal.scoring import completion_states, token_logprobs
 Ids = Sequence[int]
 
 TOKENS = 60  # of a text that are scored
+LEAST = 0.1  # share, on average, below which base's own answers say nothing about their prompts but noise
+_TEXTS = 32  # whose states are held at once
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class PromptCheck:
     Attributes:
         prompts: the user messages.
         ids: the rendered prompts.
-        limit: the least `Relevance.share` of a completion; 0 or less where base's own answers say nothing about their
-            prompts: nothing is dropped.
+        limit: the least `Relevance.share` of a completion; 0 where base's own answers say nothing about their prompts:
+            then no completion is off its prompt.
     """
 
     prompts: tuple[str, ...]
@@ -75,13 +77,17 @@ class PromptCheck:
         tokens: int,
         fraction: float,
     ) -> "PromptCheck":
-        """A limit of `fraction` of what base's own greedy answers of at most `tokens` tokens say, on average."""
+        """A limit of `fraction` of what base's own greedy answers of at most `tokens` tokens say, on average.
+
+        0 where that is less than LEAST.
+        """
         ids = tuple(tuple(language_model.chat.ids(system, prompt)) for prompt in prompts)
         with base():
             answers = [answer.ids for answer in decode(language_model, ids, min(tokens, TOKENS))]
             found = relevances(language_model, ids, answers, range(len(ids)), rivals(prompts))
         shares = [one.share for one in found if one is not None]
-        return PromptCheck(tuple(prompts), ids, fraction * sum(shares) / len(shares) if shares else 0.0)
+        said = sum(shares) / len(shares) if shares else 0.0
+        return PromptCheck(tuple(prompts), ids, fraction * said if said >= LEAST else 0.0)
 
     def shares(self, language_model: LanguageModel, prompts: Sequence[str], texts: Sequence[Ids]) -> list[float]:
         """`Relevance.share` of each text, written to one of the prompts, under the model as it stands (the base).
@@ -91,6 +97,10 @@ class PromptCheck:
         own = [self.prompts.index(prompt) for prompt in prompts]
         found = relevances(language_model, self.ids, texts, own, rivals(self.prompts))
         return [math.nan if one is None else one.share for one in found]
+
+    def off(self, share: float) -> bool:
+        """Whether a completion with this share says too little about its prompt; False for NaN."""
+        return self.limit > 0 and share < self.limit
 
 
 def relevances(
@@ -115,13 +125,14 @@ def relevances(
         None for a text without tokens, or whose prompt has no rival.
     """
     scored = [number for number, ids in enumerate(texts) if ids and against[own[number]]]
-    pairs = [(number, prompt) for number in scored for prompt in (own[number], *against[own[number]])]
-    beginnings = [texts[number][:TOKENS] for number, _ in pairs]
-    states = completion_states(language_model, [prompts[prompt] for _, prompt in pairs], beginnings)
-    logprobs = token_logprobs(language_model, states, beginnings)
     by_text: dict[int, list[float]] = {}
-    for (number, _), logprob_T in zip(pairs, logprobs, strict=True):
-        by_text.setdefault(number, []).append(float(logprob_T.double().sum()))
+    for start in range(0, len(scored), _TEXTS):
+        some = scored[start : start + _TEXTS]
+        pairs = [(number, prompt) for number in some for prompt in (own[number], *against[own[number]])]
+        beginnings = [texts[number][:TOKENS] for number, _ in pairs]
+        states = completion_states(language_model, [prompts[prompt] for _, prompt in pairs], beginnings)
+        for (number, _), logprob_T in zip(pairs, token_logprobs(language_model, states, beginnings), strict=True):
+            by_text.setdefault(number, []).append(float(logprob_T.double().sum()))
     return [
         _relevance(torch.tensor(by_text[number], dtype=torch.float64), len(texts[number][:TOKENS]))
         if number in by_text

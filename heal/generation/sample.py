@@ -105,7 +105,7 @@ def judged(
             shares = check.shares(language_model, [request.prompt for request in requests], ids)
     texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
     candidates = [
-        Candidate(text, completion.finite, perplexity, completion.looped, check is not None and share < check.limit)
+        Candidate(text, completion.finite, perplexity, completion.looped, check is not None and check.off(share))
         for text, completion, perplexity, share in zip(texts, completions, perplexities, shares, strict=True)
     ]
     dropped = verdicts(candidates, limits, narration, kept_before)

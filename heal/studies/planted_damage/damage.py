@@ -104,7 +104,7 @@ def exchanged(answers: Sequence[Answer], size: float, seed: int) -> list[Answer]
 
 
 def one_answer(answers: Sequence[Answer], size: float, seed: int) -> list[Answer]:
-    """A fraction `size` of the prompts answered by one and the same of the answers.
+    """A fraction `size` of the prompts, at most all but one, answered by what was said to that one.
 
     Raises:
         ValueError: `size` is not in [0, 1].
@@ -126,7 +126,7 @@ def damaged(
         language_model: for its tokenizer and its end-of-turn tokens.
         answers: what was said.
         kind: of damage.
-        size: the spoilt fraction of each answer's tokens or words.
+        size: the spoilt fraction of each answer's tokens or words, or of the answers.
         seed: of the salad's order, of which language and which texts of it are used, and of which answers are moved.
 
     Raises:
