@@ -105,7 +105,7 @@ def token_logprobs(language_model: LanguageModel, states: Sequence[Tensor], comp
     def logprobs(h_ND: Tensor, target_N: Tensor) -> Tensor:
         return torch.log_softmax(language_model.logits(h_ND), -1).gather(-1, target_N[:, None])[:, 0]
 
-    return _pooled(language_model, logprobs, states, [torch.tensor(ids) for ids in completions])
+    return _pooled(language_model, logprobs, states, [torch.tensor(ids, dtype=torch.long) for ids in completions])
 
 
 def token_divergences(

@@ -35,23 +35,27 @@ def texts(count: int, longest: int = 80) -> list[tuple[int, ...]]:
 
 
 @torch.no_grad()
-def logp(language_model: LanguageModel, prompt: Ids, text: Ids) -> float:
+def logp(language_model: LanguageModel, prompt: Ids, text: Ids, tokens: int = TOKENS) -> float:
     """Log-likelihood of the beginning of a text after a prompt."""
-    text = list(text[:TOKENS])
+    text = list(text[:tokens])
     logits_TV = language_model.model(input_ids=torch.tensor([[*prompt, *text]])).logits[0].double()
     return float(torch.log_softmax(logits_TV, -1)[len(prompt) - 1 : -1][range(len(text)), text].sum())
 
 
-def about_prompt(language_model: LanguageModel, text: Ids, own: Ids, others: Sequence[Ids]) -> tuple[float, bool]:
+def about_prompt(
+    language_model: LanguageModel, text: Ids, own: Ids, others: Sequence[Ids], tokens: int = TOKENS
+) -> tuple[float, bool]:
     """Nats that the text says about its own prompt, and whether that is the likeliest."""
-    mine, *theirs = (logp(language_model, prompt, text) for prompt in (own, *others))
+    mine, *theirs = (logp(language_model, prompt, text, tokens) for prompt in (own, *others))
     return -math.log(sum(math.exp(other - mine) for other in (mine, *theirs)) / (1 + len(theirs))), mine > max(theirs)
 
 
-def about_prompts(language_model: LanguageModel, said: Sequence[Ids], asked: Sequence[Ids]) -> list[tuple[float, bool]]:
+def about_prompts(
+    language_model: LanguageModel, said: Sequence[Ids], asked: Sequence[Ids], tokens: int = TOKENS
+) -> list[tuple[float, bool]]:
     """The same of one text a prompt, each held against all the others."""
     return [
-        about_prompt(language_model, text, asked[own], [*asked[:own], *asked[own + 1 :]])
+        about_prompt(language_model, text, asked[own], [*asked[:own], *asked[own + 1 :]], tokens)
         for own, text in enumerate(said)
     ]
 

@@ -12,7 +12,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from heal.decoding import decode
 from heal.evaluation.readouts.questions import letter_ids
-from heal.generation.sample import tail_perplexities
+from heal.generation.relevance import tail_perplexities
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_divergences, token_logprobs
 from heal.steering.extract import extract

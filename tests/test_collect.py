@@ -15,7 +15,8 @@ from heal.decoding import Sampling
 from heal.errors import RoundError
 from heal.generation.collect import Collection, Completion, Plan, Request, Sample, collect, dose_table
 from heal.generation.filters import FilterLimits, tail_length
-from heal.generation.sample import Sampler, tail_perplexities
+from heal.generation.relevance import tail_perplexities
+from heal.generation.sample import Sampler
 from heal.models.language_model import LanguageModel
 from heal.progress import silent
 from heal.run.files import write_files

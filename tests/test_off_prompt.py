@@ -14,7 +14,7 @@ from heal.errors import UserError
 from heal.generation import relevance as of_texts
 from heal.generation.collect import Collection, Completion, Request
 from heal.generation.filters import FilterLimits
-from heal.generation.relevance import LEAST, PromptCheck, Relevance
+from heal.generation.relevance import LEAST, PromptCheck, Reading, Relevance, beginning
 from heal.generation.sample import judged
 from heal.models.language_model import LanguageModel
 from heal.progress import silent
@@ -75,7 +75,7 @@ def test_the_limit_is_a_fraction_of_what_base_s_own_answers_say_on_average(heale
     ids = rendered(model, system=NEUTRAL)
     for tokens in (3, 10):
         with accumulator.base():
-            said = about_prompts(model, [greedy(model, prompt, tokens) for prompt in ids], ids)
+            said = about_prompts(model, [greedy(model, prompt, beginning(tokens)) for prompt in ids], ids)
         mean = sum(nats for nats, _ in said) / len(said) / math.log(6)
         for fraction in (0.25, 1.0):
             with accumulator.student():
@@ -103,7 +103,7 @@ def test_completions_of_other_prompts_are_dropped_and_those_of_their_own_are_kep
 
 def test_a_completion_s_share_is_against_the_prompts_of_the_round_whatever_it_is_filtered_with(tiny: LanguageModel):
     check, said = check_of(tiny), texts(6)
-    expected = [nats / math.log(6) for nats, _ in about_prompts(tiny, said, check.ids)]
+    expected = [nats / math.log(6) for nats, _ in about_prompts(tiny, said, check.ids, check.tokens)]
     pairs = dict(zip(ASKED, said, strict=True))
     for some in (ASKED, ASKED[::-1], ASKED[2:4], ASKED[5:]):
         found = filtered(tiny, check, {prompt: pairs[prompt] for prompt in some})
@@ -132,7 +132,8 @@ def test_base_s_answers_that_say_hardly_more_than_noise_set_no_limit(
 ):
     for share, limit in [(LEAST - 1e-6, 0.0), (LEAST + 1e-6, LEAST / 2), (-3.0, 0.0), (math.nan, 0.0)]:
         one = Relevance(share * math.log(6), 4, True, 5)
-        monkeypatch.setattr(of_texts, "relevances", lambda *given: [one] * 5 + [None])
+        readings = [*[Reading(2.0, one)] * 5, Reading(2.0, None)]
+        monkeypatch.setattr(of_texts, "read_texts", lambda *given, readings=readings: readings)
         assert check_of(tiny).limit == pytest.approx(limit, abs=1e-5), share
 
 
@@ -166,7 +167,8 @@ def test_a_round_s_completions_are_held_to_what_base_says_about_its_prompts(heal
     assert any(off(found.rows))
     assert found.kept
     with accumulator.base():
-        shares = check.shares(model, [row.prompt for row in found.rows], [row.ids for row in found.rows])
+        readings = check.read(model, [row.prompt for row in found.rows], [row.ids for row in found.rows])
+    shares = [reading.relevance.share for reading in readings if reading.relevance is not None]
     assert [row.on_prompt for row in found.rows] == pytest.approx(shares, abs=NATS)
     assert not any("their prompts" in text for text in step.warnings(found))
 
@@ -176,7 +178,7 @@ def test_a_round_that_does_not_ask_computes_nothing_more_and_says_and_keeps_the_
 ):
     asking = made(generate(healed))
     monkeypatch.setattr(of_texts, "decode", None)
-    monkeypatch.setattr(of_texts, "relevances", None)
+    monkeypatch.setattr(of_texts, "rivals", None)
     step = generate(healed, "filter.min_on_prompt=0")
     found = made(step)
     assert found.off_prompt_below is None
@@ -184,7 +186,9 @@ def test_a_round_that_does_not_ask_computes_nothing_more_and_says_and_keeps_the_
     assert not any("their prompts" in text for text in step.warnings(found))
     for one, other in zip(found.rows, asking.rows, strict=True):
         rest = tuple(reason for reason in other.dropped if reason != "off prompt")
-        assert replace(other, on_prompt=0, dropped=rest) == replace(one, on_prompt=0)
+        assert other.tail_perplexity == pytest.approx(one.tail_perplexity, rel=1e-4)  # of another pass, in float32
+        same = {"on_prompt": 0.0, "tail_perplexity": 0.0}
+        assert replace(other, dropped=rest, **same) == replace(one, **same)
 
 
 def test_a_prompt_alone_is_held_to_nothing(healed: Model):

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from heal.accumulator import Accumulator
-from heal.evaluation.readouts import relevance as readout
-from heal.evaluation.readouts.relevance import IDENTIFIED, RELEVANCE
+from heal.evaluation.readouts import likelihood as readout
+from heal.evaluation.readouts.likelihood import IDENTIFIED, RELEVANCE
 from heal.evaluation.results import Answer
 from heal.evaluation.signal import Evidence
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Subject
 from heal.generation import relevance as of_texts
-from heal.generation.relevance import Relevance, _relevance, relevances
+from heal.generation.relevance import Relevance, _relevance, beginning, read_texts
 from heal.generation.rivals import RIVALS, rivals
 from heal.models.language_model import LanguageModel
 from heal.recipe import RECIPES, available
@@ -35,6 +35,10 @@ Model = tuple[LanguageModel, Accumulator]
 def healed(tiny_folder: Path) -> Model:
     """A tiny student with one folded round; leave it as it is."""
     return student(tiny_folder, rounds=1)
+
+
+def relevances(*given) -> list[Relevance | None]:
+    return [reading.relevance for reading in read_texts(*given)]
 
 
 def nats(found: Sequence[Relevance | None]) -> list[float]:
@@ -119,7 +123,7 @@ def test_texts_are_scored_alike_however_many_there_are(tiny: LanguageModel, monk
     own = [index % 6 for index in range(12)]
     expected = nats(relevances(tiny, asked, said, own, rivals(ASKED)))
     for held in (1, 5, 12):
-        monkeypatch.setattr(of_texts, "_TEXTS", held)
+        monkeypatch.setattr(of_texts, "_ROWS", 6 * held)
         assert nats(relevances(tiny, asked, said, own, rivals(ASKED))) == pytest.approx(expected, abs=NATS), held
 
 
@@ -185,7 +189,7 @@ def test_adding_a_near_duplicate_of_a_text_s_prompt_changes_nothing_for_it(tiny:
 
 def measured(about: Subject, given: Sequence[Answer]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Whether each answer is identified, and its nats per token."""
-    identified, per_token = readout.measure(about, given)
+    _, identified, per_token = readout.measure(about, given)
     assert (identified.name, per_token.name) == ("identified_share", "relevance")
     return identified.values, per_token.values
 
@@ -205,12 +209,12 @@ def test_answers_are_measured_under_base_and_the_neutral_prompt_whatever_the_sta
             given = about.answer()
             said.append(tuple(answer.ids for answer in given))
             with accumulator.base():
-                expected = about_prompts(model, [answer.ids for answer in given], neutral)
+                expected = about_prompts(model, [answer.ids for answer in given], neutral, beginning(asked.tokens))
             found = [measured(stage, given) for stage in stages]
             assert all(one == found[0] for one in found)
             identified, per_token = found[0]
             for flag, value, answer, (nats, likeliest) in zip(identified, per_token, given, expected, strict=True):
-                assert value * len(answer.ids) == pytest.approx(nats, abs=NATS)
+                assert value * min(len(answer.ids), beginning(asked.tokens)) == pytest.approx(nats, abs=NATS)
                 assert abs(nats) < NATS or flag == likeliest
     assert len(set(said)) == len(stages)
 
@@ -232,7 +236,7 @@ def test_an_answer_without_tokens_or_without_another_prompt_is_missing_from_both
 
 
 def test_answers_are_valid_where_base_s_interval_lies_above_twice_chance():
-    for answered, twice in ((4, 2 / 4), (12, 2 / 12), (30, 2 / 12)):
+    for answered, twice in ((4, 2 / 4), (6, 2 / 6), (30, 2 / 6)):
         for low, valid in ((twice - 1e-6, False), (twice, False), (twice + 1e-6, True)):
             base = summary({"identified_share": Estimate(0.9, low, 1.0, answered)}, {})
             for signal in (IDENTIFIED, RELEVANCE):
@@ -240,7 +244,7 @@ def test_answers_are_valid_where_base_s_interval_lies_above_twice_chance():
                     assert signal.validity is not None
                     found = signal.validity.judge(signal.name, Evidence(base, {}))
                     assert found.valid == valid
-                    assert f"among {min(answered, 12)} prompts, more than {twice:.2f} needed" in found.why
+                    assert f"among {min(answered, 6)} prompts, more than {twice:.2f} needed" in found.why
     for base in ({}, summary({"identified_share": Estimate(math.nan, math.nan, math.nan, 0)}, {})):
         assert IDENTIFIED.validity is not None
         assert not IDENTIFIED.validity.judge("identified_share", Evidence(base, {})).valid

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from heal.decoding import decode
+from heal.generation.filters import tail_length
 from heal.generation.rivals import rivals
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_logprobs
 
 Ids = Sequence[int]
 
-TOKENS = 60  # of a text that are scored
+TOKENS = 60  # of a text that are scored, at most
 LEAST = 0.1  # share, on average, below which base's own answers say nothing about their prompts but noise
-_TEXTS = 32  # whose states are held at once
+_ROWS = 192  # a text after a prompt, whose states are held at once
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,38 @@ class Relevance:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What base's likelihood says about one text.
+
+    Attributes:
+        tail_perplexity: of its last quarter after its own prompt; NaN for a text without tokens.
+        relevance: None for a text without tokens, or whose prompt has no rival.
+    """
+
+    tail_perplexity: float
+    relevance: Relevance | None
+
+
+def beginning(budget: int) -> int:
+    """How many first tokens of a text are scored whose budget is so many: half of them, at most TOKENS."""
+    return min(TOKENS, -(-budget // 2))
+
+
+@dataclass(frozen=True)
 class PromptCheck:
     """The prompts of a round, and how much a completion must say about its own.
 
     Attributes:
         prompts: the user messages.
         ids: the rendered prompts.
+        tokens: so many of a completion's first tokens are scored.
         limit: the least `Relevance.share` of a completion; 0 where base's own answers say nothing about their prompts:
             then no completion is off its prompt.
     """
 
     prompts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    tokens: int
     limit: float
 
     @staticmethod
@@ -82,63 +103,79 @@ class PromptCheck:
         0 where that is less than LEAST.
         """
         ids = tuple(tuple(language_model.chat.ids(system, prompt)) for prompt in prompts)
+        scored = beginning(tokens)
         with base():
-            answers = [answer.ids for answer in decode(language_model, ids, min(tokens, TOKENS))]
-            found = relevances(language_model, ids, answers, range(len(ids)), rivals(prompts))
-        shares = [one.share for one in found if one is not None]
+            answers = [answer.ids for answer in decode(language_model, ids, scored)]
+            found = read_texts(language_model, ids, answers, range(len(ids)), rivals(prompts), scored)
+        shares = [one.relevance.share for one in found if one.relevance is not None]
         said = sum(shares) / len(shares) if shares else 0.0
-        return PromptCheck(tuple(prompts), ids, fraction * said if said >= LEAST else 0.0)
+        return PromptCheck(tuple(prompts), ids, scored, fraction * said if said >= LEAST else 0.0)
 
-    def shares(self, language_model: LanguageModel, prompts: Sequence[str], texts: Sequence[Ids]) -> list[float]:
-        """`Relevance.share` of each text, written to one of the prompts, under the model as it stands (the base).
-
-        NaN where there is none.
-        """
+    def read(self, language_model: LanguageModel, prompts: Sequence[str], texts: Sequence[Ids]) -> list[Reading]:
+        """The reading of each text, written to one of the prompts, under the model as it stands (the base)."""
         own = [self.prompts.index(prompt) for prompt in prompts]
-        found = relevances(language_model, self.ids, texts, own, rivals(self.prompts))
-        return [math.nan if one is None else one.share for one in found]
+        return read_texts(language_model, self.ids, texts, own, rivals(self.prompts), self.tokens)
 
     def off(self, share: float) -> bool:
         """Whether a completion with this share says too little about its prompt; False for NaN."""
         return self.limit > 0 and share < self.limit
 
 
-def relevances(
+def read_texts(
     language_model: LanguageModel,
     prompts: Sequence[Ids],
     texts: Sequence[Ids],
     own: Sequence[int],
     against: Sequence[Sequence[int]],
-) -> list[Relevance | None]:
-    """The relevance of each text under the model as it stands (the base).
+    tokens: int = TOKENS,
+) -> list[Reading]:
+    """Tail perplexity and relevance of each text under the model as it stands (the base), in one go.
 
     Prompts are computed once, and the texts after them share passes (heal/models/packing.py).
 
     Args:
         language_model: the model as it stands.
         prompts: token ids of the rendered prompts.
-        texts: token ids; the first TOKENS are scored.
+        texts: token ids.
         own: the prompt of each text.
         against: the rivals of each prompt, as `rivals` gives them.
-
-    Returns:
-        None for a text without tokens, or whose prompt has no rival.
+        tokens: so many of a text's first tokens are scored for its relevance.
     """
-    scored = [number for number, ids in enumerate(texts) if ids and against[own[number]]]
-    by_text: dict[int, list[float]] = {}
-    for start in range(0, len(scored), _TEXTS):
-        some = scored[start : start + _TEXTS]
+    scored = [number for number, ids in enumerate(texts) if ids]
+    readings = dict.fromkeys(range(len(texts)), Reading(math.nan, None))
+    step = max(1, _ROWS // (1 + max(map(len, against), default=0)))
+    for start in range(0, len(scored), step):
+        some = scored[start : start + step]
         pairs = [(number, prompt) for number in some for prompt in (own[number], *against[own[number]])]
-        beginnings = [texts[number][:TOKENS] for number, _ in pairs]
-        states = completion_states(language_model, [prompts[prompt] for _, prompt in pairs], beginnings)
-        for (number, _), logprob_T in zip(pairs, token_logprobs(language_model, states, beginnings), strict=True):
-            by_text.setdefault(number, []).append(float(logprob_T.double().sum()))
-    return [
-        _relevance(torch.tensor(by_text[number], dtype=torch.float64), len(texts[number][:TOKENS]))
-        if number in by_text
-        else None
-        for number in range(len(texts))
-    ]
+        # Rivals are held against the beginning alone, the own prompt against the tail as well.
+        said = [texts[number] if prompt == own[number] else texts[number][:tokens] for number, prompt in pairs]
+        states = completion_states(language_model, [prompts[prompt] for _, prompt in pairs], said)
+        tails = [tail_length(len(texts[number])) for number in some]
+        whole = [h_ND for h_ND, (number, prompt) in zip(states, pairs, strict=True) if prompt == own[number]]
+        logprobs = token_logprobs(
+            language_model,
+            [h_ND[:tokens] for h_ND in states] + [h_ND[-tail:] for h_ND, tail in zip(whole, tails, strict=True)],
+            [ids[:tokens] for ids in said] + [texts[number][-tail:] for number, tail in zip(some, tails, strict=True)],
+        )
+        sums: dict[int, list[float]] = {}
+        for (number, _), logprob_T in zip(pairs, logprobs, strict=False):
+            sums.setdefault(number, []).append(float(logprob_T.double().sum()))
+        for number, tail_T in zip(some, logprobs[len(pairs) :], strict=True):
+            logp_J = torch.tensor(sums[number], dtype=torch.float64)
+            relevance = _relevance(logp_J, len(texts[number][:tokens])) if len(logp_J) > 1 else None
+            readings[number] = Reading(perplexity(tail_T), relevance)
+    return list(readings.values())
+
+
+def tail_perplexities(language_model: LanguageModel, prompts: Sequence[Ids], texts: Sequence[Ids]) -> list[float]:
+    """Perplexity of the last quarter of each text after its prompt under the model as it stands; NaN where empty."""
+    alone = read_texts(language_model, prompts, texts, range(len(texts)), [[] for _ in texts], tokens=0)
+    return [reading.tail_perplexity for reading in alone]
+
+
+def perplexity(logprob_T: Tensor) -> float:
+    """Of tokens with these log-probabilities."""
+    return math.exp(min(-float(logprob_T.double().mean()), 700.0))
 
 
 def _relevance(logp_J: Tensor, tokens: int) -> Relevance:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from heal.generation.filters import words_of
 
-RIVALS = 11  # other prompts that a text is held against, at most
+RIVALS = 5  # other prompts that a text is held against, at most
 ALIKE = 0.5  # Jaccard similarity of their words from which two prompts ask nearly the same
 
 

@@ -5,14 +5,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from heal.decoding import Decoded, Sampling, decode
 from heal.generation.collect import Completion, Request
-from heal.generation.filters import Candidate, FilterLimits, repetition, tail_length, verdicts
-from heal.generation.relevance import PromptCheck
+from heal.generation.filters import Candidate, FilterLimits, repetition, verdicts
+from heal.generation.relevance import PromptCheck, Reading, tail_perplexities
 from heal.models.language_model import LanguageModel
-from heal.scoring import completion_states, token_logprobs
 from heal.steering.intervention import Intervention
 
 
@@ -99,14 +96,21 @@ def judged(
     """
     ids = [completion.ids for completion in completions]
     with base():
-        perplexities = tail_perplexities(language_model, prompts, ids)
-        shares = [math.nan] * len(ids)
-        if check is not None:
-            shares = check.shares(language_model, [request.prompt for request in requests], ids)
+        if check is None:
+            readings = [Reading(tail, None) for tail in tail_perplexities(language_model, prompts, ids)]
+        else:
+            readings = check.read(language_model, [request.prompt for request in requests], ids)
+    shares = [math.nan if one.relevance is None else one.relevance.share for one in readings]
     texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
     candidates = [
-        Candidate(text, completion.finite, perplexity, completion.looped, check is not None and check.off(share))
-        for text, completion, perplexity, share in zip(texts, completions, perplexities, shares, strict=True)
+        Candidate(
+            text,
+            completion.finite,
+            reading.tail_perplexity,
+            completion.looped,
+            off_prompt=check is not None and check.off(share),
+        )
+        for text, completion, reading, share in zip(texts, completions, readings, shares, strict=True)
     ]
     dropped = verdicts(candidates, limits, narration, kept_before)
     return [
@@ -118,34 +122,12 @@ def judged(
             ids=completion.ids,
             text=text,
             ended=completion.ended,
-            tail_perplexity=perplexity,
+            tail_perplexity=reading.tail_perplexity,
             repetition=repetition(text),
             dropped=tuple(why),
             on_prompt=share,
         )
-        for request, prompt, completion, text, perplexity, why, share in zip(
-            requests, prompts, completions, texts, perplexities, dropped, shares, strict=True
+        for request, prompt, completion, text, reading, why, share in zip(
+            requests, prompts, completions, texts, readings, dropped, shares, strict=True
         )
     ]
-
-
-def tail_perplexities(
-    language_model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-) -> list[float]:
-    """Perplexity of the last quarter of each completion under the model as it stands; NaN where empty."""
-    rows = [row for row, ids in enumerate(completions) if ids]
-    states = completion_states(language_model, [prompts[row] for row in rows], [completions[row] for row in rows])
-    tails = [tail_length(len(completions[row])) for row in rows]
-    logprobs = token_logprobs(
-        language_model,
-        [h_ND[-tail:] for h_ND, tail in zip(states, tails, strict=True)],
-        [completions[row][-tail:] for row, tail in zip(rows, tails, strict=True)],
-    )
-    by_row = dict(zip(rows, map(_perplexity, logprobs), strict=True))
-    return [by_row.get(row, math.nan) for row in range(len(completions))]
-
-
-def _perplexity(logprob_N: Tensor) -> float:
-    return math.exp(min(-float(logprob_N.double().mean()), 700.0))

@@ -1,4 +1,4 @@
-"""What free answers say by themselves: perplexity of the tail under base, repetition, length, endings, refusals."""
+"""What free answers say by themselves: repetition, length, endings, refusals."""
 
 from __future__ import annotations
 
@@ -33,29 +33,6 @@ REPETITION = Signal(
     headline=True,
     order=2,
 )
-TAIL_PERPLEXITY = Signal(
-    "tail_perplexity",
-    unit="perplexity",
-    title="Tail perplexity",
-    note="median, under base",
-    detail="median perplexity under base of the last quarter of an answer; very low can mean a loop",
-    role="coherence",
-    better="lower",
-    statistic="median",
-    digits=2,
-    limit=Limit(
-        "max_tail_perplexity",
-        10.0,
-        "coherence ceiling: median tail perplexity under base",
-        kind="ceiling",
-        words="tail perplexity {:.1f}",
-        log=True,
-        minimum=1,
-    ),
-    headline=True,
-    trajectory=True,
-    order=2,
-)
 LENGTH = Signal(
     "answer_tokens",
     unit="tokens",
@@ -86,24 +63,16 @@ REFUSAL = Signal(
     digits=2,
     order=2,
 )
-SIGNALS = (REPETITION, TAIL_PERPLEXITY, LENGTH, ENDED, REFUSAL)
+SIGNALS = (REPETITION, LENGTH, ENDED, REFUSAL)
 
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
-    """One item an answer; the tail (last quarter) is scored under base and the neutral system prompt."""
+    """One item an answer."""
     from heal.generation.filters import REFUSALS, matches, repetition
-    from heal.generation.sample import tail_perplexities
 
-    setup = subject.setup
-    with setup.base():
-        tails = tail_perplexities(
-            setup.language_model,
-            [answer.prompt_ids for answer in answers],
-            [answer.ids for answer in answers],
-        )
+    loops = subject.setup.max_repetition
     return [
-        TAIL_PERPLEXITY.measured(tails),
-        REPETITION.measured([float(repetition(answer.text) > setup.max_repetition) for answer in answers]),
+        REPETITION.measured([float(repetition(answer.text) > loops) for answer in answers]),
         LENGTH.measured([float(len(answer.ids)) for answer in answers]),
         ENDED.measured([float(answer.ended) for answer in answers]),
         REFUSAL.measured([float(matches(answer.text, REFUSALS)) for answer in answers]),

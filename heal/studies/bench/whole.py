@@ -10,11 +10,11 @@ from heal.config import HealConfig
 from heal.decoding import Decoded, Sampling, decode
 from heal.dose.calibrate import Calibration, Goal, calibrate, path_divergences
 from heal.evaluation.asking.letters import PREFILL, lettered
-from heal.evaluation.readouts import free_answers, persona
+from heal.evaluation.readouts import free_answers, likelihood, persona
 from heal.evaluation.readouts import questions as questions_readout
 from heal.evaluation.readouts.questions import QUESTIONS, items_of, text
 from heal.evaluation.subject import Setup, Subject
-from heal.generation.sample import tail_perplexities
+from heal.generation.relevance import tail_perplexities
 from heal.healing.heal import heal
 from heal.steering.extract import contexts, extract
 from heal.steering.vector import SteeringVector
@@ -195,7 +195,7 @@ class _Both:
 
         def ours() -> None:
             said = subject.answer()
-            for readout in (questions_readout, free_answers, persona):  # those that the plain way measures too
+            for readout in (questions_readout, free_answers, likelihood, persona):  # the plain way lacks relevance
                 readout.measure(subject, said)
 
         return ours, plainly, f"{ANSWERED} answers of {ANSWER_TOKENS} tokens, {ASKED} questions"

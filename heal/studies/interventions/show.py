@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from heal.evaluation.readouts.drift import DRIFT
-from heal.evaluation.readouts.free_answers import TAIL_PERPLEXITY
+from heal.evaluation.readouts.likelihood import TAIL_PERPLEXITY
 from heal.evaluation.readouts.moral_foundations import CLR
 from heal.evaluation.readouts.questions import P_ANS_ANY
 from heal.evaluation.readouts.wrongness import WRONGNESS

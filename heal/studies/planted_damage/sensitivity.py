@@ -11,7 +11,7 @@ from itertools import product
 
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.metrics import SignalFigures
-from heal.evaluation.readouts import alive, free_answers, relevance
+from heal.evaluation.readouts import alive, free_answers, likelihood
 from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.signal import Limits, Signal, limited, signals
 from heal.evaluation.stats import Estimate
@@ -21,7 +21,7 @@ from heal.studies.planted_damage.damage import KINDS, damaged, noisy_weights
 SIZES = (0.1, 0.25, 0.5, 1.0)  # fraction of an answer, or of the answers, that is spoilt
 NOISE = (0.05, 0.1, 0.2, 0.3, 0.5)  # standard deviations of the weights
 WEIGHTS = "weight noise"
-OF_ANSWERS = (free_answers, alive, relevance)  # readouts of what was said; the others ask something else
+OF_ANSWERS = (free_answers, likelihood, alive)  # readouts of what was said; the others ask something else
 
 
 @dataclass(frozen=True)

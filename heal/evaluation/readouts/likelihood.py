@@ -1,7 +1,7 @@
-"""Relevance: does an answer speak to its prompt, or is it the same whatever was asked?
+"""What base's likelihood says about answers: the perplexity of their tails, and relevance.
 
-Base's log-likelihood of an answer after its own prompt, against the same after other held-out prompts.
-docs/method.md, Relevance.
+Relevance: does an answer speak to its prompt, or is it the same whatever was asked? Base's log-likelihood of an answer
+after its own prompt, against the same after other held-out prompts. docs/method.md, Coherence and Relevance.
 """
 
 from __future__ import annotations
@@ -57,23 +57,52 @@ RELEVANCE = Signal(
     chance=0.0,
     order=2,
 )
-SIGNALS = (IDENTIFIED, RELEVANCE)
+TAIL_PERPLEXITY = Signal(
+    "tail_perplexity",
+    unit="perplexity",
+    title="Tail perplexity",
+    note="median, under base",
+    detail="median perplexity under base of the last quarter of an answer; very low can mean a loop",
+    role="coherence",
+    better="lower",
+    statistic="median",
+    digits=2,
+    limit=Limit(
+        "max_tail_perplexity",
+        10.0,
+        "coherence ceiling: median tail perplexity under base",
+        kind="ceiling",
+        words="tail perplexity {:.1f}",
+        log=True,
+        minimum=1,
+    ),
+    headline=True,
+    trajectory=True,
+    order=2,
+)
+SIGNALS = (TAIL_PERPLEXITY, IDENTIFIED, RELEVANCE)
 
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
-    """One item an answer; NaN for one without tokens, or whose prompt has no other to be told from."""
-    from heal.generation.relevance import relevances
+    """One item an answer, after the neutral system prompt; NaN for an answer without tokens.
+
+    Relevance is NaN as well where a prompt has no other to be told from.
+    """
+    from heal.generation.relevance import beginning, read_texts
 
     setup = subject.setup
     with setup.base():
-        found = relevances(
+        readings = read_texts(
             setup.language_model,
             [answer.prompt_ids for answer in answers],
             [answer.ids for answer in answers],
             range(len(answers)),
             rivals([answer.prompt for answer in answers]),
+            beginning(setup.tokens),
         )
+    found = [reading.relevance for reading in readings]
     return [
+        TAIL_PERPLEXITY.measured([reading.tail_perplexity for reading in readings]),
         IDENTIFIED.measured([math.nan if one is None else float(one.identified) for one in found]),
         RELEVANCE.measured([math.nan if one is None else one.per_token for one in found]),
     ]
