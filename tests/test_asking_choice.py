@@ -15,7 +15,7 @@ from heal.console import Console
 from heal.evaluation.asking.choose import LEVEL, choose, judge
 from heal.evaluation.asking.way import Asking, ForcedChoice, Item, Scored, Way
 from heal.evaluation.evaluate import forced_choices, measure_all
-from heal.evaluation.probe import Probe
+from heal.evaluation.probe import FORMATS, Probe
 from heal.evaluation.readouts import moral_foundations, questions, wrongness
 from heal.evaluation.results import StageResult
 from heal.evaluation.signal import MIN_MASS
@@ -25,12 +25,11 @@ from heal.evaluation.vignettes import read_vignettes
 from heal.models.chat import Chat
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
-from heal.records import read_record
+from heal.records import read_record, record_bytes
 from heal.run.folder import Facts, RunFolder
 from heal.run.session import Session
 from heal.steps.baseline import Ways, examine
 from heal.tracking.tracker import Tracker
-from tests import finished
 from tests.stages import setup
 from tests.students import student
 from tests.tiny import tokenizer, trait
@@ -221,6 +220,14 @@ def test_progress_is_told_way_by_way(tiny: LanguageModel):
 # What a run keeps.
 
 
+def started(path: Path, model: Path) -> RunFolder:
+    """A run of which nothing is finished but the format of its probe, that of letters."""
+    folder = RunFolder(path)
+    folder.start(load_recipe(["recipe=smoke", f"model.name={model}"]), Facts("float32", trait()))
+    folder.finish(folder.baseline, "probe", {"probe.json": record_bytes(Probe(FORMATS[-1], {"letters": 0.975}))}, 0.0)
+    return folder
+
+
 def session(folder: RunFolder, model: tuple[LanguageModel, Accumulator], vignettes: int = 0) -> Session:
     """A start of the run."""
     scenes = read_vignettes("embedded", vignettes) if vignettes else ()
@@ -237,8 +244,7 @@ def few_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_way_that_was_chosen_is_kept_by_a_run_that_goes_on(tiny_folder: Path, tmp_path: Path, few_apart: None):
     """It is read from its file: another one, put there in its place, is used at every stage."""
-    folder, model = RunFolder(tmp_path / "run"), student(tiny_folder)
-    folder.start(load_recipe(["recipe=smoke", f"model.name={tiny_folder}"]), Facts("float32", trait()))
+    folder, model = started(tmp_path / "run", tiny_folder), student(tiny_folder)
     first = examine(session(folder, model)).setup
     assert list(first.asking) == [questions.CHOICE]
     again = examine(session(folder, model)).setup
@@ -258,7 +264,8 @@ def test_the_way_that_was_chosen_is_kept_by_a_run_that_goes_on(tiny_folder: Path
 
 
 def test_a_run_that_measured_base_before_there_were_several_ways_asks_as_it_did(tiny_folder: Path, tmp_path: Path):
-    folder = finished.write_run(tmp_path / "run", tiny_folder)  # its probe's format is that of letters
+    folder = started(tmp_path / "run", tiny_folder)
+    folder.finish(folder.baseline, "base", {}, 0.0)
     setup = examine(session(folder, student(tiny_folder), vignettes=7)).setup
     assert setup.asking == {}
     assert "ways" not in folder.seconds(folder.baseline)
@@ -277,6 +284,7 @@ def test_such_a_run_finds_of_base_what_it_found_then(tiny_folder: Path, tmp_path
     setup = examine(session(folder, student(tiny_folder))).setup
     now = {signal.name: signal for signal in measure_all(Subject(setup, "base", setup.base), then.answers)}
     for signal in then.signals:
+        # Its float32 was another processor's; values that are sums of many scores, or differences of two.
         assert now[signal.name].values == pytest.approx(signal.values, rel=1e-3, abs=1e-5), signal.name
     assert setup.probe == read_record(Probe, folder.baseline / "probe.json").format
     assert wrongness.choice(setup).before == f"yes or no, {setup.probe.name}"
