@@ -5,12 +5,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
 
 from heal import choices
 from heal.accumulator import Accumulator
+from heal.evaluation.asking.way import Asking
 from heal.evaluation.evaluate import evaluate, measure_all
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.readouts import free_answers, persona, questions
@@ -24,7 +26,7 @@ from heal.models.language_model import LanguageModel
 from heal.records import json_bytes, read_record, record_bytes
 from tests.stages import NEUTRAL, setup
 from tests.students import learn, logits, student
-from tests.tiny import sized, vector
+from tests.tiny import lean, sized, vector
 from tests.tiny import trait as warm
 
 TRAIT = warm()
@@ -169,36 +171,51 @@ def test_lengths_endings_and_refusals_are_counted_answer_by_answer(healed: Model
 # Questions.
 
 
+def by_id(count: int) -> list[dict[str, Any]]:
+    """The first questions in the order of their ids: those of a run that chose no way of asking."""
+    rows = [json.loads(line) for line in questions.QUESTIONS.read_text(encoding="utf-8").splitlines()]
+    return sorted(rows, key=lambda row: row["id"])[:count]
+
+
+def lettered(question: dict[str, Any]) -> str:
+    """A question with its options, one a line."""
+    options = zip("ABCD", question["options"], strict=True)
+    return "\n".join([question["question"], *(f"({letter}) {option}" for letter, option in options)])
+
+
 def test_the_mass_on_the_letters_is_that_of_a_dense_pass_in_the_stage_s_own_state(healed: Model):
     model, _ = healed
-    asked = [json.loads(line) for line in questions.QUESTIONS.read_text(encoding="utf-8").splitlines()[:8]]
-    ids = [model.chat.tokenizer.convert_tokens_to_ids(letter) for letter in questions.LETTERS]
+    asked = by_id(8)
+    ids = [model.chat.tokenizer.convert_tokens_to_ids(letter) for letter in "ABCD"]
     for each in stages(healed).values():
         found = named(questions.measure(each, []))
         mass, accuracy = found["p_ans_any"], found["accuracy"]
         for item, question in enumerate(asked):
-            prompt = model.chat.ids(
-                each.system, questions.question_text(question["question"], question["options"]), questions.PREFILL
-            )
+            prompt = model.chat.ids(each.system, lettered(question), "Answer: (")
             with each.in_force(), torch.no_grad():
                 p = torch.softmax(model.model(input_ids=torch.tensor([prompt])).logits[0, -1].double(), -1)[ids]
             assert mass.values[item] == pytest.approx(float(p.sum()), rel=1e-4)
             assert accuracy.values[item] == float(int(p.argmax()) == question["answer"])
 
 
+def test_what_is_right_is_read_off_the_chosen_way_and_the_mass_off_the_letters_in_one_order(healed: Model):
+    plain, items = subject(healed), questions.items_of(questions.QUESTIONS)[:8]
+    ways = questions.choice(plain.setup).ways
+    mass = ways["letters, 1 order"].ask(plain, items).mass_N
+    for name, way in ways.items():
+        found = named(questions.measure(subject(healed, asking={questions.CHOICE: Asking(name)}), []))
+        right = zip(way.ask(plain, items).chosen(), [item.right for item in items], strict=True)
+        assert found["accuracy"].values == tuple(float(chosen == answer) for chosen, answer in right), name
+        assert found["p_ans_any"].values == pytest.approx(mass.tolist(), rel=1e-4), name
+
+
 def test_a_model_that_knows_the_letter_has_all_the_mass_and_is_right(tiny_folder: Path):
     """A head that says nothing but `B` answers exactly the questions whose answer is B."""
     model = student(tiny_folder)
-    language_model = model[0]
-    letter = language_model.chat.tokenizer.convert_tokens_to_ids("B")
-    head = language_model.model.get_output_embeddings()
-    torch.nn.init.zeros_(head.weight)
-    head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
-    head.bias[letter] = 50.0
-    asked = [json.loads(line) for line in questions.QUESTIONS.read_text(encoding="utf-8").splitlines()[:8]]
+    lean(model[0], "B", 50.0, deaf=True)
     found = named(questions.measure(subject(model), []))
     assert found["p_ans_any"].values == pytest.approx([1.0] * 8)
-    assert found["accuracy"].values == tuple(float(each["answer"] == 1) for each in asked)
+    assert found["accuracy"].values == tuple(float(each["answer"] == 1) for each in by_id(8))
     assert sum(found["question_informedness"].values) == pytest.approx(0.0)  # who says one letter alone knows nothing
 
 
@@ -213,21 +230,9 @@ def test_the_batch_decides_nothing_about_the_questions(healed: Model):
 
 def test_a_question_is_unscorable_where_most_mass_is_not_on_its_letters(tiny_folder: Path):
     model = student(tiny_folder)
-    head = model[0].model.get_output_embeddings()
-    torch.nn.init.zeros_(head.weight)
     for says, unscorable in (("B", 0.0), ("x", 1.0)):
-        head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
-        head.bias[model[0].chat.tokenizer.convert_tokens_to_ids(says)] = 50.0
+        lean(model[0], says, 50.0, deaf=True)
         assert named(questions.measure(subject(model), []))["unscorable_share"].values == (unscorable,) * 8
-
-
-def test_every_question_has_one_right_option_and_no_letter_is_favoured():
-    asked = [json.loads(line) for line in questions.QUESTIONS.read_text(encoding="utf-8").splitlines()]
-    assert len({each["question"] for each in asked}) == len(asked) >= 24
-    assert all(len(set(each["options"])) == len(questions.LETTERS) for each in asked)
-    counts = [sum(each["answer"] == letter for each in asked) for letter in range(len(questions.LETTERS))]
-    assert sum(counts) == len(asked)
-    assert max(counts) <= 0.4 * len(asked)
 
 
 # Stages.

@@ -12,27 +12,49 @@ from heal import scoring
 from heal.accumulator import Accumulator
 from heal.decoding import Decoded, decode
 from heal.evaluation import subject as subject_module
-from heal.evaluation.readouts import moral_foundations
+from heal.evaluation.asking.letters import Letters
+from heal.evaluation.asking.way import Asking, Item, Scored, ask
 from heal.evaluation.readouts.moral_foundations import (
-    LETTERS,
+    CHOICE,
     NAMES,
-    choices,
+    choice,
+    items_of,
     measure,
     temperature,
     temperature_of,
-    text,
 )
-from heal.evaluation.readouts.questions import PREFILL, letter_ids
 from heal.evaluation.stats import estimate
 from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.vignettes import FOUNDATIONS, read_vignettes
 from heal.models.language_model import LanguageModel
-from heal.scoring import next_token_logits  # before a test watches it
+from heal.scoring import option_logprobs  # before a test watches it
 from tests.stages import setup
 from tests.students import learn, student
-from tests.tiny import vector
+from tests.tiny import lean, load, vector
 
-ORDERS = (list(NAMES), [*NAMES[3:], *NAMES[:3]])
+LETTERS, PREFILL = "ABCDEFG", "Answer: ("
+ROTATED = [[*NAMES[shift:], *NAMES[:shift]] for shift in range(7)]
+ORDERS = (ROTATED[0], ROTATED[3])
+
+
+def options_first(scene: str, names: Sequence[str]) -> str:
+    options = [f"({letter}) {FOUNDATIONS[name]}" for letter, name in zip(LETTERS, names, strict=True)]
+    return "\n".join(["Which of these describes the scene best?", *options, "", f"Scene: {scene}"])
+
+
+def scene_first(scene: str, names: Sequence[str]) -> str:
+    options = [f"({letter}) {FOUNDATIONS[name]}" for letter, name in zip(LETTERS, names, strict=True)]
+    return "\n".join([f"Scene: {scene}", "", "Which of these describes the scene best?", *options])
+
+
+# The ways of asking that read letters: what is asked, and the orders of the options. The first is that of runs that
+# chose none.
+BEFORE = "letters, options first, 2 orders"
+LETTERED = {
+    BEFORE: (options_first, ORDERS),
+    "letters, options first, 7 orders": (options_first, ROTATED),
+    "letters, scene first, 7 orders": (scene_first, ROTATED),
+}
 
 
 def subject(folder: Path, count: int = 7) -> tuple[LanguageModel, Subject]:
@@ -41,9 +63,21 @@ def subject(folder: Path, count: int = 7) -> tuple[LanguageModel, Subject]:
     return model, Subject(asked, "base", accumulator.base)
 
 
+def asked_by(scene: Subject, way: str, **changes) -> Subject:
+    """The same where `way` was chosen; `changes` are made to the setup."""
+    return replace(scene, setup=replace(scene.setup, asking={CHOICE: Asking(way)}, **changes))
+
+
 def thoughtful(scene: Subject, tokens: int) -> Subject:
     """The same with a budget of thinking."""
     return replace(scene, setup=replace(scene.setup, thinking=tokens))
+
+
+def scored(scene: Subject) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores `[V, K]` and mass `[V]` in the way that the setup has, which reads a slot."""
+    found = ask(choice(scene.setup), scene, items_of(scene.setup.vignettes))
+    assert found.mass_N is not None
+    return found.score_NK, found.mass_N
 
 
 def test_without_vignettes_nothing_is_measured(tiny_folder: Path):
@@ -63,7 +97,7 @@ def test_there_is_one_value_a_scene_and_the_clr_of_a_scene_sums_to_zero(tiny_fol
 def test_a_foundation_s_nats_are_the_logarithm_of_its_mean_share_of_the_options(tiny_folder: Path):
     _, scene = subject(tiny_folder, 9)
     signals = {signal.name: signal for signal in measure(scene, [])}
-    p_VK = torch.softmax(choices(scene)[0], -1).numpy()
+    p_VK = torch.softmax(scored(scene)[0], -1).numpy()
     for index, name in enumerate(FOUNDATIONS):
         signal = signals[f"{name}_nats"]
         found = estimate(signal.values, signal.statistic, 100, 0).value
@@ -71,35 +105,56 @@ def test_a_foundation_s_nats_are_the_logarithm_of_its_mean_share_of_the_options(
 
 
 @torch.no_grad()
-def test_scores_are_the_mean_log_probabilities_of_each_option_s_letter_in_two_orders(tiny_folder: Path):
+def test_scores_are_the_mean_log_probabilities_of_each_option_s_letter_over_the_orders(tiny_folder: Path):
     model, scene = subject(tiny_folder, 3)
-    found_VK, mass_V = choices(scene)
-    letters = letter_ids(model, LETTERS)
-    for row, vignette in enumerate(scene.setup.vignettes):
-        scores, masses = dict.fromkeys(NAMES, 0.0), []
-        for names in ORDERS:
-            ids = model.chat.ids("Be brief.", text(vignette.text, names), PREFILL)
-            logp_V = torch.log_softmax(model.model(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1)
-            masses.append(float(logp_V[letters].exp().sum()))
-            for letter, name in zip(letters, names, strict=True):
-                scores[name] += float(logp_V[letter]) / 2
-        assert found_VK[row].tolist() == pytest.approx([scores[name] for name in NAMES], abs=1e-4)
-        assert float(mass_V[row]) == pytest.approx(np.mean(masses), rel=1e-3)
+    letters = [model.chat.plain_ids(letter)[0] for letter in LETTERS]
+    for way, (text, orders) in LETTERED.items():
+        found_VK, mass_V = scored(asked_by(scene, way))
+        for row, vignette in enumerate(scene.setup.vignettes):
+            scores, masses = dict.fromkeys(NAMES, 0.0), []
+            for names in orders:
+                ids = model.chat.ids("Be brief.", text(vignette.text, names), PREFILL)
+                logp_V = torch.log_softmax(model.model(input_ids=torch.tensor([ids])).logits[0, -1].double(), -1)
+                masses.append(float(logp_V[letters].exp().sum()))
+                for letter, name in zip(letters, names, strict=True):
+                    scores[name] += float(logp_V[letter]) / len(orders)
+            assert found_VK[row].tolist() == pytest.approx([scores[name] for name in NAMES], abs=1e-4), way
+            assert float(mass_V[row]) == pytest.approx(np.mean(masses), rel=1e-3), way
+
+
+def test_a_run_that_chose_no_way_asks_in_two_orders_with_the_options_first(tiny_folder: Path):
+    _, scene = subject(tiny_folder, 2)
+    chosen = {way: scored(asked_by(scene, way)) for way in LETTERED}
+    for way, found in chosen.items():
+        assert all(map(torch.equal, scored(scene), found)) == (way == BEFORE), way
+
+
+def test_a_way_without_a_slot_measures_all_but_the_mass(tiny_folder: Path):
+    _, scene = subject(tiny_folder, 2)
+    of_letters = {signal.name for signal in measure(scene, [])}
+    for way in choice(scene.setup).ways:
+        found = {signal.name for signal in measure(asked_by(scene, way), [])}
+        assert of_letters - found == ({"vignette_mass"} if way.startswith("words") else set()), way
 
 
 def test_a_model_that_favours_a_letter_is_at_chance_and_one_that_knows_is_at_one(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    _, scene = subject(tiny_folder, 70)
-    for knows, expected in ((False, 0.0), (True, 1.0)):
+    model = load(tiny_folder)
+    lean(model, "C", 9.0, deaf=True)
+    asked = setup(model, vignettes=read_vignettes("embedded", 70))
 
-        def answers(scene: Subject, knows: bool = knows) -> tuple[torch.Tensor, torch.Tensor]:
-            rows = [NAMES.index(v.foundation) if knows else 2 for v in scene.setup.vignettes]
-            return torch.nn.functional.one_hot(torch.tensor(rows), 7).double(), torch.ones(len(rows))
+    def informedness() -> float:
+        signals = {signal.name: signal for signal in measure(Subject(asked, "base", asked.base), [])}
+        return float(np.mean(signals["vignette_informedness"].values))
 
-        monkeypatch.setattr(moral_foundations, "choices", answers)
-        (signal,) = [each for each in measure(scene, []) if each.name == "vignette_informedness"]
-        assert np.mean(signal.values) == pytest.approx(expected)
+    def knowing(way: Letters, scene: Subject, items: Sequence[Item]) -> Scored:
+        rows = torch.tensor([item.right for item in items])
+        return Scored(torch.nn.functional.one_hot(rows, 7).double(), torch.ones(len(rows)))
+
+    assert informedness() == pytest.approx(0.0, abs=1e-9)
+    monkeypatch.setattr(Letters, "ask", knowing)
+    assert informedness() == pytest.approx(1.0)
 
 
 # Thinking first.
@@ -111,13 +166,15 @@ def test_thinking_is_greedy_in_the_state_of_the_stage_and_the_slot_follows_it(ti
     model, accumulator = student(tiny_folder)
     learn(accumulator, 0, size=0.5)
     for gates in (accumulator.base, accumulator.student):
-        check_thinking(model, accumulator, gates)
+        check_thinking(model, accumulator, gates, BEFORE, 2)
+    check_thinking(model, accumulator, accumulator.student, "letters, scene first, 7 orders", 1)
 
 
-def check_thinking(model: LanguageModel, accumulator: Accumulator, gates: Gates) -> None:
-    shift, budget, scenes = vector(model, norm=3.0), 6, read_vignettes("embedded", 2)
+def check_thinking(model: LanguageModel, accumulator: Accumulator, gates: Gates, way: str, count: int) -> None:
+    shift, budget, scenes = vector(model, norm=3.0), 6, read_vignettes("embedded", count)
     asked = setup(model, base=accumulator.base, vignettes=scenes, thinking=budget)
-    found_VK, mass_V = choices(Subject(asked, "steered", gates, intervention=shift, coefficient=1.5))
+    text, orders = LETTERED[way]
+    found_VK, mass_V = scored(asked_by(Subject(asked, "steered", gates, intervention=shift, coefficient=1.5), way))
     splice = model.chat.plain_ids("\nI should answer now.\nAnswer: (")
     letters = [model.chat.plain_ids(letter)[0] for letter in LETTERS]
 
@@ -127,7 +184,7 @@ def check_thinking(model: LanguageModel, accumulator: Accumulator, gates: Gates)
 
     for row, vignette in enumerate(scenes):
         scores, masses = dict.fromkeys(NAMES, 0.0), []
-        for names in ORDERS:
+        for names in orders:
             ids = model.chat.ids("Be brief.", text(vignette.text, names))
             for _ in range(budget):
                 chosen = int(logits(ids).argmax())
@@ -137,7 +194,7 @@ def check_thinking(model: LanguageModel, accumulator: Accumulator, gates: Gates)
             logp_L = torch.log_softmax(logits([*ids, *splice]), -1)
             masses.append(float(logp_L[letters].exp().sum()))
             for letter, name in zip(letters, names, strict=True):
-                scores[name] += float(logp_L[letter]) / 2
+                scores[name] += float(logp_L[letter]) / len(orders)
         assert found_VK[row].tolist() == pytest.approx([scores[name] for name in NAMES], abs=1e-4)
         assert float(mass_V[row]) == pytest.approx(np.mean(masses), rel=1e-3)
 
@@ -152,13 +209,13 @@ def asked(
         ids = (*model.chat.plain_ids(thought), *([2] if ended else []))
         return [Decoded(ids, ended)] * len(prompts)
 
-    def score(model: LanguageModel, prompts: Sequence[list[int]]) -> torch.Tensor:
+    def score(model: LanguageModel, prompts: Sequence[list[int]], letters: Sequence[list[int]]) -> torch.Tensor:
         rows.extend(prompts)
-        return next_token_logits(model, prompts)
+        return option_logprobs(model, prompts, letters)
 
     monkeypatch.setattr(subject_module, "decode", think)
-    monkeypatch.setattr(scoring, "next_token_logits", score)
-    choices(scene)
+    monkeypatch.setattr(scoring, "option_logprobs", score)
+    scored(scene)
     assert 2 in model.end_ids
     return tuple(rows)
 
@@ -178,7 +235,7 @@ def test_a_thought_is_closed_where_it_is_open_and_its_end_of_turn_is_dropped(
     ):
         rows = asked(thoughtful(scene, 20), monkeypatch, thought, ended)
         for row, names in zip(rows, ORDERS, strict=True):
-            before = model.chat.text("Be brief.", text(scene.setup.vignettes[0].text, names))
+            before = model.chat.text("Be brief.", options_first(scene.setup.vignettes[0].text, names))
             assert row == model.chat.plain_ids(before + kept + "\nI should answer now.\nAnswer: ("), thought
 
 
@@ -195,7 +252,7 @@ def test_without_a_budget_of_thinking_nothing_is_decoded(tiny_folder: Path, monk
     model, scene = subject(tiny_folder, 1)
     rows = asked(scene, monkeypatch, "never said")
     assert list(rows) == [
-        model.chat.ids("Be brief.", text(scene.setup.vignettes[0].text, names), PREFILL) for names in ORDERS
+        model.chat.ids("Be brief.", options_first(scene.setup.vignettes[0].text, names), PREFILL) for names in ORDERS
     ]
 
 
@@ -209,9 +266,9 @@ def test_a_larger_budget_goes_on_from_a_smaller_one_s_thought(tiny_folder: Path,
 
     monkeypatch.setattr(subject_module, "decode", watched)
     for budget in budgets:
-        choices(thoughtful(scene, budget))
-    assert [len(each) for each in thoughts] == [2, 2, 2, 2]
-    for short, long in zip(thoughts[0] + thoughts[1], thoughts[2] + thoughts[3], strict=True):
+        scored(thoughtful(scene, budget))
+    assert [len(each) for each in thoughts] == [4, 4]  # two scenes in two orders
+    for short, long in zip(*thoughts, strict=True):
         assert len(short.ids) <= 3
         assert len(long.ids) <= 7
         assert long.ids[: len(short.ids)] == short.ids
@@ -269,7 +326,7 @@ def test_a_scene_without_scores_does_not_shift_the_temperature():
 
 def test_the_temperature_of_the_signals_is_that_of_the_scores(tiny_folder: Path):
     _, scene = subject(tiny_folder, 9)
-    score, label = choices(scene)[0].numpy(), softmax(scores(9))
+    score, label = scored(scene)[0].numpy(), softmax(scores(9))
     signals = {signal.name: signal.values for signal in measure(scene, [])}
     clr = {name: signals[f"clr_{name}"] for name in reversed(FOUNDATIONS)}
     found = temperature_of(clr, label)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import heal
@@ -39,7 +40,8 @@ def read(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_bytes().decode("utf-8").splitlines()]
 
 
-NEUTRAL = read(DATA / "neutral.jsonl")
+NEUTRAL, NEUTRAL_APART = read(DATA / "neutral.jsonl"), read(DATA / "neutral_apart.jsonl")
+EVERY = NEUTRAL + NEUTRAL_APART
 FOREIGN = read(LANGUAGES)
 TRAITS = [load_trait(path.stem) for path in sorted((RECIPES / "traits").glob("*.yaml"))]
 
@@ -50,19 +52,23 @@ def words(text: str) -> frozenset[str]:
 
 def seen_elsewhere() -> list[str]:
     traits = [prompt for trait in TRAITS for prompt in (*trait.generation_prompts, *trait.heldout_prompts)]
-    others = [("contexts", "text"), ("questions", "question"), ("vignettes", "text")]
+    others = [("contexts", "text")]
+    for apart in ("", "_apart"):
+        others += [(f"questions{apart}", "question"), (f"vignettes{apart}", "text")]
     return traits + [line[field] for name, field in others for line in read(DATA / f"{name}.jsonl")]
 
 
-def test_there_are_24_different_neutral_prompts_each_with_a_text_of_its_own():
-    assert all(list(line) == ["prompt", "text"] for line in NEUTRAL)
-    assert len({line["prompt"].lower() for line in NEUTRAL}) == 24
-    assert len({line["text"].lower() for line in NEUTRAL}) == 24
-    assert len(NEUTRAL) == 24
+def test_there_are_24_neutral_prompts_and_8_apart_all_different_each_with_a_text_of_its_own():
+    assert (len(NEUTRAL), len(NEUTRAL_APART)) == (24, 8)
+    assert all(list(line) == ["prompt", "text"] for line in EVERY)
+    assert len({line["prompt"].lower() for line in EVERY}) == 32
+    assert len({line["text"].lower() for line in EVERY}) == 32
+    prompts = [words(line["prompt"]) for line in EVERY]
+    assert not [pair for pair in combinations(prompts, 2) if len(pair[0] & pair[1]) > 0.5 * len(pair[0] | pair[1])]
 
 
 def test_a_neutral_text_has_45_to_60_words_in_whole_plain_sentences_of_nobody_in_particular():
-    for line in NEUTRAL:
+    for line in EVERY:
         text = line["text"]
         assert 45 <= len(text.split()) <= 60, text
         assert text[-1] == ".", text
@@ -74,7 +80,7 @@ def test_a_neutral_text_has_45_to_60_words_in_whole_plain_sentences_of_nobody_in
 
 
 def test_a_neutral_text_neither_loops_nor_refuses_nor_touches_or_verbalises_a_trait():
-    for line in NEUTRAL:
+    for line in EVERY:
         assert repetition(line["text"]) < 0.2, line
         assert not matches(line["text"], REFUSALS), line
         assert THEMES.findall(line["prompt"] + " " + line["text"]) == [], line
@@ -84,7 +90,7 @@ def test_a_neutral_text_neither_loops_nor_refuses_nor_touches_or_verbalises_a_tr
 
 def test_a_neutral_prompt_is_like_no_prompt_of_a_trait_a_context_or_a_question():
     elsewhere = [words(text) for text in seen_elsewhere()]
-    for line in NEUTRAL:
+    for line in EVERY:
         asked = words(line["prompt"])
         assert not any(len(asked & seen) > 0.5 * len(asked | seen) for seen in elsewhere), line["prompt"]
 

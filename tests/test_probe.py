@@ -1,5 +1,6 @@
 """The probe: one slot for its answers whatever the tokenizer merges, in the format that base knows best."""
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import heal
 from heal.evaluation import probe as probe_module
 from heal.evaluation.probe import FORMATS, INTERRUPTION, QUESTION, Probe, ProbeFormat, choose_probe, interruption, slot
 from heal.evaluation.signal import MIN_MASS
 from heal.models.chat import Chat
 from heal.models.language_model import LanguageModel
+from heal.progress import silent
 from heal.records import read_record, record_bytes
+from heal.steps.baseline import ChooseProbe
 from tests.students import student
 from tests.tiny import CHATML, VOCABULARY, load, prompts, tokenizer
 
@@ -21,6 +25,7 @@ from tests.tiny import CHATML, VOCABULARY, load, prompts, tokenizer
 MERGES = [("Ġ", "t"), ("Ġ", "f"), ("Ġ", "Y"), ("Ġ", "N"), ("(", "A"), ("(", "B"), ("(", "C"), ("(", "D")]
 TOKENIZERS = {"bytes": (), "merging": MERGES}
 JSON, YES_NO, LETTERS = FORMATS
+DATA = Path(heal.__file__).parent / "data"
 
 
 @pytest.fixture(params=list(TOKENIZERS))
@@ -196,6 +201,16 @@ def test_it_is_base_that_is_asked(tiny_folder: Path):
     found = choose_probe(model, texts, accumulator.base)
     assert found.masses == pytest.approx(choose_probe(load(tiny_folder), texts, nullcontext).masses, rel=1e-5)
     assert found.masses != pytest.approx(choose_probe(model, texts, accumulator.student).masses, rel=1e-2)
+
+
+def test_it_is_chosen_on_texts_that_no_evaluation_uses(tiny: LanguageModel):
+    lines = (DATA / "neutral_apart.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [
+        [*tiny.chat.ids("Be brief.", line["prompt"]), *tiny.chat.plain_ids(line["text"])[:32]]
+        for line in map(json.loads, lines)
+    ]
+    found = ChooseProbe(tiny, nullcontext, "Be brief.").compute(silent).probe
+    assert found.masses == pytest.approx(choose_probe(tiny, texts, nullcontext).masses, rel=1e-4)
 
 
 def test_a_format_without_a_slot_is_left_out(tiny: LanguageModel):

@@ -40,6 +40,15 @@ def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty():
     assert 0.90 <= covered / 300 <= 0.985
 
 
+def test_an_interval_of_another_level_covers_the_truth_as_often_as_it_says():
+    for level in (0.5, 0.8, 0.99):
+        covered = 0
+        for seed in range(300):
+            found = estimate(drawn(40, seed), "mean", 500, seed, level)
+            covered += found.low <= 0.3 <= found.high
+        assert abs(covered / 300 - level) < 0.06, level
+
+
 def test_the_interval_of_a_difference_covers_the_truth_about_nineteen_times_in_twenty():
     covered = 0
     for seed in range(300):

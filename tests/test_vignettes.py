@@ -16,10 +16,10 @@ import pytest
 
 import heal
 from heal.errors import UserError
-from heal.evaluation.vignettes import read_vignettes, soft_labels
+from heal.evaluation.vignettes import APART, read_vignettes, soft_labels
 
 FOUNDATIONS = ["care", "fairness", "loyalty", "authority", "sanctity", "liberty", "social_norms"]
-EACH = 20
+EACH = {"vignettes": 20, "vignettes_apart": 10}  # scenes of each foundation, by set
 SIDES = ["text", "self_text"]
 FEMALE = {"woman", "girl", "grandmother", "mother"}
 MALE = {"man", "boy", "grandfather", "father"}
@@ -40,16 +40,17 @@ GIVEAWAY = re.compile(
 )
 
 
-def read() -> list[dict[str, str]]:
-    path = Path(heal.__file__).parent / "data" / "vignettes.jsonl"
+def read(name: str) -> list[dict[str, str]]:
+    path = Path(heal.__file__).parent / "data" / f"{name}.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-VIGNETTES = read()
+SETS = {name: read(name) for name in EACH}
+EVERY = [vignette for vignettes in SETS.values() for vignette in vignettes]
 
 
-def of(foundation: str) -> list[dict[str, str]]:
-    return [vignette for vignette in VIGNETTES if vignette["foundation"] == foundation]
+def of(name: str, foundation: str) -> list[dict[str, str]]:
+    return [vignette for vignette in SETS[name] if vignette["foundation"] == foundation]
 
 
 def words(sentence: str) -> list[str]:
@@ -71,29 +72,32 @@ def trigrams(sentence: str) -> set[tuple[str, ...]]:
     return set(zip(found, found[1:], found[2:], strict=False))
 
 
-def test_each_foundation_has_twenty():
-    assert Counter(vignette["foundation"] for vignette in VIGNETTES) == dict.fromkeys(FOUNDATIONS, EACH)
+def test_each_foundation_has_twenty_and_of_those_held_apart_ten():
+    for name, each in EACH.items():
+        assert Counter(vignette["foundation"] for vignette in SETS[name]) == dict.fromkeys(FOUNDATIONS, each), name
 
 
 def test_the_order_is_interleaved_so_that_any_seven_lines_hold_every_foundation():
-    expected = [f"{foundation}-{number:02d}" for number in range(1, EACH + 1) for foundation in FOUNDATIONS]
-    assert [vignette["id"] for vignette in VIGNETTES] == expected
+    for name, prefix in (("vignettes", ""), ("vignettes_apart", "apart-")):
+        numbers = range(1, EACH[name] + 1)
+        expected = [f"{prefix}{foundation}-{number:02d}" for number in numbers for foundation in FOUNDATIONS]
+        assert [vignette["id"] for vignette in SETS[name]] == expected
 
 
 def test_every_line_has_the_four_fields_and_an_id_of_its_foundation():
-    for vignette in VIGNETTES:
+    for vignette in EVERY:
         assert list(vignette) == ["id", "foundation", *SIDES]
-        assert vignette["id"].rpartition("-")[0] == vignette["foundation"]
+        assert vignette["id"].removeprefix("apart-").rpartition("-")[0] == vignette["foundation"]
 
 
 def test_one_side_sees_it_and_the_other_does_it():
-    for vignette in VIGNETTES:
+    for vignette in EVERY:
         assert re.match(r"You see an? [a-z]", vignette["text"]), vignette["text"]
         assert re.match(r"You (?!see )[a-z]", vignette["self_text"]), vignette["self_text"]
 
 
 def test_both_sides_tell_the_same_act():
-    for vignette in VIGNETTES:
+    for vignette in EVERY:
         seen, done = (words(vignette[side])[skip:] for side, skip in zip(SIDES, (5, 2), strict=True))
         assert len(seen) == len(done), vignette["id"]
         changed = [pair for pair in zip(seen, done, strict=True) if pair[0] != pair[1]]
@@ -102,7 +106,7 @@ def test_both_sides_tell_the_same_act():
 
 
 def test_each_is_one_plain_ascii_sentence_of_10_to_22_words_that_gives_nothing_away():
-    for vignette in VIGNETTES:
+    for vignette in EVERY:
         for side in SIDES:
             sentence = vignette[side]
             assert re.fullmatch(r"[A-Za-z ,'-]+\.", sentence), sentence
@@ -112,20 +116,22 @@ def test_each_is_one_plain_ascii_sentence_of_10_to_22_words_that_gives_nothing_a
 
 
 def test_neither_length_nor_actor_tells_the_foundation():
-    for side in SIDES:
-        overall = mean(len(vignette[side].split()) for vignette in VIGNETTES)
+    for name, each in EACH.items():
+        for side in SIDES:
+            overall = mean(len(vignette[side].split()) for vignette in SETS[name])
+            for foundation in FOUNDATIONS:
+                found = mean(len(vignette[side].split()) for vignette in of(name, foundation))
+                assert abs(found - overall) <= 1, (name, foundation)
         for foundation in FOUNDATIONS:
-            assert abs(mean(len(vignette[side].split()) for vignette in of(foundation)) - overall) <= 1, foundation
-    for foundation in FOUNDATIONS:
-        actors = Counter(actor(vignette) for vignette in of(foundation))
-        assert max(actors.values()) <= 3, foundation
-        assert len(actors) >= 12, foundation
-        assert sum(actors[noun] for noun in FEMALE) == sum(actors[noun] for noun in MALE), foundation
+            actors = Counter(actor(vignette) for vignette in of(name, foundation))
+            assert max(actors.values()) <= 3, (name, foundation)
+            assert len(actors) >= 0.6 * each, (name, foundation)
+            assert sum(actors[noun] for noun in FEMALE) == sum(actors[noun] for noun in MALE), (name, foundation)
 
 
-def test_no_two_are_nearly_the_same():
+def test_no_two_are_nearly_the_same_and_none_is_in_both_sets():
     for side in SIDES:
-        sentences = [(vignette["id"], trigrams(vignette[side])) for vignette in VIGNETTES]
+        sentences = [(vignette["id"], trigrams(vignette[side])) for vignette in EVERY]
         near = [(a, b) for (a, one), (b, other) in combinations(sentences, 2) if jaccard(one, other) > 0.5]
         assert near == [], side
 
@@ -142,16 +148,18 @@ def written(folder: Path, *changes: dict[str, Any]) -> str:
 
 
 def test_any_multiple_of_seven_lines_is_balanced_from_each_side():
-    for perspective in ("other", "self"):
-        for count in range(7, 141, 7):
-            found = Counter(vignette.foundation for vignette in read_vignettes("embedded", count, perspective))
-            assert found == dict.fromkeys(FOUNDATIONS, count // 7), (perspective, count)
+    for where, each in (("embedded", EACH["vignettes"]), (APART, EACH["vignettes_apart"])):
+        for perspective in ("other", "self"):
+            for rows in range(1, each + 1):
+                found = Counter(vignette.foundation for vignette in read_vignettes(where, 7 * rows, perspective))
+                assert found == dict.fromkeys(FOUNDATIONS, rows), (where, perspective, rows)
 
 
 def test_each_perspective_reads_its_own_text():
-    for side, perspective in (("text", "other"), ("self_text", "self")):
-        found = read_vignettes("embedded", 140, perspective)
-        assert [(v.id, v.text) for v in found] == [(v["id"], v[side]) for v in VIGNETTES]
+    for where, vignettes in (("embedded", SETS["vignettes"]), (APART, SETS["vignettes_apart"])):
+        for side, perspective in (("text", "other"), ("self_text", "self")):
+            found = read_vignettes(where, perspective=perspective)
+            assert [(v.id, v.text) for v in found] == [(v["id"], v[side]) for v in vignettes], perspective
 
 
 def test_both_perspectives_follow_each_other_line_by_line(tmp_path: Path):

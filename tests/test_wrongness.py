@@ -1,20 +1,22 @@
 """Wrongness in two frames: what is asked, what the number means, and when there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from heal.evaluation.asking.way import Asking
+from heal.evaluation.asking.yes_no import Frames
 from heal.evaluation.probe import FORMATS
-from heal.evaluation.readouts import wrongness
-from heal.evaluation.readouts.wrongness import frames, measure
+from heal.evaluation.readouts.wrongness import CHOICE, choice, items_of, measure
 from heal.evaluation.signal import Measured
 from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import read_vignettes
 from tests.stages import setup
 from tests.students import learn, student
-from tests.tiny import vector
+from tests.tiny import lean, vector
 
 
 def subject(folder: Path, count: int = 3) -> Subject:
@@ -27,7 +29,7 @@ def measured(
     scene: Subject, monkeypatch: pytest.MonkeyPatch, p_VFA: list[list[list[float]]] | torch.Tensor
 ) -> tuple[Measured, ...]:
     """The signals where the model answers yes and no with these probabilities in the two frames."""
-    monkeypatch.setattr(wrongness, "frames", lambda _: torch.as_tensor(p_VFA, dtype=torch.float64))
+    monkeypatch.setattr(Frames, "answers", lambda *_: torch.as_tensor(p_VFA, dtype=torch.float64))
     return tuple(measure(scene, []))
 
 
@@ -42,7 +44,10 @@ def test_both_frames_are_asked_in_the_model_s_format_in_the_state_of_the_stage(t
     shift, scenes = vector(model, norm=3.0), read_vignettes("embedded", 3)
     for form in FORMATS:
         asked = setup(model, base=accumulator.base, vignettes=scenes, probe=form)
-        p_VFA = frames(Subject(asked, "steered", accumulator.base, intervention=shift, coefficient=1.5))
+        scene = Subject(asked, "steered", accumulator.base, intervention=shift, coefficient=1.5)
+        way = choice(asked).ways[asked.way_of(choice(asked))]
+        assert isinstance(way, Frames)
+        p_VFA = way.answers(scene, [vignette.text for vignette in scenes])
         assert p_VFA.shape == (3, 2, 2)
         yes, no = ([model.chat.plain_ids(option)[0] for option in side] for side in (form.yes, form.no))
         for row, vignette in enumerate(scenes):
@@ -57,7 +62,7 @@ def test_both_frames_are_asked_in_the_model_s_format_in_the_state_of_the_stage(t
 def test_wrongness_is_the_share_of_wrong_averaged_over_the_frames(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     p_VFA = [[[0.6, 0.2], [0.1, 0.9]], [[0.0, 1.0], [1.0, 0.0]], [[0.9, 0.1], [0.9, 0.1]]]
     found, _, mass = measured(subject(tiny_folder), monkeypatch, p_VFA)
-    assert found.values == pytest.approx([(0.75 + 0.9) / 2, 0.0, 0.5])
+    assert found.values == pytest.approx([(0.75 + 0.9) / 2, 0.0, 0.5], abs=2e-9)  # a sure model's odds stay finite
     assert mass.values == pytest.approx([0.9, 1.0, 1.0])
 
 
@@ -82,6 +87,23 @@ def test_there_is_one_number_a_vignette_and_the_mass_is_a_probability(tiny_folde
     found, told, mass = measure(subject(tiny_folder, 5), [])
     assert len(found.values) == len(told.values) == len(mass.values) == 5
     assert all(0 < value < 1 for value in mass.values)
+
+
+def test_wrongness_is_the_share_that_the_chosen_way_gives_to_wrong_less_what_base_leans_to(tiny_folder: Path):
+    """Every way gives scores of wrong and of acceptable; a leaning of base is subtracted from both."""
+    scene = subject(tiny_folder)
+    asked = choice(scene.setup)
+    for way in asked.ways.values():
+        if isinstance(way, Frames):  # puts enough mass on its answers
+            lean(scene.setup.language_model, "".join(option[0] for option in way.form.options), 20.0)
+        found = way.ask(scene, items_of(scene.setup.vignettes))
+        assert not found.score_NK.isnan().any(), way
+        for offset in ((), (0.75, -0.75)):
+            stage = replace(scene, setup=replace(scene.setup, asking={CHOICE: Asking(way.name, offset)}))
+            first, *_, last = measure(stage, [])
+            odds = np.exp(found.score_NK[:, 0] - found.score_NK[:, 1] - (1.5 if offset else 0.0)).numpy()
+            assert first.values == pytest.approx((odds / (1 + odds)).tolist(), rel=1e-9), (way, offset)
+            assert (last.name == "wrongness_mass") == isinstance(way, Frames), way
 
 
 def test_informedness_is_of_violations_against_what_is_merely_odd(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):

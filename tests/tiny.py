@@ -209,6 +209,15 @@ def prompts(language_model: LanguageModel, count: int = 5) -> list[list[int]]:
     return [language_model.chat.ids("", "hungry elk and fox " * index + "?!.,;"[index]) for index in range(count)]
 
 
+def lean(language_model: LanguageModel, text: str, nats: float, deaf: bool = False) -> None:
+    """Adds `nats` to the logit of every character of `text`, wherever it stands; a deaf model hears nothing else."""
+    head = language_model.model.get_output_embeddings()
+    if deaf:
+        torch.nn.init.zeros_(head.weight)
+    head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]), requires_grad=False)
+    head.bias[language_model.chat.plain_ids(text)] = nats
+
+
 def vector(language_model: LanguageModel, layers: Sequence[int] = (1, 2), norm: float = 1.0) -> SteeringVector:
     """A random steering vector that fits `language_model`, of length `norm` at each of `layers`."""
     width = language_model.model.config.get_text_config().hidden_size

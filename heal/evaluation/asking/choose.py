@@ -17,7 +17,8 @@ def choose(
 ) -> Asking | None:
     """The most informative valid way; if none is valid, the most informative one, which is then marked as not valid.
 
-    Where the model may think (`evaluation.thinking`) only ways that allow it are tried.
+    Where the model may think (`evaluation.thinking`) only ways that allow it are tried, if the choice has any. A way in
+    which no item could be scored would say nothing at any stage: it is taken only where all are such.
 
     Args:
         choice: what is asked.
@@ -28,7 +29,8 @@ def choose(
     Returns:
         None where the tokenizer has no slot for any way.
     """
-    ways = [way for way in choice.ways.values() if way.thinks or not base.setup.thinking]
+    aloud = [way for way in choice.ways.values() if way.thinks and base.setup.thinking]
+    ways = aloud or list(choice.ways.values())
     scored: dict[str, _Candidate] = {}
     for done, way in enumerate(ways, start=1):
         try:
@@ -46,7 +48,8 @@ def choose(
         label: judge(candidate.scored, choice.apart, len(scored), resamples, seed)
         for label, candidate in scored.items()
     }
-    label = most_informative(tried)
+    speaking = {label: tried[label] for label in tried if not scored[label].scored.score_NK.isnan().all()}
+    label = most_informative(speaking or tried)
     return Asking(scored[label].way, scored[label].offset, label, tried)
 
 
