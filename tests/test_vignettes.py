@@ -46,7 +46,8 @@ def read(name: str) -> list[dict[str, str]]:
 
 
 SETS = {name: read(name) for name in EACH}
-EVERY = [vignette for vignettes in SETS.values() for vignette in vignettes]
+ODD = read("oddities_apart")  # more of one foundation, held apart too
+EVERY = [*(vignette for vignettes in SETS.values() for vignette in vignettes), *ODD]
 
 
 def of(name: str, foundation: str) -> list[dict[str, str]]:
@@ -87,7 +88,16 @@ def test_the_order_is_interleaved_so_that_any_seven_lines_hold_every_foundation(
 def test_every_line_has_the_four_fields_and_an_id_of_its_foundation():
     for vignette in EVERY:
         assert list(vignette) == ["id", "foundation", *SIDES]
-        assert vignette["id"].removeprefix("apart-").rpartition("-")[0] == vignette["foundation"]
+        name = vignette["id"].removeprefix("apart-").rpartition("-")[0]
+        assert {"odd": "social_norms"}.get(name, name) == vignette["foundation"]
+
+
+def test_of_what_is_merely_odd_twenty_more_are_held_apart_with_as_many_women_as_men():
+    assert [vignette["id"] for vignette in ODD] == [f"apart-odd-{number:02d}" for number in range(1, 21)]
+    actors = Counter(map(actor, ODD))
+    assert max(actors.values()) <= 3
+    assert len(actors) >= 12
+    assert sum(actors[noun] for noun in FEMALE) == sum(actors[noun] for noun in MALE)
 
 
 def test_one_side_sees_it_and_the_other_does_it():

@@ -19,6 +19,10 @@ from heal.scoring import next_token_logits
 Ids = Sequence[int]
 
 
+class NoSlot(ValueError):
+    """The tokenizer has no token of its own for each option at an answer slot."""
+
+
 @dataclass(frozen=True)
 class ProbeFormat:
     """One way to put a yes/no slot.
@@ -79,13 +83,13 @@ def slot(model: LanguageModel, text: str, options: Sequence[str]) -> tuple[list[
     """The ids of `text` up to the answer slot, and the token of each option there.
 
     Raises:
-        ValueError: two options begin with the same token, so that one slot cannot tell them apart.
+        NoSlot: two options begin with the same token, so that one slot cannot tell them apart.
     """
     rows = [model.chat.plain_ids(text + option) for option in options]
     length = min(shared(rows[0], row) for row in rows[1:])
     answers = [row[length] for row in rows if len(row) > length]
     if len(set(answers)) < len(options):
-        raise ValueError(f"the tokenizer has no token of its own for each of {list(options)} after {text!r}")
+        raise NoSlot(f"the tokenizer has no token of its own for each of {list(options)} after {text!r}")
     return rows[0][:length], answers
 
 
@@ -93,7 +97,7 @@ def interruption(model: LanguageModel, probe: ProbeFormat) -> tuple[list[int], l
     """What is put after a text that goes on, up to the answer slot, and the answers' tokens there.
 
     Raises:
-        ValueError: the tokenizer has no such slot.
+        NoSlot: the tokenizer has no such slot.
     """
     asked = model.chat.next_turn(f"{QUESTION}\n{probe.hint}") if probe.new_turn else INTERRUPTION
     return slot(model, asked + probe.prefill, probe.options)
@@ -108,18 +112,18 @@ def choose_probe(model: LanguageModel, texts: Sequence[Ids], base: Callable[[], 
         base: context in which the model is the base.
 
     Raises:
-        ValueError: the tokenizer has no answer slot in any format.
+        NoSlot: the tokenizer has no answer slot in any format.
     """
     masses: dict[str, float] = {}
     for form in FORMATS:
         try:
             splice, answers = interruption(model, form)
-        except ValueError:
+        except NoSlot:
             continue
         with base():
             p_NV = torch.softmax(next_token_logits(model, [[*row, *splice] for row in texts]), -1)
         masses[form.name] = float(p_NV[:, answers].sum(-1).mean())
     if not masses:
-        raise ValueError("the tokenizer has no answer slot in any format of the probe")
+        raise NoSlot("the tokenizer has no answer slot in any format of the probe")
     best = next((name for name, mass in masses.items() if mass >= MIN_MASS), max(masses, key=lambda name: masses[name]))
     return Probe(next(form for form in FORMATS if form.name == best), masses)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heal.evaluation.asking.way import Asking, ForcedChoice, Item, Scored, Tried, centred
+from heal.evaluation.probe import NoSlot
 from heal.evaluation.signal import MIN_MASS
 from heal.evaluation.stats import estimate, informedness, point
 from heal.evaluation.subject import Subject
@@ -35,7 +36,7 @@ def choose(
     for done, way in enumerate(ways, start=1):
         try:
             plain = way.ask(base, choice.apart)
-        except ValueError:  # no slot in this tokenizer
+        except NoSlot:
             continue
         scored[way.name] = _Candidate(way.name, (), plain)
         if choice.centred:

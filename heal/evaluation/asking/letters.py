@@ -80,7 +80,7 @@ def letter_ids(model: LanguageModel, letters: str) -> list[int]:
     """The token id of each letter right after the prefill.
 
     Raises:
-        ValueError: the tokenizer merges a letter with the prefill, or does not tell two of them apart, so there is no
+        NoSlot: the tokenizer merges a letter with the prefill, or does not tell two of them apart, so there is no
             single answer slot.
     """
     before = model.chat.ids("", "x", PREFILL)
@@ -88,7 +88,7 @@ def letter_ids(model: LanguageModel, letters: str) -> list[int]:
     for letter in letters:
         after = model.chat.ids("", "x", PREFILL + letter)
         if after[:-1] != before or after[-1] in ids:
-            raise ValueError(f"the tokenizer has no token of its own for '{letter}' after '{PREFILL}'")
+            raise NoSlot(f"the tokenizer has no token of its own for '{letter}' after '{PREFILL}'")
         ids.append(after[-1])
     return ids
 

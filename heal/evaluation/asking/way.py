@@ -63,7 +63,7 @@ class Way(ABC):
         """Scores every option of every item at a stage.
 
         Raises:
-            ValueError: the tokenizer has no answer slot for this way.
+            NoSlot: the tokenizer has no answer slot for this way.
         """
 
 

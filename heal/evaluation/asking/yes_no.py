@@ -94,7 +94,7 @@ class Frames(Way):
         """Full-vocabulary probability of the answers yes and no to each text in each frame, `[N, F, A]`.
 
         Raises:
-            ValueError: the tokenizer has no answer slot in this format.
+            NoSlot: the tokenizer has no answer slot in this format.
         """
         import torch
 
