@@ -253,6 +253,7 @@ def test_how_far_base_takes_on_the_persona_is_said_in_words_beside_the_number():
         (0.9, "base clearly takes on the persona: positive over negative +0.900"),
         (0.3, "base clearly takes on the persona: positive over negative +0.300"),
         (0.25, "base takes on a little of the persona: positive over negative +0.250"),
+        (0.1, "base takes on a little of the persona: positive over negative +0.100"),
         (0.05, "base hardly takes on the persona: positive over negative +0.050"),
         (-0.5, "base hardly takes on the persona: positive over negative -0.500"),
     ):

@@ -187,12 +187,13 @@ def test_off_target_signals_are_held_against_the_target_which_moves_as_it_is_mea
         (-0.4, -1, "holds"),
         (0.4, -1, "off-target"),
         (-0.4, 1, "off-target"),
+        (0.0, 1, "off-target"),
     ):
         deltas = {"clr_care": around(moved), "clr_liberty": around(0.3)}
         target = Target("clr_care", intent, ("clr_liberty",))
         found = judged(values, deltas, valid=VALID | values.keys(), target=target)
         assert found.label == label, (moved, intent)
-        assert ("clr_care moved by" in found.reason) == (intent * moved < 0)
+        assert ("clr_care moved by" in found.reason) == (intent * moved <= 0)
 
 
 def test_an_off_target_signal_that_is_not_valid_or_was_not_measured_is_not_looked_at():
@@ -232,6 +233,15 @@ def test_nothing_rests_on_a_coherence_signal_that_is_not_valid():
         for value in (NAN, math.inf):
             missing = {name: Estimate(value, value, value, 0)}
             assert judged(missing, missing, valid=known) == judged(valid=known)
+
+
+def test_a_coherence_signal_that_is_not_valid_hides_no_other():
+    values, deltas = broken(*limited())
+    stage = summary(GOOD | values, SHIFT | deltas)
+    every = incoherences(stage, SET, VALID)
+    assert len(every) == len(limited())
+    for place, name in enumerate(limited()):
+        assert incoherences(stage, SET, VALID - {name}) == every[:place] + every[place + 1 :]
 
 
 def test_a_shift_of_a_trait_whose_readout_is_not_valid_is_not_called_one():
@@ -319,3 +329,5 @@ def test_a_signal_whose_limit_is_infinite_is_never_the_worst():
     found = coherence(stage, SET | {"tail_perplexity": math.inf}, VALID)
     assert found.worst != "tail_perplexity"
     assert math.isfinite(found.margin)
+    alone = coherence(stage, SET | {"tail_perplexity": math.inf}, frozenset({"tail_perplexity"}))
+    assert alone == Coherence("tail_perplexity", 1.0)
