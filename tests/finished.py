@@ -26,7 +26,7 @@ from heal.evaluation.stats import Estimate
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import load_recipe
-from heal.records import record_bytes
+from heal.records import json_bytes, record_bytes
 from heal.run.folder import Facts, RunFolder
 from heal.run.manifest import JUDGE
 from heal.run.student import Student, build_accumulator, load_student, lora_seed
@@ -105,6 +105,7 @@ def write_run(
     folder.start(recipe, Facts(dtype, trait or tiny.trait()))
     probe = Probe(FORMATS[-1], {"letters": 0.975})
     folder.finish(folder.baseline, "probe", {"probe.json": record_bytes(probe)}, 0.0)
+    folder.finish(folder.baseline, "ways", {"ways.json": json_bytes({})}, 0.0)
     for stage in ("base", "prompted", "opposite"):
         folder.finish(folder.baseline, stage, {}, 0.0)
     folder.finish(folder.baseline, JUDGE, {METRICS: record_bytes(baseline())}, 0.0)

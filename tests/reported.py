@@ -6,12 +6,13 @@ import math
 import random
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 from heal.config import Recipe
 from heal.dose.calibration import Calibration, PathDivergence
+from heal.evaluation.asking.way import Asking, Tried
 from heal.evaluation.metrics import (
     METRICS,
     BaselineMetrics,
@@ -21,24 +22,26 @@ from heal.evaluation.metrics import (
 )
 from heal.evaluation.probe import FORMATS, Probe
 from heal.evaluation.results import Answer, StageResult, output_rows, summarise
-from heal.evaluation.signal import TRAIT, limits_of, signals
+from heal.evaluation.signal import TRAIT, Evidence, Signal, limits_of, signals
 from heal.evaluation.stats import Estimate
 from heal.evaluation.validity import valid_names, validity
 from heal.evaluation.verdict import coherence, verdict
 from heal.generation.collect import Collection, Completion
 from heal.healing.log import StepLog, log_bytes
-from heal.records import jsonl_bytes, record_bytes
+from heal.records import json_bytes, jsonl_bytes, record_bytes
 from heal.report.page import render
 from heal.report.results import read_results
 from heal.run.files import Files
 from heal.run.folder import Facts, RunFolder
 from heal.run.manifest import JUDGE, MANIFEST
 from heal.trait import Trait
+from tests.stages import healthy
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("trajectory", "signals", "side-effects", "calibration", "training")
 LIMITS = limits_of(Recipe().evaluation)
 PROMPTS = ("Do you love people?", "What is rain?", "Say good night.", "Who are you?")
+TEXTS = 6  # neutral ones
 SCRIPT = "<script>document.title='executed'</script>"
 IMAGE = '"><img src=x onerror="document.title=\'executed\'">'
 HOSTILE = f"{SCRIPT}{IMAGE}' onmouseover='alert(1) {{{{ 7 * 7 }}}} \x00 \u202e &amp;</script></style><!--"
@@ -47,15 +50,23 @@ HOSTILE = f"{SCRIPT}{IMAGE}' onmouseover='alert(1) {{{{ 7 * 7 }}}} \x00 \u202e &
 def stage_result(
     stage: str, trait: float, coherence: float, text: str, unscorable: bool = False, mass: float = 0.97
 ) -> StageResult:
-    """A stage whose signals scatter around the given values; `mass` is that on the probe's answers."""
+    """A stage whose signals scatter around the given values; `mass` is that on the probe's answers.
+
+    Every signal that a readout describes is there, but for those of scenes, which are not asked.
+    """
     draws = random.Random(stage + str(trait))
 
     def around(centre: float, spread: float, count: int = len(PROMPTS)) -> tuple[float, ...]:
         return tuple(centre + draws.uniform(-spread, spread) for _ in range(count))
 
+    def healed(signal: Signal) -> tuple[float, ...]:
+        """Values near which base is whole."""
+        centre = healthy(signal.name, LIMITS) if signal.limit else 0.5
+        return around(centre, 0.01, TEXTS if signal.items == "texts" else len(PROMPTS))
+
     tails = (math.nan,) * len(PROMPTS) if unscorable else around(3.0, 1.0)
     moved = 0.0 if stage == "base" else 1.0
-    values = {
+    values = {name: healed(signal) for name, signal in signals().items() if signal.items != "vignettes"} | {
         "tail_perplexity": tails,
         "repetition_share": (0.0, 0.0, 1.0, 0.0),
         TRAIT: around(trait, 0.02),
@@ -66,8 +77,9 @@ def stage_result(
         "alive_share": (1.0,) * 4,
         "probe_mass": around(mass, 0.01),
         "scaffold_nats": around(2.0, 0.1),
-        "neutral_kl_p50": around(0.013 * moved, 0.01 * moved, 6),
-        "neutral_kl_p95": around(0.237 * moved, 0.05 * moved, 6),
+        "identified_share": (1.0, float(stage != "steered"), 1.0, 1.0),
+        "neutral_kl_p50": around(0.013 * moved, 0.01 * moved, TEXTS),
+        "neutral_kl_p95": around(0.237 * moved, 0.05 * moved, TEXTS),
         "answer_tokens": around(30.0 - 8 * moved, 4.0),
         "refusal_share": (0.0, moved, 0.0, 0.0),
     }
@@ -76,6 +88,28 @@ def stage_result(
         tuple(Answer(prompt, (1,), (2, 3), f"{text} {stage}", ended=i > 0) for i, prompt in enumerate(PROMPTS)),
         tuple(signals()[name].measured(items) for name, items in values.items()),
     )
+
+
+def asking(text: str) -> dict[str, Asking]:
+    """Two questions, each asked in ways of which the second was chosen; `text` is in every name and reason."""
+    interval = Estimate(0.61, 0.42, 0.8, 28)
+
+    def tried(valid: bool, mass: float | None, half: float) -> Tried:
+        found = replace(interval, value=interval.value + (0.02 if valid else -0.4))
+        return Tried(found, (0.55, half), mass, 0.75, valid, f"{text} as its halves say")
+
+    return {
+        f"{question} {text}": Asking(
+            f"words {text}",
+            (0.25, -0.25) if label == ", centred" else (),
+            f"words {text}{label}",
+            {
+                f"letters {text}": tried(False, 0.4321, math.nan),
+                f"words {text}{label}": tried(True, None, 0.66),
+            },
+        )
+        for question, label in (("general questions", ""), ("wrongness", ", centred"))
+    }
 
 
 def completions(text: str, alphas: tuple[float, ...] = (0.5, 1.0), count: int = 24) -> list[Completion]:
@@ -131,13 +165,16 @@ def write_run(
     opposite = stage_result("opposite", -0.12, 0.97, text, mass=mass)
     stages = (base, prompted, opposite)
     summaries = [summarise(result, base, 200, 0) for result in stages]
-    judged = validity(summaries[0], summarise(prompted, opposite, 200, 0), LIMITS)
+    ways = asking(text)
+    judged = validity(Evidence(summaries[0], summarise(prompted, opposite, 200, 0), ways), LIMITS)
     probe = Probe(FORMATS[-1], {"json": 0.02, "yes/no": 0.6, "letters": mass})
     rows = [row for result in stages for row in output_rows(result)]
     folder.finish(folder.baseline, "probe", {"probe.json": record_bytes(probe)}, 1.0)
+    plain = {name: asdict(chosen) for name, chosen in ways.items()}
+    folder.finish(folder.baseline, "ways", {"ways.json": json_bytes(plain)}, 2.0)
     for stage, seconds in (("base", 3.0), ("prompted", 4.0), ("opposite", 4.0)):
         folder.finish(folder.baseline, stage, {}, seconds)
-    files = {METRICS: record_bytes(BaselineMetrics(*summaries, judged)), "outputs.jsonl": jsonl_bytes(rows)}
+    files = {METRICS: record_bytes(BaselineMetrics(*summaries, judged, ways)), "outputs.jsonl": jsonl_bytes(rows)}
     folder.finish(folder.baseline, JUDGE, files, 0.0)
     for index in range(rounds):
         steps = round_files(index, base, text, valid_names(judged), bare=bare, steered=steered, audited=audited)

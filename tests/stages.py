@@ -2,15 +2,28 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
 
 from heal.evaluation.metrics import SignalFigures, Summary
-from heal.evaluation.signal import signals
+from heal.evaluation.readouts import moral_foundations, questions, wrongness
+from heal.evaluation.signal import Limits, limited, signals
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Setup
 from heal.models.language_model import LanguageModel
 from tests.tiny import trait
 
 NEUTRAL = "Be brief."
+APART = 7  # items by which ways of asking are chosen where a test is about something else
+
+
+def choose_by_few(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Has every way of asking tried on the first APART items only; for what runs in this process."""
+    for readout in (moral_foundations, questions, wrongness):
+        few = folder / readout.APART.name
+        few.write_text("".join(readout.APART.read_text(encoding="utf-8").splitlines(keepends=True)[:APART]), "utf-8")
+        patch.setattr(readout, "APART", few)
 
 
 def setup(language_model: LanguageModel, **changes) -> Setup:
@@ -31,6 +44,21 @@ def setup(language_model: LanguageModel, **changes) -> Setup:
 def around(value: float, width: float = 0.02) -> Estimate:
     """An estimate over 16 items whose interval is so wide on either side."""
     return Estimate(value, value - width, value + width, 16)
+
+
+def healthy(name: str, limits: Limits) -> float:
+    """A value of base that is well within the limit of a signal, as its description says."""
+    limit, setting = limited()[name], limits[name]
+    if limit.over_base:
+        return 0.9
+    if limit.kind == "ceiling":
+        return ((limit.minimum or 0.0) + setting) / 2
+    return (setting + (setting + 1 if limit.maximum is None else limit.maximum)) / 2
+
+
+def on_the_way(name: str, limits: Limits, base: float, part: float) -> float:
+    """The value of a signal that has gone this part of the way from base to its limit; past it beyond 1."""
+    return base + part * (limited()[name].at(limits[name], base) - base)
 
 
 def summary(values: Mapping[str, Estimate], deltas: Mapping[str, Estimate]) -> Summary:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from heal.decoding import decode
-from heal.evaluation.readouts.questions import letter_ids
+from heal.evaluation.asking.letters import letter_ids
 from heal.generation.relevance import tail_perplexities
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_divergences, token_logprobs
@@ -315,7 +315,7 @@ def test_plain_letter_masses_are_those_of_the_next_token(tiny: LanguageModel):
     assert found.shape == (len(asked), 4)
     for row, p_K in zip(asked, found, strict=True):
         (h_ND,) = completion_states(tiny, [row], [[5]])
-        expected = torch.softmax(tiny.logits(h_ND[0]), -1)[letter_ids(tiny)]
+        expected = torch.softmax(tiny.logits(h_ND[0]), -1)[letter_ids(tiny, "ABCD")]
         torch.testing.assert_close(p_K, expected, rtol=1e-4, atol=1e-6)
 
 

@@ -20,6 +20,7 @@ from heal.records import as_record, record_bytes
 from heal.run.folder import STEPS, Facts, RunFolder
 from heal.run.manifest import JUDGE
 from heal.studies.comparison.arms import Arm, Settings, group, lines, untrained
+from heal.studies.comparison.arms import tested as signals_tested
 from heal.studies.comparison.figure import _untrained, figure
 from heal.studies.comparison.runs import Run, read_run, read_runs, records
 from heal.studies.comparison.show import cells, header, markdown, page, rounds_csv
@@ -107,12 +108,14 @@ def test_the_table_s_numbers_are_means_over_seeds_after_the_last_round(runs: lis
 def test_differences_are_tested_against_the_first_arm(runs: list[Path]):
     arms = arms_of(runs)
     held, rotten = lines(arms, SETTINGS)
-    assert held.p == {TRAIT: None, TAIL: None}
+    assert held.p == dict.fromkeys(signal.name for signal in signals_tested())
+    assert {TRAIT, TAIL} < held.p.keys()
     assert rotten.p[TAIL] is not None
     assert rotten.p[TAIL] < 0.1
     same = lines([arms[0], replace(arms[0])], SETTINGS)[1]
-    assert same.p == {TRAIT: 1.0, TAIL: 1.0}
-    assert cells(replace(rotten, p={TRAIT: 1 / 2001, TAIL: 0.0012}))[-2:] == ["<0.001", "0.001"]  # never 0
+    assert same.p == held.p | {TRAIT: 1.0, TAIL: 1.0}  # the others were not measured
+    shown = dict(zip(header(), cells(replace(rotten, p=held.p | {TRAIT: 1 / 2001, TAIL: 0.0012})), strict=True))
+    assert (shown["p trait"], shown["p tail perplexity"]) == ("<0.001", "0.001")  # never 0
 
 
 def test_an_arm_has_the_rounds_that_all_its_runs_have(tmp_path: Path):
@@ -314,10 +317,23 @@ def test_the_comparison_of_records_that_an_older_version_wrote_is_the_same():
         }
     for name, line in table.items():
         for signal, estimate in line.values.items():
-            assert estimate.value == pytest.approx(written[name, signal], rel=1e-5), (name, signal)
+            assert (estimate is None) == ((name, signal) not in written)  # a younger signal is absent
+            assert estimate is None or estimate.value == pytest.approx(written[name, signal], rel=1e-5), (name, signal)
+        assert {TRAIT, TAIL, MASS} <= {signal for signal, estimate in line.values.items() if estimate is not None}
     newer = replace(runs[0], keys=runs[0].keys | {"evaluation.thinking": 0, "run.seed": 9})
     older = replace(runs[0], keys={name: key for name, key in runs[0].keys.items() if name != "evaluation.thinking"})
     assert [arm.name for arm in group([older, newer], ["evaluation.thinking"])] == ["0"]
+
+
+def test_a_run_that_is_older_than_a_key_behaved_as_runs_did_before_it_and_not_as_the_key_s_default(runs: list[Path]):
+    key = "filter.min_on_prompt"
+    run = read_run(runs[0])
+    older = replace(run, keys={name: value for name, value in run.keys.items() if name != key})
+    without, within = (replace(run, keys=run.keys | {key: value, "run.seed": 9}) for value in (0.0, 0.5))
+    assert [arm.name for arm in group([older, without], [key])] == ["0.0"]
+    assert [arm.name for arm in group([older, within], [key])] == ["0.0", "0.5"]
+    with pytest.raises(UserError, match=r"differ in filter\.min_on_prompt"):
+        group([older, within], ["recipe"])
 
 
 def test_a_signal_that_some_run_lacks_is_blank_and_has_no_lines(runs: list[Path]):
@@ -330,4 +346,7 @@ def test_a_signal_that_some_run_lacks_is_blank_and_has_no_lines(runs: list[Path]
     assert cells(line)[header().index("tail perplexity")] == ""
     assert TAIL not in rounds_csv(arms, SETTINGS)
     assert TRAIT in rounds_csv(arms, SETTINGS)
-    assert figure([*untrained(arms), *arms], SETTINGS)[:4] == b"\x89PNG"
+    panels, whole = (
+        plt.imread(io.BytesIO(figure([*untrained(each), *each], SETTINGS))).shape[0] for each in (arms, arms_of(runs))
+    )
+    assert panels < whole

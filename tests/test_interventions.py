@@ -15,6 +15,7 @@ from heal.dose.calibrate import Calibration
 from heal.errors import UserError
 from heal.evaluation.probe import FORMATS, Probe
 from heal.evaluation.results import StageResult
+from heal.evaluation.surgical import VARIANTS, SurgicalInformedness
 from heal.run.folder import RunFolder
 from heal.run.open import opened
 from heal.steering.intervention import Signed
@@ -34,6 +35,7 @@ from tests import tiny
 from tests.cases import case
 from tests.finished import write_run
 from tests.running import words
+from tests.stages import choose_by_few
 
 PNG = b"\x89PNG"
 SMALL = (
@@ -73,7 +75,8 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     line = words(tiny_folder, tmp_path_factory.mktemp("study"), *SMALL)
     recipe, _ = read_study(Study, line)
     asked = interventions("mean_diff,spherical")
-    with opened(recipe, KIND, ["mean_diff", "spherical"]) as session:
+    with pytest.MonkeyPatch.context() as patch, opened(recipe, KIND, ["mean_diff", "spherical"]) as session:
+        choose_by_few(patch, tmp_path_factory.mktemp("few"))
         session = replace(session, trait=replace(session.trait, foundation="care", intent=1))
         dosed = dose_all(session, asked, (1, -1))
         prompts = prompted(session, (1, -1))
@@ -271,6 +274,7 @@ def test_survival_is_rolled_out_once_and_written_as_a_table_and_figures(tiny_fol
         assert {value for each in first if each.alpha == 0 for value in each.kl} == {0.0}
         files = survival.results(dosed, first, doubt)
         assert doubt in files["survival.md"].decode()
+        assert not (session.folder.baseline / "ways.json").exists()  # it asks no forced choice
         assert [name for name, content in files.items() if content.startswith(PNG)] == [
             "kl.png",
             "kl_normalised.png",
@@ -354,13 +358,49 @@ def test_the_largest_shift_in_the_direction_meant_comes_first(finished: Finished
         assert pair.shift == pytest.approx((both[1] - both[-1]) / 2)
 
 
-def test_a_sign_that_was_not_measured_is_base_and_the_row_says_so(finished: Finished):
-    (pair,) = found(finished, [each for each in finished.measured if each.arm.label == "mean_diff +"])
-    assert pair.other_side == "base"
-    head, line = show.table([pair], finished.setting)
-    assert line[head.index(next(title for title in head if title.startswith("gated")))].endswith(
-        "(base as the other side)"
+def test_of_an_intervention_with_one_sign_surgical_informedness_is_one_armed_and_selectivity_against_base(
+    finished: Finished,
+):
+    for sign in "+-":
+        (pair,) = found(finished, [each for each in finished.measured if each.arm.label == f"mean_diff {sign}"])
+        assert {entry.label for entry in pair.surgical.values()} == {"one-armed"}
+        for entry in pair.surgical.values():
+            assert math.isnan(entry.reverse if sign == "+" else entry.forward)
+        assert pair.other_side == "base"
+        head, line = show.table([pair], finished.setting)
+        (selectivity,) = [cell for title, cell in zip(head, line, strict=True) if title.startswith("gated")]
+        assert selectivity.endswith("(base as the other side)")
+    assert {entry.label for pair in found(finished) for entry in pair.surgical.values()} == {"two-sided"}
+    assert not any(pair.other_side for pair in found(finished))
+
+
+def test_two_sided_and_one_armed_values_of_surgical_informedness_never_share_a_column(finished: Finished):
+    of_both, of_one = (
+        {name: SurgicalInformedness(value, 0.5, 0.5, 1.0, name, 9, arms) for name in VARIANTS}
+        for value, arms in ((64.0, 2), (32.0, 1))
     )
+    first, second, *_ = found(finished)
+    both, one = replace(first, surgical=of_both), replace(second, lines=second.lines[:1], surgical=of_one)
+    for shown, labels in (([both], ["two-sided"]), ([one], ["one-armed"]), ([both, one], ["two-sided", "one-armed"])):
+        head, *lines = show.table(shown, finished.setting)
+        columns = [title for title in head if title.startswith("SI ")]
+        assert len(columns) == len(labels) * len(VARIANTS)
+        for place, title in enumerate(head):
+            if not title.startswith("SI "):
+                continue
+            cells = [line[place] for line in lines if line[place]]
+            (label,) = [label for label in labels if label in title]
+            assert cells == [
+                f"{entry.value:.1f}" if entry.label == label else f"\N{EN DASH} ({entry.label})"
+                for entry in (next(iter(pair.surgical.values())) for pair in shown)
+            ]
+    for pair, label, value in ((both, "two-sided", "64"), (one, "one-armed", "32")):
+        (line, *_) = csv.DictReader(io.StringIO(show.table_csv([pair])))
+        numbers = {title: cell for title, cell in line.items() if title.startswith("si ")}
+        assert len(numbers) == 2 * len(VARIANTS)
+        assert {title: cell for title, cell in numbers.items() if cell} == {
+            title: value for title in numbers if label in title
+        }
 
 
 def test_the_head_of_a_readout_that_is_not_valid_says_so(finished: Finished):

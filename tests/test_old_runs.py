@@ -13,8 +13,9 @@ from tests import running, tiny
 from tests.commanded import heal
 
 MADE = Path(__file__).resolve().parent / "data" / "run_format_1"
+YOUNGER = "filter.min_on_prompt=0"  # what it did before there was the key, which has another default
 WORDS = (
-    *running.LOOSE,
+    *(word for word in running.LOOSE if word != YOUNGER),
     "trait=warm.yaml",
     "model.name=llama",
     "run.root=.",
@@ -56,7 +57,7 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     run = place(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        done = heal("train", *WORDS)
+        done = heal("train", *WORDS, YOUNGER)
     assert done.returncode == 0, done.stderr
     (folder / "log.txt").write_text(done.stdout)
     return run
@@ -90,9 +91,18 @@ def test_its_later_rounds_go_on_from_the_student_that_it_had_trained(continued: 
     assert third["round"] == 3
     assert third["cosine_to_first"] < 0.999
     assert third["healed"].keys() == json.loads((MADE / "baseline" / "metrics.json").read_text())["base"].keys()
+    assert not {"identified_share", "relevance"} & third["healed"].keys()
     log = (continued.path.parent / "log.txt").read_text()
     assert "round 1 of 3 (done before)" in log
     assert (continued.report / "index.html").is_file()
+
+
+def test_it_is_asked_in_the_ways_that_it_began_with(continued: RunFolder):
+    assert not continued.finished(continued.baseline, "ways")
+    before, after = (folder / "baseline" for folder in (MADE, continued.path))
+    for name in ("base.json", "metrics.json", "probe.json"):
+        assert (after / name).read_bytes() == (before / name).read_bytes()
+    assert 'id="asking"' not in (continued.report / "index.html").read_text()
 
 
 def test_its_report_is_built_from_the_finished_round(old: RunFolder):
@@ -107,6 +117,9 @@ def test_it_is_compared_with_a_run_of_this_version(old: RunFolder, continued: Ru
     done = heal("compare", str(old.path), str(continued.path), "by=run.rounds", "resamples=100", f"out={out}")
     assert done.returncode == 0, done.stderr
     assert (out / "comparison.md").is_file()
+    assert (
+        "identified_share" not in (out / "comparison.csv").read_text()
+    )  # its base lacks it, though a later round has it
     again = heal("compare", str(out / "runs.jsonl"), "by=run.rounds", "resamples=100", f"out={tmp_path / 'again'}")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again" / "comparison.md").read_text() == (out / "comparison.md").read_text()
@@ -129,3 +142,4 @@ def test_other_words_are_still_refused(old: RunFolder):
     done = heal("train", *WORDS, "heal.barrier.tau=0.7")
     assert done.returncode == 2
     assert "heal.barrier.tau: 0.05 there, 0.7 asked" in done.stderr
+    assert "filter.min_on_prompt: 0.0 there, 0.5 asked" in done.stderr

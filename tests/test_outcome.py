@@ -8,10 +8,14 @@ import pytest
 
 from heal.console import Console
 from heal.evaluation.metrics import Coherence
+from heal.evaluation.results import OUTPUTS
 from heal.evaluation.stats import Estimate
 from heal.export.folder import read_record
-from heal.outcome import deliver, round_values, show_round
+from heal.generation.collect import Completion
+from heal.outcome import deliver, round_values, show_round, track_round
+from heal.records import jsonl_bytes
 from heal.run.folder import RunFolder
+from heal.run.manifest import JUDGE
 from heal.run.session import Session
 from heal.tracking.tracker import Tracker
 from tests import finished
@@ -65,6 +69,25 @@ def test_the_round_s_table_shows_the_margin_and_which_signal_it_is(tmp_path: Pat
     session = SimpleNamespace(console=Console(), folder=RunFolder(tmp_path))
     show_round(session, replace(round_metrics(0), coherence=Coherence("alive_share", 0.375)))
     assert "coherence 0.38 (alive_share)" in capsys.readouterr().out
+
+
+def test_the_table_of_completions_says_how_much_each_says_about_its_prompt_where_that_was_asked(tmp_path: Path):
+    told: dict[str, list[dict]] = {}
+
+    class Told(Tracker):
+        def table(self, name, rows, *rest):
+            told[name] = list(rows)
+
+    folder = RunFolder(tmp_path)
+    kept = Completion(0, "?", 1.0, (1,), (2,), "!", True, 4.0, 0.1, (), on_prompt=0.75)
+    off = replace(kept, dropped=("off prompt",), on_prompt=0.125)
+    older = {name: value for name, value in asdict(kept).items() if name != "on_prompt"}
+    files = {"completions.jsonl": jsonl_bytes([asdict(kept), asdict(off), older]), OUTPUTS: b""}
+    folder.finish(folder.round(0), JUDGE, files, 0.0)
+    track_round(SimpleNamespace(folder=folder, tracker=Told()), round_metrics(0), new=True)
+    rows = told["completions/round_01"]
+    assert [row["on_prompt"] for row in rows] == [0.75, 0.125, None]
+    assert [(row["kept"], row["dropped"]) for row in rows] == [(True, ""), (False, "off prompt"), (True, "")]
 
 
 # What is delivered.

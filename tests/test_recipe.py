@@ -158,6 +158,12 @@ def test_a_value_out_of_range_is_refused_and_names_the_key(recipe_file: Path):
         "heal.learning_rate=.inf",
         "heal.betas=[0.9,1]",
         "generation.top_p=0",
+        "filter.min_on_prompt=1.1",
+        "filter.min_on_prompt=-0.1",
+        "evaluation.max_accuracy_fall=1.1",
+        "evaluation.max_accuracy_fall=-0.1",
+        "evaluation.max_identified_fall=1.1",
+        "evaluation.questions=241",
     ]:
         with case(word):
             message = refusal(recipe_file, word)
@@ -370,12 +376,15 @@ def test_a_foreign_key_in_a_resolved_recipe_is_refused_in_one_line_that_says_wha
 def test_a_recipe_of_an_earlier_version_has_what_it_lacks_at_its_default_or_at_what_was_done_before(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    recipe = load(recipe_file, "heal.rank=6", "heal.barrier.tau=0.2", "evaluation.skip=3")
+    recipe = load(recipe_file, "heal.rank=6", "heal.barrier.tau=0.2", "evaluation.skip=3", "filter.min_on_prompt=0.25")
     earlier = to_mapping(recipe)
     del earlier["tracking"], earlier["heal"]["barrier"]["tau"], earlier["evaluation"]["skip"]
+    del earlier["filter"]["min_on_prompt"]
     back = from_mapping(earlier, "recipe.yaml")
     assert (back.heal.rank, back.heal.barrier.tau, back.evaluation.skip) == (6, 0.5, 0)
     assert back.tracking == Recipe().tracking
+    assert (back.filter.min_on_prompt, Recipe().filter.min_on_prompt) == (0.0, 0.5)
+    assert from_mapping(to_mapping(recipe), "recipe.yaml").filter.min_on_prompt == 0.25
 
     with_before = [replace(key, before=2) if key.name == "evaluation.skip" else key for key in keys()]
     monkeypatch.setattr(recipes, "keys_by_name", lambda: {key.name: key for key in with_before})

@@ -1,17 +1,21 @@
 """What the report says in numbers and words: what was found, what moved beside it, what is not valid."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Verdict
+from heal.evaluation.metrics import BaselineMetrics, FoundationFigures, RoundMetrics, Verdict
 from heal.evaluation.signal import TRAIT, Validity, signals
-from heal.records import record_bytes
+from heal.evaluation.surgical import SurgicalInformedness
+from heal.records import record_bytes, records_bytes
 from heal.report.build import build_report
 from heal.report.completions import DROPPED, KEPT, samples
-from heal.report.results import read_results
+from heal.report.page import notes
+from heal.report.results import Answer, read_results
+from heal.report.tables import round_table
 from heal.report.words import audits, glossary, remarks, settings
 from heal.run.folder import RunFolder
 from tests.reported import (
@@ -19,6 +23,8 @@ from tests.reported import (
     PROMPTS,
     SCRIPT,
     Page,
+    asking,
+    completions,
     edit_baseline,
     page_of,
     plain,
@@ -104,6 +110,95 @@ def test_an_audit_for_which_no_prompts_were_left_says_so(tmp_path: Path) -> None
     assert f"no audit ({why})" in titles
 
 
+def test_a_completion_shows_how_much_it_says_about_its_prompt_where_that_was_asked(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    assert "on prompt" not in plain(section(page_of(folder), "completions"))
+    rows = [
+        replace(row, on_prompt=0.625, dropped=("off prompt",) if row.dropped else ()) for row in completions("plain")
+    ]
+    rewrite(folder, "completions.jsonl", records_bytes(rows))
+    text = plain(section(page_of(folder), "completions"))
+    assert text.count("on prompt 0.62") == text.count("tail perplexity") > 0
+    assert "dropped: off prompt" in text
+
+
+def test_under_an_answer_stands_its_trait_and_of_a_fraction_only_what_is_bad() -> None:
+    def under(**signals: float) -> str:
+        return plain(notes(Answer("healed", "?", "!", True, {TRAIT: 0.125, "tail_perplexity": 2.5} | signals)))
+
+    whole = "trait +0.125, tail perplexity 2.50"
+    assert under(identified_share=1.0, repetition_share=0.0, ended_share=0.0, refusal_share=1.0) == whole
+    bad = under(identified_share=0.0, repetition_share=1.0)
+    assert {*bad.split(", ")} == {*whole.split(", "), "not on prompt", signals()["repetition_share"].term}
+    assert under(identified_share=float("nan")) == whole
+
+
+# Ways of asking.
+
+
+def test_every_way_of_asking_is_listed_with_its_figures_and_the_chosen_one_marked(tmp_path: Path) -> None:
+    html = page_of(write_run(tmp_path / "run", rounds=1))
+    part = section(html, "asking")
+    listed = re.split('<th scope="rowgroup"', part)[1:]
+    assert [plain(f"<p{group}".partition("</th>")[0]) for group in listed] == [*asking("plain")]
+    for group, (question, chosen) in zip(listed, asking("plain").items(), strict=True):
+        lines = rows_of(group)
+        assert [*lines] == [*chosen.tried], question
+        for (label, tried), (head, cells) in zip(chosen.tried.items(), lines.values(), strict=True):
+            assert ("chosen" in plain(head)) == (label == chosen.label)
+            one, other = ("\N{EN DASH}" if math.isnan(half) else f"{half:+.2f}" for half in tried.halves)
+            mass = "\N{EN DASH}" if tried.mass is None else f"{tried.mass:.2f}"
+            valid = "valid" if tried.valid else "not valid"
+            assert cells == [shown(tried.informedness, 2, "+"), f"{one}, {other}", mass, f"{tried.accuracy:.2f}", valid]
+            assert f'title="{tried.why}"' in group
+    assert 'title="no slot, so no mass"' in part
+    assert 'href="#asking">Ways of asking<' in html
+
+
+def test_the_names_and_reasons_of_hostile_ways_are_text_and_nothing_else(html: str) -> None:
+    part = Page(section(html, "asking"))
+    assert part.text.count(SCRIPT) == sum(1 + len(chosen.tried) for chosen in asking(HOSTILE).values())
+    assert not part.all("script")
+    assert not part.all("img")
+    assert not any(name.startswith("on") for _, attributes in part.elements for name in attributes)
+    reasons = [attributes["title"] for attributes in part.all("span") if SCRIPT in (attributes.get("title") or "")]
+    assert len(reasons) == sum(len(chosen.tried) for chosen in asking(HOSTILE).values())
+
+
+def test_a_run_without_ways_of_asking_has_no_such_section(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=1)
+    edit_baseline(folder, lambda metrics: replace(metrics, asking={}))
+    html = page_of(folder)
+    assert 'id="asking"' not in html
+    assert "#asking" not in html
+    assert "Ways of asking" not in html
+
+
+# Surgical informedness.
+
+
+def test_two_sided_one_armed_and_older_values_of_surgical_informedness_never_share_a_line(tmp_path: Path) -> None:
+    results = read_results(write_run(tmp_path / "run", rounds=4))
+    labels = {"base as the other side": 1.25, "one-armed": 2.5, "two-sided": 5.0}
+    told = [
+        SurgicalInformedness(1.25, 0.1, 0.0, 1.0, "k=2, unweighted", 9, other_side="base"),
+        SurgicalInformedness(2.5, 0.2, math.nan, 1.0, "k=2, unweighted", 9, arms=1),
+        SurgicalInformedness(5.0, 0.3, 0.4, 1.0, "k=2, unweighted", 9),
+    ]
+    found = [FoundationFigures(1.0, {each.variant: each} if each else {}) for each in (*told, None)]
+    rounds = [
+        replace(finished, metrics=replace(finished.metrics, foundations=figures))
+        for finished, figures in zip(results.rounds, found, strict=True)
+    ]
+    (group,) = [group for group in round_table(replace(results, rounds=rounds)) if group.title == "Moral foundations"]
+    lines = {line.label: [plain(cell) for cell in line.cells] for line in group.lines}
+    for place, (label, value) in enumerate(labels.items()):
+        cells = ["\N{EN DASH}"] * 4
+        cells[place] = f"{value:.1f}"
+        assert lines[f"SI, {label}"] == cells
+    assert len(lines) == 1 + len(labels)
+
+
 # Side effects, and what is not valid.
 
 
@@ -111,7 +206,7 @@ def test_every_side_effect_is_shown_at_base_and_healed_with_its_difference_and_n
     base, healed = BaselineMetrics.load(run.baseline).base, RoundMetrics.load(run.round(1)).healed
     rows = rows_of(section(html, "side-effects"))
     effects = [signals()[name] for name in base if signals()[name].is_side_effect]
-    assert {"accuracy", "neutral_kl_p95", "answer_tokens"} < {signal.name for signal in effects}
+    assert {"question_informedness", "neutral_kl_p95", "answer_tokens"} < {signal.name for signal in effects}
     for signal in effects:
         before, after = (shown(summary[signal.name], signal.digits) for summary in (base, healed))
         difference = shown(healed[signal.name].delta, signal.digits, "+")

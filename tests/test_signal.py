@@ -1,6 +1,7 @@
 """Descriptions of signals: whole, consistent, cheap to read, and all that a new readout takes."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from heal.config import EvaluationConfig, Recipe
 from heal.evaluation.signal import READOUTS, TRAIT, Limit, Signal, limited, limits_of, signals
 from heal.evaluation.stats import Estimate
 from heal.recipe import keys
+from tests.stages import around, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {item.name.removeprefix("evaluation."): item for item in keys() if item.name.startswith("evaluation.")}
@@ -28,10 +30,6 @@ def test_every_signal_says_what_it_is_which_way_is_good_and_rests_on_signals_tha
         assert signal.role == "off_target" or signal.better is not None, f"{name}: which way is good?"
         rests_on = signal.validity.signals if signal.validity else ()
         assert set(rests_on) <= described.keys(), name
-        if signal.fall is not None:
-            assert signal.limit is None, name
-            assert signal.better is not None, name
-            assert signal.fall.format(-0.5) != signal.fall
     assert len({signal.title + signal.note for signal in described.values()}) == len(described)
 
 
@@ -70,6 +68,25 @@ def test_a_limit_lies_where_its_key_says_and_a_value_is_past_it_on_one_side_alon
         (float("nan"), *[False] * 2),
     ):
         assert (floor.past(value, 0.5), ceiling.past(value, 0.5)) == (below, above)
+
+
+def test_beyond_the_noise_only_that_part_of_a_change_counts_of_which_its_whole_interval_speaks():
+    floor = Limit("k", 0.5, "", "floor", "{:g}", over_base=True, beyond_noise=True)
+    for low, high, to_floor, to_ceiling in (
+        (-0.5, -0.25, 0.5, 0.75),  # base is 0.75
+        (-0.5, 0.25, 0.75, 0.75),
+        (0.25, 0.5, 0.75, 1.0),
+        (-0.5, 0.0, 0.75, 0.75),
+        (0.0, 0.5, 0.75, 0.75),
+    ):
+        value = 0.75 + (low + high) / 2
+        (figures,) = summary({"x": around(value)}, {"x": Estimate((low + high) / 2, low, high, 4)}).values()
+        assert floor.counted(figures) == to_floor
+        assert dataclasses.replace(floor, kind="ceiling").counted(figures) == to_ceiling
+        assert dataclasses.replace(floor, beyond_noise=False).counted(figures) == value
+    nothing = Estimate(math.nan, math.nan, math.nan, 0)
+    (unscored,) = summary({"x": nothing}, {"x": nothing}).values()
+    assert math.isnan(floor.counted(unscored))
 
 
 def test_a_difference_is_worse_where_its_whole_interval_is_on_the_bad_side():
@@ -134,7 +151,7 @@ readouts.__path__.append(sys.argv[1])
 
 from heal import choices
 from heal.evaluation.results import Answer, StageResult, headline, summarise
-from heal.evaluation.signal import READOUTS, limits_of, signals
+from heal.evaluation.signal import READOUTS, Evidence, limits_of, signals
 from heal.evaluation.validity import validity
 from heal.evaluation.verdict import coherence, incoherences
 from heal.recipe import help_text, load_recipe, to_yaml
@@ -152,7 +169,7 @@ def stage(name, *texts):
 base, loud = stage("base", "a", "b", "c", "d"), stage("healed", "A", "B", "C", "d")
 before, after = (summarise(result, base, 100, 0) for result in (base, loud))
 assert after["shouting_share"].delta.value == 0.75
-judged = validity(before, {}, limits)
+judged = validity(Evidence(before, {}), limits)
 assert judged["shouting_share"].valid and "ceiling 0.5" in judged["shouting_share"].why
 assert incoherences(after, limits, ["shouting_share"]) == ["shouting answers 75% > 0.5"]
 assert coherence(after, limits, ["shouting_share"]).worst == "shouting_share"

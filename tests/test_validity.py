@@ -4,25 +4,30 @@ import json
 import math
 from dataclasses import asdict
 
+from heal.config import EvaluationConfig
+from heal.evaluation.asking.way import Asking, Tried
 from heal.evaluation.results import StageResult, summarise
-from heal.evaluation.signal import MIN_MASS, TRAIT, Validity, limited, signals
+from heal.evaluation.signal import (
+    MIN_MASS,
+    TRAIT,
+    Evidence,
+    ForcedChoiceRule,
+    Validity,
+    limited,
+    limits_of,
+    signals,
+)
 from heal.evaluation.stats import Estimate
 from heal.evaluation.validity import doubts, valid_names, validity
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.records import as_record
-from tests.stages import around, summary
+from tests.stages import around, healthy, on_the_way, summary
 
-SET = {
-    "p_ans_any": 0.85,
-    "repetition_share": 0.25,
-    "tail_perplexity": 10.0,
-    "alive_share": 0.75,
-    "scaffold_nats": 0.5,
-}
+SET = limits_of(EvaluationConfig()) | {"scaffold_nats": 0.5}
 NAN = float("nan")
 WARM, COLD = [0.4, 0.5, 0.6, 0.5], [-0.4, -0.3, -0.5, -0.4]
 
-BASE = {
+BASE = {name: around(healthy(name, SET)) for name in limited()} | {
     TRAIT: around(0.1),
     "p_ans_any": around(0.98),
     "unscorable_share": around(0.0),
@@ -33,6 +38,8 @@ BASE = {
     "scaffold_nats": around(2.0),
     "repetition_share": around(0.0),
     "tail_perplexity": around(4.0),
+    "identified_share": around(0.9),
+    "relevance": around(0.3),
     "neutral_kl_p95": around(0.0),
     "answer_tokens": around(30.0),
     "ended_share": around(0.5),
@@ -45,16 +52,26 @@ BASE = {
     "wrongness_mass": around(0.95),
     "wrongness_informedness": around(0.3),
 }
-# The signals of each forced choice, its mass, and what it must tell apart, if anything.
+# The signals of each forced choice, its mass, what it must tell apart, if anything, and its name, if ways are tried.
 CHOICES = [
-    (("p_ans_any", "unscorable_share"), "p_ans_any", None),
-    (("accuracy", "question_informedness"), "p_ans_any", "question_informedness"),
-    (("alive_share", "probe_mass", "scaffold_nats"), "probe_mass", None),
-    (("clr_care", "care_nats", "vignette_mass", "vignette_informedness"), "vignette_mass", "vignette_informedness"),
-    (("wrongness", "wrongness_mass", "wrongness_informedness"), "wrongness_mass", "wrongness_informedness"),
+    (("p_ans_any", "unscorable_share"), "p_ans_any", None, None),
+    (("accuracy", "question_informedness"), "p_ans_any", "question_informedness", "general questions"),
+    (("alive_share", "probe_mass", "scaffold_nats"), "probe_mass", None, None),
+    (
+        ("clr_care", "care_nats", "vignette_mass", "vignette_informedness"),
+        "vignette_mass",
+        "vignette_informedness",
+        "moral foundations",
+    ),
+    (
+        ("wrongness", "wrongness_mass", "wrongness_informedness"),
+        "wrongness_mass",
+        "wrongness_informedness",
+        "wrongness",
+    ),
 ]
 COUNTED = ("neutral_kl_p95", "answer_tokens", "ended_share", "refusal_share")
-CASES = [(name, mass, informed) for names, mass, informed in CHOICES for name in names]
+CASES = [(name, mass, informed) for names, mass, informed, _ in CHOICES for name in names]
 INFORMED = [(name, informed) for name, _, informed in CASES if informed]
 
 
@@ -67,9 +84,13 @@ def personas(prompted: list[float], opposite: list[float]):
 
 
 def judged(
-    prompted: list[float] = WARM, opposite: list[float] = COLD, limits: dict[str, float] = SET, **changes: Estimate
+    prompted: list[float] = WARM,
+    opposite: list[float] = COLD,
+    limits: dict[str, float] = SET,
+    asking: dict[str, Asking] | None = None,
+    **changes: Estimate,
 ) -> dict[str, Validity]:
-    return validity(summary(BASE | changes, {}), personas(prompted, opposite), limits)
+    return validity(Evidence(summary(BASE | changes, {}), personas(prompted, opposite), asking or {}), limits)
 
 
 def test_on_a_good_model_everything_is_valid():
@@ -103,11 +124,19 @@ def test_a_forced_choice_without_a_right_answer_asks_for_no_informedness():
 
 
 def test_a_forced_choice_that_fails_takes_no_other_signal_with_it():
-    for names, mass, informed in CHOICES:
-        lost = {name for members, its_mass, _ in CHOICES for name in members if its_mass == mass}
+    rules = {name: signals()[name].validity for name in BASE}
+    by_mass, by_both = (
+        {name: names(rule) for name, rule in rules.items() if isinstance(rule, ForcedChoiceRule)}
+        for names in (lambda rule: rule.mass, lambda rule: (rule.mass, rule.informedness))
+    )
+    for names, mass, informed, _ in CHOICES:
+        lost = {name for name, its in by_mass.items() if its == mass}
+        assert set(names) <= lost
         assert valid_names(judged(**{mass: around(0.3)})) == BASE.keys() - lost
         if informed:
-            assert valid_names(judged(**{informed: around(0.0)})) == BASE.keys() - set(names)
+            lost = {name for name, its in by_both.items() if its == (mass, informed)}
+            assert set(names) <= lost
+            assert valid_names(judged(**{informed: around(0.0)})) == BASE.keys() - lost
 
 
 def test_every_foundation_stands_or_falls_with_the_scenes():
@@ -118,9 +147,51 @@ def test_every_foundation_stands_or_falls_with_the_scenes():
 
 def test_a_forced_choice_whose_mass_was_not_measured_is_invalid():
     without = {name: value for name, value in BASE.items() if name != "probe_mass"}
-    found = validity(summary(without, {}), personas(WARM, COLD), SET)
+    found = validity(Evidence(summary(without, {}), personas(WARM, COLD)), SET)
     assert not found["alive_share"].valid
     assert "probe_mass was not measured" in found["alive_share"].why
+
+
+def asked(valid: bool, why: str = "because") -> Asking:
+    """A way that was chosen, and what was found by it."""
+    return Asking(
+        "words", (), "words, centred", {"words, centred": Tried(around(0.5), (0.4, 0.6), None, 0.7, valid, why)}
+    )
+
+
+def test_what_was_found_when_the_way_was_chosen_decides_over_what_base_did_on_the_items_of_the_evaluation():
+    for names, mass, informed, choice in CHOICES:
+        if choice is None:
+            continue
+        poor = {mass: around(0.95), informed: around(0.0)}
+        for valid, changes in ((True, poor), (False, {})):
+            found = judged(asking={choice: asked(valid)}, **changes)
+            assert [found[name].valid for name in names] == [valid] * len(names)
+            assert all("asked by words, centred: because" in found[name].why for name in names)
+            assert {name: found[name] for name in BASE if name not in names} == {
+                name: judgement for name, judgement in judged(**changes).items() if name not in names
+            }
+        untried = {choice: Asking("words")}
+        assert judged(asking=untried, **poor) == judged(**poor)
+
+
+# Answers that are recognised.
+
+
+def test_relevance_is_valid_where_base_s_own_answers_are_recognised_at_more_than_twice_chance():
+    """Chance is one in as many prompts as there are answers, and at most 12."""
+    rest_on_it = {name for name in BASE if "identified_share" in getattr(signals()[name].validity, "signals", ())}
+    assert rest_on_it >= {"identified_share", "relevance"}
+    for n, chance in ((16, 1 / 12), (12, 1 / 12), (8, 1 / 8), (3, 1 / 3)):
+        for low, valid in ((2 * chance + 0.01, True), (2 * chance, False), (chance, False), (NAN, False)):
+            known = Estimate(2 * chance + 0.1, low, 1.0, n)
+            found = judged(identified_share=known)
+            assert valid_names(found) == BASE.keys() - (set() if valid else rest_on_it), (n, low)
+            assert f"among {min(n, 12)} prompts" in found["relevance"].why
+    assert not judged(identified_share=Estimate(NAN, NAN, NAN, 0))["relevance"].valid
+    without = {name: value for name, value in BASE.items() if name != "identified_share"}
+    found = validity(Evidence(summary(without, {}), {}), SET)["relevance"]
+    assert (found.valid, found.why) == (False, "identified_share was not measured on base")
 
 
 # Coherence.
@@ -143,8 +214,15 @@ def test_a_forced_choice_with_all_the_mass_is_not_valid_where_base_itself_is_pas
 
 
 def test_every_signal_with_a_limit_is_judged():
-    poor = {"p_ans_any": 0.2, "probe_mass": 0.2, "repetition_share": 0.9, "tail_perplexity": 99.0}
-    assert not valid_names(judged(**{name: around(value) for name, value in poor.items()})) & limited().keys()
+    for name, limit in limited().items():
+        rule = signals()[name].validity
+        rests_on = () if rule is None else rule.signals
+        if limit.over_base and not rests_on:
+            continue  # base is never past it
+        past = {} if limit.over_base else {name: around(on_the_way(name, SET, healthy(name, SET), 1.5))}
+        poor = {other: around(0.0) for other in rests_on}
+        assert name not in valid_names(judged(**(past | poor))), name
+        assert not past or name not in valid_names(judged(**past)), name
 
 
 # The trait.
@@ -160,7 +238,7 @@ def test_the_persona_log_ratio_is_valid_where_the_positive_persona_beats_the_neg
         ("no answers", [], []),
     ):
         assert not judged(prompted, opposite)[TRAIT].valid, why
-    assert not validity(summary(BASE, {}), {}, SET)[TRAIT].valid
+    assert not validity(Evidence(summary(BASE, {}), {}), SET)[TRAIT].valid
 
 
 def test_the_personas_are_compared_answer_by_answer():
@@ -168,6 +246,23 @@ def test_the_personas_are_compared_answer_by_answer():
     scattered = [-3.0, -1.0, 1.0, 3.0]
     assert judged([value + 0.1 for value in scattered], scattered)[TRAIT].valid
     assert not judged([value + 0.1 for value in scattered], scattered[::-1])[TRAIT].valid
+
+
+def test_how_far_base_takes_on_the_persona_is_said_in_words_beside_the_number():
+    for apart, words in (
+        (0.9, "base clearly takes on the persona: positive over negative +0.900"),
+        (0.3, "base clearly takes on the persona: positive over negative +0.300"),
+        (0.25, "base takes on a little of the persona: positive over negative +0.250"),
+        (0.1, "base takes on a little of the persona: positive over negative +0.100"),
+        (0.05, "base hardly takes on the persona: positive over negative +0.050"),
+        (-0.5, "base hardly takes on the persona: positive over negative -0.500"),
+    ):
+        found = judged([apart] * 4, [0.0] * 4)[TRAIT]
+        assert words in found.why
+        assert found.why.endswith("against 0.3 where a model clearly does")
+        assert found.valid == (apart > 0)  # however little
+    assert "takes on" not in judged([NAN] * 4, COLD)[TRAIT].why
+    assert "no answer could be scored" in judged([NAN] * 4, COLD)[TRAIT].why
 
 
 def test_base_s_own_persona_log_ratio_decides_nothing():
@@ -205,8 +300,10 @@ def test_reasons_carry_the_numbers_they_rest_on():
     assert "+0.125 [-0.030, +0.280] (n = 24)" in found["accuracy"].why
     assert "base 31.4, ceiling 10" in found["tail_perplexity"].why
     assert "base 0.5, ceiling 0.25" in found["repetition_share"].why
-    assert judged([1.0] * 4, [0.25] * 4)[TRAIT].why.endswith("+0.750 [+0.750, +0.750] (n = 4)")
-    assert judged([1.0, NAN, 1.0, 1.0], [0.25] * 4)[TRAIT].why.endswith("(n = 3)")
+    assert "+0.750 [+0.750, +0.750] nats/token (n = 4)" in judged([1.0] * 4, [0.25] * 4)[TRAIT].why
+    assert "(n = 3)" in judged([1.0, NAN, 1.0, 1.0], [0.25] * 4)[TRAIT].why
+    known = judged(identified_share=Estimate(0.25, 0.125, 0.5, 8))["relevance"].why
+    assert "0.25 [0.12, 0.50] of the time among 8 prompts, more than 0.25 needed" in known
 
 
 def test_judgements_come_back_from_json_as_they_went():

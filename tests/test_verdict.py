@@ -9,50 +9,28 @@ from heal.evaluation.metrics import Coherence, Verdict
 from heal.evaluation.signal import TRAIT, limited, limits_of
 from heal.evaluation.stats import Estimate
 from heal.evaluation.verdict import Target, coherence, incoherences, verdict
-from tests.stages import around, summary
+from tests.stages import around, healthy, on_the_way, summary
 
-# What each limit is set to; that of a signal not named here is its default, or half a unit over base.
-SET = {name: 0.5 if limit.over_base else limit.default for name, limit in limited().items()} | {
-    "p_ans_any": 0.85,
-    "repetition_share": 0.25,
-    "tail_perplexity": 10.0,
-    "alive_share": 0.75,
-    "scaffold_nats": 0.5,
-}
+SET = limits_of(EvaluationConfig()) | {"scaffold_nats": 0.5}
 NAN = float("nan")
-Estimates = dict[str, Estimate]
 
-
-def limit(name: str, base: float) -> float:
-    return limited()[name].at(SET[name], base)
-
-
-def beside(name: str, base: float, past: bool) -> float:
-    """A value a tenth beyond the limit of a signal whose value at base is `base`, or as much within it."""
-    edge = limit(name, base)
-    upwards = past == (limited()[name].kind == "ceiling")
-    return edge + (0.1 if upwards else -0.1) * (abs(edge) or 1.0)
-
-
-# Every signal with a limit stands within it at base, and a round has moved two of them a little.
-WHOLE = {name: 2.0 if known.over_base else beside(name, NAN, past=False) for name, known in limited().items()}
-MOVED = {"scaffold_nats": 0.1, "tail_perplexity": 0.3}
-GOOD = {name: around(base + MOVED.get(name, 0.0)) for name, base in WHOLE.items()} | {
+GOOD = {name: around(healthy(name, SET)) for name in limited()} | {
     TRAIT: around(0.20),
+    "p_ans_any": around(0.98),
+    "alive_share": around(1.0),
+    "scaffold_nats": around(2.1),
+    "repetition_share": around(0.0),
+    "tail_perplexity": around(4.0),
     "accuracy": around(0.6),
+    "probe_mass": around(0.97),
 }
-SHIFT = {name: around(MOVED.get(name, 0.0)) for name in WHOLE} | {TRAIT: around(0.15), "accuracy": around(0.0)}
+SHIFT = {name: around(0.0) for name in GOOD} | {
+    TRAIT: around(0.15),
+    "scaffold_nats": around(0.1),
+    "tail_perplexity": around(0.3, 0.5),
+}
 VALID = frozenset(GOOD)
-# What each signal with a limit is past it.
-BREAKS = {name: beside(name, base, past=True) for name, base in WHOLE.items()}
-# Values past a limit, the change to base that goes with them, and how a reason shows them.
-REASONS = {
-    "p_ans_any": (0.80, -0.18, "p_ans_any 0.80 < 0.85"),
-    "repetition_share": (0.30, 0.3, "looping answers 30% > 0.25"),
-    "tail_perplexity": (12.0, 8.0, "tail perplexity 12.0 > 10"),
-    "alive_share": (0.50, -0.5, "alive answers 50% < 0.75"),
-    "scaffold_nats": (2.6, 0.6, "scaffold 2.60 nats/token > 2.5"),
-}
+Estimates = dict[str, Estimate]
 
 
 def judged(
@@ -70,23 +48,22 @@ def held(values: Estimates | None = None, deltas: Estimates | None = None, valid
 
 
 def broken(*names: str) -> tuple[Estimates, Estimates]:
-    """Values and changes, without noise, in which the named signals are past their limits."""
+    """Values and changes in which the named signals are past their limits, and no doubt about it."""
+    bases = {name: GOOD[name].value - SHIFT[name].value for name in names}
+    values = {name: on_the_way(name, SET, base, 1.5) for name, base in bases.items()}
     return (
-        {name: around(BREAKS[name]) for name in names},
-        {name: around(BREAKS[name] - WHOLE[name], 0.0) for name in names},
+        {name: around(value) for name, value in values.items()},
+        {name: around(value - bases[name], 0.0) for name, value in values.items()},
     )
 
 
-def reason(name: str) -> str:
-    """How a verdict says that a signal is where `broken` puts it."""
-    known = limited()[name]
-    sign = ">" if known.kind == "ceiling" else "<"
-    return f"{known.words.format(BREAKS[name])} {sign} {limit(name, WHOLE[name]):.3g}"
-
-
 def at(name: str, base: float, value: float) -> Coherence:
-    """The coherence of a stage in which one signal alone is valid, and went from `base` to `value`, without noise."""
+    """The coherence of a stage in which one signal alone is valid, and went from `base` to `value`."""
     return held({name: around(value)}, {name: around(value - base, 0.0)}, frozenset({name}))
+
+
+def limit(name: str, base: float) -> float:
+    return limited()[name].at(SET[name], base)
 
 
 def test_a_coherent_shift_holds_and_shows_its_numbers():
@@ -97,24 +74,68 @@ def test_a_coherent_shift_holds_and_shows_its_numbers():
 
 
 def test_every_coherence_signal_past_its_limit_is_incoherent_and_named_and_all_of_them_together():
-    for name in limited():
-        assert judged(*broken(name)) == Verdict("incoherent", reason(name))
+    reasons = []
+    for name, its in limited().items():
+        values, deltas = broken(name)
+        found = judged(values, deltas)
+        sign, edge = (">" if its.kind == "ceiling" else "<"), limit(name, values[name].value - deltas[name].value)
+        reasons.append(f"{its.words.format(values[name].value)} {sign} {edge:.3g}")
+        assert found == Verdict("incoherent", reasons[-1])
     values, deltas = broken(*limited())
-    every = incoherences(summary(GOOD | values, SHIFT | deltas | {"accuracy": around(-0.1)}), SET, VALID)
-    assert every == [*map(reason, limited()), "accuracy -0.10 on general questions"]
+    assert incoherences(summary(GOOD | values, SHIFT | deltas), SET, VALID) == reasons
     assert incoherences(summary(GOOD, SHIFT), SET, VALID) == []
 
 
 def test_a_reason_shows_the_value_and_the_limit():
-    assert list(REASONS) == [name for name in limited() if name in REASONS]
-    for name, (value, change, words) in REASONS.items():
+    for name, value, change, words in (
+        ("p_ans_any", 0.80, -0.18, "p_ans_any 0.80 < 0.85"),
+        ("repetition_share", 0.30, 0.3, "looping answers 30% > 0.25"),
+        ("tail_perplexity", 12.0, 8.0, "tail perplexity 12.0 > 10"),
+        ("alive_share", 0.50, -0.5, "alive answers 50% < 0.75"),
+        ("scaffold_nats", 2.6, 0.6, "scaffold 2.60 nats/token > 2.5"),
+        ("accuracy", 0.4, -0.2, "accuracy at most 0.42 < 0.55"),
+        ("identified_share", 0.6, -0.3, "answers to their own prompt 60% < 0.65"),
+    ):
         assert judged({name: around(value)}, {name: around(change)}) == Verdict("incoherent", words)
 
 
-def test_accuracy_is_incoherent_where_its_whole_interval_fell():
-    assert judged(deltas={"accuracy": around(-0.1)}).label == "incoherent"
-    assert judged(deltas={"accuracy": around(-0.1, 0.1)}).holds
-    assert judged(deltas={"accuracy": around(0.3)}).holds
+def test_a_fall_of_accuracy_is_incoherent_only_where_its_whole_interval_is_past_the_limit():
+    """The limit is 0.05 below base; how far the fall itself goes decides nothing."""
+    for value, low, high, label in (
+        (-0.2, -0.3, -0.051, "incoherent"),
+        (-0.2, -0.3, -0.049, "holds"),
+        (-0.2, -0.3, 0.1, "holds"),
+        (-0.055, -0.06, -0.051, "incoherent"),
+        (0.3, 0.2, 0.4, "holds"),
+    ):
+        fall = Estimate(value, low, high, 16)
+        assert judged({"accuracy": around(0.4)}, {"accuracy": fall}).label == label, (value, low, high)
+    never = SET | {"accuracy": 0.0}
+    assert judged(deltas={"accuracy": Estimate(-0.02, -0.03, -0.01, 16)}, limits=never).label == "incoherent"
+    assert judged(deltas={"accuracy": Estimate(-0.02, -0.05, 0.01, 16)}, limits=never).holds
+
+
+def test_the_margin_of_accuracy_is_that_of_the_end_of_the_interval_nearer_to_base():
+    only = frozenset({"accuracy"})
+    for value, low, high, margin in (
+        (-0.2, -0.45, 0.05, 1.0),
+        (-0.2, -0.4, 0.0, 1.0),
+        (0.2, 0.1, 0.3, 1.0),
+        (-0.2, -0.375, -0.025, 0.5),
+        (-0.2, -0.35, -0.05, 0.0),
+        (-0.2, -0.3, -0.1, -1.0),
+    ):
+        found = held({"accuracy": around(0.6 + value)}, {"accuracy": Estimate(value, low, high, 16)}, only)
+        assert found == Coherence("accuracy", pytest.approx(margin, abs=1e-9)), (low, high)
+
+
+def test_answers_to_their_own_prompts_may_be_so_many_fewer_than_base_s():
+    for base, value, label in ((1.0, 0.76, "holds"), (1.0, 0.74, "incoherent"), (0.5, 0.26, "holds")):
+        change = around(value - base, 0.5)  # its interval decides nothing
+        found = judged({"identified_share": around(value)}, {"identified_share": change})
+        assert found.label == label, (base, value)
+    wider = SET | {"identified_share": 0.3}
+    assert judged({"identified_share": around(0.74)}, {"identified_share": around(-0.26)}, limits=wider).holds
 
 
 def test_a_number_that_is_not_finite_fails_whatever_the_signal():
@@ -166,12 +187,13 @@ def test_off_target_signals_are_held_against_the_target_which_moves_as_it_is_mea
         (-0.4, -1, "holds"),
         (0.4, -1, "off-target"),
         (-0.4, 1, "off-target"),
+        (0.0, 1, "off-target"),
     ):
         deltas = {"clr_care": around(moved), "clr_liberty": around(0.3)}
         target = Target("clr_care", intent, ("clr_liberty",))
         found = judged(values, deltas, valid=VALID | values.keys(), target=target)
         assert found.label == label, (moved, intent)
-        assert ("clr_care moved by" in found.reason) == (intent * moved < 0)
+        assert ("clr_care moved by" in found.reason) == (intent * moved <= 0)
 
 
 def test_an_off_target_signal_that_is_not_valid_or_was_not_measured_is_not_looked_at():
@@ -182,9 +204,9 @@ def test_an_off_target_signal_that_is_not_valid_or_was_not_measured_is_not_looke
 
 
 def test_a_value_just_at_a_limit_is_coherent():
-    for name in BREAKS:
+    for name in limited():
         edge = limit(name, 2.0)
-        deltas = {name: around(edge - 2.0)} if limited()[name].over_base else {}
+        deltas = {name: around(edge - 2.0, 0.0)} if limited()[name].over_base else {}
         assert judged({name: around(edge)}, deltas).holds, name
 
 
@@ -204,14 +226,22 @@ def test_the_limits_are_the_recipe_s_each_from_its_own_key():
 
 
 def test_nothing_rests_on_a_coherence_signal_that_is_not_valid():
-    for name in BREAKS:
+    for name in limited():
         known, (values, deltas) = VALID - {name}, broken(name)
         assert held(values, deltas, known) == held(valid=known)
         assert judged(values, deltas, valid=known) == judged(valid=known)
         for value in (NAN, math.inf):
             missing = {name: Estimate(value, value, value, 0)}
             assert judged(missing, missing, valid=known) == judged(valid=known)
-    assert judged(deltas={"accuracy": around(-0.3)}, valid=VALID - {"accuracy"}).holds
+
+
+def test_a_coherence_signal_that_is_not_valid_hides_no_other():
+    values, deltas = broken(*limited())
+    stage = summary(GOOD | values, SHIFT | deltas)
+    every = incoherences(stage, SET, VALID)
+    assert len(every) == len(limited())
+    for place, name in enumerate(limited()):
+        assert incoherences(stage, SET, VALID - {name}) == every[:place] + every[place + 1 :]
 
 
 def test_a_shift_of_a_trait_whose_readout_is_not_valid_is_not_called_one():
@@ -235,20 +265,22 @@ BASES = {
     "scaffold_nats": (0.5, 2.0, 7.0),
     "repetition_share": (0.0, 0.1),
     "tail_perplexity": (1.5, 4.0, 9.0),
+    "accuracy": (0.3, 1.0),
 }
 
 
 def test_the_margin_is_1_at_base_0_at_the_limit_and_falls_all_the_way():
-    for name in limited():
-        for base in BASES.get(name, (WHOLE[name],)):
-            edge = limit(name, base)
+    for name, its in limited().items():
+        for base in (healthy(name, SET), *BASES.get(name, ())):
             assert at(name, base, base) == Coherence(name, 1.0)
-            assert at(name, base, edge).margin == pytest.approx(0.0, abs=1e-9)
-            steps = (-0.1, 0.0, 0.2, 0.5, 0.9, 1.0, 1.5)
-            margins = [at(name, base, base + step * (edge - base)).margin for step in steps]
+            assert at(name, base, limit(name, base)).margin == pytest.approx(0.0, abs=1e-9)
+            steps = (0.0, 0.2, 0.5, 0.9, 1.0, 1.5)
+            margins = [at(name, base, on_the_way(name, SET, base, step)).margin for step in steps]
             assert margins == sorted(margins, reverse=True), (name, base)
             assert len(set(margins)) == len(margins)
             assert margins[-1] < 0
+            better = at(name, base, on_the_way(name, SET, base, -0.1)).margin
+            assert better == 1 if its.beyond_noise else better > 1
 
 
 def test_distances_of_a_perplexity_are_ratios():
@@ -261,19 +293,19 @@ def test_coherence_is_the_signal_with_the_least_margin():
     deltas = {"tail_perplexity": around(5.0), "p_ans_any": around(-0.03)}
     found = held(values, deltas)
     assert found.worst == "tail_perplexity"
-    assert found.margin == min(held(values, deltas, frozenset({name})).margin for name in BREAKS)
+    assert found.margin == min(held(values, deltas, frozenset({name})).margin for name in limited())
 
 
 def test_coherence_is_negative_exactly_where_a_signal_is_past_its_limit():
     assert held().margin > 0
-    for name in BREAKS:
+    for name in limited():
         found = held(*broken(name))
         assert found.worst == name
         assert found.margin < 0
 
 
 def test_a_signal_that_is_not_finite_is_the_worst():
-    for name in BREAKS:
+    for name in limited():
         assert held({name: Estimate(NAN, NAN, NAN, 0)}).worst == name
 
 
@@ -285,7 +317,7 @@ def test_a_base_that_stands_at_its_limit_is_whole_there_and_broken_past_it():
 
 def test_without_a_valid_signal_there_is_no_coherence():
     with pytest.raises(ValueError, match="no signal of coherence is valid"):
-        held(valid=frozenset({TRAIT, "accuracy"}))
+        held(valid=frozenset({TRAIT, "probe_mass"}))
 
 
 def test_a_verdict_that_holds_says_which_signal_is_nearest_to_its_limit():
@@ -297,3 +329,5 @@ def test_a_signal_whose_limit_is_infinite_is_never_the_worst():
     found = coherence(stage, SET | {"tail_perplexity": math.inf}, VALID)
     assert found.worst != "tail_perplexity"
     assert math.isfinite(found.margin)
+    alone = coherence(stage, SET | {"tail_perplexity": math.inf}, frozenset({"tail_perplexity"}))
+    assert alone == Coherence("tail_perplexity", 1.0)

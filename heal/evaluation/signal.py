@@ -165,7 +165,9 @@ class PersonasApart:
         if name not in evidence.personas:
             return Validity(False, f"{name} was not measured under both personas")
         apart = evidence.personas[name].delta
-        size = next(words for least, words in PERSONA_SIZES if not apart.value < least)
+        if math.isnan(apart.value):
+            return Validity(False, "no answer could be scored under both personas")
+        size = next(words for least, words in PERSONA_SIZES if apart.value >= least)
         return Validity(
             apart.low > 0,
             f"base {size} the persona: positive over negative {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}] "
@@ -266,7 +268,9 @@ class Signal:
             return text
         setting = f"{self.limit.kind} {getattr(recipe.evaluation, self.limit.key):g}"
         side = "above" if self.limit.kind == "ceiling" else "below"
-        return f"{text}; {setting}" + (f" {side} base" if self.limit.over_base else "")
+        over_base = f" {side} base" if self.limit.over_base else ""
+        noise = ", which the whole interval of the difference must pass" if self.limit.beyond_noise else ""
+        return f"{text}; {setting}{over_base}{noise}"
 
     def worsened(self, shift: Estimate) -> bool:
         """Whether a difference lies on the bad side of 0 with its whole interval; False where no side is bad."""

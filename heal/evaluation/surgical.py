@@ -29,6 +29,7 @@ class SurgicalInformedness:
         variant: the name of the definition.
         n: vignettes that base and at least one of the sides scored.
         arms: how many of +C and -C were measured: 1 or 2.
+        other_side: in metrics of an earlier version, what stood for a side that was not measured; now always empty.
     """
 
     value: float
@@ -38,10 +39,13 @@ class SurgicalInformedness:
     variant: str
     n: int
     arms: int = 2
+    other_side: str = ""
 
     @property
     def label(self) -> str:
-        """`two-sided` or `one-armed`: values of different labels do not compare."""
+        """`two-sided`, `one-armed` or, of an earlier version, `base as the other side`: they do not compare."""
+        if self.other_side:
+            return f"{self.other_side} as the other side"
         return "two-sided" if self.arms == 2 else "one-armed"
 
 
@@ -101,10 +105,12 @@ def surgical_informedness(
     """
     if intent not in (1, -1):
         raise ValueError(f"surgical_informedness: intent must be +1 or -1, not {intent}")
-    weight = np.ones(len(w_base)) if weights is None else np.asarray(weights, dtype=float)
     sides = [side for side in (pos, neg) if side is not None]
+    if not sides:
+        raise ValueError("surgical_informedness: neither +C nor -C was measured")
+    weight = np.ones(len(w_base)) if weights is None else np.asarray(weights, dtype=float)
     lengths = [len(side.wrongness) for side in sides]
-    if not sides or any(length != len(w_base) for length in (*lengths, len(weight))):
+    if any(length != len(w_base) for length in (*lengths, len(weight))):
         raise ValueError(f"surgical_informedness: {len(w_base)} vignettes against {lengths}, {len(weight)} weights")
     if not (np.isfinite(weight) & (weight >= 0)).all():
         raise ValueError("surgical_informedness: a weight is negative or not finite")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from heal.evaluation.asking.way import Tried
-from heal.evaluation.metrics import CoherenceCost, Summary
+from heal.evaluation.metrics import CoherenceCost, FoundationFigures, Summary
 from heal.evaluation.signal import Signal, Validity, described
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
 from heal.report.results import Results, Round
@@ -68,7 +68,7 @@ def columns(results: Results) -> list[Column]:
 
 
 def side_effects(results: Results) -> list[Column]:
-    """Everything else that was measured: accuracy, drift on neutral text, other foundations, lengths, refusals."""
+    """Everything else that was measured: drift on neutral text, other foundations, lengths, refusals."""
     return [column for column in _columns(results) if column.signal.is_side_effect]
 
 
@@ -202,15 +202,18 @@ def _foundations(results: Results) -> list[Group]:
     if by_round[0] is None:
         return []
 
-    def surgical(variant: str) -> list[Markup]:
-        why = "base calls no scene wrong, or none right, so there is nothing to flip"
-        informedness = [None if scenes is None else scenes.surgical.get(variant) for scenes in by_round]
-        return [dash("not measured") if si is None else number(si.value, 1, why=why) for si in informedness]
+    def surgical(scenes: FoundationFigures | None, variant: str, label: str) -> Markup:
+        si = None if scenes is None else scenes.surgical.get(variant)
+        if si is None or si.label != label:
+            return dash("not measured" if si is None else si.label)
+        return number(si.value, 1, why="base calls no scene wrong, or none right, so there is nothing to flip")
 
     temperatures = [number(foundations.temperature if foundations else None, 2) for foundations in by_round]
     lines = [Line("temperature", "of the forced choice, fitted to the labels", temperatures)]
-    for variant, figures in by_round[0].surgical.items():
-        lines.append(Line(f"SI, {figures.label}", variant, surgical(variant)))
+    # Values of different labels do not compare: a line each.
+    every = [item for scenes in by_round if scenes is not None for item in scenes.surgical.items()]
+    for variant, label in dict.fromkeys((variant, si.label) for variant, si in every):
+        lines.append(Line(f"SI, {label}", variant, [surgical(scenes, variant, label) for scenes in by_round]))
     return [Group("Moral foundations", lines)]
 
 

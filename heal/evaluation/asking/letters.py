@@ -83,6 +83,8 @@ def letter_ids(model: LanguageModel, letters: str) -> list[int]:
         NoSlot: the tokenizer merges a letter with the prefill, or does not tell two of them apart, so there is no
             single answer slot.
     """
+    from heal.evaluation.probe import NoSlot
+
     before = model.chat.ids("", "x", PREFILL)
     ids: list[int] = []
     for letter in letters:

@@ -12,7 +12,7 @@ from heal.evaluation.metrics import CoherenceCost
 from heal.evaluation.signal import MASS, TRAIT, Signal, signals
 from heal.evaluation.stats import Estimate, holm, over_seeds, sign_flip_p
 from heal.evaluation.validity import doubts
-from heal.studies.comparison.runs import BASE, Run, defaults
+from heal.studies.comparison.runs import BASE, Run, younger
 
 SATURATED = 0.9  # of the largest shift of the trait
 
@@ -128,7 +128,7 @@ def group(runs: Sequence[Run], by: Sequence[str]) -> list[Arm]:
             changed under the same keys.
     """
     for name in by:
-        if name not in runs[0].keys and name not in defaults():
+        if name not in runs[0].keys and name not in younger():
             raise UserError(f"by={name}: not a key of the recipe")
     by_label: dict[str, list[Run]] = {}
     for run in runs:

@@ -32,10 +32,10 @@ class Look:
 def figure(arms: Sequence[Arm], settings: Settings) -> bytes:
     """The trait against coherence, one line an arm; then the trait and coherence by round, with a band over seeds.
 
-    Coherence is drawn as the signals whose descriptions put them into trajectories. Base, prompted and raw steering
-    are marks of their own, one kind for each trait, model or measure among them.
+    Coherence is drawn as the signals whose descriptions put them into trajectories, if any arm has them. Base, prompted
+    and raw steering are marks of their own, one kind for each trait, model or measure among them.
     """
-    against = drawn()
+    against = [signal for signal in drawn() if any(signal.name in arm.signals for arm in arms)]
     heights = [*[1.3] * len(against), 1.0, *[1.0] * len(against)]
     image, axes = new_figure(len(heights), 1, 0.6 + 2.65 * sum(heights), heights=heights)
     paths, trait, courses = axes[: len(against)], axes[len(against)], axes[len(against) + 1 :]

@@ -7,14 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from heal.config import Recipe
 from heal.errors import UserError
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
 from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.signal import Limits, Statistic, Validity, limits_of
 from heal.evaluation.validity import valid_names
 from heal.evaluation.verdict import coherence
-from heal.recipe import Settings, flatten, to_mapping
+from heal.recipe import Settings, flatten, from_mapping, to_mapping
 from heal.records import jsonl_bytes, read_records
 from heal.run.folder import RunFolder
 
@@ -33,7 +32,7 @@ class Run:
         name: of its folder.
         keys: the resolved recipe by dotted key, `recipe` and `trait` as bare names.
         prompts: the held-out prompts, as base answered them.
-        signals: each signal's statistic.
+        signals: the statistic of each signal that base has.
         stages: each signal's items at base, prompted, and under raw steering (`steered at 0.5 c*`).
         healed: each signal's items after each finished round.
         margins: the coherence margin, by stage and by round (`"0"` is the first).
@@ -57,12 +56,12 @@ class Run:
         return len(self.healed)
 
     def key(self, name: str) -> Any:
-        """A key of the recipe; one that is younger than the run is at its default."""
-        return self.keys.get(name, defaults().get(name))
+        """A key of the recipe; one that is younger than the run has the value that the run behaved as."""
+        return self.keys.get(name, younger().get(name))
 
     def has(self, signal: str, where: int | str) -> bool:
-        """Whether a signal was measured there; see `values`."""
-        return signal in self._items(where)
+        """Whether a signal was measured there, and on base as well; see `values`."""
+        return signal in self.signals and signal in self._items(where)
 
     def values(self, signal: str, where: int | str) -> list[float]:
         """A signal's items after a round (an index from 0) or at a stage of the baseline; NaN where not scored."""
@@ -78,9 +77,9 @@ class Run:
 
 
 @cache
-def defaults() -> Settings:
-    """Every key of a recipe at its default."""
-    return flatten(to_mapping(Recipe()), "the defaults")
+def younger() -> Settings:
+    """Every key of a recipe with the value that runs which lack it behaved as."""
+    return flatten(to_mapping(from_mapping({}, "the defaults")), "the defaults")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

@@ -48,8 +48,12 @@ class Column:
     of_pair: bool = False
 
 
-def columns(setting: Setting) -> list[Column]:
-    """The table's columns; those of the scenes only where they were asked and the trait means a foundation."""
+def columns(setting: Setting, pairs: Sequence[Pair]) -> list[Column]:
+    """The table's columns; those of the scenes only where they were asked and the trait means a foundation.
+
+    Surgical informedness has columns of its own where it is two-sided and where it is one-armed.
+    """
+    labels = {entry.label for pair in pairs for entry in pair.surgical.values()}
     chosen = [
         Column("intervention", lambda pair, line: f"{line.name} {mark(line.sign)}"),
         Column("c*", lambda pair, line: "no dose" if line.c_star is None else f"{line.c_star:.3g}"),
@@ -67,6 +71,7 @@ def columns(setting: Setting) -> list[Column]:
                 Column(f"SI {label} ({name})", _surgical(name, label), WRONGNESS.name, of_pair=True)
                 for name in VARIANTS
                 for label in LABELS
+                if label in labels
             ),
             Column(
                 "gated selectivity",
@@ -105,7 +110,7 @@ def caption(setting: Setting, answers: int) -> str:
 
 def table(pairs: Sequence[Pair], setting: Setting) -> list[list[str]]:
     """Head and lines as text."""
-    chosen = columns(setting)
+    chosen = columns(setting, pairs)
     lines = [[column.title + _flag(column, setting.valid) for column in chosen]]
     for pair in pairs:
         for index, line in enumerate(pair.lines):
