@@ -15,7 +15,7 @@ from heal.console import Console
 from heal.evaluation.asking.choose import LEVEL, choose, judge
 from heal.evaluation.asking.way import Asking, ForcedChoice, Item, Scored, Way
 from heal.evaluation.evaluate import forced_choices, measure_all
-from heal.evaluation.probe import FORMATS, Probe
+from heal.evaluation.probe import FORMATS, NoSlot, Probe
 from heal.evaluation.readouts import moral_foundations, questions, wrongness
 from heal.evaluation.results import StageResult
 from heal.evaluation.signal import MIN_MASS
@@ -71,7 +71,7 @@ class Told(Way):
 
     def ask(self, subject: Subject, items: Sequence[Item]) -> Scored:
         if not self.slot:
-            raise ValueError("no slot")
+            raise NoSlot("no slot")
         said = [(item.right + (index >= len(items) - self.mistakes)) % 3 for index, item in enumerate(items)]
         return answered(said, self.mass, math.nan if self.deaf else 1.0, self.leans)
 

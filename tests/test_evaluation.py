@@ -15,7 +15,7 @@ from heal.accumulator import Accumulator
 from heal.evaluation.asking.way import Asking
 from heal.evaluation.evaluate import evaluate, measure_all
 from heal.evaluation.neutral import NeutralTexts
-from heal.evaluation.readouts import free_answers, persona, questions
+from heal.evaluation.readouts import free_answers, likelihood, persona, questions
 from heal.evaluation.results import Answer, StageResult, headline, output_rows, summarise
 from heal.evaluation.signal import READOUTS, Measured, limited, signals
 from heal.evaluation.stats import Estimate, estimate, paired_difference
@@ -133,7 +133,7 @@ def test_without_any_answer_of_length_every_persona_log_ratio_is_missing(healed:
 def test_the_stage_does_not_decide_how_its_answers_are_scored(healed: Model):
     """Base scores every stage's answers, without steering and with every gate off."""
     given = answers(healed[0])
-    for measure in (persona.measure, free_answers.measure):
+    for measure in (persona.measure, likelihood.measure, free_answers.measure):
         measured = [measure(stage, given) for stage in stages(healed).values()]
         assert all(signals == measured[0] for signals in measured)
 
@@ -144,7 +144,7 @@ def test_the_stage_does_not_decide_how_its_answers_are_scored(healed: Model):
 def test_the_tail_perplexity_of_an_answer_is_that_of_a_dense_computation_under_base(healed: Model):
     model, accumulator = healed
     given = answers(model)
-    tail = named(free_answers.measure(subject(healed), given))["tail_perplexity"]
+    tail = named(likelihood.measure(subject(healed), given))["tail_perplexity"]
     with accumulator.base():
         expected = [
             math.exp(-float(dense_logprobs(model, list(a.prompt_ids), list(a.ids))[-tail_length(len(a.ids)) :].mean()))

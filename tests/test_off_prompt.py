@@ -236,8 +236,10 @@ def test_a_run_from_before_the_filter_asked_goes_on_without_it_and_is_not_mixed_
     run.start(without, facts)
     assert line in written.read_text()
     written.write_text(written.read_text().replace(line, ""))
-    with pytest.raises(UserError, match=r"filter\.min_on_prompt: 0\.0 there, 0\.5 asked"):
-        run.start(load_recipe(["recipe=smoke"]), facts)
+    assert run.as_begun(load_recipe(["recipe=smoke"]))[0].filter == without.filter
+    asking, _ = run.as_begun(load_recipe(["recipe=smoke", "filter.min_on_prompt=0.4"]))
+    with pytest.raises(UserError, match=r"filter\.min_on_prompt: 0\.0 there, 0\.4 asked"):
+        run.start(asking, facts)
     assert run.start(without, facts)
 
 

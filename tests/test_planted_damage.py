@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from heal.config import EvaluationConfig, FilterConfig, ModelConfig
-from heal.evaluation.readouts import free_answers, relevance
+from heal.evaluation.readouts import free_answers, likelihood
 from heal.evaluation.results import Answer
 from heal.evaluation.signal import limits_of
 from heal.evaluation.stats import point
@@ -52,8 +52,9 @@ def answers(base: Subject) -> list[Answer]:
 
 
 def measured(base: Subject, said: Sequence[Answer]) -> dict[str, float]:
-    """Each signal of free answers, as a table would show it."""
-    return {signal.name: point(signal.values, signal.statistic) for signal in free_answers.measure(base, said)}
+    """Each signal of what was said, as a table would show it."""
+    found = [*free_answers.measure(base, said), *likelihood.measure(base, said)]
+    return {signal.name: point(signal.values, signal.statistic) for signal in found}
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +111,13 @@ def test_answers_cut_in_half_are_shorter_and_nothing_worse(
 
 def test_fluent_answers_to_other_prompts_are_seen_by_relevance_alone(base: Subject, answers: list[Answer]):
     own = [replace(answer, ids=answer.ids[: TOKENS // 2]) for answer in answers[:4]]
-    identified, per_token = (point(signal.values, "mean") for signal in relevance.measure(base, own))
+    _, identified, per_token = (point(signal.values, "mean") for signal in likelihood.measure(base, own))
     assert identified > 0.5
     assert per_token > 0
     kinds: tuple[Kind, ...] = ("exchanged", "one answer")
     for kind in kinds:
         others = damaged(base.setup.language_model, own, kind, 1.0, 0)
-        identified, per_token = (point(signal.values, "mean") for signal in relevance.measure(base, others))
+        _, identified, per_token = (point(signal.values, "mean") for signal in likelihood.measure(base, others))
         assert identified < 0.3, kind
         assert per_token < 0, kind
         found = measured(base, others)

@@ -179,15 +179,15 @@ def test_what_was_found_when_the_way_was_chosen_decides_over_what_base_did_on_th
 
 
 def test_relevance_is_valid_where_base_s_own_answers_are_recognised_at_more_than_twice_chance():
-    """Chance is one in as many prompts as there are answers, and at most 12."""
+    """Chance is one in as many prompts as there are answers, and at most 6."""
     rest_on_it = {name for name in BASE if "identified_share" in getattr(signals()[name].validity, "signals", ())}
     assert rest_on_it >= {"identified_share", "relevance"}
-    for n, chance in ((16, 1 / 12), (12, 1 / 12), (8, 1 / 8), (3, 1 / 3)):
+    for n, chance in ((16, 1 / 6), (6, 1 / 6), (5, 1 / 5), (3, 1 / 3)):
         for low, valid in ((2 * chance + 0.01, True), (2 * chance, False), (chance, False), (NAN, False)):
             known = Estimate(2 * chance + 0.1, low, 1.0, n)
             found = judged(identified_share=known)
             assert valid_names(found) == BASE.keys() - (set() if valid else rest_on_it), (n, low)
-            assert f"among {min(n, 12)} prompts" in found["relevance"].why
+            assert f"among {min(n, 6)} prompts" in found["relevance"].why
     assert not judged(identified_share=Estimate(NAN, NAN, NAN, 0))["relevance"].valid
     without = {name: value for name, value in BASE.items() if name != "identified_share"}
     found = validity(Evidence(summary(without, {}), {}), SET)["relevance"]
@@ -303,7 +303,7 @@ def test_reasons_carry_the_numbers_they_rest_on():
     assert "+0.750 [+0.750, +0.750] nats/token (n = 4)" in judged([1.0] * 4, [0.25] * 4)[TRAIT].why
     assert "(n = 3)" in judged([1.0, NAN, 1.0, 1.0], [0.25] * 4)[TRAIT].why
     known = judged(identified_share=Estimate(0.25, 0.125, 0.5, 8))["relevance"].why
-    assert "0.25 [0.12, 0.50] of the time among 8 prompts, more than 0.25 needed" in known
+    assert "0.25 [0.12, 0.50] of the time among 6 prompts, more than 0.33 needed" in known
 
 
 def test_judgements_come_back_from_json_as_they_went():

@@ -6,14 +6,16 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from heal.config import Recipe
+from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError
-from heal.recipe import flatten, from_mapping, read_yaml, to_mapping, to_yaml
+from heal.recipe import flatten, from_mapping, keys_by_name, read_yaml, to_mapping, to_yaml
 from heal.records import read_json, read_record, record_bytes
 from heal.run.files import Files, write_atomic
 from heal.run.manifest import JUDGE, Manifest
@@ -146,6 +148,26 @@ class RunFolder:
         if facts is None or not (self.path / "recipe.yaml").is_file():
             raise self._no_run()
         return facts
+
+    def as_begun(self, recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
+        """The recipe as the run in this folder goes on with it, and the keys that it keeps from an earlier version.
+
+        A key that is younger than the run, or has another default now, keeps what it was then (`before` of
+        `heal.config.key`) unless another value than the default is asked for.
+        """
+        if not (self.path / "recipe.yaml").is_file():
+            return recipe, {}
+        begun, asked = (flatten(to_mapping(one), "recipe") for one in (self.recipe(), recipe))
+        kept = {
+            name: item.before
+            for name, item in keys_by_name().items()
+            if item.before is not AS_DEFAULT and begun[name] == item.before and asked[name] == item.default
+        }
+        goes_on = deepcopy(recipe)
+        for name, value in kept.items():
+            *sections, last = name.split(".")
+            setattr(reduce(getattr, sections, goes_on), last, value)
+        return goes_on, kept
 
     def refuse_other(self, recipe: Recipe, facts: Facts) -> None:
         """Compares with what the folder holds, if it holds a run; writes nothing.

@@ -53,6 +53,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
     folder = RunFolder(Path(recipe.run.root).expanduser() / recipe.run.name)
+    recipe, kept = folder.as_begun(recipe)
     # Before a model is loaded, what is there is held against what was asked for.
     known = folder.facts()
     facts = facts_of(recipe, trait, "" if known is None else known.dtype)
@@ -68,6 +69,8 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
             TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking),
             EventLog(Events(folder.path / "events.jsonl")),
         )
+        if kept:
+            console.say(f"keeps      {', '.join(f'{name}={value}' for name, value in kept.items())}, as it began")
         console.say(f"tracking   {tracker.state}")
         session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker, vignettes)
         yield session

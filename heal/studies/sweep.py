@@ -61,6 +61,7 @@ class Cell:
         run, recipe = RunFolder(self.folder), load_recipe(self.words)
         if not (run.path / "recipe.yaml").is_file():
             return False
+        recipe, _ = run.as_begun(recipe)
         run.refuse_other(recipe, facts_of(recipe, load_trait(recipe.trait), run.started().dtype))
         exported = run.exported()
         if not (run.report / "index.html").is_file() or exported != run.rounds()[: len(exported)]:
