@@ -29,6 +29,8 @@ from heal.studies.planted_damage.sensitivity import (
     smallest,
     table,
 )
+from tests.commanded import heal
+from tests.running import words
 from tests.stages import setup
 from tests.tiny import load, trait
 
@@ -233,6 +235,20 @@ def test_the_table_of_smallest_sizes_names_the_least_that_a_signal_notices_and_l
     assert list(shown) == ["a loop", "a salad"]
     assert (shown["a loop"]["tail_perplexity"], shown["a loop"]["repetition_share"]) == ("\N{EN DASH}", "0.25")
     assert shown["a salad"]["tail_perplexity"] == "0.25 (not 0.5, 1)"
-    unmeasured = head[1:]
-    assert [name for name in unmeasured if shown["a salad"][name]] == ["tail_perplexity"]
-    assert [smallest(every[::-1]).count(cell) for cell in ("0.25 (not 1, 0.5)", "| 0.25 |")] == [1, 1]
+    assert [name for name in head[1:] if shown["a salad"][name]] == ["tail_perplexity"]
+
+
+def test_the_command_writes_both_tables_and_every_finding(tiny_folder: Path, tmp_path: Path):
+    few = [f"evaluation.{key}" for key in ("tokens=6", "questions=2", "neutral_texts=2", "resamples=100")]
+    done = heal("coherence", f"out={tmp_path / 'out'}", *words(tiny_folder, tmp_path), *few)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "coherence.md").read_text()
+    assert text in done.stdout
+    assert text.count("| damage | ") == 2
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "coherence.csv").read_text())))
+    assert list(rows[0]) == FIELDS
+    planned = [("none", 0.0), *damages()]
+    assert list(dict.fromkeys((row["damage"], float(row["size"])) for row in rows)) == planned
+    assert [row["signal"] for row in rows if row["damage"] == "none"] == [
+        row["signal"] for row in rows if (row["damage"], row["size"]) == (WEIGHTS, f"{NOISE[0]:g}")
+    ]
