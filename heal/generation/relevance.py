@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from heal.scoring import completion_states, token_logprobs
 Ids = Sequence[int]
 
 TOKENS = 60  # of a text that are scored, at most
-LEAST = 0.1  # share, on average, below which base's own answers say nothing about their prompts but noise
+LEAST = 0.1  # share, in the median, below which base's own answers say nothing about their prompts but noise
 _ROWS = 192  # a text after a prompt, whose states are held at once
 
 
@@ -98,7 +99,7 @@ class PromptCheck:
         tokens: int,
         fraction: float,
     ) -> "PromptCheck":
-        """A limit of `fraction` of what base's own greedy answers of at most `tokens` tokens say, on average.
+        """A limit of `fraction` of what base's own greedy answers of at most `tokens` tokens say, in the median.
 
         0 where that is less than LEAST.
         """
@@ -108,7 +109,7 @@ class PromptCheck:
             answers = [answer.ids for answer in decode(language_model, ids, scored)]
             found = read_texts(language_model, ids, answers, range(len(ids)), rivals(prompts), scored)
         shares = [one.relevance.share for one in found if one.relevance is not None]
-        said = sum(shares) / len(shares) if shares else 0.0
+        said = median(shares) if shares else 0.0  # one answer astray has a share without a lower bound
         return PromptCheck(tuple(prompts), ids, scored, fraction * said if said >= LEAST else 0.0)
 
     def read(self, language_model: LanguageModel, prompts: Sequence[str], texts: Sequence[Ids]) -> list[Reading]:

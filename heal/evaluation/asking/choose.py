@@ -35,13 +35,14 @@ def choose(
     scored: dict[str, _Candidate] = {}
     for done, way in enumerate(ways, start=1):
         try:
-            plain = way.ask(base, choice.apart)
+            found = {} if way.name in scored else way.ask_all(base, choice.apart)
         except NoSlot:
             continue
-        scored[way.name] = _Candidate(way.name, (), plain)
-        if choice.centred:
-            offset = leaning(plain)
-            scored[f"{way.name}, centred"] = _Candidate(way.name, offset, centred(plain, offset))
+        for name, plain in found.items():
+            scored[name] = _Candidate(name, (), plain)
+            if choice.centred:
+                offset = leaning(plain)
+                scored[f"{name}, centred"] = _Candidate(name, offset, centred(plain, offset))
         progress(done, len(ways))
     if not scored:
         return None

@@ -5,13 +5,15 @@ Shape suffixes: N items, K options.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from heal.evaluation.asking.way import Item, Scored, Way
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from heal.evaluation.subject import Subject
     from heal.models.language_model import LanguageModel
 
@@ -32,12 +34,14 @@ class Letters(Way):
         orders: rotations of the options, evenly spaced.
         question: the user's message, of the item's text and its options, one a line.
         aloud: whether the model may think before it answers.
+        also: smaller numbers of orders, which are among these orders: what `ask_all` gives as well.
     """
 
     label: str
     orders: int
     question: Callable[[str, str], str]
     aloud: bool = False
+    also: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -48,12 +52,13 @@ class Letters(Way):
         return self.aloud
 
     def ask(self, subject: Subject, items: Sequence[Item]) -> Scored:
-        import torch
+        return self.ask_all(subject, items)[self.name]
 
+    def ask_all(self, subject: Subject, items: Sequence[Item]) -> dict[str, Scored]:
         from heal.scoring import option_logprobs
 
         count = len(items[0].options)
-        shifts = [order * count // self.orders for order in range(self.orders)]
+        shifts = self._shifts(count)
         # All orders in one pass: those that begin alike share their beginning.
         questions = [
             self.question(item.text, lettered([item.options[(place + shift) % count] for place in range(count)]))
@@ -63,12 +68,25 @@ class Letters(Way):
         rows, letters = slots(subject, questions, ALPHABET[:count], (self.aloud and subject.setup.thinking) or 0)
         with subject.in_force():
             logp_ONK = option_logprobs(subject.setup.language_model, rows, letters).view(len(shifts), len(items), count)
-        score_NK = torch.zeros(len(items), count, dtype=torch.float64)
-        mass_N = torch.zeros(len(items), dtype=torch.float64)
-        for shift, logp_NK in zip(shifts, logp_ONK, strict=True):
-            mass_N += logp_NK.exp().sum(-1) / self.orders
-            score_NK += logp_NK.roll(shift, -1) / self.orders
-        return Scored(score_NK, mass_N)
+        by_shift = dict(zip(shifts, logp_ONK, strict=True))
+        ways = [self, *(replace(self, orders=orders, also=()) for orders in self.also)]
+        return {way.name: _mean({shift: by_shift[shift] for shift in way._shifts(count)}) for way in ways}
+
+    def _shifts(self, count: int) -> list[int]:
+        """By how many places each order turns the options."""
+        return [order * count // self.orders for order in range(self.orders)]
+
+
+def _mean(by_shift: Mapping[int, Tensor]) -> Scored:
+    """From the log-probabilities of the letters `[N, K]` in each order of the options."""
+    import torch
+
+    (shape,) = {logp_NK.shape for logp_NK in by_shift.values()}
+    score_NK, mass_N = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64)
+    for shift, logp_NK in by_shift.items():
+        mass_N += logp_NK.exp().sum(-1) / len(by_shift)
+        score_NK += logp_NK.roll(shift, -1) / len(by_shift)
+    return Scored(score_NK, mass_N)
 
 
 def lettered(options: Sequence[str]) -> str:

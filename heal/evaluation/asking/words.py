@@ -6,7 +6,7 @@ Shape suffixes: N items, K options, T tokens of an option.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from heal.evaluation.asking.way import Item, Scored, Way
@@ -43,14 +43,18 @@ class Words(Way):
         return f"{self.label}, less unconditional" if self.relative else self.label
 
     def ask(self, subject: Subject, items: Sequence[Item]) -> Scored:
-        import torch
+        return self.ask_all(subject, items)[self.name]
 
+    def ask_all(self, subject: Subject, items: Sequence[Item]) -> dict[str, Scored]:
         rows = [(self.question(item.text), option) for item in items for option in item.options]
         empty = [("", option) for option in dict.fromkeys(option for _, option in rows)] if self.relative else []
         means = self._means(subject, rows + empty)
-        plain = dict(zip(empty, means[len(rows) :], strict=True))
-        scores = [mean - plain[("", option)] if plain else mean for mean, (_, option) in zip(means, rows, strict=False)]
-        return Scored(torch.tensor(scores, dtype=torch.float64).view(len(items), -1), None)
+        plain, anyway = means[: len(rows)], dict(zip(empty, means[len(rows) :], strict=True))
+        found = {replace(self, relative=False).name: _scored(plain, len(items))}
+        if self.relative:
+            relative = [mean - anyway["", option] for mean, (_, option) in zip(plain, rows, strict=True)]
+            found = {self.name: _scored(relative, len(items)), **found}
+        return found
 
     def _means(self, subject: Subject, rows: Sequence[tuple[str, str]]) -> list[float]:
         """Mean log-likelihood of each (question, option)."""
@@ -62,6 +66,12 @@ class Words(Way):
         with subject.in_force():
             logprobs: list[Tensor] = token_logprobs(model, completion_states(model, prompts, answers), answers)
         return [float(logprob_T.double().mean()) for logprob_T in logprobs]
+
+
+def _scored(scores: Sequence[float], items: int) -> Scored:
+    import torch
+
+    return Scored(torch.tensor(scores, dtype=torch.float64).view(items, -1), None)
 
 
 def continuation(model: LanguageModel, text: str, words: str) -> tuple[list[int], list[int]]:

@@ -97,8 +97,8 @@ def choice(setup: Setup) -> ForcedChoice:
     label, prefill = "words after 'This is '", "This is "
     ways = (
         *(Frames(form, FRAMES) for form in FORMATS),
-        Words(label, str, prefill),
         Words(label, str, prefill, relative=True),
+        Words(label, str, prefill),
     )
     before = Frames(setup.probe, FRAMES).name
     return ForcedChoice(
