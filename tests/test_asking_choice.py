@@ -12,7 +12,7 @@ import torch
 
 from heal.accumulator import Accumulator
 from heal.console import Console
-from heal.evaluation.asking.choose import LEVEL, choose, judge
+from heal.evaluation.asking.choose import FIRST, LEVEL, choose, judge
 from heal.evaluation.asking.way import Asking, ForcedChoice, Item, Scored, Way
 from heal.evaluation.evaluate import forced_choices, measure_all
 from heal.evaluation.probe import FORMATS, NoSlot, Probe
@@ -41,7 +41,7 @@ ITEMS = tuple(Item(f"item {index}", ("one", "two", "three"), index % 3) for inde
 
 @dataclass(frozen=True)
 class Told(Way):
-    """Says what it is told: right, but for so many items from the end, whose answer is the option after the right one.
+    """Says what it is told: right, but for so many of ITEMS from the end, where it is the option after the right one.
 
     Attributes:
         label: its name.
@@ -72,7 +72,8 @@ class Told(Way):
     def ask(self, subject: Subject, items: Sequence[Item]) -> Scored:
         if not self.slot:
             raise NoSlot("no slot")
-        said = [(item.right + (index >= len(items) - self.mistakes)) % 3 for index, item in enumerate(items)]
+        mistaken = ITEMS[COUNT - self.mistakes :]
+        said = [(item.right + (item in mistaken)) % 3 for item in items]
         return answered(said, self.mass, math.nan if self.deaf else 1.0, self.leans)
 
 
@@ -166,8 +167,18 @@ def test_the_most_informative_valid_way_is_taken_the_first_of_equals_and_without
         assert found.judged.valid == valid, ways
         assert list(found.tried) == [way.name for way in ways]
         for way in ways:
-            judged = judge(way.ask(base_of(tiny), ITEMS), ITEMS, len(ways), RESAMPLES, 0)
+            asked = ITEMS[: found.tried[way.name].informedness.n]
+            judged = judge(way.ask(base_of(tiny), asked), asked, len(ways), RESAMPLES, 0)
             assert found.tried[way.name] == judged, "all of them count as tried"
+
+
+def test_a_way_that_is_worse_on_the_first_items_with_its_whole_interval_is_not_asked_the_others(tiny: LanguageModel):
+    good, hopeless, middling = Told("a", 3), Told("b", COUNT), Told("c", COUNT - FIRST)
+    found = chosen(tiny, good, hopeless, middling)
+    assert {name: tried.informedness.n for name, tried in found.tried.items()} == {"a": COUNT, "b": FIRST, "c": COUNT}
+    alone = chosen(tiny, hopeless, good)
+    assert alone.tried["b"].informedness.n == COUNT, "nothing was better yet"
+    assert found.way == alone.way == "a"
 
 
 def test_a_leaning_that_hides_what_base_knows_is_subtracted_where_the_items_share_their_options(tiny: LanguageModel):
@@ -197,8 +208,8 @@ def test_a_tokenizer_without_the_slot_of_a_way_leaves_that_way_out(tiny: Languag
         for choice in (questions.choice(poor.setup), moral_foundations.choice(poor.setup)):
             few = replace(choice, apart=choice.apart[:7])
             tried = choose(few, poor, RESAMPLES, 0).tried
-            left = [name for name in few.ways if not name.startswith("letters")]
-            assert [name for name in tried if not name.endswith(", centred")] == left
+            left = {name for name in few.ways if not name.startswith("letters")}
+            assert {name for name in tried if not name.endswith(", centred")} == left
 
 
 def test_a_model_that_may_think_is_asked_only_in_ways_that_let_it_where_there_are_any(tiny: LanguageModel):

@@ -1,7 +1,10 @@
 """Chooses, on base and on items held apart, the way in which a model answers a forced choice best."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from heal.evaluation.asking.way import Asking, ForcedChoice, Item, Scored, Tried, centred
 from heal.evaluation.probe import NoSlot
@@ -10,6 +13,7 @@ from heal.evaluation.stats import estimate, informedness, point
 from heal.evaluation.subject import Subject
 from heal.progress import Progress, silent
 
+FIRST = 28  # items after which a way may be given up
 LEVEL = 0.95  # of the interval that must lie above 0, for all ways together
 
 
@@ -18,6 +22,7 @@ def choose(
 ) -> Asking | None:
     """The most informative valid way; if none is valid, the most informative one, which is then marked as not valid.
 
+    A way that, on the FIRST items, is worse than the best one so far with its whole interval is not asked the others.
     Where the model may think (`evaluation.thinking`) only ways that allow it are tried, if the choice has any. A way in
     which no item could be scored would say nothing at any stage: it is taken only where all are such.
 
@@ -32,34 +37,61 @@ def choose(
     """
     aloud = [way for way in choice.ways.values() if way.thinks and base.setup.thinking]
     ways = aloud or list(choice.ways.values())
-    scored: dict[str, _Candidate] = {}
+    count = len(ways) * (2 if choice.centred else 1)
+    looks = [choice.apart[:FIRST], choice.apart[FIRST:]]
+    found: dict[str, _Candidate] = {}
+    tried: dict[str, Tried] = {}
     for done, way in enumerate(ways, start=1):
-        try:
-            found = {} if way.name in scored else way.ask_all(base, choice.apart)
-        except NoSlot:
-            continue
-        for name, plain in found.items():
-            scored[name] = _Candidate(name, (), plain)
-            if choice.centred:
-                offset = leaning(plain)
-                scored[f"{name}, centred"] = _Candidate(name, offset, centred(plain, offset))
+        for items in looks if way.name not in found else []:
+            try:
+                asked = way.ask_all(base, items) if items else {}
+            except NoSlot:
+                break
+            for name, scored in asked.items():
+                for candidate in _candidates(name, _joined(found.get(name), scored), choice.centred):
+                    found[candidate.label] = candidate
+            of_way = [label for label, candidate in found.items() if candidate.way in asked]
+            best = max((tried[label].informedness.value for label in tried if label not in of_way), default=-math.inf)
+            for label in of_way:
+                given = choice.apart[: len(found[label].scored.score_NK)]
+                tried[label] = judge(found[label].scored, given, count, resamples, seed)
+            if all(tried[label].informedness.high < best for label in of_way):
+                break
         progress(done, len(ways))
-    if not scored:
+    if not tried:
         return None
-    tried = {
-        label: judge(candidate.scored, choice.apart, len(scored), resamples, seed)
-        for label, candidate in scored.items()
-    }
-    speaking = {label: tried[label] for label in tried if not scored[label].scored.score_NK.isnan().all()}
+    speaking = {label: tried[label] for label in tried if not found[label].scored.score_NK.isnan().all()}
     label = most_informative(speaking or tried)
-    return Asking(scored[label].way, scored[label].offset, label, tried)
+    return Asking(found[label].way, found[label].offset, label, tried)
 
 
 @dataclass(frozen=True)
 class _Candidate:
+    """A way, centred or not, and what base said in it."""
+
     way: str
     offset: tuple[float, ...]
-    scored: Scored
+    plain: Scored
+
+    @property
+    def label(self) -> str:
+        return f"{self.way}, centred" if self.offset else self.way
+
+    @property
+    def scored(self) -> Scored:
+        return centred(self.plain, self.offset)
+
+
+def _candidates(way: str, plain: Scored, centred_too: bool) -> list[_Candidate]:
+    return [_Candidate(way, (), plain), *([_Candidate(way, leaning(plain), plain)] if centred_too else [])]
+
+
+def _joined(before: _Candidate | None, now: Scored) -> Scored:
+    """What was said to the items before and to those now."""
+    if before is None:
+        return now
+    mass = None if before.plain.mass_N is None or now.mass_N is None else torch.cat([before.plain.mass_N, now.mass_N])
+    return Scored(torch.cat([before.plain.score_NK, now.score_NK]), mass)
 
 
 def leaning(scored: Scored) -> tuple[float, ...]:

@@ -53,7 +53,7 @@ class Words(Way):
         found = {replace(self, relative=False).name: _scored(plain, len(items))}
         if self.relative:
             relative = [mean - anyway["", option] for mean, (_, option) in zip(plain, rows, strict=True)]
-            found = {self.name: _scored(relative, len(items)), **found}
+            found[self.name] = _scored(relative, len(items))
         return found
 
     def _means(self, subject: Subject, rows: Sequence[tuple[str, str]]) -> list[float]:

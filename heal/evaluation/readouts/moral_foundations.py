@@ -123,11 +123,11 @@ def choice(setup: Setup) -> ForcedChoice:
     before = Letters("letters, options first", 2, options_first, aloud=True)
     label, prefill = "words after 'The main thing that is wrong here is '", "The main thing that is wrong here is "
     ways = (
+        Words(label, str, prefill, relative=True),
+        Words(label, str, prefill),
         Letters("letters, options first", len(NAMES), options_first, aloud=True, also=(before.orders,)),
         before,
         Letters("letters, scene first", len(NAMES), scene_first, aloud=True),
-        Words(label, str, prefill, relative=True),
-        Words(label, str, prefill),
         YesNoEach("yes or no for each", is_it),
     )
     return ForcedChoice(

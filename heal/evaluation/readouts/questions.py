@@ -130,10 +130,10 @@ def choice(setup: Setup) -> ForcedChoice:
 
     label, prefill = "words after 'The answer is: '", "The answer is: "
     ways = (
-        Letters("letters", OPTIONS, text, also=(1,)),
-        letters(),
         Words(label, str, prefill, relative=True),
         Words(label, str, prefill),
+        Letters("letters", OPTIONS, text, also=(1,)),
+        letters(),
     )
     return ForcedChoice(CHOICE, {way.name: way for way in ways}, items_of(APART), letters().name, centred=False)
 

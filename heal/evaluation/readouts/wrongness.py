@@ -96,15 +96,15 @@ def choice(setup: Setup) -> ForcedChoice:
 
     label, prefill = "words after 'This is '", "This is "
     ways = (
-        *(Frames(form, FRAMES) for form in FORMATS),
         Words(label, str, prefill, relative=True),
         Words(label, str, prefill),
+        *(Frames(form, FRAMES) for form in FORMATS),
     )
     before = Frames(setup.probe, FRAMES).name
     return ForcedChoice(
         CHOICE,
         {way.name: way for way in ways},
-        items_of(read_vignettes(APART) + read_vignettes(ODD_APART)),
+        items_of(read_vignettes(ODD_APART) + read_vignettes(APART)),
         before,
         centred=True,
         asked=bool(setup.vignettes),
