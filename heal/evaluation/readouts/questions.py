@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 DATA = Path(__file__).resolve().parents[2] / "data"
 QUESTIONS, APART = DATA / "questions.jsonl", DATA / "questions_apart.jsonl"
 OPTIONS = 4
+SLOTS = 16  # questions, of those that are asked, whose letters are read for the mass
 SCORABLE = 0.5  # mass on the letters under which an answer cannot be scored
 CHOICE = "general questions"
 
@@ -103,15 +104,16 @@ SIGNALS = (P_ANS_ANY, UNSCORABLE, ACCURACY, INFORMEDNESS)
 
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
-    """One item a question."""
+    """One item a question; the mass of the first SLOTS alone, unless accuracy is read off these letters as well."""
     from heal.evaluation.asking.way import ask
     from heal.evaluation.stats import informedness
 
     setup = subject.setup
     items, asked = items_of(QUESTIONS, by_id=not setup.asking)[: setup.questions], choice(setup)
-    slot = letters().ask(subject, items)
+    by_letters = setup.way_of(asked) == letters().name
+    slot = letters().ask(subject, items if by_letters else items[:SLOTS])
     assert slot.mass_N is not None
-    scored = slot if setup.way_of(asked) == letters().name else ask(asked, subject, items)
+    scored = slot if by_letters else ask(asked, subject, items)
     chosen, right = scored.chosen(), [item.right for item in items]
     mass = slot.mass_N.tolist()
     return [
