@@ -149,7 +149,8 @@ def test_every_way_of_asking_is_listed_with_its_figures_and_the_chosen_one_marke
             one, other = ("\N{EN DASH}" if math.isnan(half) else f"{half:+.2f}" for half in tried.halves)
             mass = "\N{EN DASH}" if tried.mass is None else f"{tried.mass:.2f}"
             valid = "valid" if tried.valid else "not valid"
-            assert cells == [shown(tried.informedness, 2, "+"), f"{one}, {other}", mass, f"{tried.accuracy:.2f}", valid]
+            figures = [shown(tried.informedness, 2, "+"), f"{one}, {other}", mass, f"{tried.accuracy:.2f}"]
+            assert cells == [*figures, str(tried.informedness.n), valid]
             assert f'title="{tried.why}"' in group
     assert 'title="no slot, so no mass"' in part
     assert 'href="#asking">Ways of asking<' in html

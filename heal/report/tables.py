@@ -115,6 +115,7 @@ def ways(results: Results) -> list[tuple[str, list[WayLine]]]:
             halves,
             number(tried.mass, 2, why="no slot, so no mass"),
             number(tried.accuracy, 2),
+            Markup(str(tried.informedness.n)),
             Markup('<span title="{}">{}</span>').format(tried.why, "valid" if tried.valid else "not valid"),
         ]
 
