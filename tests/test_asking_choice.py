@@ -28,7 +28,7 @@ from heal.recipe import load_recipe
 from heal.records import read_record, record_bytes
 from heal.run.folder import Facts, RunFolder
 from heal.run.session import Session
-from heal.steps.baseline import Ways, examine
+from heal.steps.baseline import Ways, examine, way_rows
 from heal.tracking.tracker import Tracker
 from tests.stages import setup
 from tests.students import student
@@ -179,6 +179,9 @@ def test_a_way_that_is_worse_on_the_first_items_with_its_whole_interval_is_not_a
     alone = chosen(tiny, hopeless, good)
     assert alone.tried["b"].informedness.n == COUNT, "nothing was better yet"
     assert found.way == alone.way == "a"
+    unreadable = Told("d", mass=MIN_MASS - 0.1)
+    only = chosen(tiny, unreadable, Told("e", 40))
+    assert only.tried["e"].informedness.n == COUNT, "what is not valid is no reason to give up what may be"
 
 
 def test_a_leaning_that_hides_what_base_knows_is_subtracted_where_the_items_share_their_options(tiny: LanguageModel):
@@ -299,3 +302,12 @@ def test_such_a_run_finds_of_base_what_it_found_then(tiny_folder: Path, tmp_path
         assert now[signal.name].values == pytest.approx(signal.values, rel=1e-3, abs=1e-5), signal.name
     assert setup.probe == read_record(Probe, folder.baseline / "probe.json").format
     assert wrongness.choice(setup).before == f"yes or no, {setup.probe.name}"
+
+
+def test_trackers_get_a_row_for_every_way_that_was_tried_with_the_chosen_one_marked(tiny: LanguageModel):
+    asking = {"one": chosen(tiny, Told("a", 3), Told("b", 40)), "other": chosen(tiny, Told("c"), centred=True)}
+    rows = way_rows(asking)
+    assert [(row["question"], row["way"]) for row in rows] == [(q, way) for q in asking for way in asking[q].tried]
+    assert [row["way"] for row in rows if row["chosen"]] == [one.label for one in asking.values()]
+    assert all(list(row) == list(rows[0]) for row in rows), "a table has the columns of its first row"
+    assert rows[0]["value"] == asking["one"].tried["a"].informedness.value

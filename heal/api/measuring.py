@@ -80,7 +80,7 @@ def baseline(
     examination = examination_of(
         recipe,
         language_model=model,
-        accumulator=student,
+        base=student.base,
         trait=trait,
         vignettes=vignettes,
         run=run,

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,6 @@ def coherence(words: Sequence[str]) -> None:
     model, trait, _ = open_model(recipe, console)
     from heal.evaluation.signal import limits_of
     from heal.run.files import write_files
-    from heal.run.student import build_accumulator
     from heal.steps.baseline import examination_of
     from heal.studies.planted_damage.sensitivity import damages, findings, plant, smallest, table
 
@@ -58,7 +58,7 @@ def coherence(words: Sequence[str]) -> None:
     examination = examination_of(
         recipe,
         language_model=model,
-        accumulator=build_accumulator(model, recipe),
+        base=nullcontext,
         trait=trait,
         vignettes=(),
         run=run,

@@ -4,10 +4,10 @@ Everything a round is held against: the ways in which the model is asked are cho
 every signal is judged valid for the model or not.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.console import counted
 from heal.errors import UserError
@@ -90,8 +90,19 @@ def measure_baseline(session: Session) -> Baseline:
     asking = {name: asdict(asking) for name, asking in baseline.metrics.asking.items()}
     found = {"probe": asdict(examination.probe), "asking": asking, "not_valid": doubts(baseline.validity)}
     session.tracker.event("validity", found)
+    session.tracker.table("ways", way_rows(baseline.metrics.asking))
     refuse_incoherent(baseline)
     return baseline
+
+
+def way_rows(asking: Mapping[str, Asking]) -> Rows:
+    """One row for each way of asking that was tried; `value`, `low` and `high` are its informedness, over `n` items."""
+    return [
+        {"question": question, "way": label, "chosen": label == chosen.label, **asdict(tried.informedness)}
+        | {"mass": tried.mass, "accuracy": tried.accuracy, "valid": tried.valid, "why": tried.why}
+        for question, chosen in asking.items()
+        for label, tried in chosen.tried.items()
+    ]
 
 
 def of_base(examination: Examination, limits: Limits, run: Runs, at: Path) -> Baseline:
@@ -132,7 +143,7 @@ def examine(session: Session) -> Examination:
     return examination_of(
         session.recipe,
         language_model=session.model,
-        accumulator=session.accumulator,
+        base=session.accumulator.base,
         trait=session.trait,
         vignettes=session.vignettes,
         run=session.run,
@@ -145,7 +156,7 @@ def examination_of(
     recipe: Recipe,
     *,
     language_model: LanguageModel,
-    accumulator: Accumulator,
+    base: Gates,
     trait: Trait,
     vignettes: tuple[Vignette, ...],
     run: Runs,
@@ -156,17 +167,19 @@ def examination_of(
 
     Args:
         recipe: says which items, and how many.
-        language_model, accumulator, trait: what is measured.
+        language_model: the model.
+        base: context in which it is the original one.
+        trait: the trait.
         vignettes: the scenes.
         run: gets the choosing done.
         at: the baseline's folder.
         as_before: every forced choice in the one way that there was before several were tried.
     """
-    probe = run(ChooseProbe(language_model, accumulator.base, recipe.model.system), at).probe
+    probe = run(ChooseProbe(language_model, base, recipe.model.system), at).probe
     setup = Setup(
         language_model=language_model,
         trait=trait,
-        base=accumulator.base,
+        base=base,
         system=recipe.model.system,
         prompts=held_out_prompts(trait, recipe.evaluation),
         tokens=recipe.evaluation.tokens,
@@ -178,7 +191,7 @@ def examination_of(
         neutral_texts=NeutralTexts(language_model, recipe.model.system, recipe.evaluation.neutral_texts),
     )
     if not as_before:
-        choose = ChooseWays(Subject(setup, "base", accumulator.base), recipe.evaluation.resamples, recipe.run.seed)
+        choose = ChooseWays(Subject(setup, "base", base), recipe.evaluation.resamples, recipe.run.seed)
         setup = replace(setup, asking=run(choose, at).asking)
     return Examination(setup, probe, recipe.evaluation.resamples, recipe.run.seed)
 

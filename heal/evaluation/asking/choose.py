@@ -22,7 +22,8 @@ def choose(
 ) -> Asking | None:
     """The most informative valid way; if none is valid, the most informative one, which is then marked as not valid.
 
-    A way that, on the FIRST items, is worse than the best one so far with its whole interval is not asked the others.
+    A way that, on the FIRST items, is worse than the best valid one so far with its whole interval is not asked the
+    others.
     Where the model may think (`evaluation.thinking`) only ways that allow it are tried, if the choice has any. A way in
     which no item could be scored would say nothing at any stage: it is taken only where all are such.
 
@@ -51,7 +52,8 @@ def choose(
                 for candidate in _candidates(name, _joined(found.get(name), scored), choice.centred):
                     found[candidate.label] = candidate
             of_way = [label for label, candidate in found.items() if candidate.way in asked]
-            best = max((tried[label].informedness.value for label in tried if label not in of_way), default=-math.inf)
+            rivals = [figures for label, figures in tried.items() if label not in of_way and figures.valid]
+            best = max((figures.informedness.value for figures in rivals), default=-math.inf)
             for label in of_way:
                 given = choice.apart[: len(found[label].scored.score_NK)]
                 tried[label] = judge(found[label].scored, given, count, resamples, seed)
