@@ -181,7 +181,7 @@ class EvaluationConfig:
     tokens: int = key(32, "token budget of an answer", 1)
     steered: bool = key(True, "also measure the steered student of every round (half of a round's evaluation)")
     doses: list[float] = key([], "also measure base under the first vector at these multiples of c_star, once", 1e-3)
-    questions: int = key(32, "embedded general questions (240 there)", 2, 240, before=16)
+    questions: int = key(24, "embedded general questions (240 there)", 2, 240, before=16)
     neutral_texts: int = key(12, "neutral held-out texts on which the drift from base is measured (24 there)", 2, 24)
     vignettes: str = key("none", "moral-foundations scenes: 'embedded', the path of a JSON-lines file, or none")
     vignette_count: int = key(28, "scenes asked at every stage, from the beginning of the file", 7)

@@ -1,13 +1,14 @@
 """Prefix trees: rows that begin alike share tokens, and no row can tell."""
 
+import math
 from collections.abc import Sequence
-from itertools import product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 
 import torch
 
 from heal.models.language_model import LanguageModel, token_batches
-from heal.models.packing import MIN_SHARED, forest, pack, tree_nodes
+from heal.models.packing import MIN_SHARED, forest, pack, shared, tree_nodes
 from heal.randomness import generator
 from tests.cases import case
 from tests.closeness import assert_near
@@ -116,11 +117,23 @@ def test_rows_too_long_for_a_sliding_window_stay_alone(architectures: dict[str, 
             assert alone_all == (window is not None and window < min(map(len, ROWS[:4])))
 
 
-def test_a_tree_grows_until_attention_between_branches_costs_more_than_sharing_saves():
-    rows = [[*range(40), *range(100 + 60 * index, 160 + 60 * index)] for index in range(6)]
-    for pairs, sizes in [(1e9, [6]), (500.0, [3, 3]), (100.0, [1] * 6)]:
-        with case(pairs):
-            assert sorted(len(tree) for tree in forest(rows, 10_000, pairs)) == sizes
+def test_no_other_cut_of_the_sorted_rows_into_trees_costs_less():
+    for seed, pairs in product(range(4), (1e9, 500.0, 60.0, 10.0)):
+        rows = rows_of(seed) if seed else [[*range(20), *range(40 + 30 * i, 70 + 30 * i)] for i in range(8)]
+
+        def cost(tree: Sequence[int], rows=rows, pairs=pairs) -> float:
+            nodes = tree_nodes(rows, tree)
+            apart = any(shared(rows[a], rows[b]) < MIN_SHARED for a, b in pairwise(tree))
+            return math.inf if apart else nodes + nodes**2 / pairs
+
+        order = sorted(range(8), key=lambda row: (rows[row], row))
+        cuts = [
+            [order[a:b] for a, b in pairwise([0, *places, 8])]
+            for n in range(8)
+            for places in combinations(range(1, 8), n)
+        ]
+        with case(seed, pairs):
+            assert math.isclose(sum(map(cost, forest(rows, 1000, pairs))), min(sum(map(cost, cut)) for cut in cuts))
 
 
 def test_a_row_much_shorter_than_a_batch_s_longest_begins_a_new_batch():

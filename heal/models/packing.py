@@ -7,6 +7,7 @@ nothing else. Attention is causal, so hidden states and gradients are those of e
 Shape suffixes: B trees, N nodes of the largest tree, D hidden size.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -54,10 +55,9 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def forest(rows: Rows, longest: int, pairs: float) -> list[list[int]]:
-    """Groups of rows that share a tree: neighbours in lexicographic order, as long as sharing pays.
+    """Groups of rows that share a tree: runs of neighbours in lexicographic order, cut where the whole costs least.
 
-    A tree of N nodes costs N tokens and N^2 pairs in attention, including pairs that are masked; a row joins
-    a tree where that costs less than a pass of its own.
+    A tree of N nodes costs N tokens and N^2 pairs in attention, including pairs that are masked.
 
     Args:
         rows: token ids; none may be empty.
@@ -69,19 +69,25 @@ def forest(rows: Rows, longest: int, pairs: float) -> list[list[int]]:
         return nodes + nodes**2 / pairs
 
     order = sorted(range(len(rows)), key=lambda row: (tuple(rows[row]), row))
-    trees: list[list[int]] = []
-    nodes = 0
-    for previous, row in zip(order[:1] + order[:-1], order, strict=True):
-        common = shared(rows[previous], rows[row]) if trees else 0
-        new = len(rows[row]) - common
-        pays = common >= MIN_SHARED and cost(nodes + new) - cost(nodes) < cost(len(rows[row]))
-        if pays and max(len(rows[row]), len(rows[previous])) <= longest:
-            trees[-1].append(row)
+    lengths = [len(rows[row]) for row in order]
+    common = [0, *(shared(rows[a], rows[b]) for a, b in pairwise(order))]
+    least, first = [0.0, *[math.inf] * len(order)], [0] * (len(order) + 1)  # of the rows before each place
+    for start, length in enumerate(lengths):
+        nodes = 0
+        for place in range(start, len(order)):
+            new = lengths[place] - (common[place] if nodes else 0)
+            alone = common[place] < MIN_SHARED or max(length, lengths[place]) > longest
+            # The cost is convex: a row that is dearer here than alone is so in every longer tree as well.
+            if nodes and (alone or cost(nodes + new) - cost(nodes) >= cost(lengths[place])):
+                break
             nodes += new
-        else:
-            trees.append([row])
-            nodes = len(rows[row])
-    return trees
+            if least[start] + cost(nodes) < least[place + 1]:
+                least[place + 1], first[place + 1] = least[start] + cost(nodes), start
+    trees, end = [], len(order)
+    while end:
+        trees.append(order[first[end] : end])
+        end = first[end]
+    return trees[::-1]
 
 
 def tree_nodes(rows: Rows, tree: Sequence[int]) -> int:
