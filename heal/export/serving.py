@@ -6,6 +6,7 @@ its tokens tell.
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -160,6 +161,11 @@ def _ask(python: Path, request: Mapping[str, object]) -> _Answer:
                 f"python={python}: {error.strerror}; give the interpreter of an environment with vLLM"
             ) from error
         if not answered.is_file():
-            last = [line for line in run.stderr.splitlines() if line.strip()][-1:] or ["no message"]
-            raise UserError(f"python={python}: vLLM failed: {last[0][:300]}")
+            raise UserError(f"python={python}: vLLM failed: {_reason(run.stderr)}")
         return _Answer(**json.loads(answered.read_text()))
+
+
+def _reason(stderr: str) -> str:
+    """The last line of a traceback that names an error, whatever follows it."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no message"]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])[:300]

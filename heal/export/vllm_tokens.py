@@ -28,6 +28,7 @@ def main() -> None:
         max_model_len=longest,
         max_num_seqs=len(prompts),
         enable_prefix_caching=False,
+        limit_mm_per_prompt={"image": 0, "video": 0, "audio": 0},  # of a multimodal model the text part alone
         **lora,
     )
     sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True)
