@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from heal.config import key
 from heal.console import Console
@@ -14,7 +15,7 @@ from heal.options import options_help, read_options
 USAGE = "heal verify-serving export=FOLDER python=PATH [key=value ...]"
 PURPOSE = (
     "Serves an export with vLLM, in an environment of its own, and holds its greedy tokens against those of "
-    "transformers with peft, in float32 on the CPU. An adapter whose modules vLLM does not recognise fails here."
+    "transformers with peft on the CPU. An adapter whose modules vLLM does not recognise fails here."
 )
 
 
@@ -25,6 +26,10 @@ class Options:
     trait: str = key("love", "trait whose held-out prompts are asked")
     prompts: int = key(6, "number of prompts", 1)
     tokens: int = key(24, "tokens of each answer", 1)
+    dtype: Literal["float32", "bfloat16"] = key(
+        "float32",
+        "of the model in both; bfloat16 is compared up to its coarse ties, and vLLM's linear attention needs it",
+    )
 
 
 def main(words: Sequence[str]) -> None:
@@ -38,6 +43,8 @@ def verify(words: Sequence[str]) -> None:
     if options.export is None or options.python is None:
         raise UserError("export=FOLDER and python=PATH: both are needed; --help lists the keys")
     quiet_libraries()
+    import torch
+
     from heal.export.serving import verify_serving
     from heal.trait import load_trait
 
@@ -45,7 +52,7 @@ def verify(words: Sequence[str]) -> None:
     prompts = load_trait(options.trait).heldout_prompts[: options.prompts]
     console = Console()
     with console.step("serve") as line:
-        served = verify_serving(folder, python, prompts, options.tokens)
+        served = verify_serving(folder, python, prompts, options.tokens, getattr(torch, options.dtype))
         line.result(
             f"{served.kind} in vLLM's {served.architecture}: {served.equal} of {served.prompts} answers of "
             f"{options.tokens} tokens are the same as in transformers"

@@ -23,7 +23,7 @@ from heal.export import vllm_tokens
 from heal.export.card import vllm_rank
 from heal.models.load import load_language_model
 
-TIE = 1e-3  # logits between the two likeliest tokens, below which two orders of summation may choose differently
+_ROUNDINGS = 8  # of the largest logit: two tokens less apart than that are a tie, which either order of sums may break
 # vLLM on a CPU: in one process, without binding threads to cores, with little memory for its cache.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -65,15 +65,17 @@ class Served:
         return None
 
 
-def verify_serving(folder: Path, python: Path, prompts: Sequence[str], tokens: int, system: str = "") -> Served:
-    """Compares an export's greedy tokens, in float32, in vLLM and in transformers with peft.
+def verify_serving(
+    folder: Path, python: Path, prompts: Sequence[str], tokens: int, dtype: torch.dtype = torch.float32
+) -> Served:
+    """Compares an export's greedy tokens in vLLM and in transformers with peft.
 
     Args:
         folder: an exported adapter or model.
         python: the interpreter of an environment that has vLLM.
         prompts: user messages.
-        tokens: number of tokens of each.
-        system: the system prompt.
+        tokens: number of tokens of each answer.
+        dtype: of the model in both; vLLM has some layers on a CPU in bfloat16 alone.
 
     Raises:
         UserError: the folder is neither, or vLLM fails.
@@ -83,8 +85,8 @@ def verify_serving(folder: Path, python: Path, prompts: Sequence[str], tokens: i
         raise UserError(f"export={folder}: neither an adapter (adapter_config.json) nor a model (config.json)")
     config = PeftConfig.from_pretrained(str(folder)) if adapter else None
     model = str(config.base_model_name_or_path) if config else str(folder)
-    loaded = load_language_model(ModelConfig(name=model), torch.float32, torch.device("cpu"))
-    ids = [loaded.chat.ids(system, prompt) for prompt in prompts]
+    loaded = load_language_model(ModelConfig(name=model), dtype, torch.device("cpu"))
+    ids = [loaded.chat.ids("", prompt) for prompt in prompts]
     rank = vllm_rank(config.r) if config else None
     if config and rank is None:
         raise UserError(f"export={folder}: vLLM takes no adapter of rank {config.r}; export it again with rank=...")
@@ -93,6 +95,7 @@ def verify_serving(folder: Path, python: Path, prompts: Sequence[str], tokens: i
         "adapter": str(folder.absolute()) if adapter else None,
         "rank": rank,
         "tokens": tokens,
+        "dtype": str(dtype).removeprefix("torch."),
         "prompts": ids,
     }
     answer = _ask(python, request)
@@ -113,17 +116,15 @@ def verify_serving(folder: Path, python: Path, prompts: Sequence[str], tokens: i
 
 @dataclass(frozen=True)
 class _Greedy:
-    """Greedy tokens, and how far each was ahead of the next likeliest, in logits."""
+    """Greedy tokens, and whether each was as good as tied with the next likeliest."""
 
     tokens: list[int]
-    gaps: list[float]
+    ties: list[bool]
 
     def agrees(self, theirs: Sequence[int]) -> bool:
-        """Whether the tokens are the same as `theirs`, up to where two were as good as equally likely."""
-        for token, other, gap in zip(self.tokens, theirs, self.gaps, strict=True):
-            if token != other:
-                return gap < TIE
-        return True
+        """Whether the tokens are the same as `theirs`, up to a tie."""
+        pairs = zip(self.tokens, theirs, self.ties, strict=True)
+        return next((tie for token, other, tie in pairs if token != other), True)
 
 
 @torch.inference_mode()
@@ -131,12 +132,14 @@ def _greedy(model: nn.Module, prompts: Sequence[Sequence[int]], tokens: int) -> 
     """By one plain pass a token, so that nothing of heal's own decoding is trusted here."""
     found = []
     for prompt in prompts:
-        ids, gaps = list(prompt), []
+        ids, ties = list(prompt), []
         for _ in range(tokens):
-            top = model(input_ids=torch.tensor([ids])).logits[0, -1].float().topk(2)
-            gaps.append(float(top.values[0] - top.values[1]))
+            logits_V = model(input_ids=torch.tensor([ids])).logits[0, -1]
+            top = logits_V.float().topk(2)
+            rounding = _ROUNDINGS * torch.finfo(logits_V.dtype).eps * float(logits_V.abs().max())
+            ties.append(float(top.values[0] - top.values[1]) <= rounding)
             ids.append(int(top.indices[0]))
-        found.append(_Greedy(ids[len(prompt) :], gaps))
+        found.append(_Greedy(ids[len(prompt) :], ties))
     return found
 
 

@@ -2,8 +2,8 @@
 
     python vllm_tokens.py request.json answer.json
 
-The request: `model`, `adapter` (or null), `rank` (the largest to expect), `tokens`, `prompts` (token ids). The answer:
-`architecture`, and the tokens of each prompt without (`base`) and with (`adapter`) the adapter.
+The request: `model`, `adapter` (or null), `rank` (the largest to expect), `tokens`, `dtype`, `prompts` (token ids). The
+answer: `architecture`, and the tokens of each prompt without (`base`) and with (`adapter`) the adapter.
 """
 
 import json
@@ -23,7 +23,7 @@ def main() -> None:
         lora = {"enable_lora": True, "max_lora_rank": request["rank"]}
     llm = LLM(
         model=request["model"],
-        dtype="float32",
+        dtype=request["dtype"],
         enforce_eager=True,
         max_model_len=longest,
         max_num_seqs=len(prompts),
