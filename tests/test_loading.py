@@ -10,7 +10,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from heal.accumulator import Accumulator
 from heal.errors import UserError
 from heal.models import load as loading
 from tests import tiny as tiny_models
@@ -212,3 +214,105 @@ def test_added_tokens_without_an_embedding_that_no_chat_contains_are_named(copie
     tokenizer.save_pretrained(folder)
     (warning,) = load(folder).warnings
     assert warning.startswith("1 added token of the tokenizer without an embedding (<|extra 13|>)")
+
+
+def in_fp8(weight_OI: Tensor, block: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight as fp8 and its scales, one for each block or one for all, and what the two stand for in float32."""
+    rows, columns = (block, block) if block else weight_OI.shape
+    blocks = weight_OI.reshape(weight_OI.shape[0] // rows, rows, -1, columns)
+    scale = blocks.abs().amax((1, 3), keepdim=True) / 448
+    stored = (blocks / scale).to(torch.float8_e4m3fn)
+    scale_inv = scale[:, 0, :, 0] if block else scale.squeeze()
+    return stored.reshape(weight_OI.shape), scale_inv, (stored.float() * scale).reshape(weight_OI.shape)
+
+
+def save_fp8(folder: Path, block: int | None) -> dict[str, Tensor]:
+    """Quantises the Llama in `folder`, all but one projection; the weights that it stands for."""
+    means, stored = load_file(folder / SINGLE), {}
+    for name, weight in means.items():
+        if "layers" not in name or weight.ndim == 1 or "down_proj" in name:
+            stored[name] = weight
+            continue
+        stored[name], stored[f"{name}_scale_inv"], means[name] = in_fp8(weight, block)
+        if block is None:
+            stored[name.replace("weight", "activation_scale")] = torch.ones(())
+    save_file(stored, folder / SINGLE, metadata={"format": "pt"})
+    scheme = {"weight_block_size": [block, block], "activation_scheme": "dynamic"}
+    if block is None:
+        scheme = {"weight_block_size": None, "activation_scheme": "static"}
+    quantised = {"quant_method": "fp8", "modules_to_not_convert": ["lm_head", "down_proj"]} | scheme
+    edit_json(folder / "config.json", quantization_config=quantised)
+    return means
+
+
+def save_mxfp4(folder: Path) -> dict[str, Tensor]:
+    """A gpt-oss whose experts are stored in MXFP4; the weights that it stands for."""
+    (folder / SINGLE).unlink()
+    config = transformers.GptOssConfig(
+        **tiny_models.TEXT | {"intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
+    )
+    transformers.GptOssForCausalLM(config).save_pretrained(folder)
+    means, stored = load_file(folder / SINGLE), {}
+    digits = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    source = torch.Generator().manual_seed(0)
+    for name, weight in means.items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            stored[name] = weight
+            continue
+        experts, inner, outer = weight.shape  # stored as [expert, outer, inner / 32, 32], two digits a byte
+        codes = torch.randint(16, (experts, outer, inner // 32, 32), generator=source)
+        powers = torch.randint(-4, 1, (experts, outer, inner // 32), generator=source)
+        stored[f"{name}_blocks"] = (codes[..., ::2] + 16 * codes[..., 1::2]).to(torch.uint8)
+        stored[f"{name}_scales"] = (127 + powers).to(torch.uint8)
+        values = digits[codes % 8] * torch.where(codes < 8, 1, -1) * 2.0 ** powers[..., None]
+        means[name] = values.reshape(experts, outer, inner).transpose(1, 2)
+    save_file(stored, folder / SINGLE, metadata={"format": "pt"})
+    edit_json(folder / "config.json", quantization_config={"quant_method": "mxfp4"})
+    return means
+
+
+def test_weights_in_fp8_or_mxfp4_are_loaded_as_the_floating_point_that_they_stand_for(
+    copies: Iterator[Path], tmp_path: Path
+):
+    for what, save, attention in [
+        ("fp8 in blocks", lambda folder: save_fp8(folder, 16), "sdpa"),
+        ("fp8, one scale a weight", lambda folder: save_fp8(folder, None), "sdpa"),
+        ("mxfp4", save_mxfp4, "eager"),
+    ]:
+        with case(what):
+            folder = next(copies)
+            means = save(folder)
+            model = load(folder, attention=attention)
+            loaded = model.model.state_dict()
+            assert loaded.keys() == means.keys()
+            assert all(torch.equal(loaded[name], weight) for name, weight in means.items())
+            accumulator = Accumulator(model, rank=2, alpha=2, layers=[1])
+            accumulator.start_round(0)
+            model.model(input_ids=torch.tensor([[3, 4, 5]])).logits.square().mean().backward()
+            assert all(weight.grad is not None for weight in accumulator.trainable().values())
+            saved = tmp_path / f"saved {what}"
+            load(folder, attention=attention).model.save_pretrained(saved)
+            assert "quantization_config" not in json.loads((saved / "config.json").read_text())
+
+
+def test_weights_in_another_quantised_form_are_refused_and_the_method_is_named(early, copies: Iterator[Path]):
+    folder = next(copies)
+    for stored, method in [
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "fbgemm_fp8"}, "fbgemm_fp8"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),
+        ({"quant_method": "of_tomorrow"}, "of_tomorrow"),
+    ]:
+        for where in ("quantization_config", "text_config"):
+            with case(method, where):
+                edit_json(folder / "config.json", quantization_config=None, text_config=None)
+                nested = stored if where == "quantization_config" else {"quantization_config": stored}
+                edit_json(folder / "config.json", **{where: nested})
+                message = early(folder)
+                assert f"its weights are quantised ({method})" in message
+                assert "give the unquantised repository" in message
+    save_fp8(folder, 16)
+    assert "quantised already (fp8)" in early(folder, load_4bit=True)

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import (
     AUDIO_TOKENIZER_NAME,
     CONFIG_NAME,
@@ -47,14 +46,14 @@ class Checkpoint:
         architecture: its config.
         model_class: whose `from_pretrained` loads it: the class that its config names where that is a decoder with a
             head (a multimodal model keeps the module names under which it is served), else AutoModelForCausalLM.
-        quantisation: how its weights are turned back into floating point while they are loaded; None where they are
-            stored in it.
+        quantised: the quantised form of its weights, from which they are turned back into floating point while they are
+            loaded; None where they are stored in it.
     """
 
     where: str
     architecture: PreTrainedConfig
     model_class: Any
-    quantisation: Any = None
+    quantised: dict[str, Any] | None = None
 
 
 def location(config: ModelConfig) -> str:
@@ -73,7 +72,7 @@ def open_checkpoint(config: ModelConfig, where: str) -> Checkpoint:
     if Path(where).is_dir():
         _check_files(config, Path(where))
     raw = _read_config(config, where)
-    quantisation = _quantisation(config, raw)
+    quantised = _quantised(config, raw)
     try:
         architecture = AutoConfig.from_pretrained(
             where, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -83,7 +82,7 @@ def open_checkpoint(config: ModelConfig, where: str) -> Checkpoint:
         raise not_found(config, error) from error
     except (ValueError, ImportError, StrictDataclassError) as error:
         raise UserError(f"model.name={config.name}: {one_line(error)}") from error
-    return Checkpoint(where, architecture, model_class, quantisation)
+    return Checkpoint(where, architecture, model_class, quantised)
 
 
 def processor_files(config: ModelConfig) -> list[Path]:
@@ -200,6 +199,13 @@ def _check_files(config: ModelConfig, folder: Path) -> None:
             ) from error
 
 
+def loading_class(model: PreTrainedModel) -> str:
+    """Name of the class of transformers whose `from_pretrained` gives a model of the class of `model` again."""
+    own = type(model)
+    auto = AutoModelForCausalLM._model_mapping.get(type(model.config), None)
+    return own.__name__ if own is not auto and hasattr(transformers, own.__name__) else _AUTO
+
+
 def listed(names: list[str]) -> str:
     """The first three of `names`, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -240,13 +246,15 @@ def _read_object(config: ModelConfig, path: Path) -> dict[str, Any]:
     return content
 
 
-def _quantisation(config: ModelConfig, raw: dict[str, Any]) -> Any:
-    """How quantised weights are turned back into floating point; None where they are stored so.
+def _quantised(config: ModelConfig, raw: dict[str, Any]) -> dict[str, Any] | None:
+    """The quantised form of the weights; None where they are stored in floating point.
 
     Raises:
         UserError: they cannot be, or are to be loaded in 4 bits.
     """
-    stored = raw.get("quantization_config") or (raw.get("text_config") or {}).get("quantization_config")
+    stored: dict[str, Any] | None = raw.get("quantization_config") or (raw.get("text_config") or {}).get(
+        "quantization_config"
+    )
     if not stored:
         return None
     in_bits = stored.get("load_in_4bit") or stored.get("load_in_8bit")
@@ -261,7 +269,7 @@ def _quantisation(config: ModelConfig, raw: dict[str, Any]) -> Any:
             f"model.name={config.name}: its weights are quantised ({method}), and heal trains on floating point or on "
             "its own 4 bits; give the unquantised repository, with model.load_4bit=true if memory requires it"
         )
-    return AutoQuantizationConfig.from_dict(stored | {"dequantize": True})
+    return stored
 
 
 def _model_class(config: ModelConfig, architecture: PreTrainedConfig) -> Any:

@@ -7,6 +7,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging as transformers_logging
 
 from heal.config import ModelConfig
@@ -45,6 +46,9 @@ def load_language_model(
     checkpoint = open_checkpoint(config, source or location(config))
     tokenizer = _load_tokenizer(config, checkpoint.where)
     warnings = _check_tokens(config, Chat(tokenizer), checkpoint.architecture.get_text_config().vocab_size)
+    if checkpoint.quantised is not None:
+        method, held = checkpoint.quantised["quant_method"], str(dtype).removeprefix("torch.")
+        warnings.append(f"weights stored in {method} are held in {held}, which takes more memory than they do on disk")
     model = _load_weights(config, checkpoint, dtype, device)
     model.eval()
     model.requires_grad_(False)
@@ -136,8 +140,9 @@ def _load_weights(config: ModelConfig, checkpoint: Checkpoint, dtype: torch.dtyp
     options |= {"ignore_mismatched_sizes": True}  # listed in the report, from which they are refused by name
     if config.load_4bit:
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
-    elif checkpoint.quantisation is not None:
-        options |= {"quantization_config": checkpoint.quantisation}
+    elif checkpoint.quantised is not None:
+        to_floats = AutoQuantizationConfig.from_dict(checkpoint.quantised | {"dequantize": True})
+        options |= {"quantization_config": to_floats}
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
