@@ -1,5 +1,6 @@
 """A model, and what it says."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def load_model(name: str | Path = "embedded", *, device: str | torch.device = "a
     where = resolve_device(str(device))
     dtype, _ = resolve_dtype(config.dtype, where)
     model = load_language_model(config, dtype, where)
+    for text in model.warnings:
+        warnings.warn(text, stacklevel=2)
     model.batching = batching_for(model, compute.decode_batch, compute.batch_tokens, compute.head_memory * 2**20)
     return model
 

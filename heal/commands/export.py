@@ -122,7 +122,7 @@ def export_run(options: Options, folder: RunFolder) -> None:
     console.say(f"{kind:<10} {written.path} ({written.bytes / 1e6:.1f} MB)")
     if written.lost is not None:
         console.say(f"truncated  relative Frobenius error of the update {written.lost:.2e}")
-    say_how_to_load(console, written.path, options.format)
+    say_how_to_load(console, written.path, options.format, student.model)
 
 
 def write_student(student: "Student", path: Path, options: Options) -> "Export":
@@ -155,7 +155,7 @@ def export_steering_vector(options: Options, file: Path) -> None:
     say_approximation(console, written)
     carried = "as a bias" if options.bias == "true" else "without a bias"
     console.say(f"adapter    {written.path} ({vector.method} of {vector.trait} at c = {c:g}, {carried})")
-    say_how_to_load(console, written.path, "adapter")
+    say_how_to_load(console, written.path, "adapter", model)
 
 
 def model_of(options: Options, file: Path, vector: "SteeringVector") -> ModelConfig:
@@ -176,6 +176,7 @@ def load_model(console: Console, config: ModelConfig, device_name: str) -> "Lang
         dtype, why = resolve_dtype(config.dtype, device)
         model = load_language_model(config, dtype, device)
         line.result(f"{config.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
+    console.warn(*model.warnings)
     return model
 
 
@@ -231,8 +232,16 @@ def vector_path(file: Path, options: Options) -> Path:
     return file.with_name("-".join(parts))
 
 
-def say_how_to_load(console: Console, path: Path, kind: str) -> None:
+def say_how_to_load(console: Console, path: Path, kind: str, model: "LanguageModel") -> None:
     """One line of Python, and where the model card is."""
-    loader = "peft.AutoPeftModelForCausalLM" if kind == "adapter" else "transformers.AutoModelForCausalLM"
-    console.say(f"load it    {loader}.from_pretrained({str(path)!r})")
+    from heal.models.checkpoint import loading_class, location
+
+    loader = loading_class(model.model)
+    load = f"transformers.{loader}.from_pretrained({str(path)!r})"
+    if kind == "adapter" and loader == "AutoModelForCausalLM":
+        load = f"peft.AutoPeftModelForCausalLM.from_pretrained({str(path)!r})"
+    elif kind == "adapter":
+        base = f"transformers.{loader}.from_pretrained({location(model.config)!r})"
+        load = f"peft.PeftModel.from_pretrained({base}, {str(path)!r})"
+    console.say(f"load it    {load}")
     console.say(f"more       {path / 'README.md'}")

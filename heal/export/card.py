@@ -12,6 +12,7 @@ from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
 from heal.export.exportable import Exportable
+from heal.models.checkpoint import loading_class
 from heal.models.embedded import NAME as EMBEDDED_NAME
 from heal.report.words import loss
 from heal.run.student import Student
@@ -260,12 +261,13 @@ def _loading(student: Exportable, rank: int | None) -> str:
         "said = model.generate(**prompt, max_new_tokens=100)[0, prompt['input_ids'].shape[1]:]",
         "print(tokenizer.decode(said, skip_special_tokens=True))",
     ]
-    imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    loader = loading_class(student.model.model)
+    imports = f"from transformers import {loader}, AutoTokenizer"
     if not rank:
         code = [
             imports,
             "",
-            "model = AutoModelForCausalLM.from_pretrained('PATH/TO/THIS/FOLDER', dtype='auto')",
+            f"model = {loader}.from_pretrained('PATH/TO/THIS/FOLDER', dtype='auto')",
             "tokenizer = AutoTokenizer.from_pretrained('PATH/TO/THIS/FOLDER')",
             *ask,
         ]
@@ -282,19 +284,19 @@ def _loading(student: Exportable, rank: int | None) -> str:
         "from peft import PeftModel",
         imports,
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({where!r}{revision}, dtype='auto')",
+        f"base = {loader}.from_pretrained({where!r}{revision}, dtype='auto')",
         "model = PeftModel.from_pretrained(base, 'PATH/TO/THIS/FOLDER')",
         f"tokenizer = AutoTokenizer.from_pretrained({where!r}{revision})",
         *ask,
     ]
     plain = [
-        f"model = AutoModelForCausalLM.from_pretrained({where!r}{revision}, dtype='auto')",
+        f"model = {loader}.from_pretrained({where!r}{revision}, dtype='auto')",
         "model.load_adapter('PATH/TO/THIS/FOLDER')",
     ]
     return "\n\n".join(
         [
             "## Use",
-            peft_note(student.config),
+            peft_note(student.config, loader),
             fenced("\n".join(code), "python"),
             "With transformers alone (peft installed):",
             fenced("\n".join(plain), "python"),
@@ -303,7 +305,9 @@ def _loading(student: Exportable, rank: int | None) -> str:
     )
 
 
-def peft_note(config: ModelConfig) -> str:
+def peft_note(config: ModelConfig, loader: str) -> str:
+    if loader != "AutoModelForCausalLM":  # which peft's own loader would take for the base
+        return "With peft:"
     if config.name == "embedded" or config.folder:
         return (
             "With peft (adapter_config.json names the base's folder on the computer that made this; there "

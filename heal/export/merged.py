@@ -12,12 +12,13 @@ from heal.export.exportable import Card, Exportable
 from heal.export.factors import ExportError, Factors, history_factors
 from heal.export.folder import Export, check_place, replaced, size, write_record
 from heal.export.verify import fingerprints, load_again, verify_merged
+from heal.models.checkpoint import processor_files
 from heal.models.language_model import LanguageModel
 from heal.run.student import Student
 
 
 def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
-    """Writes model, tokenizer, chat template and generation config to `path` and verifies them.
+    """Writes model, tokenizer, chat template, generation config and the base's processor to `path` and verifies them.
 
     The base is loaded again from its safetensors, in floating point even if the run used 4 bits;
     `W + gate B A` is computed in float32 and cast to the run's dtype. In float32 the logits equal the
@@ -50,6 +51,8 @@ def write_merged(student: Exportable, path: Path, card: Card, rounds: Sequence[i
     with replaced(path) as folder:
         base.model.save_pretrained(folder)
         base.chat.tokenizer.save_pretrained(folder)
+        for processor in processor_files(student.config):  # of images and sounds: a server asks for them
+            shutil.copyfile(processor, folder / processor.name)
         for weights in folder.glob("*.safetensors"):  # written with permissions for the owner alone
             shutil.copymode(folder / "config.json", weights)
         del base

@@ -28,6 +28,7 @@ from heal.export.folder import check_place, replaced, size, write_record
 from heal.export.residual import straight_writer
 from heal.export.vector_card import Divergence, VectorFacts, vector_card
 from heal.export.verify import ADAPTER_RELATIVE, allowed, check_factors, difference, model_logits, room
+from heal.models.checkpoint import loading_class
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import from_mapping, read_yaml
@@ -118,7 +119,9 @@ def export_vector(
         kl, steering_kl = (None, None) if bias else steered.divergences(fresh, held_out)
         facts = VectorFacts(c, linears, error, gates, kl, steering_kl)
         dtype = str(language_model.model.dtype).removeprefix("torch.")
-        (folder / "README.md").write_text(vector_card(vector, config, facts, dtype), encoding="utf-8")
+        (folder / "README.md").write_text(
+            vector_card(vector, config, facts, dtype, loading_class(fresh.model)), encoding="utf-8"
+        )
         about = {"method": vector.method, "trait": vector.trait, "bias": bias}
         write_record(folder, format="adapter", source="vector", **about, **facts.record())
     return VectorExport(path, facts, size(path))

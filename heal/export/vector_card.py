@@ -53,7 +53,7 @@ class VectorFacts:
         }
 
 
-def vector_card(vector: SteeringVector, config: ModelConfig, facts: VectorFacts, dtype: str) -> str:
+def vector_card(vector: SteeringVector, config: ModelConfig, facts: VectorFacts, dtype: str, loader: str) -> str:
     """README.md of an export.
 
     Args:
@@ -61,6 +61,7 @@ def vector_card(vector: SteeringVector, config: ModelConfig, facts: VectorFacts,
         config: how its model was loaded.
         facts: contents and measurements.
         dtype: of the model used for the measurements.
+        loader: class of transformers that loads the model.
     """
     base = base_name(config)
     parts = [
@@ -68,7 +69,7 @@ def vector_card(vector: SteeringVector, config: ModelConfig, facts: VectorFacts,
         f"# {escaped(vector.trait)}: {escaped(base)}, steered",
         _what(vector, base, facts),
         _measured(facts, dtype),
-        _use(config),
+        _use(config, loader),
         _limits(facts),
     ]
     return "\n\n".join(parts) + "\n"
@@ -140,13 +141,13 @@ def _measured(facts: VectorFacts, dtype: str) -> str:
     return "\n".join(lines)
 
 
-def _use(config: ModelConfig) -> str:
+def _use(config: ModelConfig, loader: str) -> str:
     revision = f", revision={config.revision!r}" if config.revision else ""
     code = [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {loader}",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({loadable(config)!r}{revision}, dtype='auto')",
+        f"base = {loader}.from_pretrained({loadable(config)!r}{revision}, dtype='auto')",
         "model = PeftModel.from_pretrained(base, 'PATH/TO/THIS/FOLDER')",
     ]
     return f"## Use\n\n{fenced(chr(10).join(code), 'python')}"

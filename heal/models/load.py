@@ -2,20 +2,30 @@
 
 from typing import Any
 
+import tokenizers
 import torch
-from huggingface_hub.errors import HfHubHTTPError
+import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils import logging as transformers_logging
 
 from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.models.chat import Chat
-from heal.models.embedded import embedded_folder
+from heal.models.checkpoint import (
+    NOT_FOUND,
+    Checkpoint,
+    code_of_its_own,
+    listed,
+    location,
+    not_found,
+    one_line,
+    open_checkpoint,
+)
+from heal.models.kernels import slow_layers
 from heal.models.language_model import LanguageModel
 from heal.recipe import find_file
-
-_NOT_FOUND = (OSError, HfHubHTTPError)
 
 
 def load_language_model(
@@ -30,18 +40,18 @@ def load_language_model(
         source: folder or hub id to read instead of `config.name`, for example an exported model.
 
     Raises:
-        UserError: not found, not causal, pickled weights, missing or unexpected weights, no chat
-            template, no pad token.
+        UserError: see `open_checkpoint`; missing or unexpected weights, no chat template, no pad token, tokens
+            without an embedding.
     """
-    where = source or str(embedded_folder() if config.name == "embedded" else config.folder or config.name)
-    tokenizer = _load_tokenizer(config, where)
-    model = _load_weights(config, where, dtype, device)
+    checkpoint = open_checkpoint(config, source or location(config))
+    tokenizer = _load_tokenizer(config, checkpoint.where)
+    warnings = _check_tokens(config, Chat(tokenizer), checkpoint.architecture.get_text_config().vocab_size)
+    if checkpoint.quantised is not None:
+        method, held = checkpoint.quantised["quant_method"], str(dtype).removeprefix("torch.")
+        warnings.append(f"weights stored in {method} are held in {held}, which takes more memory than they do on disk")
+    model = _load_weights(config, checkpoint, dtype, device)
     model.eval()
     model.requires_grad_(False)
-    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"model.name={config.name}: pad token '{tokenizer.pad_token}' has no embedding; set model.pad_token"
-        )
     language_model = LanguageModel(
         model=model,
         chat=Chat(tokenizer),
@@ -49,6 +59,7 @@ def load_language_model(
         end_ids=_end_ids(model, tokenizer),
         pad_id=tokenizer.pad_token_id,
         config=config,
+        warnings=(*warnings, *slow_layers(model, device)),
     )
     language_model.check_supported()
     return language_model
@@ -59,10 +70,19 @@ def _load_tokenizer(config: ModelConfig, where: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             where, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except _NOT_FOUND as error:
-        raise _not_found(config, error) from error
-    except ValueError as error:
-        raise UserError(f"model.name={config.name}: its tokenizer cannot be read ({_one_line(error)})") from error
+    except NOT_FOUND as error:
+        raise not_found(config, error) from error
+    except Exception as error:
+        # The tokenizers library raises a bare Exception for a tokenizer.json that it cannot parse.
+        if not isinstance(error, ValueError | ImportError) and type(error) is not Exception:
+            raise
+        if "trust_remote_code" in str(error) and not config.trust_remote_code:
+            raise code_of_its_own(config) from error
+        raise UserError(
+            f"model.name={config.name}: its tokenizer cannot be read ({one_line(error)}); download it again, or "
+            f"install the libraries that wrote it (here transformers {transformers.__version__}, tokenizers "
+            f"{tokenizers.__version__})"
+        ) from error
     if config.chat_template is not None:
         path = find_file("model.chat_template", config.chat_template)
         tokenizer.chat_template = path.read_text(encoding="utf-8")
@@ -82,21 +102,37 @@ def _load_tokenizer(config: ModelConfig, where: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_weights(config: ModelConfig, where: str, dtype: torch.dtype, device: torch.device):
-    common = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        architecture = AutoConfig.from_pretrained(where, **common)
-    except _NOT_FOUND as error:
-        raise _not_found(config, error) from error
-    except ValueError as error:
-        raise UserError(f"model.name={config.name}: {_one_line(error)}") from error
-    if type(architecture) not in AutoModelForCausalLM._model_mapping and "auto_map" not in architecture.to_dict():
+def _check_tokens(config: ModelConfig, chat: Chat, rows: int) -> list[str]:
+    """Refuses a tokenizer that can produce an id beyond the `rows` of the embedding.
+
+    Returns:
+        a warning where only tokens that a text would have to spell out lie beyond them.
+    """
+    tokenizer = chat.tokenizer
+    if tokenizer.pad_token_id >= rows:
         raise UserError(
-            f"model.name={config.name}: '{architecture.model_type}' is not a causal (decoder-only) language model"
+            f"model.name={config.name}: pad token '{tokenizer.pad_token}' has no embedding; set model.pad_token"
         )
-    if getattr(architecture, "is_encoder_decoder", False):
-        raise UserError(f"model.name={config.name}: an encoder-decoder model; heal requires a decoder-only one")
-    options: dict[str, Any] = common | {
+    beyond = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
+    used = set(chat.ids(config.system, "x")) | {tokenizer.eos_token_id} | beyond.keys() - tokenizer.added_tokens_decoder
+    if unusable := sorted(used & beyond.keys()):
+        raise UserError(
+            f"model.name={config.name}: its tokenizer produces tokens without an embedding "
+            f"({listed([f'{beyond[index]!r}: id {index}' for index in unusable])}; the model has {rows}); give the "
+            "tokenizer that these weights were trained with"
+        )
+    if not beyond:
+        return []
+    return [
+        f"{len(beyond)} added token{'s' * (len(beyond) > 1)} of the tokenizer without an embedding "
+        f"({listed([beyond[index] for index in sorted(beyond)])}): no prompt may contain one"
+    ]
+
+
+def _load_weights(config: ModelConfig, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device):
+    options: dict[str, Any] = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
         "attn_implementation": config.attention,
         "use_safetensors": True,
         "dtype": dtype,
@@ -104,17 +140,20 @@ def _load_weights(config: ModelConfig, where: str, dtype: torch.dtype, device: t
     options |= {"ignore_mismatched_sizes": True}  # listed in the report, from which they are refused by name
     if config.load_4bit:
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
+    elif checkpoint.quantised is not None:
+        to_floats = AutoQuantizationConfig.from_dict(checkpoint.quantised | {"dequantize": True})
+        options |= {"quantization_config": to_floats}
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **options)
-    except _NOT_FOUND as error:
-        raise _not_found(config, error) from error
+        model, report = checkpoint.model_class.from_pretrained(checkpoint.where, output_loading_info=True, **options)
+    except NOT_FOUND as error:
+        raise not_found(config, error) from error
     except SafetensorError as error:
-        raise UserError(f"model.name={config.name}: a damaged weights file ({_one_line(error)})") from error
+        raise UserError(f"model.name={config.name}: a damaged weights file ({one_line(error)})") from error
     except (ValueError, ImportError) as error:
         hint = "; set model.attention=eager" if config.attention != "eager" and "ttention" in str(error) else ""
-        raise UserError(f"model.name={config.name}: {_one_line(error)}{hint}") from error
+        raise UserError(f"model.name={config.name}: {one_line(error)}{hint}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -127,10 +166,9 @@ def _check_report(name: str, report: dict) -> None:
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         names = sorted(str(item) for item in report.get(what, ()))
         if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise UserError(
-                f"model.name={name}: {what.replace('_keys', '')} weights ({shown}); the checkpoint does not match "
-                "its architecture and would run with random or ignored weights"
+                f"model.name={name}: {what.replace('_keys', '')} weights ({listed(names)}); the checkpoint does not "
+                "match its architecture and would run with random or ignored weights"
             )
 
 
@@ -156,23 +194,3 @@ def _four_bit(dtype: torch.dtype):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
-
-
-def _not_found(config: ModelConfig, error: Exception) -> UserError:
-    if folder := config.folder:
-        pickles = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)]
-        if pickles and not list(folder.glob("*.safetensors")):
-            return UserError(
-                f"model.name={config.name}: weights in pickle form ({pickles[0]}) are refused; "
-                "convert them to safetensors"
-            )
-        return UserError(f"model.name={config.name}: {_one_line(error)}")
-    return UserError(
-        f"model.name={config.name}: found neither as a folder nor on the hub ({_one_line(error)}); "
-        "give 'embedded', a hub id or a folder"
-    )
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -105,6 +105,7 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     name = str(dtype).removeprefix("torch.")
     console.say(f"model      {recipe.model.name} in {name} on {device} ({why})")
     model = load_language_model(recipe.model, dtype, device)
+    console.warn(*model.warnings)
     sizes = Sizes() if known is None else known.batching
     model.batching = batching_for(
         model,
