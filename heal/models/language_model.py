@@ -34,6 +34,7 @@ class LanguageModel:
         config: the model section of a recipe that it was loaded by, and can be loaded by again.
         batching: how many rows and tokens go through the model per pass.
         shares: whether rows that begin alike may share a pass (the attention kernel takes a mask).
+        notices: what a user should know about its chats, a line each (`heal.models.contract`).
     """
 
     model: PreTrainedModel
@@ -44,6 +45,7 @@ class LanguageModel:
     config: ModelConfig
     batching: Batching = field(default_factory=Batching)
     shares: bool = True
+    notices: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

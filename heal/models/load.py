@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.models.chat import Chat
+from heal.models.contract import check_contract
 from heal.models.embedded import embedded_folder
 from heal.models.language_model import LanguageModel
 from heal.recipe import find_file
@@ -31,10 +32,12 @@ def load_language_model(
 
     Raises:
         UserError: not found, not causal, pickled weights, missing or unexpected weights, no chat
-            template, no pad token.
+            template or one that breaks the contract (`heal.models.contract`), no pad token.
     """
     where = source or str(embedded_folder() if config.name == "embedded" else config.folder or config.name)
     tokenizer = _load_tokenizer(config, where)
+    chat = Chat(tokenizer)
+    notices = check_contract(chat, config)
     model = _load_weights(config, where, dtype, device)
     model.eval()
     model.requires_grad_(False)
@@ -44,11 +47,12 @@ def load_language_model(
         )
     language_model = LanguageModel(
         model=model,
-        chat=Chat(tokenizer),
+        chat=chat,
         name=config.name,
-        end_ids=_end_ids(model, tokenizer),
+        end_ids=_end_ids(model, chat),
         pad_id=tokenizer.pad_token_id,
         config=config,
+        notices=notices,
     )
     language_model.check_supported()
     return language_model
@@ -65,7 +69,10 @@ def _load_tokenizer(config: ModelConfig, where: str) -> PreTrainedTokenizerBase:
         raise UserError(f"model.name={config.name}: its tokenizer cannot be read ({_one_line(error)})") from error
     if config.chat_template is not None:
         path = find_file("model.chat_template", config.chat_template)
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"model.chat_template={config.chat_template}: not a text in UTF-8 ({error})") from error
     if not tokenizer.chat_template:
         raise UserError(
             f"model.name={config.name}: its tokenizer has no chat template; use the instruct version of the "
@@ -134,12 +141,16 @@ def _check_report(name: str, report: dict) -> None:
             )
 
 
-def _end_ids(model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_ids(model, chat: Chat) -> frozenset[int]:
+    """What the model's files name as ends of a turn, and what closes an answer in its chat template."""
     configured = model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    ids.discard(None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {chat.tokenizer.eos_token_id}
+    ids = (ids | chat.end_ids) - {None}
     if not ids:
-        raise UserError("the model names no end-of-turn token (eos_token_id in its generation config)")
+        raise UserError(
+            "the model names no end-of-turn token (eos_token_id in its generation config), and its chat template ends "
+            "an answer with ordinary text"
+        )
     return frozenset(int(index) for index in ids)
 
 
