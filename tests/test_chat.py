@@ -213,7 +213,7 @@ def test_published_templates_keep_the_contract_and_their_prompts_end_where_they_
                 assert not chat.text(system, user).rstrip().endswith("<think>")
     for name, opening, ends in [
         ("gptoss", "<|channel|>final<|message|>", {"<|return|>", "<|end|>"}),
-        ("deepseekv3", "\n</think>\n\n", {"<｜end▁of▁sentence｜>"}),
+        ("deepseekv3", "", {"<｜end▁of▁sentence｜>"}),
         ("qwen3", "", {"<|im_end|>"}),
         ("phi3", "", {"<|end|>"}),
         ("glm4moe", "", {"<|user|>"}),
@@ -222,6 +222,7 @@ def test_published_templates_keep_the_contract_and_their_prompts_end_where_they_
         chat = chats[name]
         assert chat.opening == opening, name
         assert set(chat.tokenizer.convert_ids_to_tokens(sorted(chat.end_ids))) == ends, name
+    assert chats["deepseekv3"].text("", "Hello").endswith("<｜Assistant｜><think>\n\n</think>\n\n")
 
 
 def test_a_thought_that_the_template_always_opens_is_closed_in_every_prompt():
@@ -236,6 +237,13 @@ def test_a_thought_that_the_template_always_opens_is_closed_in_every_prompt():
             assert chat.text("Be kind.", "Hello") == plain.text("Be kind.", "Hello") + closed
             assert chat.next_turn("Why?") == plain.next_turn("Why?") + closed
             assert any("</think>" in line or "[/THINK]" in line for line in check_contract(chat, ModelConfig()))
+
+
+def test_a_thought_is_closed_only_where_the_prompt_at_hand_opens_it():
+    asked = "{% if '/no_think' in messages[0]['content'] %}<think></think>{% else %}<think>\n{% endif %}"
+    chat = Chat(tokenizer(CHATML.replace("assistant\n", "assistant\n" + asked)))
+    for system, end in (("Be kind.", "<think>\n\n</think>\n\n"), ("Be kind. /no_think", "assistant\n<think></think>")):
+        assert chat.text(system, "What is <think>?").endswith(end), system
 
 
 def test_the_final_channel_of_harmony_is_opened_in_the_prompt_and_both_its_closings_end_an_answer():
@@ -287,6 +295,14 @@ def test_what_closes_an_answer_in_the_template_ends_a_completion_whatever_the_fi
     assert (said.ids, said.ended, model.chat.decode(list(said.ids))) == ((2,), True, "")
 
 
+def test_what_ends_an_answer_is_no_part_of_its_text_though_the_tokenizer_calls_it_an_ordinary_token():
+    made = tokenizer(CHATML.replace("<|im_end|>", "<|END|>"))
+    made.add_tokens(["<|END|>"])
+    chat = Chat(made)
+    assert made.decode(chat.plain_ids("Hé!<|END|>"), skip_special_tokens=True) == "Hé!<|END|>"
+    assert chat.decode(chat.plain_ids("Hé!<|END|>")) == "Hé!"
+
+
 def test_an_answer_that_ends_in_ordinary_text_is_a_notice_and_without_an_end_of_sequence_refused(folder: Path):
     made = tokenizer(PLAIN)
     (notice,) = load(saved(folder, made)).notices
@@ -330,6 +346,7 @@ def test_a_template_that_breaks_the_contract_is_refused_in_one_line_that_names_i
             NO_SYSTEM.replace(content, "{{ message['content'] if message['role'] == 'user' }}"),
         ),
         ("opens no turn of the assistant", "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"),
+        ("begins a thought", ALWAYS_THINKS.replace("<think>\n", "<think>\nOkay, ")),
         ("opens another turn", CHATML.replace("<|im_start|>assistant\n", "<|im_start|>model\n")),
     ]:
         with case(what, template):

@@ -21,7 +21,7 @@ MARK = "an-answer"  # what the assistant says where a template's own text around
 _NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _DAY = date(2024, 7, 26)  # the fallback of Llama 3's templates
 # What opens a thought, and what closes it.
-_THOUGHTS = {
+THOUGHTS = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
     "<thought>": "</thought>",
@@ -45,7 +45,8 @@ class Chat:
     run keeps the prompts that it began with. A template may strip spaces and line breaks around a message; nothing
     else of a message is lost in one that keeps the contract (`heal.models.contract`).
 
-    A prompt ends where the template itself begins to write what an assistant says: see `opening`.
+    A prompt ends where the template itself begins to write an answer (see `opening`). A thought that the template opens
+    there, whatever `enable_thinking` says, is closed without anything in it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -76,21 +77,14 @@ class Chat:
 
     @cached_property
     def opening(self) -> str:
-        """What a prompt has after the template's generation prompt; mostly nothing.
+        """What the template writes before an answer beyond its generation prompt; mostly nothing.
 
-        A generation prompt may be shorter than what the template writes before an answer of the assistant: harmony's
-        (gpt-oss) leaves the channel to the model. The rest is then `opening`, so that no text of the template is left
-        to the completion (white space is: in "Assistant: Yes" it belongs to the first word's token). A generation
-        prompt may also open a thought, whatever `enable_thinking` says: it is closed, without a thought in it.
+        Harmony's generation prompt (gpt-oss) leaves the channel to the model, some templates have none at all. White
+        space does not count: in "Assistant: Yes" it belongs to the first word's token.
         """
         prompt, before = self.render([("user", "x")]), self.before_answer("x")
-        if before.startswith(prompt) and before.removeprefix(prompt).strip():
-            return before.removeprefix(prompt)
-        bare = prompt.rstrip()
-        for opens, closes in _THOUGHTS.items():
-            if bare.endswith(opens):
-                return f"\n{closes}\n\n" if "\n" in prompt[len(bare) :] else closes
-        return ""
+        rest = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        return rest if rest.strip() and not _closing(prompt) else ""
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -104,11 +98,11 @@ class Chat:
 
     def text(self, system: str, user: str) -> str:
         """The rendered prompt up to the first word of the answer; no system message when `system` is empty."""
-        return self.render(self.turns(system, user)) + self.opening
+        return self._begun(self.render(self.turns(system, user)))
 
     def next_turn(self, user: str) -> str:
         """The text between an answer and the next one when the user writes `user` in between."""
-        return self.render(_answered(user)).partition(MARK)[2] + self.opening
+        return self._begun(self.render(_answered(user))).partition(MARK)[2]
 
     def ids(self, system: str, user: str, prefill: str = "") -> list[int]:
         """Token ids of the rendered prompt, with `prefill` as the beginning of the answer."""
@@ -119,8 +113,9 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: list[int]) -> str:
-        """The text of completion ids, without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        """The text of completion ids, without special tokens and whatever ends an answer."""
+        said = [token for token in ids if token not in self.end_ids]
+        return str(self.tokenizer.decode(said, skip_special_tokens=True))
 
     def turns(self, system: str, user: str) -> list[Turn]:
         """The messages of a prompt; without a system message where the template takes none or `system` is empty."""
@@ -145,6 +140,11 @@ class Chat:
             RenderingError: the template does not render them.
         """
         return self._rendered(turns, generation, self.takes_parts)
+
+    def _begun(self, prompt: str) -> str:
+        """A rendered prompt, continued to the first word of the answer."""
+        prompt += self.opening
+        return prompt + _closing(prompt)
 
     def _rendered(self, turns: Sequence[Turn], generation: bool, parts: bool) -> str:
         messages: list[dict[str, Any]] = [
@@ -173,6 +173,15 @@ class Chat:
         ids, said = self.plain_ids(text), self.plain_ids(text[: text.index(MARK) + len(MARK)])
         names = {token: str(added).strip() for token, added in self.tokenizer.added_tokens_decoder.items()}
         return next((token for token in ids[shared(ids, said) :] if names.get(token) and names[token] in after), None)
+
+
+def _closing(prompt: str) -> str:
+    """What closes the thought that a prompt ends in, as templates that close it themselves do; empty for none."""
+    bare = prompt.rstrip()
+    for opens, closes in THOUGHTS.items():
+        if bare.endswith(opens):
+            return f"\n{closes}\n\n" if "\n" in prompt[len(bare) :] else closes
+    return ""
 
 
 def _answered(*later: str) -> list[Turn]:

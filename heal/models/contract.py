@@ -8,7 +8,7 @@ from string import ascii_lowercase, digits
 
 from heal.config import ModelConfig
 from heal.errors import UserError
-from heal.models.chat import Chat, RenderingError
+from heal.models.chat import THOUGHTS, Chat, RenderingError
 
 SYSTEM = "Answer as a lighthouse keeper would."
 # Each must be in its prompt once, letter by letter.
@@ -129,6 +129,13 @@ def _opens_the_answer(chat: Chat) -> str | None:
     return None
 
 
+def _opens_no_thought(chat: Chat) -> str | None:
+    opened = chat.text("", TEXTS[0]).rpartition(TEXTS[0])[2]
+    if any(opened.rfind(opens) > opened.rfind(closes) for opens, closes in THOUGHTS.items()):
+        return f"the chat template begins a thought of the assistant's ({opened[-40:]!r}) instead of an answer"
+    return None
+
+
 def _begins_once(chat: Chat) -> str | None:
     begin = chat.tokenizer.bos_token_id
     if begin is not None and chat.ids("", TEXTS[0])[:2] == [begin, begin]:
@@ -152,9 +159,8 @@ def _folds_system(chat: Chat) -> str | None:
 
 
 def _goes_on(chat: Chat) -> str | None:
-    if not chat.opening:
-        return None
-    return f"prompts go on with {chat.opening!r} after the chat template's generation prompt, where an answer begins"
+    added = chat.text("", TEXTS[0]).removeprefix(chat.render(chat.turns("", TEXTS[0])))
+    return f"prompts go on with {added!r} after the chat template's generation prompt, to the answer" if added else None
 
 
 def _ends_in_text(chat: Chat) -> str | None:
@@ -176,6 +182,7 @@ CHECKS: tuple[Check, ...] = (
     _keeps_the_user_s_text,
     _keeps_the_system_text,
     _opens_the_answer,
+    _opens_no_thought,
     _begins_once,
     _tells_letters_apart,
 )
