@@ -96,3 +96,15 @@ def test_a_run_whose_prompts_or_ends_the_template_gives_otherwise_now_is_refused
     ]:
         with case(what), pytest.raises(UserError, match="other prompts, or other ends of an answer"):
             refuse_other_prompts(run, recipe, other)
+
+
+def test_what_should_be_known_of_a_model_s_chats_is_said_once_by_a_run_and_as_a_warning_by_the_api(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text(CHATML.replace("messages %}", "messages if message['role'] != 'system' %}"))
+    folded = "the chat template renders no system message"
+    with opened(load_recipe(words(tiny_folder, tmp_path / "runs", f"model.chat_template={template}"))):
+        assert capsys.readouterr().out.count(f"chat       {folded}") == 1
+    with pytest.warns(UserWarning, match=folded):
+        heal.load_model(tiny_folder, chat_template=str(template))
