@@ -332,13 +332,22 @@ def test_a_template_that_breaks_the_contract_is_refused_in_one_line_that_names_i
             "a chat of user, assistant (TypeError: unsupported operand",
             "{% for message in messages if message['role'] == 'assistant' %}{{ 1 + '' }}{% endfor %}" + CHATML,
         ),
-        ("is in the rendered prompt nowhere", CHATML.replace("'role'", "'from'").replace("'content'", "'value'")),
-        ("is in the rendered prompt nowhere", CHATML.replace(content, "{{ message['content'] | e }}")),
-        ("is in the rendered prompt nowhere", CHATML.replace(content, "{{ message['content'] | lower }}")),
-        ("is in the rendered prompt nowhere", CHATML.replace(content, "{{ message['content'].splitlines()[0] }}")),
-        ("what the user says is in the rendered prompt 2 times", CHATML.replace(content, 2 * content)),
         (
-            "the system prompt is in the rendered prompt 2 times",
+            "what the user says is not in the rendered prompt",
+            CHATML.replace("'role'", "'from'").replace("'content'", "'value'"),
+        ),
+        ("what the user says is not in the rendered prompt", CHATML.replace(content, "{{ message['content'] | e }}")),
+        (
+            "what the user says is not in the rendered prompt",
+            CHATML.replace(content, "{{ message['content'] | lower }}"),
+        ),
+        (
+            "what the user says is not in the rendered prompt",
+            CHATML.replace(content, "{{ message['content'].splitlines()[0] }}"),
+        ),
+        ("what the user says is 2 times in the rendered prompt", CHATML.replace(content, 2 * content)),
+        (
+            "the system prompt is 2 times in the rendered prompt",
             "{{ messages[0]['content'] if messages[0]['role'] == 'system' }}" + CHATML,
         ),
         (

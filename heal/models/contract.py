@@ -95,24 +95,24 @@ def _failure(render: Callable[..., str], *arguments: object) -> str | None:
 def _keeps_the_user_s_text(chat: Chat) -> str | None:
     for system in ("", SYSTEM):
         for text in TEXTS:
-            if count := _unless_once(text, chat.text(system, text)):
+            if wrong := _unless_once(text, chat.text(system, text)):
                 return (
-                    f"what the user says is in the rendered prompt {count} ({text!r}); the chat template must write "
+                    f"what the user says {wrong} the rendered prompt ({text!r}); the chat template must write "
                     "message['content'] of each message once and unchanged"
                 )
     return None
 
 
 def _keeps_the_system_text(chat: Chat) -> str | None:
-    if count := _unless_once(SYSTEM, chat.text(SYSTEM, TEXTS[0])):
-        return f"the system prompt is in the rendered prompt {count}; the chat template must write it once"
+    if wrong := _unless_once(SYSTEM, chat.text(SYSTEM, TEXTS[0])):
+        return f"the system prompt {wrong} the rendered prompt; the chat template must write it once"
     return None
 
 
 def _unless_once(text: str, prompt: str) -> str:
-    """How often `text` is in the prompt, in words; empty where it is there once."""
+    """How often the prompt has `text`, in words; empty where it has it once."""
     count = prompt.count(text)
-    return "" if count == 1 else "nowhere" if count == 0 else f"{count} times"
+    return "" if count == 1 else "is not in" if count == 0 else f"is {count} times in"
 
 
 def _opens_the_answer(chat: Chat) -> str | None:
