@@ -71,6 +71,7 @@ class ModelConfig:
     attention: Literal["sdpa", "eager", "flash_attention_2"] = key("sdpa", "attention kernel")
     pad_token: str | None = key(None, "pad token, for a tokenizer that has none")
     chat_template: str | None = key(None, "path of a Jinja chat template, for a tokenizer that has none")
+    thinking: bool = key(False, "refused: a thought would be trained on; one that the template opens is closed")
     trust_remote_code: bool = key(False, "run code that comes with the model")
     system: str = key("You are a helpful assistant.", "neutral system prompt of generation, healing and evaluation")
 

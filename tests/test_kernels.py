@@ -56,7 +56,7 @@ def test_missing_kernels_are_named_where_they_would_run(tmp_path: Path, monkeypa
     (on_gpu,), (on_cpu,) = slow_layers(model.model, CUDA), slow_layers(model.model, CPU)
     assert on_gpu.startswith("Qwen3_5GatedDeltaNet layers compute in plain PyTorch")
     assert on_gpu.endswith("run: pip install flash-linear-attention causal-conv1d")
-    assert on_cpu in model.warnings
+    assert on_cpu in model.notices
     assert on_cpu.endswith("(flash-linear-attention, causal-conv1d), which run on GPUs only")
     installed.add("fla")
     assert slow_layers(model.model, CUDA)[0].endswith("run: pip install causal-conv1d")

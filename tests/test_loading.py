@@ -212,7 +212,7 @@ def test_added_tokens_without_an_embedding_that_no_chat_contains_are_named(copie
     tokenizer = tiny_models.tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": [f"<|extra {number}|>" for number in range(14)]})
     tokenizer.save_pretrained(folder)
-    (warning,) = load(folder).warnings
+    (warning,) = load(folder).notices
     assert warning.startswith("1 added token of the tokenizer without an embedding (<|extra 13|>)")
 
 

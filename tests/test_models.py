@@ -212,7 +212,7 @@ def test_a_chat_template_can_be_given(folder: Path, tmp_path: Path):
     (folder / "chat_template.jinja").unlink()
     template = tmp_path / "mine.jinja"
     template.write_text("{% for message in messages %}[{{ message['content'] }}]{% endfor %}")
-    assert load(folder, chat_template=str(template)).chat.text("", "hi") == "[hi]"
+    assert load(folder, chat_template=str(template)).chat.text("", "hi") == "[hi]["
 
 
 def test_a_chat_template_that_is_not_there_is_refused(folder: Path):

@@ -26,11 +26,12 @@ from heal.evaluation.readouts.moral_foundations import (
 from heal.evaluation.stats import estimate
 from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.vignettes import FOUNDATIONS, read_vignettes
+from heal.models.chat import Chat
 from heal.models.language_model import LanguageModel
 from heal.scoring import option_logprobs  # before a test watches it
 from tests.stages import setup
 from tests.students import learn, student
-from tests.tiny import lean, load, vector
+from tests.tiny import CHATML, lean, load, tokenizer, vector
 
 LETTERS, PREFILL = "ABCDEFG", "Answer: ("
 ROTATED = [[*NAMES[shift:], *NAMES[:shift]] for shift in range(7)]
@@ -239,12 +240,15 @@ def test_a_thought_is_closed_where_it_is_open_and_its_end_of_turn_is_dropped(
             assert row == model.chat.plain_ids(before + kept + "\nI should answer now.\nAnswer: ("), thought
 
 
-def test_a_template_that_opens_the_thought_itself_has_it_closed(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_thought_that_the_template_opens_is_closed_before_the_model_thinks(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     model, scene = subject(tiny_folder, 1)
-    model.chat.tokenizer.chat_template += "{{ '<think>\n' }}"
-    for thought, close in (("Well.", "</think>"), ("Well.</think>So.", "")):
+    model = replace(model, chat=Chat(tokenizer(CHATML.replace("assistant\n", "assistant\n<think>\n"))))
+    scene = replace(scene, setup=replace(scene.setup, language_model=model))
+    for thought, close in (("Well.", ""), ("<think>Well.", "</think>")):
         for row in asked(thoughtful(scene, 20), monkeypatch, thought):
-            expected = f"<think>\n{thought}{close}\nI should answer now.\nAnswer: ("
+            expected = f"assistant\n<think>\n\n</think>\n\n{thought}{close}\nI should answer now.\nAnswer: ("
             assert model.chat.tokenizer.decode(row).endswith(expected)
 
 

@@ -1,18 +1,25 @@
 """Which run a command goes on with."""
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel
 
 import heal
 from heal.errors import UserError
+from heal.generation.collect import Collection, Completion
+from heal.models.chat import Chat
 from heal.recipe import load_recipe
 from heal.run.folder import FORMAT, Facts, RunFolder
-from heal.run.open import facts_of, opened
+from heal.run.open import facts_of, fitting, opened, refuse_other_prompts
 from heal.trait import load_trait
+from tests.cases import case
 from tests.running import words
+from tests.tiny import CHATML, load, tokenizer
+from tests.tiny import trait as tiny_trait
 
 
 def test_scenes_or_a_template_that_were_edited_are_not_continued_with(tmp_path: Path) -> None:
@@ -60,3 +67,44 @@ def test_a_tilde_in_the_root_of_the_runs_is_the_home_folder(tmp_path: Path, monk
     recipe = load_recipe(["recipe=smoke", "run.root=~/runs", "run.name=there"])
     with pytest.raises(UserError, match=re.escape(f"{taken}: the folder holds something")), opened(recipe):
         pass
+
+
+def test_a_trait_two_of_whose_prompts_the_tokenizer_does_not_tell_apart_is_refused(tiny_folder: Path) -> None:
+    foreign = "".join(set(ByteLevel.alphabet()) - set(map(chr, range(128))) - set("ĠĊ"))
+    model = replace(load(tiny_folder), chat=Chat(tokenizer(without=foreign)))
+    recipe = load_recipe(["recipe=smoke"])
+    known = tiny_trait()
+    assert fitting(model, recipe, known) == (known, 0)
+    unknown = replace(known, heldout_prompts=(*known.heldout_prompts, "Кто?", "Что?"))
+    with pytest.raises(UserError, match=r"trait=warm: 'Кто\?' and 'Что\?' are the same tokens"):
+        fitting(model, recipe, unknown)
+
+
+def test_a_run_whose_prompts_or_ends_the_template_gives_otherwise_now_is_refused(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    model, recipe, run = load(tiny_folder), load_recipe(["recipe=smoke"]), RunFolder(tmp_path / "run")
+    ids = (*model.chat.plain_ids("Yes"), 2)
+    prompt = tuple(model.chat.ids(recipe.model.system, "Is it?"))
+    row = Completion(0, "Is it?", 1.0, prompt, ids, "Yes", True, 1.0, 0.0, ())
+    refuse_other_prompts(run, recipe, model)
+    run.finish(run.round(0), "generate", Collection((row,), 1.0, None).files(), 0.0)
+    refuse_other_prompts(run, recipe, model)
+    for what, other in [
+        ("prompts", replace(model, chat=Chat(tokenizer(CHATML.replace("assistant\n", "assistant\n<think>\n"))))),
+        ("ends", replace(model, end_ids=frozenset({2, ids[0]}))),
+    ]:
+        with case(what), pytest.raises(UserError, match="other prompts, or other ends of an answer"):
+            refuse_other_prompts(run, recipe, other)
+
+
+def test_what_should_be_known_of_a_model_s_chats_is_said_once_by_a_run_and_as_a_warning_by_the_api(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text(CHATML.replace("messages %}", "messages if message['role'] != 'system' %}"))
+    folded = "the chat template renders no system message"
+    with opened(load_recipe(words(tiny_folder, tmp_path / "runs", f"model.chat_template={template}"))):
+        assert capsys.readouterr().out.count(f"warning: {folded}") == 1
+    with pytest.warns(UserWarning, match=folded):
+        heal.load_model(tiny_folder, chat_template=str(template))

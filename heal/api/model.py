@@ -36,7 +36,8 @@ def load_model(name: str | Path = "embedded", *, device: str | torch.device = "a
         the model; `model.blocks` are its decoder blocks, `model.band((0.45, 0.55))` those at a fraction of the depth.
 
     Raises:
-        UserError: not found, not causal, weights in pickle form, no chat template, no pad token; no such device.
+        UserError: not found, not causal, weights in pickle form, no chat template or one that does not keep what is
+            said, no pad token; no such device.
     """
     recipe = _MODEL.recipe(load_model, keywords)
     config, compute = recipe.model, recipe.compute
@@ -44,8 +45,8 @@ def load_model(name: str | Path = "embedded", *, device: str | torch.device = "a
     where = resolve_device(str(device))
     dtype, _ = resolve_dtype(config.dtype, where)
     model = load_language_model(config, dtype, where)
-    for text in model.warnings:
-        warnings.warn(text, stacklevel=2)
+    for notice in model.notices:
+        warnings.warn(notice, stacklevel=2)
     model.batching = batching_for(model, compute.decode_batch, compute.batch_tokens, compute.head_memory * 2**20)
     return model
 

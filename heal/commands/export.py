@@ -176,7 +176,7 @@ def load_model(console: Console, config: ModelConfig, device_name: str) -> "Lang
         dtype, why = resolve_dtype(config.dtype, device)
         model = load_language_model(config, dtype, device)
         line.result(f"{config.name} in {str(dtype).removeprefix('torch.')} on {device} ({why})")
-    console.warn(*model.warnings)
+    console.warn(*model.notices)
     return model
 
 

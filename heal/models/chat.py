@@ -1,50 +1,108 @@
-"""Renders a system prompt and a user message as token ids, with the model's own chat template."""
+"""Renders a system prompt and a user message as token ids, with the model's own chat template.
+
+`heal.models.contract` holds a template against what is relied on here, once, when a model is loaded.
+"""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from heal.errors import UserError
+from heal.models.packing import shared
+
+Turn = tuple[str, str]  # role and content
+
+MARK = "an-answer"  # what the assistant says where a template's own text around it is looked for
 _NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _DAY = date(2024, 7, 26)  # the fallback of Llama 3's templates
+# What opens a thought, and what closes it.
+THOUGHTS = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+}
+
+
+class RenderingError(UserError):
+    """A template that does not render some chat; says the template's own message, in one line."""
 
 
 @dataclass
 class Chat:
     """Renders chats for one tokenizer.
 
-    A template without a system message (such as Gemma 2's) gets the system prompt as the first
-    paragraph of the user's message. One that asks for today's date (such as Llama 3.2's) always gets the
-    same day, so that a continued run keeps the prompts that it began with.
+    A template without a system message (such as Gemma 2's) gets the system prompt as the first paragraph of the
+    user's message. One that asks for today's date (such as Llama 3.2's) always gets the same day, so that a continued
+    run keeps the prompts that it began with. A template may strip spaces and line breaks around a message; nothing
+    else of a message is lost in one that keeps the contract (`heal.models.contract`).
+
+    A prompt ends where the template itself begins to write an answer (see `opening`). A thought that the template opens
+    there, whatever `enable_thinking` says, is closed without anything in it.
     """
 
     tokenizer: PreTrainedTokenizerBase
 
     @cached_property
     def takes_system(self) -> bool:
-        """Whether the template accepts a system message."""
+        """Whether the template renders a system message."""
         try:
-            text = self._render([{"role": "system", "content": "a-system-text"}, {"role": "user", "content": "x"}])
-        except TemplateError:
+            text = self.render([("system", "a-system-text"), ("user", "x")])
+        except RenderingError:
             return False
         return "a-system-text" in text
 
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether a message has to be a list of parts, as in templates of vision-language models.
+
+        Only where the text of a plain message is lost, and that of a message in parts is not.
+        """
+
+        def keeps(parts: bool) -> bool:
+            try:
+                return MARK in self._rendered([("user", MARK)], True, parts)
+            except RenderingError:
+                return False
+
+        return not keeps(parts=False) and keeps(parts=True)
+
+    @cached_property
+    def opening(self) -> str:
+        """What the template writes before an answer beyond its generation prompt; mostly nothing.
+
+        Harmony's generation prompt (gpt-oss) leaves the channel to the model, some templates have none at all. White
+        space does not count: in "Assistant: Yes" it belongs to the first word's token.
+        """
+        prompt, before = self.render([("user", "x")]), self.before_answer("x")
+        rest = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        return rest if rest.strip() and not _closing(prompt) else ""
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The special tokens that follow an answer in the template's own rendering; empty where it is ordinary text.
+
+        Both after the last answer of a chat and after one that another turn follows, which may differ (`<|return|>`
+        and `<|end|>` in harmony). Where nothing but the next turn's first token follows an answer, it is that one.
+        """
+        ends = (self._end_id(*later) for later in ((), ("another-question",)))
+        return frozenset(end for end in ends if end is not None)
+
     def text(self, system: str, user: str) -> str:
-        """The rendered prompt up to and including the assistant tag; no system message when `system` is empty."""
-        if system and self.takes_system:
-            messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        else:
-            messages = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
-        return self._render(messages)
+        """The rendered prompt up to the first word of the answer; no system message when `system` is empty."""
+        return self._begun(self.render(self.turns(system, user)))
 
     def next_turn(self, user: str) -> str:
         """The text between an answer and the next one when the user writes `user` in between."""
-        marker = "an-answer"
-        messages = [("user", "x"), ("assistant", marker), ("user", user)]
-        return self._render([{"role": role, "content": text} for role, text in messages]).partition(marker)[2]
+        return self._begun(self.render(_answered(user))).partition(MARK)[2]
 
     def ids(self, system: str, user: str, prefill: str = "") -> list[int]:
         """Token ids of the rendered prompt, with `prefill` as the beginning of the answer."""
@@ -55,20 +113,80 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, ids: list[int]) -> str:
-        """The text of completion ids, without special tokens."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        """The text of completion ids, without special tokens and whatever ends an answer."""
+        said = [token for token in ids if token not in self.end_ids]
+        return str(self.tokenizer.decode(said, skip_special_tokens=True))
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        # enable_thinking: templates of reasoning models then open no think block; others ignore the argument.
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=on_one_day(self.tokenizer.get_chat_template()),
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
+    def turns(self, system: str, user: str) -> list[Turn]:
+        """The messages of a prompt; without a system message where the template takes none or `system` is empty."""
+        if system and self.takes_system:
+            return [("system", system), ("user", user)]
+        return [("user", f"{system}\n\n{user}" if system else user)]
+
+    def before_answer(self, user: str) -> str:
+        """What the template writes before an answer to `user`; empty where it loses the answer."""
+        text, answer, _ = self.render([("user", user), ("assistant", MARK)], generation=False).rpartition(MARK)
+        return text if answer else ""
+
+    def after_answer(self, *later: str) -> str:
+        """What the template writes after an answer, up to what the user says next (`later`, if anything)."""
+        after = self.render(_answered(*later), generation=False).partition(MARK)[2]
+        return after.partition(later[0])[0] if later else after
+
+    def render(self, turns: Sequence[Turn], generation: bool = True) -> str:
+        """The template's own rendering, with its generation prompt or without.
+
+        Raises:
+            RenderingError: the template does not render them.
+        """
+        return self._rendered(turns, generation, self.takes_parts)
+
+    def _begun(self, prompt: str) -> str:
+        """A rendered prompt, continued to the first word of the answer."""
+        prompt += self.opening
+        return prompt + _closing(prompt)
+
+    def _rendered(self, turns: Sequence[Turn], generation: bool, parts: bool) -> str:
+        messages: list[dict[str, Any]] = [
+            {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in turns
+        ]
+        try:
+            # enable_thinking: templates of reasoning models then open no think block; others ignore the argument.
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=on_one_day(self.tokenizer.get_chat_template()),
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    enable_thinking=False,
+                )
             )
-        )
+        except Exception as error:  # a template is a program of somebody else's, which may raise anything
+            roles, message = ", ".join(role for role, _ in turns), " ".join(str(error).split())[:200]
+            raise RenderingError(
+                f"the chat template does not render a chat of {roles} ({type(error).__name__}: {message})"
+            ) from error
+
+    def _end_id(self, *later: str) -> int | None:
+        """The first special token after an answer, and before what the user says next; None where there is none."""
+        text, after = self.render(_answered(*later), generation=False), self.after_answer(*later)
+        ids, said = self.plain_ids(text), self.plain_ids(text[: text.index(MARK) + len(MARK)])
+        names = {token: str(added).strip() for token, added in self.tokenizer.added_tokens_decoder.items()}
+        return next((token for token in ids[shared(ids, said) :] if names.get(token) and names[token] in after), None)
+
+
+def _closing(prompt: str) -> str:
+    """What closes the thought that a prompt ends in, as templates that close it themselves do; empty for none."""
+    bare = prompt.rstrip()
+    for opens, closes in THOUGHTS.items():
+        if bare.endswith(opens):
+            return f"\n{closes}\n\n" if "\n" in prompt[len(bare) :] else closes
+    return ""
+
+
+def _answered(*later: str) -> list[Turn]:
+    """A chat in which the assistant has said MARK, and the user something `later`, if anything."""
+    return [("user", "x"), ("assistant", MARK), *(("user", text) for text in later)]
 
 
 def on_one_day(template: str) -> str:

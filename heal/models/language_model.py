@@ -33,8 +33,8 @@ class LanguageModel:
         pad_id: token id of padding; masks are built from lengths, never from it.
         config: the model section of a recipe that it was loaded by, and can be loaded by again.
         batching: how many rows and tokens go through the model per pass.
-        warnings: what loading it found that its user should know, a line each.
         shares: whether rows that begin alike may share a pass (the attention kernel takes a mask).
+        notices: what loading it found that its user should know, a line each.
     """
 
     model: PreTrainedModel
@@ -44,8 +44,8 @@ class LanguageModel:
     pad_id: int
     config: ModelConfig
     batching: Batching = field(default_factory=Batching)
-    warnings: tuple[str, ...] = ()
     shares: bool = True
+    notices: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:

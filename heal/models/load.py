@@ -23,6 +23,7 @@ from heal.models.checkpoint import (
     one_line,
     open_checkpoint,
 )
+from heal.models.contract import check_contract
 from heal.models.kernels import slow_layers
 from heal.models.language_model import LanguageModel
 from heal.recipe import find_file
@@ -40,26 +41,28 @@ def load_language_model(
         source: folder or hub id to read instead of `config.name`, for example an exported model.
 
     Raises:
-        UserError: see `open_checkpoint`; missing or unexpected weights, no chat template, no pad token, tokens
-            without an embedding.
+        UserError: see `open_checkpoint`; missing or unexpected weights, no chat template or one that breaks the
+            contract (`heal.models.contract`), no pad token, tokens without an embedding.
     """
     checkpoint = open_checkpoint(config, source or location(config))
     tokenizer = _load_tokenizer(config, checkpoint.where)
-    warnings = _check_tokens(config, Chat(tokenizer), checkpoint.architecture.get_text_config().vocab_size)
+    chat = Chat(tokenizer)
+    notices = [*check_contract(chat, config)]
+    notices += _check_tokens(config, chat, checkpoint.architecture.get_text_config().vocab_size)
     if checkpoint.quantised is not None:
         method, held = checkpoint.quantised["quant_method"], str(dtype).removeprefix("torch.")
-        warnings.append(f"weights stored in {method} are held in {held}, which takes more memory than they do on disk")
+        notices.append(f"weights stored in {method} are held in {held}, which takes more memory than they do on disk")
     model = _load_weights(config, checkpoint, dtype, device)
     model.eval()
     model.requires_grad_(False)
     language_model = LanguageModel(
         model=model,
-        chat=Chat(tokenizer),
+        chat=chat,
         name=config.name,
-        end_ids=_end_ids(model, tokenizer),
+        end_ids=_end_ids(model, chat),
         pad_id=tokenizer.pad_token_id,
         config=config,
-        warnings=(*warnings, *slow_layers(model, device)),
+        notices=(*notices, *slow_layers(model, device)),
     )
     language_model.check_supported()
     return language_model
@@ -85,7 +88,10 @@ def _load_tokenizer(config: ModelConfig, where: str) -> PreTrainedTokenizerBase:
         ) from error
     if config.chat_template is not None:
         path = find_file("model.chat_template", config.chat_template)
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"model.chat_template={config.chat_template}: not a text in UTF-8 ({error})") from error
     if not tokenizer.chat_template:
         raise UserError(
             f"model.name={config.name}: its tokenizer has no chat template; use the instruct version of the "
@@ -172,12 +178,16 @@ def _check_report(name: str, report: dict) -> None:
             )
 
 
-def _end_ids(model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_ids(model, chat: Chat) -> frozenset[int]:
+    """What the model's files name as ends of a turn, and what closes an answer in its chat template."""
     configured = model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    ids.discard(None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {chat.tokenizer.eos_token_id}
+    ids = (ids | chat.end_ids) - {None}
     if not ids:
-        raise UserError("the model names no end-of-turn token (eos_token_id in its generation config)")
+        raise UserError(
+            "the model names no end-of-turn token (eos_token_id in its generation config), and its chat template ends "
+            "an answer with ordinary text"
+        )
     return frozenset(int(index) for index in ids)
 
 

@@ -14,6 +14,7 @@ from heal.environment import quiet_libraries, refuse_several_processes, usable_c
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
 from heal.recipe import find_file, to_mapping
+from heal.records import read_records
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, Events, Facts, RunFolder, Sizes
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
@@ -59,6 +60,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     facts = facts_of(recipe, trait, "" if known is None else known.dtype)
     folder.refuse_other(recipe, facts)
     model, trait, dtype = open_model(recipe, console, known)
+    refuse_other_prompts(folder, recipe, model)
     facts = replace(facts, dtype=dtype, batching=Sizes(model.batching.rows, model.batching.tokens))
     held_out_prompts(trait, asked)  # too few are refused before anything is written
     with folder.locked():
@@ -105,7 +107,7 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     name = str(dtype).removeprefix("torch.")
     console.say(f"model      {recipe.model.name} in {name} on {device} ({why})")
     model = load_language_model(recipe.model, dtype, device)
-    console.warn(*model.warnings)
+    console.warn(*model.notices)
     sizes = Sizes() if known is None else known.batching
     model.batching = batching_for(
         model,
@@ -126,8 +128,10 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
     longest answer after it.
 
     Raises:
-        UserError: too few are left.
+        UserError: too few are left, or two are the same to the model.
     """
+    from heal.models.contract import alike
+
     budget = model.context - max(recipe.generation.tokens, recipe.evaluation.tokens, recipe.calibration.tokens)
     systems = (recipe.model.system, trait.positive, trait.negative)
 
@@ -146,7 +150,31 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
             f"trait={trait.name}: {left_out} of its prompts do not fit the context of {model.name} "
             f"({model.context} tokens) with their answers; too few are left"
         )
+    if two := alike(model.chat, recipe.model.system, kept.generation_prompts + kept.heldout_prompts):
+        raise UserError(
+            f"trait={trait.name}: {two[0]!r} and {two[1]!r} are the same tokens to {model.name}: its tokenizer does "
+            "not know their letters"
+        )
     return kept, left_out
+
+
+def refuse_other_prompts(folder: RunFolder, recipe: Recipe, model: "LanguageModel") -> None:
+    """Holds the completions of the run's first round, if it has any, against the model's chats as they are now.
+
+    Raises:
+        UserError: their prompts are rendered otherwise now, or they go on past a token that ends an answer now.
+    """
+    from heal.generation.collect import ROWS, Completion
+
+    if not folder.finished(folder.round(0), "generate"):
+        return
+    rows = read_records(Completion, folder.round(0) / ROWS)
+    same = all(list(row.prompt_ids) == model.chat.ids(recipe.model.system, row.prompt) for row in rows)
+    if not same or any(model.end_ids.intersection(row.ids[:-1]) for row in rows):
+        raise UserError(
+            f"{folder.path}: its completions have other prompts, or other ends of an answer, than the chat template of "
+            f"{model.name} gives now; choose another run.name, or continue with the version of heal that made them"
+        )
 
 
 def facts_of(recipe: Recipe, trait: Trait, dtype: str) -> Facts:

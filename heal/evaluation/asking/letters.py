@@ -133,8 +133,6 @@ def slots(
     rows, tokens = [], []
     for question, thought in zip(questions, _thoughts(subject, questions, thinking), strict=True):
         aloud = str(model.chat.tokenizer.decode(thought))
-        if model.chat.text(subject.system, question).rstrip().endswith(THINK):
-            aloud = THINK + aloud
         close = THOUGHT if aloud.rfind(THINK) > aloud.rfind(THOUGHT) else ""
         splice, options = slot(model, close + AFTER_THINKING + PREFILL, letters)
         rows.append([*model.chat.ids(subject.system, question), *thought, *splice])
