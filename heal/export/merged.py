@@ -48,6 +48,7 @@ def write_merged(student: Exportable, path: Path, card: Card, rounds: Sequence[i
             "Export the adapter instead."
         )
     digests = fingerprints(base.model)
+    base.model.generation_config.eos_token_id = sorted(base.end_ids)  # what closes an answer in the template among them
     with replaced(path) as folder:
         base.model.save_pretrained(folder)
         base.chat.tokenizer.save_pretrained(folder)
