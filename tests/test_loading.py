@@ -146,6 +146,16 @@ def test_a_config_that_says_too_little_is_refused(early, copies: Iterator[Path])
             assert words in early(folder)
 
 
+def test_a_multimodal_model_whose_text_part_is_no_stack_of_decoder_blocks_is_refused(early, copies: Iterator[Path]):
+    folder = next(copies)
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"model_type": "opt", "vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 16, "num_attention_heads": 2}
+    config = transformers.Blip2Config(vision_config=part, qformer_config=part, text_config=text)
+    config.architectures = ["Blip2ForConditionalGeneration"]
+    config.save_pretrained(folder)
+    assert "'blip-2' is not a causal (decoder-only) language model" in early(folder)
+
+
 def test_code_of_a_repository_is_run_only_when_the_recipe_says_so(early, copies: Iterator[Path]):
     for name, changes in [
         ("config.json", {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}),

@@ -300,5 +300,7 @@ def _decodes(named: Any, architecture: PreTrainedConfig) -> bool:
         return False
     with torch.device("meta"):
         empty = named(copy.deepcopy(architecture))
-    blocks = getattr(empty.get_decoder(), "layers", None)
-    return isinstance(blocks, nn.ModuleList) and empty.get_output_embeddings() is not None
+    decoder = empty.get_decoder()
+    stacks = (decoder, getattr(decoder, "model", None))  # Llama 4's decoder is a causal model, with the stack inside
+    has_blocks = any(isinstance(getattr(stack, "layers", None), nn.ModuleList) for stack in stacks)
+    return has_blocks and empty.get_output_embeddings() is not None
