@@ -10,9 +10,11 @@ from transformers.utils import logging as transformers_logging
 
 from heal.config import ModelConfig
 from heal.errors import UserError
+from heal.models.architectures import refuse_unsupported
 from heal.models.chat import Chat
 from heal.models.embedded import embedded_folder
 from heal.models.language_model import LanguageModel
+from heal.models.supported import check_supported
 from heal.recipe import find_file
 
 _NOT_FOUND = (OSError, HfHubHTTPError)
@@ -50,7 +52,7 @@ def load_language_model(
         pad_id=tokenizer.pad_token_id,
         config=config,
     )
-    language_model.check_supported()
+    check_supported(language_model)
     return language_model
 
 
@@ -96,6 +98,7 @@ def _load_weights(config: ModelConfig, where: str, dtype: torch.dtype, device: t
         )
     if getattr(architecture, "is_encoder_decoder", False):
         raise UserError(f"model.name={config.name}: an encoder-decoder model; heal requires a decoder-only one")
+    refuse_unsupported(config.name, architecture)
     options: dict[str, Any] = common | {
         "attn_implementation": config.attention,
         "use_safetensors": True,
