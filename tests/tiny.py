@@ -29,7 +29,7 @@ HIDDEN = 32
 VOCABULARY = 272  # 3 special tokens, 256 bytes, and ids that no text has
 CPU = torch.device("cpu")
 
-_TEXT = {
+TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
     "intermediate_size": 48,
@@ -52,15 +52,15 @@ _SLIDING = {
 
 
 def _llama() -> PreTrainedModel:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_TEXT))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT))
 
 
 def _qwen2() -> PreTrainedModel:
-    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_TEXT))
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**TEXT))
 
 
 def _qwen3() -> PreTrainedModel:
-    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_TEXT))
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**TEXT))
 
 
 def _opt() -> PreTrainedModel:
@@ -82,17 +82,17 @@ def _opt() -> PreTrainedModel:
 
 
 def _gemma2() -> PreTrainedModel:
-    config = transformers.Gemma2Config(**_TEXT, **_SLIDING, final_logit_softcapping=5.0)
+    config = transformers.Gemma2Config(**TEXT, **_SLIDING, final_logit_softcapping=5.0)
     return transformers.Gemma2ForCausalLM(config)
 
 
 def _gemma3_text() -> PreTrainedModel:
-    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**_TEXT, **_SLIDING))
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**TEXT, **_SLIDING))
 
 
 def _gemma3_nested() -> PreTrainedModel:
     config = transformers.Gemma3Config(
-        text_config=_TEXT | _SLIDING,
+        text_config=TEXT | _SLIDING,
         vision_config={
             "hidden_size": 16,
             "intermediate_size": 16,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from heal.errors import UserError
+from heal.models.adapted import adapted_linears
 from heal.models.language_model import LanguageModel
 from heal.steering.sites import Site, hook
 
@@ -68,7 +69,13 @@ def straight_writer(language_model: LanguageModel, layer: int) -> str:
             "steering vector; steer with heal itself, or export a run"
         )
     names = {module: name for name, module in language_model.model.named_modules()}
-    return names[candidates[last]]
+    name = names[candidates[last]]
+    if name not in adapted_linears(language_model, [layer])[0]:
+        raise UserError(
+            f"{where}: '{last}' cannot carry an adapter in this architecture (peft takes its name for an expert "
+            "tensor's, or its weights are read without calling it); steer with heal itself, or export a run"
+        )
+    return name
 
 
 def _moved_by(shift_D: Tensor, plain_BTD: Tensor, moved_BTD: Tensor, writer_BTD: Tensor) -> bool:
