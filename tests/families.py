@@ -90,6 +90,7 @@ _DELTA_NET = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "linear_conv_kernel_dim": 4,
+    "initializer_range": 0.15,  # twice that, and rounding is amplified a hundredfold
 }
 _QWEN_EXPERTS = {**_EXPERTS, "shared_expert_intermediate_size": 16, "norm_topk_prob": True}
 _QWEN_SPARSE = {**_QWEN_EXPERTS, "decoder_sparse_step": 1, "mlp_only_layers": [0]}
