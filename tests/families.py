@@ -280,7 +280,7 @@ FAMILIES: dict[str, Family] = {
     "GLM-4": Family("Glm4Config", {"rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5}}),
     "GLM-4-MoE": Family("Glm4MoeConfig", {**_ROUTED, "use_qk_norm": True}),
     "GLM-5": Family(
-        "GlmMoeDsaConfig", {**_ROUTED, **_LATENT, "index_topk": WINDOW, "index_head_dim": 16, "index_n_heads": 8}
+        "GlmMoeDsaConfig", {**_ROUTED, **_LATENT, "index_topk": WINDOW, "index_head_dim": 16, "index_n_heads": 32}
     ),
     "DeepSeek-V3": Family("DeepseekV3Config", {**_ROUTED, **_LATENT}),
     "gpt-oss": Family("GptOssConfig", {**_LOCAL_EXPERTS, **_ALTERNATING}, attention="eager"),

@@ -160,4 +160,5 @@ def _alone(language_model: LanguageModel, row: list[int]) -> Tensor:
 def _close(ours: Tensor, theirs: Tensor, power: float) -> bool:
     """Whether the difference is at most the dtype's epsilon to `power`, relative to `theirs` (root mean squares)."""
     difference, size = (ours - theirs).float().square().mean().sqrt(), theirs.float().square().mean().sqrt()
-    return bool(difference <= torch.finfo(theirs.dtype).eps ** power * size)
+    eps = max(torch.finfo(theirs.dtype).eps, torch.finfo(torch.float32).eps)  # layers may compute in float32
+    return bool(difference <= eps**power * size)
