@@ -9,7 +9,7 @@ TRAITS := love care_over_authority
 comma := ,
 space := $(subst ,, )
 
-.PHONY: install demo test lint results model-1.5b clean
+.PHONY: install demo test lint support results model-1.5b clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every model family through the loop: docs/support.md and the README's list.
+support: install
+	$(BIN)/python scripts/support.py
 
 results: install
 	$(BIN)/heal sweep recipe=$(subst $(space),$(comma),$(ARMS:%=recipes/results/%.yaml)) \

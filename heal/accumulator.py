@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from heal.adapter_kinds import foldable
 from heal.environment import notices_ignored
 from heal.errors import UserError
+from heal.models.adapted import adapted_linears
 from heal.models.language_model import LanguageModel
 
 HISTORY, CURRENT = "history", "current"
@@ -37,6 +38,7 @@ class Accumulator:
         rounds: how many have been folded.
         history_rank: rank of the history; 0 before the first fold.
         merges: whether the student runs on merged weights.
+        coverage: what LoRA covers of the linear layers of the blocks.
     """
 
     def __init__(
@@ -59,9 +61,10 @@ class Accumulator:
                 fewer bits an update of a few per mille would be lost in rounding).
 
         Raises:
-            UserError: no such kind, or one that cannot be folded.
+            UserError: no such kind, or one that cannot be folded; no linear layer to put it on, or peft put it on
+                others.
         """
-        self._targets = linear_names(language_model, layers)
+        self._targets, self.coverage = adapted_linears(language_model, layers)
         self._name = language_model.name
         self._rank, self._alpha = rank, alpha
         self._init = foldable(kind).initial
@@ -72,6 +75,11 @@ class Accumulator:
         self.peft_model: PeftModel = get_peft_model(
             language_model.model, self._config(rank, alpha), adapter_name=CURRENT
         )
+        if other := sorted({name for name, _ in self._layers()} ^ set(self._targets)):
+            raise UserError(
+                f"model.name={self._name}: peft put LoRA on other layers than were asked for ({len(other)} differ, "
+                f"such as {other[0]}); this architecture is not supported"
+            )
         self.merges = merge and all(
             layer.get_base_layer().weight.dtype == torch.float32 for layer in self.current_layers()
         )
@@ -251,14 +259,8 @@ class Accumulator:
 
 
 def linear_names(language_model: LanguageModel, layers: list[int]) -> list[str]:
-    """Full names of every linear layer inside the given blocks of the text decoder."""
-    wanted = {
-        id(module)
-        for layer in layers
-        for module in language_model.blocks[layer].modules()
-        if isinstance(module, nn.Linear)
-    }
-    return sorted(name for name, module in language_model.model.named_modules() if id(module) in wanted)
+    """Full names of the linear layers inside the given blocks of the text decoder that carry LoRA."""
+    return adapted_linears(language_model, layers)[0]
 
 
 def adapter_files(

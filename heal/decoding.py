@@ -10,9 +10,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from heal.models.batching import in_parts
+from heal.models.cached import CachedRows, padded
 from heal.models.language_model import LanguageModel
 from heal.models.packing import MIN_SHARED, shared
 from heal.progress import Progress, silent
@@ -109,15 +109,18 @@ def decode(
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
     while order:
         size = language_model.batching.rows
-        in_parts(order[:size], run, partial(language_model.batching.shrink_rows, size))
-        order = order[size:]
+        first = len(prompts[order[0]])
+        together = [row for row in order[:size] if language_model.pads or len(prompts[row]) == first]
+        in_parts(together, run, partial(language_model.batching.shrink_rows, size))
+        order = order[len(together) :]
     return [results[row] for row in range(len(prompts))]
 
 
 class _Batch:
     """Rows decoded together over one cache; rows that end leave it.
 
-    The common beginning of all prompts is read once per coefficient. Prompts are padded on the left.
+    The common beginning of all prompts is read once per coefficient where the model shares. Prompts are padded on the
+    left; a model that does not mask padding gets prompts of one length.
     """
 
     def __init__(
@@ -140,31 +143,25 @@ class _Batch:
         # By row and period: how many tokens in succession equal the one a period before.
         self.repeats = [[0] * LONGEST_PERIOD for _ in prompts]
         self.states: list[list[Tensor]] | None = [[] for _ in prompts] if keep_states else None
-        self.cache = DynamicCache(config=language_model.model.config.get_text_config())
-        device = language_model.device
-        read = self._read_beginning(prompts)
-        width = max(map(len, prompts)) - read
-        pads = [width + read - len(prompt) for prompt in prompts]
-        self.input_BT = torch.tensor(
-            [[language_model.pad_id] * pad + list(prompt[read:]) for pad, prompt in zip(pads, prompts, strict=True)],
-            device=device,
-        )
-        self.mask_BT = torch.tensor([[1] * read + [0] * pad + [1] * (width - pad) for pad in pads], device=device)
+        read, self.rows = self._read_beginning(prompts)
+        rest = [list(prompt[read:]) for prompt in prompts]
+        self.real_BT: Tensor | None  # where the input holds tokens, 1, and padding, 0; None: tokens alone
+        self.input_BT, self.real_BT = padded(rest, language_model.pad_id, language_model.device)
 
-    def _read_beginning(self, prompts: Sequence[Sequence[int]]) -> int:
-        """Reads the prompts' common beginning into the cache; its length, 0 where that is inexact or does not pay."""
+    def _read_beginning(self, prompts: Sequence[Sequence[int]]) -> tuple[int, CachedRows]:
+        """Reads the prompts' common beginning; its length (0 where that is inexact or does not pay), and the rows."""
         longest = max(map(len, prompts)) + self.tokens
         count = min(min(shared(prompts[0], prompt) for prompt in prompts), min(map(len, prompts)) - 1)
         kinds = sorted(set(self.coefficients)) or [0.0]
         # Padding lies between the beginning and the rest, where a sliding window would count it.
         if count < MIN_SHARED or len(kinds) == len(prompts) or longest > self.language_model.longest_shared:
-            return 0
-        beginning_KT = torch.tensor([list(prompts[0][:count])] * len(kinds), device=self.language_model.device)
+            return 0, CachedRows(self.language_model, len(prompts))
+        rows = CachedRows(self.language_model, len(kinds))
         with self._shifted(kinds):
-            self.language_model.decoder(input_ids=beginning_KT, past_key_values=self.cache, use_cache=True)
+            rows.read(torch.tensor([list(prompts[0][:count])] * len(kinds), device=self.language_model.device))
         lines = [kinds.index(c) for c in self.coefficients] if self.coefficients else [0] * len(prompts)
-        self.cache.batch_select_indices(torch.tensor(lines, device=self.language_model.device))
-        return count
+        rows.select(torch.tensor(lines, device=self.language_model.device))
+        return count, rows
 
     def _shifted(self, coefficients: Sequence[float]) -> AbstractContextManager[None]:
         if self.intervention is None:
@@ -181,15 +178,8 @@ class _Batch:
 
     def step(self, sampling: Sampling, u_B: Tensor | None) -> None:
         """Adds one token to every running row."""
-        position_BT = (self.mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -self.input_BT.shape[1] :]
         with self._shifted([self.coefficients[row] for row in self.active if self.coefficients]):
-            h_BD = self.language_model.decoder(
-                input_ids=self.input_BT,
-                attention_mask=self.mask_BT,
-                position_ids=position_BT,
-                past_key_values=self.cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+            h_BD = self.rows.read(self.input_BT, self.real_BT)
         logits_BV = self.language_model.logits(h_BD)
         finite = torch.isfinite(logits_BV.amax(-1)).tolist()
         next_B = choose(logits_BV, sampling, None if u_B is None else u_B[self.active].to(logits_BV.device))
@@ -202,8 +192,7 @@ class _Batch:
             if self.states is not None:
                 self.states[row].append(h_BD[line])
             self._add(row, token)
-        self.input_BT = next_B[:, None]
-        self.mask_BT = torch.cat([self.mask_BT, torch.ones_like(self.input_BT)], dim=1)
+        self.input_BT, self.real_BT = next_B[:, None], None
         self._trim()
 
     def _add(self, row: int, token: int) -> None:
@@ -227,8 +216,8 @@ class _Batch:
         if not lines or len(lines) > 0.75 * len(self.active):
             return
         index = torch.tensor(lines, device=self.input_BT.device)
-        self.cache.batch_select_indices(index)
-        self.input_BT, self.mask_BT = self.input_BT[index], self.mask_BT[index]
+        self.rows.select(index)
+        self.input_BT = self.input_BT[index]
         self.active = [self.active[line] for line in lines]
 
     def completions(self) -> list[Decoded]:

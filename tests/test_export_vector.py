@@ -79,7 +79,9 @@ def test_with_a_bias_the_adapter_in_plain_peft_is_the_steered_model(
 
 
 def test_a_block_with_a_norm_after_its_mlp_is_refused(architectures: dict[str, LanguageModel], tmp_path: Path) -> None:
-    message = r"the output of 'mlp.down_proj' is not added directly to the residual stream"
+    message = (
+        r"a shift of the output of 'mlp.down_proj', its last Linear of the hidden size, is not a shift of the block's"
+    )
     for kind in ("gemma2", "gemma3_text", "gemma3_nested"):
         with case(kind):
             model = architectures[kind]
@@ -102,7 +104,7 @@ def test_a_scale_before_the_residual_stream_is_noticed(tiny_folder: Path) -> Non
             model = tiny_models.load(tiny_folder, dtype)
             assert straight_writer(model, 1)
             model.blocks[1].mlp.register_forward_hook(lambda module, inputs, output: 0.9 * output)
-            with pytest.raises(UserError, match=r"block 1 of .* not added directly"):
+            with pytest.raises(UserError, match=r"block 1 of .* is not a shift of the block's output"):
                 straight_writer(model, 1)
 
 

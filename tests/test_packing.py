@@ -9,6 +9,7 @@ import torch
 
 from heal.models.language_model import LanguageModel, token_batches
 from heal.models.packing import MIN_SHARED, forest, pack, shared, tree_nodes
+from heal.models.supported import check_supported, shares_exactly
 from heal.randomness import generator
 from tests.cases import case
 from tests.closeness import assert_near
@@ -49,7 +50,7 @@ def widened(language_model: LanguageModel) -> LanguageModel:
         for block in language_model.blocks:
             if getattr(block.self_attn, "sliding_window", None):
                 block.self_attn.sliding_window = config.max_position_embeddings
-        language_model.check_supported()
+        check_supported(language_model)
     return language_model
 
 
@@ -143,5 +144,5 @@ def test_a_row_much_shorter_than_a_batch_s_longest_begins_a_new_batch():
 def test_an_attention_kernel_that_takes_no_mask_shares_nothing(tiny_folder: Path):
     model, _ = student(tiny_folder)
     model.model.config._attn_implementation = "flash_attention_2"
-    model.shares = model._shares_exactly()
+    model.shares = shares_exactly(model)
     assert (model.shares, model.longest_shared) == (False, 0)

@@ -114,6 +114,7 @@ def _what(
             f"{lost:.2e}{below}."
         )
     held = "4 bits" if student.config.load_4bit else dtype
+    lines.append(f"{student.accumulator.coverage!s} (of the trained blocks).")
     lines.append(
         f"Loaded again, its logits lie within {error:.1e} of those of the student that was trained (base in {held})."
     )

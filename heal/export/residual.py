@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from heal.errors import UserError
+from heal.models.adapted import adapted_linears
 from heal.models.language_model import LanguageModel
+from heal.steering.sites import Site, hook
 
 _TEXT = "The kettle is on the table by the window."
 _ROUNDINGS = 8  # tolerance for a block's output, in roundings of the terms of the sum
@@ -21,8 +23,8 @@ def straight_writer(language_model: LanguageModel, layer: int) -> str:
 
     The candidate is the last to run of the block's Linears whose output has the hidden size. Two forward passes then
     decide: with a random shift as large as the block's output added to the output of the Linear, the block's output
-    must move by that shift, at every position, within rounding. A norm, a scale or another Linear in between fails
-    this test (Gemma 2 and 3, Granite).
+    must move by that shift, at every position, within rounding. A norm, a scale or what else reads that sum before
+    the block ends fails this test (Gemma 2 and 3, Granite, fused experts).
 
     Args:
         language_model: the model without steering.
@@ -38,11 +40,11 @@ def straight_writer(language_model: LanguageModel, layer: int) -> str:
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable:
-        def hook(module, inputs, output) -> None:
+        def keep_output(module, inputs, output) -> None:
             seen.pop(name, None)
             seen[name] = output
 
-        return hook
+        return keep_output
 
     candidates = {name: module for name, module in linears.items() if module.out_features == width}
     plain_BTD = _block_output(language_model, layer, {module: keep(name) for name, module in candidates.items()})
@@ -62,12 +64,18 @@ def straight_writer(language_model: LanguageModel, layer: int) -> str:
         shift_D, plain_BTD, moved_BTD, writer.reshape(plain_BTD.shape)
     ):
         raise UserError(
-            f"{where}: the output of '{last}' is not added directly to the residual stream (something lies in "
-            "between, such as the norm after the MLP in Gemma 2 and 3), so no adapter on it can be the steering "
-            "vector; steer with heal itself, or export a run"
+            f"{where}: a shift of the output of '{last}', its last Linear of the hidden size, is not a shift of the "
+            "block's output by the same (a norm, a scale or experts lie in between), so no adapter on it can be the "
+            "steering vector; steer with heal itself, or export a run"
         )
     names = {module: name for name, module in language_model.model.named_modules()}
-    return names[candidates[last]]
+    name = names[candidates[last]]
+    if name not in adapted_linears(language_model, [layer])[0]:
+        raise UserError(
+            f"{where}: '{last}' cannot carry an adapter in this architecture (peft takes its name for an expert "
+            "tensor's, or its weights are read without calling it); steer with heal itself, or export a run"
+        )
+    return name
 
 
 def _moved_by(shift_D: Tensor, plain_BTD: Tensor, moved_BTD: Tensor, writer_BTD: Tensor) -> bool:
@@ -83,9 +91,8 @@ def _block_output(language_model: LanguageModel, layer: int, hooks: dict[nn.Modu
     outputs: list[Tensor] = []
     ids_BT = torch.tensor([language_model.chat.plain_ids(_TEXT)], device=language_model.device)
     with ExitStack() as stack:
-        for module, hook in hooks.items():
-            stack.callback(module.register_forward_hook(hook).remove)
-        block = language_model.blocks[layer]
-        stack.callback(block.register_forward_hook(lambda module, inputs, output: outputs.append(output)).remove)
+        for module, act in hooks.items():
+            stack.callback(module.register_forward_hook(act).remove)
+        stack.callback(hook(language_model, Site(layer), outputs.append).remove)
         language_model.decoder(input_ids=ids_BT, use_cache=False)
     return outputs[0]

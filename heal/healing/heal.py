@@ -24,6 +24,7 @@ from heal.healing.log import StepLog
 from heal.healing.references import References, batch_states, compute
 from heal.healing.rows import Batch, Collator, StepOrder, TrainingRow, cut, dataset, split, steps_of, training_rows
 from heal.healing.trainer import HealTrainer, OnLog
+from heal.models.architectures import blocks_of
 from heal.models.batching import out_of_memory
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
@@ -220,7 +221,7 @@ def training_arguments(
 def left_as_it_was(peft_model: PeftModel) -> Iterator[None]:
     """Undoes what a trainer leaves behind: patched forwards, accelerate's marks, changed configs, train mode."""
     model: PreTrainedModel = peft_model.get_base_model()
-    modules = [peft_model, peft_model.base_model, model, *model.get_decoder().layers]
+    modules = [peft_model, peft_model.base_model, model, *blocks_of(model)]
     marks = [set(vars(module)) for module in modules]
     forwards = [vars(module).get("forward") for module in modules]
     configs = {id(c): c for c in (model.config, model.config.get_text_config())}.values()

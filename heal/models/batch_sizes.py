@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import DynamicCache
 
 from heal.models.batching import Batching, fastest
+from heal.models.cached import CachedRows
 from heal.models.language_model import LanguageModel
 
 _PROMPT = 64  # tokens in the cache while decoding is timed
@@ -33,13 +33,11 @@ def measured_rows(language_model: LanguageModel) -> int:
     """Number of rows at which decoding twice as many side by side gains less than a tenth."""
 
     def rate(rows: int) -> float:
-        cache = DynamicCache(config=language_model.model.config.get_text_config())
-        ids_BT = _ids(language_model, rows, _PROMPT)
-        language_model.decoder(input_ids=ids_BT, past_key_values=cache, use_cache=True)
+        cached, ids_BT = CachedRows(language_model, rows), _ids(language_model, rows, _PROMPT)
+        cached.read(ids_BT)
 
         def step() -> None:
-            h_BTD = language_model.decoder(input_ids=ids_BT[:, :1], past_key_values=cache, use_cache=True)
-            language_model.logits(h_BTD.last_hidden_state[:, -1])
+            language_model.logits(cached.read(ids_BT[:, :1]))
 
         return rows / _seconds(step, language_model.device)
 

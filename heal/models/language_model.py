@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from heal.config import ModelConfig
-from heal.errors import UserError
+from heal.models.architectures import blocks_of, decoder_of, logit_factor, window
 from heal.models.batching import Batching
 from heal.models.chat import Chat
-from heal.models.packing import MIN_SHARED, Packed, Rows, forest, pack, tree_nodes
+from heal.models.packing import Packed, Rows, forest, pack, tree_nodes
 
 _FILLED = 0.6  # fraction of a batch's longest row that a row must fill
 _PAIRS = 4  # pairs in masked attention that cost as much as one token, per unit of hidden size
@@ -33,7 +33,8 @@ class LanguageModel:
         pad_id: token id of padding; masks are built from lengths, never from it.
         config: the model section of a recipe that it was loaded by, and can be loaded by again.
         batching: how many rows and tokens go through the model per pass.
-        shares: whether rows that begin alike may share a pass (the attention kernel takes a mask).
+        shares: whether rows that begin alike may share a pass (every layer takes a mask).
+        pads: whether rows of different lengths may be decoded side by side, padded on the left.
         notices: what loading it found that its user should know, a line each.
     """
 
@@ -45,6 +46,7 @@ class LanguageModel:
     config: ModelConfig
     batching: Batching = field(default_factory=Batching)
     shares: bool = True
+    pads: bool = True
     notices: tuple[str, ...] = ()
 
     @property
@@ -54,13 +56,11 @@ class LanguageModel:
     @property
     def decoder(self) -> nn.Module:
         """The stack of blocks with embedding and final norm."""
-        return self.model.get_decoder()
+        return decoder_of(self.model)
 
     @property
     def blocks(self) -> nn.ModuleList:
-        blocks = self.decoder.layers
-        assert isinstance(blocks, nn.ModuleList)
-        return blocks
+        return blocks_of(self.model)
 
     @property
     def context(self) -> int:
@@ -72,8 +72,8 @@ class LanguageModel:
         """Longest row that may be part of a prefix tree, whose mask has no sliding window."""
         if not self.shares:
             return 0
-        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
-        return self.context if window is None else min(self.context, int(window))
+        shortest = window(self.model)
+        return self.context if shortest is None else min(self.context, shortest)
 
     def plan(self, rows: Rows, budget: int) -> list[list[list[int]]]:
         """Forward passes over `rows`, each a list of prefix trees, each a list of row indices.
@@ -106,10 +106,17 @@ class LanguageModel:
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return None if cap is None else float(cap)
 
+    @property
+    def logit_factor(self) -> float:
+        """What the head's output is multiplied by before any soft cap (Granite, Cohere, Falcon-H1); else 1."""
+        return logit_factor(self.model)
+
     def logits(self, h_ND: Tensor) -> Tensor:
         """Float32 logits `[N, V]` of final hidden states `[N, D]` (float64 where the model is)."""
         logits_NV = self.model.get_output_embeddings()(h_ND.to(self.model.dtype))
         logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+        if self.logit_factor != 1:
+            logits_NV = logits_NV * self.logit_factor
         if self.softcap is not None:
             logits_NV = self.softcap * torch.tanh(logits_NV / self.softcap)
         return logits_NV
@@ -123,7 +130,8 @@ class LanguageModel:
     def through_head(self, grad_NV: Tensor) -> Tensor:
         """Gradient `[N, D]` in the final hidden states, given that in the logits before any soft cap, `[N, V]`."""
         weight_VD = self.model.get_output_embeddings().weight
-        return (grad_NV.to(weight_VD.dtype) @ weight_VD).to(grad_NV.dtype)
+        grad_ND = (grad_NV.to(weight_VD.dtype) @ weight_VD).to(grad_NV.dtype)
+        return grad_ND if self.logit_factor == 1 else grad_ND * self.logit_factor
 
     @property
     def head_positions(self) -> int:
@@ -141,47 +149,6 @@ class LanguageModel:
         chosen = [layer for layer in range(count) if low - 1e-9 <= (layer + 1) / count <= high + 1e-9]
         middle = (low + high) / 2
         return chosen or [min(range(count), key=lambda layer: abs((layer + 1) / count - middle))]
-
-    def check_supported(self) -> None:
-        """Tests what the rest of heal relies on: causal attention, a list of blocks, a plain head.
-
-        Where a prefix tree gives other hidden states than its rows one by one (an attention kernel that
-        accepts no mask), rows are not shared: `shares` becomes False.
-
-        Raises:
-            UserError: a token depends on later ones, the blocks are not where heal looks for them, or
-                the logits are not the head applied to the final hidden states.
-        """
-        ids_BT = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=self.device)
-        with torch.inference_mode():
-            h_BTD = self.decoder(input_ids=ids_BT).last_hidden_state
-            ours_NV = self.logits(h_BTD[0])
-            theirs_NV = self.model(input_ids=ids_BT).logits[0].float()
-        if not torch.allclose(h_BTD[0, :-1].float(), h_BTD[1, :-1].float(), atol=1e-2, rtol=1e-2):
-            raise UserError(f"model.name={self.name}: not causal: a token sees the tokens after it")
-        if not isinstance(getattr(self.decoder, "layers", None), nn.ModuleList):
-            raise UserError(
-                f"model.name={self.name}: its decoder ({type(self.decoder).__name__}) has no list of blocks named "
-                "'layers'; this architecture is not supported"
-            )
-        if not torch.allclose(ours_NV, theirs_NV, atol=1e-2, rtol=1e-2):
-            raise UserError(
-                f"model.name={self.name}: its logits are not its head applied to its final hidden states "
-                "(a scale or bias that heal does not know); this architecture is not supported"
-            )
-        self.shares = self._shares_exactly()
-
-    @torch.inference_mode()
-    def _shares_exactly(self) -> bool:
-        """Whether two rows with a common beginning have the same hidden states in one tree as in two rows."""
-        if self.model.config._attn_implementation not in ("sdpa", "eager"):
-            return False
-        rows = [[*range(3, 3 + MIN_SHARED), last] for last in (1, 2)]
-        tree, plain = self.pack(rows, [[0, 1]]), self.pack(rows, [[0], [1]])
-        ends_tree, ends_plain = (
-            self.hidden_states(packed)[torch.stack([nodes[-1] for nodes in packed.nodes])] for packed in (tree, plain)
-        )
-        return torch.allclose(ends_tree.float(), ends_plain.float(), atol=1e-2, rtol=1e-2)
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from heal.config import ModelConfig
 from heal.errors import UserError
+from heal.models.architectures import refuse_unsupported
 from heal.models.chat import Chat
 from heal.models.checkpoint import (
     NOT_FOUND,
@@ -26,6 +27,7 @@ from heal.models.checkpoint import (
 from heal.models.contract import check_contract
 from heal.models.kernels import slow_layers
 from heal.models.language_model import LanguageModel
+from heal.models.supported import check_supported
 from heal.recipe import find_file
 
 
@@ -45,6 +47,7 @@ def load_language_model(
             contract (`heal.models.contract`), no pad token, tokens without an embedding.
     """
     checkpoint = open_checkpoint(config, source or location(config))
+    refuse_unsupported(config.name, checkpoint.architecture)
     tokenizer = _load_tokenizer(config, checkpoint.where)
     chat = Chat(tokenizer)
     notices = [*check_contract(chat, config)]
@@ -64,7 +67,7 @@ def load_language_model(
         config=config,
         notices=(*notices, *slow_layers(model, device)),
     )
-    language_model.check_supported()
+    check_supported(language_model)
     return language_model
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from heal.config import AS_DEFAULT, Recipe
+from heal.coverage import Coverage
 from heal.errors import UserError
 from heal.recipe import flatten, from_mapping, keys_by_name, read_yaml, to_mapping, to_yaml
 from heal.records import read_json, read_record, record_bytes
@@ -50,6 +51,7 @@ class Facts:
         vignettes, chat_template: SHA-256 of files of the user's own; None: none.
         format: of the folder.
         heal: the version that started or last continued it.
+        coverage: what LoRA covers of the linear layers of the trained blocks; None: an earlier version did not say.
     """
 
     dtype: str
@@ -59,6 +61,7 @@ class Facts:
     chat_template: str | None = None
     format: int = 1
     heal: str = ""
+    coverage: Coverage | None = None
 
     def changed(self, other: "Facts") -> list[str]:
         """The names of what differs and would change results."""

@@ -45,6 +45,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     console = Console()
     console.say("loading the libraries ...")
     quiet_libraries(downloads=recipe.model.name != "embedded")
+    from heal.models.adapted import adapted_linears
     from heal.run.session import Session
     from heal.run.student import build_accumulator
     from heal.steering.settings import check_settings
@@ -61,12 +62,15 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     folder.refuse_other(recipe, facts)
     model, trait, dtype = open_model(recipe, console, known)
     refuse_other_prompts(folder, recipe, model)
-    facts = replace(facts, dtype=dtype, batching=Sizes(model.batching.rows, model.batching.tokens))
+    _, coverage = adapted_linears(model, model.band(recipe.heal.band))
+    sizes = Sizes(model.batching.rows, model.batching.tokens)
+    facts = replace(facts, dtype=dtype, batching=sizes, coverage=coverage)
     held_out_prompts(trait, asked)  # too few are refused before anything is written
     with folder.locked():
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)
         console.say(f"run        {folder.path}{' (continued)' if continued else ''}")
+        console.say(f"adapter    {coverage}")
         tracker = start_trackers(
             TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking),
             EventLog(Events(folder.path / "events.jsonl")),

@@ -18,7 +18,7 @@ from heal.progress import Progress, silent
 from heal.steering.method import Method, NoDirection, State
 from heal.steering.methods import method_named
 from heal.steering.settings import method_settings
-from heal.steering.sites import Site, band_gram, bias_of, module_at, sites_of, weight_in_force
+from heal.steering.sites import Site, band_gram, bias_of, hook, module_at, sites_of, weight_in_force
 from heal.steering.vector import CENTRE, SteeringVector
 from heal.trait import Trait
 
@@ -161,8 +161,8 @@ def last_token_activations(
         last_B = torch.stack([nodes[-1] for nodes in packed.nodes])
         waiting = set(sites)
 
-        def reader(site: Site) -> Callable:
-            def keep(module, inputs, h_BND: Tensor) -> None:
+        def reader(site: Site) -> Callable[[Tensor], None]:
+            def keep(h_BND: Tensor) -> None:
                 for row, h_D in zip(members, h_BND.flatten(0, 1)[last_B].cpu(), strict=True):
                     read_out[site][row] = h_D
                 waiting.discard(site)
@@ -173,7 +173,7 @@ def last_token_activations(
 
         with ExitStack() as stack:
             for site in sites:
-                stack.callback(module_at(language_model, site).register_forward_hook(reader(site)).remove)
+                stack.callback(hook(language_model, site, reader(site)).remove)
             with suppress(_Stop):
                 language_model.hidden_states(packed)
         done += len(members)

@@ -1,13 +1,15 @@
 """Where a method acts: a block's output, or the output of a Linear inside it; and the weights of those Linears."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from heal.errors import UserError
+from heal.models.architectures import residual, with_residual
 from heal.models.language_model import LanguageModel
 from heal.steering.method import Method
 
@@ -57,6 +59,26 @@ def module_at(language_model: LanguageModel, site: Site) -> nn.Module:
         return language_model.blocks[site.layer].get_submodule(site.module)
     except (AttributeError, IndexError) as error:
         raise UserError(f"a steering vector for {site} does not fit {language_model.name}: {error}") from error
+
+
+def hook(language_model: LanguageModel, site: Site, act: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Gives `act` the activations `[B, T, D]` of a site in every forward pass, until the handle is removed.
+
+    What it returns takes their place; None leaves them. At a block they are the residual stream, whatever the block
+    returns beside it (heal/models/architectures.py).
+
+    Raises:
+        UserError: the model has no such block or module.
+    """
+    model = language_model.model
+
+    def on_output(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if site.module:
+            return act(output)
+        h_BTD = act(residual(model, output))
+        return None if h_BTD is None else with_residual(model, output, h_BTD)
+
+    return module_at(language_model, site).register_forward_hook(on_output)
 
 
 def linears(language_model: LanguageModel, layer: int) -> dict[str, nn.Module]:

@@ -19,7 +19,7 @@ from heal.steering.intervention import Coefficient, Dosing
 from heal.steering.method import Method, State
 from heal.steering.methods import METHODS
 from heal.steering.saving import safetensors_bytes
-from heal.steering.sites import Site, module_at
+from heal.steering.sites import Site, hook, module_at
 
 CENTRE = "centre"  # the tensor of a state, `[D]`, that activations are taken relative to
 
@@ -80,8 +80,7 @@ class SteeringVector:
             c_B11 = c_B11.clamp(-self.how.largest, self.how.largest)
         with ExitStack() as stack:
             for site, state in self._on(language_model.device).items():
-                hook = _shifter(self.how, state, c_B11)
-                stack.callback(module_at(language_model, site).register_forward_hook(hook).remove)
+                stack.callback(hook(language_model, site, _shifter(self.how, state, c_B11)).remove)
             yield
 
     def check_fits(self, language_model: LanguageModel) -> None:
@@ -184,10 +183,10 @@ def _check_states(method: str, states: dict[Site, State]) -> None:
             raise ValueError(f"{site} does not hold what {method} keeps: {', '.join(sorted(expected))}")
 
 
-def _shifter(method: Method, state: State, c_B11: Tensor) -> Callable:
-    """A forward hook that shifts a module's output; what comes out has the dtype that came in."""
+def _shifter(method: Method, state: State, c_B11: Tensor) -> Callable[[Tensor], Tensor]:
+    """Shifts activations; what comes out has the dtype that came in."""
 
-    def shift(module, inputs, h_BTD: Tensor) -> Tensor:
+    def shift(h_BTD: Tensor) -> Tensor:
         if not method.in_float32:
             return method.apply(h_BTD, state, c_B11)
         x_BTD = h_BTD.float()

@@ -16,6 +16,7 @@ from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
+from heal.models.supported import check_supported
 from heal.randomness import generator
 from heal.run.student import build_accumulator
 from heal.steering.extract import extract_as
@@ -130,7 +131,7 @@ def random_loader(name: str, like: LanguageModel, device: torch.device) -> Calla
             model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=torch.bfloat16)
         model.eval().requires_grad_(False)
         made = LanguageModel(model, copy.copy(like.chat), name, like.end_ids, like.pad_id, like.config)
-        made.check_supported()
+        check_supported(made)
         made.batching = batching_for(made)
         return made
 
