@@ -49,12 +49,6 @@ def architectures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Languag
     }
 
 
-@pytest.fixture(scope="session", params=list(tiny_models.ARCHITECTURES))
-def any_architecture(request: pytest.FixtureRequest, architectures: dict[str, LanguageModel]) -> LanguageModel:
-    """One tiny model for each architecture in turn; leave it as it is."""
-    return architectures[request.param]
-
-
 @pytest.fixture(scope="session")
 def tiny_trait() -> Trait:
     """A small valid trait."""

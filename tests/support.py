@@ -1,5 +1,6 @@
 """A family goes through the whole loop, or is refused: the pass itself, and the table that it comes to."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,14 +223,11 @@ def short(rows: Sequence[Support]) -> str:
     """The paragraph of the README, between its markers."""
     through = [row.family for row in rows if not row.refused]
     refused = [row.family for row in rows if row.refused]
-    return "\n".join(
-        [
-            BEGIN,
-            f"Through the whole loop: {', '.join(through)}. Refused in one line: {', '.join(refused)}. What LoRA "
-            "covers in each, and why: [docs/support.md](docs/support.md).",
-            END,
-        ]
+    text = (
+        f"Through the whole loop: {', '.join(through)}. Refused in one line: {', '.join(refused)}. What LoRA covers in "
+        "each, and why: [docs/support.md](docs/support.md)."
     )
+    return "\n".join([BEGIN, *textwrap.wrap(text, 120, break_on_hyphens=False), END])
 
 
 def between_markers(text: str) -> str:

@@ -49,25 +49,31 @@ def dense_kl(logp: Tensor, logq: Tensor) -> Tensor:
     return kl_div(logq, logp, reduction="none", log_target=True).sum(-1)
 
 
-def test_cross_entropy_is_that_of_a_dense_log_softmax(any_architecture: LanguageModel):
-    h, target = states(any_architecture, 9), torch.randint(0, 256, (9,), generator=source())
-    nll, _ = position_losses(any_architecture, h, target, None, NONE)
-    expected = -dense_logprobs(any_architecture, h)[range(9), target]
-    torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-5)
+def test_cross_entropy_is_that_of_a_dense_log_softmax(architectures: dict[str, LanguageModel]):
+    for name, architecture in architectures.items():
+        with case(name):
+            h, target = states(architecture, 9), torch.randint(0, 256, (9,), generator=source())
+            nll, _ = position_losses(architecture, h, target, None, NONE)
+            expected = -dense_logprobs(architecture, h)[range(9), target]
+            torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_forward_kl_is_from_reference_to_student(any_architecture: LanguageModel):
-    h, reference = states(any_architecture, 9), states(any_architecture, 9, seed=1)
-    _, kl = position_losses(any_architecture, h, torch.zeros(9, dtype=torch.long), reference, KL_FWD)
-    expected = dense_kl(dense_logprobs(any_architecture, reference), dense_logprobs(any_architecture, h))
-    torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
+def test_forward_kl_is_from_reference_to_student(architectures: dict[str, LanguageModel]):
+    for name, architecture in architectures.items():
+        with case(name):
+            h, reference = states(architecture, 9), states(architecture, 9, seed=1)
+            _, kl = position_losses(architecture, h, torch.zeros(9, dtype=torch.long), reference, KL_FWD)
+            expected = dense_kl(dense_logprobs(architecture, reference), dense_logprobs(architecture, h))
+            torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_reverse_kl_is_from_student_to_reference(any_architecture: LanguageModel):
-    h, reference = states(any_architecture, 9), states(any_architecture, 9, seed=1)
-    _, kl = position_losses(any_architecture, h, torch.zeros(9, dtype=torch.long), reference, KL_REV)
-    expected = dense_kl(dense_logprobs(any_architecture, h), dense_logprobs(any_architecture, reference))
-    torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
+def test_reverse_kl_is_from_student_to_reference(architectures: dict[str, LanguageModel]):
+    for name, architecture in architectures.items():
+        with case(name):
+            h, reference = states(architecture, 9), states(architecture, 9, seed=1)
+            _, kl = position_losses(architecture, h, torch.zeros(9, dtype=torch.long), reference, KL_REV)
+            expected = dense_kl(dense_logprobs(architecture, h), dense_logprobs(architecture, reference))
+            torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_that_lost_one_of_the_reference_s_two_answers_pays_much_more_forward_than_reverse(tiny_folder: Path):
@@ -111,41 +117,54 @@ def loss_and_gradient(
     return found.detach(), h.grad
 
 
-def test_gradients_in_the_states_are_those_of_the_dense_form(any_architecture: LanguageModel):
+def test_gradients_in_the_states_are_those_of_the_dense_form(architectures: dict[str, LanguageModel]):
     """By hand where a divergence has that, and by autograd of its definition where it has nothing else."""
-    for divergence in (*DIVERGENCES, *(replace(divergence, into_gradients=None) for divergence in HELD)):
-        with case(divergence.name, divergence.into_gradients):
-            model = any_architecture
-            h, reference = states(model, 9).requires_grad_(), states(model, 9, seed=1)
-            target, weight = torch.randint(0, 256, (9,), generator=source()), torch.rand(2, 9, generator=source(2))
-            logp, logr = dense_logprobs(model, h), dense_logprobs(model, reference)
-            dense = divergence.per_position(logp, logr)
-            (weight[0] * -logp[range(9), target] + weight[1] * dense).sum().backward()
-            assert h.grad is not None
-            torch.testing.assert_close(loss_and_gradient(model, divergence)[1], h.grad, rtol=1e-4, atol=1e-4)
+    for name, architecture in architectures.items():
+        with case(name):
+            for divergence in (*DIVERGENCES, *(replace(divergence, into_gradients=None) for divergence in HELD)):
+                with case(divergence.name, divergence.into_gradients):
+                    model = architecture
+                    h, reference = states(model, 9).requires_grad_(), states(model, 9, seed=1)
+                    target, weight = (
+                        torch.randint(0, 256, (9,), generator=source()),
+                        torch.rand(2, 9, generator=source(2)),
+                    )
+                    logp, logr = dense_logprobs(model, h), dense_logprobs(model, reference)
+                    dense = divergence.per_position(logp, logr)
+                    (weight[0] * -logp[range(9), target] + weight[1] * dense).sum().backward()
+                    assert h.grad is not None
+                    torch.testing.assert_close(loss_and_gradient(model, divergence)[1], h.grad, rtol=1e-4, atol=1e-4)
 
 
-def test_the_size_of_the_chunks_decides_nothing(any_architecture: LanguageModel, monkeypatch: pytest.MonkeyPatch):
-    for divergence in DIVERGENCES:
-        expected = loss_and_gradient(any_architecture, divergence)
-        for chunk in (1, 2, 5, 9):
-            with case(divergence.name, chunk), monkeypatch.context() as patch:
-                patch.setattr(LanguageModel, "head_positions", chunk)
-                for part, whole in zip(loss_and_gradient(any_architecture, divergence), expected, strict=True):
-                    torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
+def test_the_size_of_the_chunks_decides_nothing(
+    architectures: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch
+):
+    for name, architecture in architectures.items():
+        with case(name):
+            for divergence in DIVERGENCES:
+                expected = loss_and_gradient(architecture, divergence)
+                for chunk in (1, 2, 5, 9):
+                    with case(divergence.name, chunk), monkeypatch.context() as patch:
+                        patch.setattr(LanguageModel, "head_positions", chunk)
+                        for part, whole in zip(loss_and_gradient(architecture, divergence), expected, strict=True):
+                            torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_those_of_finite_differences_in_float64(
-    any_architecture: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    architectures: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(LanguageModel, "head_positions", 2)
-    model = replace(any_architecture, model=copy.deepcopy(any_architecture.model).double())
-    h, reference = states(model, 5).double().requires_grad_(), states(model, 5, seed=1).double()
-    target = torch.randint(0, 256, (5,), generator=source())
-    for divergence in DIVERGENCES:
-        with case(divergence.name):
-            losses = partial(position_losses, model, target_N=target, reference_ND=reference, divergence=divergence)
-            torch.autograd.gradcheck(losses, (h,), atol=1e-6, rtol=1e-5)
+    for name, architecture in architectures.items():
+        with case(name):
+            monkeypatch.setattr(LanguageModel, "head_positions", 2)
+            model = replace(architecture, model=copy.deepcopy(architecture.model).double())
+            h, reference = states(model, 5).double().requires_grad_(), states(model, 5, seed=1).double()
+            target = torch.randint(0, 256, (5,), generator=source())
+            for divergence in DIVERGENCES:
+                with case(divergence.name):
+                    losses = partial(
+                        position_losses, model, target_N=target, reference_ND=reference, divergence=divergence
+                    )
+                    torch.autograd.gradcheck(losses, (h,), atol=1e-6, rtol=1e-5)
 
 
 def test_more_memory_for_the_head_means_larger_chunks(tiny: LanguageModel):
