@@ -334,6 +334,11 @@ def test_a_folder_that_is_no_export_is_never_replaced(student: Student, base_fol
     assert sorted(path.name for path in base_folder.iterdir()) == before
 
 
+def test_the_card_says_what_lora_covers(student: Student, adapter: Export) -> None:
+    assert "LoRA covers" in str(student.accumulator.coverage)
+    assert str(student.accumulator.coverage) in card(adapter)
+
+
 def test_the_card_shows_intervals_round_by_round_and_the_verdict(adapter: Export) -> None:
     text = card(adapter)
     assert "| base | 0.000 [-0.125, 0.125] |" in text

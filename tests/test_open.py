@@ -108,3 +108,13 @@ def test_what_should_be_known_of_a_model_s_chats_is_said_once_by_a_run_and_as_a_
         assert capsys.readouterr().out.count(f"warning: {folded}") == 1
     with pytest.warns(UserWarning, match=folded):
         heal.load_model(tiny_folder, chat_template=str(template))
+
+
+def test_what_lora_covers_is_said_and_recorded(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened(load_recipe(words(tiny_folder, tmp_path / "runs", "heal.band=[0,1]"))) as session:
+        coverage = session.folder.facts().coverage
+    assert coverage == session.accumulator.coverage
+    assert str(coverage) == "LoRA covers 28 of 28 linear layers: attention and MLP"
+    assert f"adapter {coverage}" in " ".join(capsys.readouterr().out.split())  # whatever the width of the console
