@@ -201,8 +201,9 @@ def page(rows: Sequence[Support]) -> str:
         "checkpoints, other kernels and other dtypes are not part of it; what is tried when a model is loaded says "
         "whether the same holds there.",
         "",
-        "Shares: rows that begin alike are read once, as prefix trees. Vector: a steering vector can be exported as an "
-        "adapter (otherwise the reason is below).",
+        "Shares: rows that begin alike are read once, as prefix trees; under a sliding window only rows shorter than "
+        "the window are, and the windows here are shorter than any prompt. Vector: a steering vector can be exported "
+        "as an adapter (otherwise the reason is below).",
         "",
         "| family | class | layers | LoRA | shares | vector | status |",
         "| --- | --- | --- | --- | --- | --- | --- |",
