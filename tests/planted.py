@@ -41,7 +41,7 @@ def fitted(name: str, positive_PD: Tensor, negative_PD: Tensor, **settings) -> S
 
 def shifted(name: str, state: State, h_BTD: Tensor, c: float | list[float]) -> Tensor:
     """What a model with the method at work would go on with."""
-    return _shifter(METHODS[name], state, torch.tensor(c).reshape(-1, 1, 1))(None, (), h_BTD)
+    return _shifter(METHODS[name], state, torch.tensor(c).reshape(-1, 1, 1))(h_BTD)
 
 
 def on_plants(name: str, **settings) -> State:
