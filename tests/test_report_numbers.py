@@ -92,7 +92,7 @@ def test_sample_has_every_reason_and_both_kinds(tmp_path: Path) -> None:
 
 def test_the_counts_are_those_of_what_was_asked_and_not_of_what_the_recipe_asks_for(tmp_path: Path) -> None:
     results = read_results(write_run(tmp_path / "run", rounds=1, prompts=10))
-    assert (results.recipe.evaluation.prompts, results.recipe.evaluation.questions) == (12, 32)
+    assert (results.recipe.evaluation.prompts, results.recipe.evaluation.questions) == (12, 24)
     told, meant = dict(settings(results)), dict(glossary(results))
     assert told["Evaluation"].startswith("4 answers, 4 general questions, 6 neutral texts;")
     assert told["Completions"].startswith("4 prompts at ")
