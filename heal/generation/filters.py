@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from heal.generation.refusals import REFUSALS
 from heal.generation.words import length_of, lengths_before, words_of
 
 if TYPE_CHECKING:
@@ -20,18 +21,6 @@ MIN_TAIL_TOKENS = 4
 MIN_OCCURRENCES = 3  # of a piece that loops
 SHORT_PIECE = 4  # words; the longest piece whose occurrences are counted wherever they are
 LONG_PIECE = 5  # words; a piece of this length loops once it occurs twice in succession
-
-# Specific enough that on-trait defiance ("I won't follow that order") is kept.
-REFUSALS = (
-    r"\bas an? (?:\w+ )?(?:ai|artificial intelligence)\b",
-    r"\bas an? (?:ai |large )?language model\b",
-    r"\bI(?: am|['’]m) (?:just |only )?an? (?:ai\b|artificial intelligence|(?:large )?language model|chatbot)",
-    r"\bI(?: am|['’]m) (?:sorry|afraid),? (?:but )?I(?: can(?:no|['’])t|(?: am|['’]m) (?:not able|unable) to) "
-    r"(?:assist|provide|answer|discuss|engage|fulfil|generate|create|respond|help(?: you)?(?: with\b| to\b|(?! \w)))",
-    r"\bI(?: am|['’]m) not (?:equipped|programmed|designed|able) to (?:provide|have|express|feel|offer|give)",
-    r"\bI (?:do not|don['’]t) have (?:personal |any )?(?:feelings|emotions|opinions|beliefs|experiences)\b",
-    r"\bI can(?:not|['’]t) (?:assist|help) (?:you )?with (?:that|this)\b",
-)
 
 
 @dataclass(frozen=True)
