@@ -39,7 +39,7 @@ ENGLISH = (
     r"\b(?:content|text|material|behaviou?r|activit)",
     rf"{CANNOT} (?:discuss|talk about|comment on) (?:that|this|these|such) (?:topic|subject|matter)s?\b",
     rf"{CANNOT} (?:engage|participate) in [^.?!,]{{0,20}}\b(?:conversation|discussion|request|topic)",
-    r"\bI(?:['’]ll| will)? (?:(?:must|have to|need to)(?: respectfully| politely| kindly)?|respectfully|politely|kindly) decline"
+    r"\bI(?:['’]ll| will)? (?:(?:must|have to|need to)(?: respectfully| politely)?|respectfully|politely) decline"
     rf"(?=\W*$|[,.;:!]| {REQUEST}| to {TALK}\b)",
     r"\bmy (?:\w+ )?(?:programming|guidelines|training data|knowledge cut-?off)\b",
     r"\bmy training (?:does not|doesn['’]t) (?:allow|permit|let)\b",
