@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -94,6 +95,13 @@ def test_hostile_text_is_text_and_nothing_else(page: Page, html: str) -> None:
     assert "<img src=x" not in html
     assert page.text.count(SCRIPT) > 40  # it is shown, as text, in answers, completions, persona and title
     assert "{{ 7 * 7 }}" in page.text
+
+
+def test_text_of_the_model_and_of_the_trait_runs_in_its_own_direction(html: str) -> None:
+    said = "|".join(re.escape(text) for text in ("executed", *PROMPTS))
+    around = re.findall(rf"<(p|h4|h5|blockquote)([^<>]*)>[^<>]*(?:{said})", html)
+    assert {tag for tag, _ in around} == {"p", "h4", "h5", "blockquote"}
+    assert [tag for tag, attributes in around if 'dir="auto"' not in attributes] == []
 
 
 def test_last_round_is_open_and_the_others_closed(page: Page) -> None:

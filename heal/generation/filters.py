@@ -11,24 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from heal.generation.refusals import REFUSALS
+from heal.generation.words import length_of, lengths_before, words_of
+
 if TYPE_CHECKING:
     from heal.config import FilterConfig
 
 MIN_TAIL_TOKENS = 4
 MIN_OCCURRENCES = 3  # of a piece that loops
+SHORT_PIECE = 4  # words; the longest piece whose occurrences are counted wherever they are
 LONG_PIECE = 5  # words; a piece of this length loops once it occurs twice in succession
-
-# Specific enough that on-trait defiance ("I won't follow that order") is kept.
-REFUSALS = (
-    r"\bas an? (?:\w+ )?(?:ai|artificial intelligence)\b",
-    r"\bas an? (?:ai |large )?language model\b",
-    r"\bI(?: am|['’]m) (?:just |only )?an? (?:ai\b|artificial intelligence|(?:large )?language model|chatbot)",
-    r"\bI(?: am|['’]m) (?:sorry|afraid),? (?:but )?I(?: can(?:no|['’])t|(?: am|['’]m) (?:not able|unable) to) "
-    r"(?:assist|provide|answer|discuss|engage|fulfil|generate|create|respond|help(?: you)?(?: with\b| to\b|(?! \w)))",
-    r"\bI(?: am|['’]m) not (?:equipped|programmed|designed|able) to (?:provide|have|express|feel|offer|give)",
-    r"\bI (?:do not|don['’]t) have (?:personal |any )?(?:feelings|emotions|opinions|beliefs|experiences)\b",
-    r"\bI can(?:not|['’]t) (?:assist|help) (?:you )?with (?:that|this)\b",
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ def reasons(candidate: Candidate, limits: FilterLimits, narration: Sequence[str]
     if not candidate.finite:
         return ["not finite"]
     failed = []
-    if len(words_of(candidate.text)) < max(limits.min_words, 1):
+    if (length := length_of(candidate.text)) < limits.min_words or not length:
         failed.append("too short")
     if not candidate.tail_perplexity <= limits.max_tail_perplexity:  # NaN is dropped too
         failed.append("tail perplexity")
@@ -115,32 +107,36 @@ def repetition(text: str) -> float:
     (n = 2, 3, 4; punctuation included) that are the most frequent one; the fraction of words covered by the most
     frequent word n-gram, which detects the loop of a phrase. A piece that occurs fewer than three times is no
     loop, except that pieces of LONG_PIECE words or more count if they follow immediately upon themselves: the
-    fraction of words in the longest such stretch.
+    fraction of words in the longest such stretch. In a script without spaces the words are characters, and pieces are
+    as long as theirs in words (`heal.generation.words`).
     """
     words = words_of(text)
+    before = lengths_before(words)
     characters = " ".join(text.lower().split())
     shares = [0.0]
-    for n in (1, 2, 3, 4):
-        phrases = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    for n in range(1, 2 * SHORT_PIECE + 1):
+        short = [i for i in range(len(words) - n + 1) if before[i + n] - before[i] <= SHORT_PIECE]
+        phrases = Counter(tuple(words[i : i + n]) for i in short)
         count = max(phrases.values(), default=0)
         if count >= MIN_OCCURRENCES:
             shares.append(min(1.0, count * n / len(words)))
+    for n in (2, 3, 4):
         grams = Counter(characters[i : i + n] for i in range(len(characters) - n + 1))
         count = max(grams.values(), default=0)
-        if n > 1 and count >= MIN_OCCURRENCES:
+        if count >= MIN_OCCURRENCES:
             shares.append(count / sum(grams.values()))
-    shares.append(_longest_loop(words) / max(1, len(words)))
+    shares.append(_longest_loop(words, before) / max(1, len(words)))
     return max(shares)
 
 
-def _longest_loop(words: Sequence[str]) -> int:
-    """Words in the longest stretch that repeats a piece of LONG_PIECE words or more at least twice in succession."""
+def _longest_loop(words: Sequence[str], before: Sequence[float]) -> int:
+    """Entries in the longest stretch that repeats a piece of LONG_PIECE words or more at least twice in succession."""
     longest = 0
     for period in range(LONG_PIECE, len(words) // 2 + 1):
         run = 0
         for place in range(period, len(words)):
             run = run + 1 if words[place] == words[place - period] else 0
-            if run >= period:
+            if run >= period and before[place + 1] - before[place + 1 - period] >= LONG_PIECE:
                 longest = max(longest, run + period)
     return longest
 
@@ -153,11 +149,6 @@ def tail_length(tokens: int) -> int:
 def matches(text: str, patterns: Sequence[str]) -> bool:
     """Whether any of the regular expressions matches somewhere in the text, ignoring case."""
     return any(re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation."""
-    return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", text.lower())
 
 
 def _trigrams(text: str) -> frozenset[tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from heal.generation.filters import words_of
+from heal.generation.words import words_of
 
 RIVALS = 5  # other prompts that a text is held against, at most
 ALIKE = 0.5  # Jaccard similarity of their words from which two prompts ask nearly the same

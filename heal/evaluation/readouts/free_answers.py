@@ -68,7 +68,8 @@ SIGNALS = (REPETITION, LENGTH, ENDED, REFUSAL)
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """One item an answer."""
-    from heal.generation.filters import REFUSALS, matches, repetition
+    from heal.generation.filters import matches, repetition
+    from heal.generation.refusals import REFUSALS
 
     loops = subject.setup.max_repetition
     return [
