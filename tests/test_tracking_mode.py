@@ -231,29 +231,27 @@ def test_a_wandb_that_dies_is_one_warning_and_can_be_sent_later(tmp_path: Path):
 def test_a_setting_that_wandb_does_not_take_is_one_warning_without_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for number, (name, value, mode) in enumerate(
+    for number, (name, value, mode, named) in enumerate(
         [
-            ("WANDB_API_KEY", "short77", "auto"),
-            ("WANDB_API_KEY", "short77", "offline"),
-            ("WANDB_BASE_URL", "nonsense77", "auto"),
-            ("WANDB_MODE", "nonsense77", "auto"),
+            ("WANDB_API_KEY", " 77", "auto", "WANDB_API_KEY"),
+            ("WANDB_API_KEY", " 77", "offline", "API key"),
+            ("WANDB_MODE", "nonsense77", "auto", "WANDB_MODE"),
         ]
     ):
         with case(name, mode), monkeypatch.context() as patch:
             patch.setenv(name, value)
-            warning, *rest = said(tmp_path / str(number), mode).splitlines()
+            warning, tracked = said(tmp_path / str(number), mode).splitlines()
             assert warning.startswith("warning: W&B is off (")
-            assert name.removeprefix("WANDB_").lower() in warning.lower()
+            assert named in warning
             assert "77" not in warning
-            assert rest == ["tracked True"]
+            assert tracked == "tracked True"
 
 
 def test_a_run_without_a_home_is_tracked_offline_below_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Also when the home cannot be written, or when it could be: there everything stays below the run, staging too."""
-    (tmp_path / "home").mkdir()
+    """Also when there is one that cannot be written; what is staged for an upload lies below the run too."""
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.delenv(name)
-    for number, home in enumerate(["/proc/nowhere", str(tmp_path / "home"), "~"]):
+    for number, home in enumerate(["/proc/nowhere", "~"]):
         with case(home):
             monkeypatch.setenv("HOME", home)  # "~": what Python makes of a user that the system does not know
             folder = tmp_path / str(number)
@@ -262,7 +260,6 @@ def test_a_run_without_a_home_is_tracked_offline_below_its_own_folder(tmp_path: 
             assert (send, tracked) == (f"W&B was offline; send it later by: wandb sync {run}", "tracked True")
             assert tracked_offline(folder)
             assert list((folder / "wandb" / "data").rglob("staging/*"))
-    assert list((tmp_path / "home").iterdir()) == []
 
 
 def test_what_the_user_told_wandb_in_this_folder_is_obeyed(
