@@ -86,6 +86,6 @@ def test_without_its_package_the_error_says_what_to_install(monkeypatch: pytest.
 def test_without_a_folder_to_keep_it_in_one_line_says_what_to_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for home, what in [("~", "set HOME or XDG_CACHE_HOME"), ("/proc/nowhere", "/proc/nowhere.* set XDG_CACHE_HOME")]:
+        monkeypatch.setenv("HOME", home)  # "~": what Python makes of a user that the system does not know
         with case(home), pytest.raises(UserError, match=f"^model.name=embedded: .*{what}"):
-            monkeypatch.setenv("HOME", home)  # "~": what Python makes of a user that the system does not know
             embedded.embedded_folder()
