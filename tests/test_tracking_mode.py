@@ -224,7 +224,7 @@ def test_a_wandb_that_dies_is_one_warning_and_can_be_sent_later(tmp_path: Path):
     warning, state = said(tmp_path, "offline", _KILL).splitlines()
     (run,) = tmp_path.glob("wandb/offline-run-*")
     assert warning.startswith("warning: W&B is off (")
-    assert warning.endswith(f"can be sent by: wandb sync {run}")
+    assert warning.endswith(f"until now: wandb sync {run}")
     assert state == "events.jsonl, wandb off"
 
 

@@ -118,8 +118,11 @@ class WandbTracker(Tracker):
 
     def _give_up(self, error: Exception) -> None:
         run, self._run, self.state = self._run, None, "off"
-        later = f"; what it has so far can be sent by: {_sync(run)}" if run is not None else ""
-        self._console.warn(f"W&B is off ({_reason(error)}); events.jsonl has everything{later}")
+        later = f"; or send only what it wrote until now: {_sync(run)}" if run is not None else ""
+        self._console.warn(
+            f"W&B is off ({_reason(error)}); events.jsonl has everything, and the same command again tells W&B all of "
+            f"it{later}"
+        )
         self._forget_folders()
         import wandb
 
