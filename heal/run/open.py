@@ -72,7 +72,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         console.say(f"run        {folder.path}{' (continued)' if continued else ''}")
         console.say(f"adapter    {coverage}")
         tracker = start_trackers(
-            TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking),
+            TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking, console),
             EventLog(Events(folder.path / "events.jsonl")),
         )
         if kept:

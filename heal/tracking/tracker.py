@@ -1,12 +1,13 @@
 """What every tracker is told, and how several are told at once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heal import choices
 from heal.config import TrackingConfig
+from heal.console import Console
 
 if TYPE_CHECKING:
     from heal.healing.log import StepLog
@@ -23,12 +24,14 @@ class TrackedRun:
         folder: of the run; a tracker's own files go into a folder of its own below it.
         recipe: resolved, as plain values.
         settings: the recipe's tracking section.
+        console: for what a tracker has to say, such as that it cannot go on; it never stops a run that began.
     """
 
     name: str
     folder: Path
     recipe: Mapping[str, Any]
     settings: TrackingConfig
+    console: Console = field(default_factory=Console)
 
 
 class Tracker:
