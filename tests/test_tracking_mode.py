@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import wandb
+
 from heal.errors import UserError
 from heal.records import read_jsonl
 from heal.tracking.trackers import wandb as wandb_tracker
