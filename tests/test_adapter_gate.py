@@ -16,6 +16,7 @@ from heal.steering.weights import WeightDifference
 from heal.studies.weight_difference.gate import adapter_gate, gate_of
 from tests import finished
 from tests import tiny as tiny_models
+from tests.cases import case
 from tests.closeness import assert_near
 from tests.tiny import load, prompts, trait
 
@@ -78,13 +79,14 @@ def test_coefficient_one_on_a_plain_base_is_the_student(
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits(tiny), plain, strict=True))
 
 
-@pytest.mark.parametrize("c", [0.0, 0.4, -1.0])
-def test_a_coefficient_is_the_student_s_own_gate(students, c: float):
+def test_a_coefficient_is_the_student_s_own_gate(students):
     student = students[None]
-    with student.accumulator.on_adapters(), student.accumulator.gates(c, 0.0):
-        expected = logits(student.model)
-    with student.accumulator.base(), student_gate(student).applied(student.model, c):
-        close(logits(student.model), expected)
+    for c in (0.0, 0.4, -1.0):
+        with case(c):
+            with student.accumulator.on_adapters(), student.accumulator.gates(c, 0.0):
+                expected = logits(student.model)
+            with student.accumulator.base(), student_gate(student).applied(student.model, c):
+                close(logits(student.model), expected)
 
 
 def test_a_gate_comes_back_from_disk(gates, run: RunFolder, tmp_path: Path):

@@ -13,6 +13,7 @@ from heal.studies.bench import setting as settings
 from heal.studies.bench import whole
 from heal.studies.bench.run import PIECES, bench
 from heal.studies.bench.timing import Row
+from tests.cases import case
 from tests.commanded import heal
 from tests.tiny import CPU, HIDDEN
 
@@ -50,14 +51,15 @@ def run(recipe: Path, *names: str) -> list[Row]:
     return bench(names, str(recipe), "love", "cpu", 1, lambda line: None)
 
 
-@pytest.mark.parametrize("name", [name for name in PIECES if name not in ("round", "heal", "history")])
-def test_a_stage_gives_its_rows(recipe: Path, name: str):
-    rows = run(recipe, name)
-    assert {row.name for row in rows} == EXPECTED[name]
-    assert all(row.seconds > 0 for row in rows)
-    for row in rows:
-        if row.baseline_seconds is not None and "memory" not in row.name:
-            assert row.ratio == pytest.approx(row.seconds / row.baseline_seconds)
+def test_a_stage_gives_its_rows(recipe: Path):
+    for name in [name for name in PIECES if name not in ("round", "heal", "history")]:
+        with case(name):
+            rows = run(recipe, name)
+            assert {row.name for row in rows} == EXPECTED[name]
+            assert all(row.seconds > 0 for row in rows)
+            for row in rows:
+                if row.baseline_seconds is not None and "memory" not in row.name:
+                    assert row.ratio == pytest.approx(row.seconds / row.baseline_seconds)
 
 
 def test_a_healing_step_is_timed_against_trl(recipe: Path, capsys: pytest.CaptureFixture[str]):

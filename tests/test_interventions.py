@@ -154,15 +154,16 @@ def test_what_names_no_intervention_is_refused():
             assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["mean_diff", "prompt", "engineered prompt", "engineered_prompt"])
-def test_a_file_or_run_called_as_a_method_or_a_prompt_is_refused(tmp_path: Path, name: str):
-    file, folder = tmp_path / f"{name}.safetensors", tmp_path / name
-    file.touch()
-    folder.mkdir()
-    (folder / "recipe.yaml").touch()
-    for path in (file, folder):
-        with pytest.raises(UserError, match=f"'{name}' is what a method or a prompt is called; rename it"):
-            interventions(f"spherical,{path}")
+def test_a_file_or_run_called_as_a_method_or_a_prompt_is_refused(tmp_path: Path):
+    for name in ("mean_diff", "prompt", "engineered prompt", "engineered_prompt"):
+        with case(name):
+            file, folder = tmp_path / f"{name}.safetensors", tmp_path / name
+            file.touch()
+            folder.mkdir()
+            (folder / "recipe.yaml").touch()
+            for path in (file, folder):
+                with pytest.raises(UserError, match=f"'{name}' is what a method or a prompt is called; rename it"):
+                    interventions(f"spherical,{path}")
 
 
 def test_two_files_that_would_share_a_folder_are_two_of_one_name(tmp_path: Path):
