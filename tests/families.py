@@ -328,3 +328,5 @@ FAMILIES: dict[str, Family] = {
     ),
     "Arcee": Family("ArceeConfig"),
 }
+# Multimodal models, each loaded as its own class.
+WRAPPERS = ("Gemma 3", "Qwen3.5", "Mistral 3 / Ministral 3", "Qwen3-VL")

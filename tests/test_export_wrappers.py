@@ -12,8 +12,9 @@ from transformers import AutoImageProcessor
 from heal.export.adapter import export_adapter
 from heal.export.merged import export_merged
 from heal.export.verify import model_logits, probes, student_logits
-from tests import finished, wrappers
+from tests import finished
 from tests.cases import case
+from tests.families import FAMILIES, WRAPPERS
 from tests.tiny import CHATML, load
 
 PROCESSOR = {
@@ -25,14 +26,15 @@ PROCESSOR = {
 
 
 def test_a_multimodal_student_is_exported_as_the_class_that_its_base_is(tmp_path: Path):
-    for name in wrappers.WRAPPERS:
+    for name in WRAPPERS:
         with case(name):
-            comes_out_as_its_class(name, tmp_path / name)
+            comes_out_as_its_class(name, tmp_path / name.replace("/", "-"))
 
 
 def comes_out_as_its_class(name: str, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    kind = type(wrappers.save(name, base))
+    kind = type(FAMILIES[name].build())
+    FAMILIES[name].save(base)
     for file, content in PROCESSOR.items():
         (base / file).write_text(json.dumps(content))
     student = finished.student(finished.write_run(tmp_path / "run", base))
@@ -61,7 +63,7 @@ def comes_out_as_its_class(name: str, tmp_path: Path) -> None:
 
 def test_a_chat_template_of_the_recipe_is_the_only_one_in_the_export(tmp_path: Path):
     base, template = tmp_path / "base", tmp_path / "mine.jinja"
-    wrappers.save("gemma3", base)
+    FAMILIES["Gemma 3"].save(base)
     (base / "chat_template.json").write_text(json.dumps(PROCESSOR["chat_template.json"]))
     template.write_text(CHATML.replace("<|im_end|>\n", "<|im_end|>"))
     student = finished.student(finished.write_run(tmp_path / "run", base, chat_template=str(template)))

@@ -11,8 +11,8 @@ import transformers
 from heal.models import kernels
 from heal.models.kernels import kernels_of, slow_layers
 from tests import tiny as tiny_models
-from tests import wrappers
 from tests.cases import case
+from tests.families import FAMILIES
 from tests.tiny import CPU, load
 
 CUDA = torch.device("cuda")
@@ -47,7 +47,7 @@ def test_every_layer_of_transformers_that_has_a_kernel_is_known_with_its_package
 
 def test_missing_kernels_are_named_where_they_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert slow_layers(tiny_models.ARCHITECTURES["llama"](), CUDA) == []
-    wrappers.save("qwen3_5", tmp_path)
+    FAMILIES["Qwen3.5"].save(tmp_path)
     model = load(tmp_path)
     installed: set[str] = set()
     monkeypatch.setattr(

@@ -16,8 +16,8 @@ from heal.accumulator import Accumulator
 from heal.errors import UserError
 from heal.models import load as loading
 from tests import tiny as tiny_models
-from tests import wrappers
 from tests.cases import case
+from tests.families import FAMILIES, WRAPPERS
 from tests.tiny import BLOCKS, VOCABULARY, load, prompts
 
 LFS = (
@@ -80,10 +80,10 @@ def adapter(folder: Path, base: str) -> None:
 
 
 def test_a_multimodal_model_loads_as_the_class_that_its_config_names(tmp_path: Path):
-    for name in wrappers.WRAPPERS:
+    for name in WRAPPERS:
         with case(name), torch.no_grad():
-            saved = wrappers.save(name, tmp_path / name)
-            model = load(tmp_path / name)
+            saved = FAMILIES[name].build().eval()
+            model = load(FAMILIES[name].save(tmp_path / name.replace("/", "-")))
             assert type(model.model) is type(saved)
             assert model.model.config.architectures == [type(saved).__name__]
             stored, loaded = saved.state_dict(), model.model.state_dict()
