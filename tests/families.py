@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.tiny import HIDDEN, TEXT, tokenizer
+from tests.tiny import GEMMA3_VISION, HIDDEN, TEXT, tokenizer
 
 WINDOW = 8  # tokens
 
@@ -120,20 +120,7 @@ _VISION: dict[str, dict[str, Any]] = {
         "image_token_index": 271,
         "tie_word_embeddings": False,
     },
-    "Gemma3Config": {
-        "vision_config": {
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        },
-        "mm_tokens_per_image": 4,
-        "boi_token_index": 269,
-        "eoi_token_index": 270,
-        "image_token_index": 271,
-    },
+    "Gemma3Config": GEMMA3_VISION,
 }
 _QWEN_VISION = {
     "vision_config": {

@@ -90,23 +90,25 @@ def _gemma3_text() -> PreTrainedModel:
     return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**TEXT, **_SLIDING))
 
 
+# What a nested Gemma 3's configuration has beside its text part.
+GEMMA3_VISION = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "mm_tokens_per_image": 4,
+    "boi_token_index": 269,
+    "eoi_token_index": 270,
+    "image_token_index": 271,
+}
+
+
 def _gemma3_nested() -> PreTrainedModel:
-    config = transformers.Gemma3Config(
-        text_config=TEXT | _SLIDING,
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 14,
-        },
-        mm_tokens_per_image=4,
-        boi_token_index=269,
-        eoi_token_index=270,
-        image_token_index=271,
-        eos_token_id=2,
-    )
+    config = transformers.Gemma3Config(text_config=TEXT | _SLIDING, eos_token_id=2, **GEMMA3_VISION)
     return transformers.Gemma3ForConditionalGeneration(config)
 
 
