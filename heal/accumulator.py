@@ -3,8 +3,10 @@
 Finished rounds are stacked into one adapter, `history`, whose rank grows by r a round: folding is
 concatenation, exact, without SVD and without touching `W`. `current` is the one trainable LoRA.
 
-So that a long history costs nothing, a float32 model also keeps `W + B_h A_h` beside `W` and computes
-with the one or the other: pointers change, never values, so the base comes back bit for bit.
+So that a long history costs nothing, `W + B_h A_h` is kept beside `W`, and the model computes with the one or
+the other: pointers change, never values, so the base comes back bit for bit. A float32 student does so from its
+first fold on; in 16 bits merged weights are rounded, so `merge` waits for a caller who knows what that costs
+(heal/steps/merge.py). Every merge starts from the base's weights and the whole history: roundings never add up.
 """
 
 import json
@@ -37,7 +39,8 @@ class Accumulator:
         peft_model: the base with both adapters inside.
         rounds: how many have been folded.
         history_rank: rank of the history; 0 before the first fold.
-        merges: whether the student runs on merged weights.
+        merges: whether every fold merges at once (float32).
+        rounds_merged: whether merged weights would be rounded to 16 bits, so that `merge` has to be called.
         coverage: what LoRA covers of the linear layers of the blocks.
     """
 
@@ -57,8 +60,7 @@ class Accumulator:
             rank, alpha: of a round's LoRA.
             layers: blocks that carry it.
             kind: of adapter, a key of ADAPTER_KINDS.
-            merge: keep merged weights of the history beside the base's, where the base is float32 (in
-                fewer bits an update of a few per mille would be lost in rounding).
+            merge: keep merged weights of the history beside the base's.
 
         Raises:
             UserError: no such kind, or one that cannot be folded; no linear layer to put it on, or peft put it on
@@ -80,9 +82,10 @@ class Accumulator:
                 f"model.name={self._name}: peft put LoRA on other layers than were asked for ({len(other)} differ, "
                 f"such as {other[0]}); this architecture is not supported"
             )
-        self.merges = merge and all(
-            layer.get_base_layer().weight.dtype == torch.float32 for layer in self.current_layers()
-        )
+        dtypes = {layer.get_base_layer().weight.dtype for layer in self.current_layers()}
+        bits = [torch.finfo(dtype).bits if dtype.is_floating_point else 0 for dtype in dtypes]
+        self.merges = merge and min(bits) >= 32
+        self.rounds_merged = merge and 16 <= min(bits) < 32
         self._activate()
 
     def start_round(self, seed: int) -> None:
@@ -120,9 +123,24 @@ class Accumulator:
                 layer.lora_A[HISTORY].weight.copy_(stacked[name][0])
                 layer.lora_B[HISTORY].weight.copy_(stacked[name][1])
                 layer.lora_B[CURRENT].weight.zero_()
+        self._unmerge()  # what was merged lacks this round
         if self.merges:
-            self._merge()
+            self.merge()
         self._activate()
+
+    @torch.no_grad()
+    def merge(self, merged: bool = True) -> None:
+        """Computes the student with `W + B_h A_h`, in the dtype of `W`, until the next fold; or, False, on factors."""
+        if merged and not self._weights:
+            weights: dict[str, tuple[Tensor, Tensor]] = {}
+            for name, layer in self._layers():
+                weight_OI = layer.get_base_layer().weight.data
+                update_OI = layer.lora_B[HISTORY].weight @ layer.lora_A[HISTORY].weight
+                weights[name] = weight_OI, (weight_OI + update_OI).to(weight_OI.dtype)
+            self._weights = weights
+        if not merged:
+            self._unmerge()
+        self._set_gates(*self._gates)
 
     @contextmanager
     def gates(self, history: float, current: float) -> Iterator[None]:
@@ -143,11 +161,9 @@ class Accumulator:
     @contextmanager
     def on_adapters(self) -> Iterator[None]:
         """The same model without merged weights inside the context: the history as the adapter that it is."""
-        weights, self._weights = self._weights, {}
+        weights = self._weights
+        self._unmerge()
         try:
-            for name, layer in self._layers():
-                if weights:
-                    layer.get_base_layer().weight.data = weights[name][0]
             self._set_gates(*self._gates)
             yield
         finally:
@@ -246,16 +262,10 @@ class Accumulator:
             if self._weights:
                 layer.get_base_layer().weight.data = self._weights[name][merged]
 
-    @torch.no_grad()
-    def _merge(self) -> None:
-        """Keeps `W + B_h A_h` beside each `W`, from the whole history at once."""
-        weights: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, layer in self._layers():
-            weight_OI = self._weights[name][0] if self._weights else layer.get_base_layer().weight.data
-            update_OI = layer.lora_B[HISTORY].weight @ layer.lora_A[HISTORY].weight
-            merged_OI = weight_OI + update_OI.to(weight_OI.dtype)
-            weights[name] = (weight_OI, merged_OI)
-        self._weights = weights
+    def _unmerge(self) -> None:
+        for name, layer in self._layers() if self._weights else ():
+            layer.get_base_layer().weight.data = self._weights[name][0]
+        self._weights = {}
 
 
 def linear_names(language_model: LanguageModel, layers: list[int]) -> list[str]:

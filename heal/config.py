@@ -212,7 +212,10 @@ class ComputeConfig:
     batch_tokens: int = key(0, "tokens of a scoring or extraction pass; 0: 4096 on a CPU, measured on a GPU", 0)
     head_memory: int = key(128, "MiB of tensors over the vocabulary that the loss may hold at once", 1)
     reference_memory: int = key(2048, "MiB of the reference's hidden states kept in memory; more goes to disk", 0)
-    merge_history: bool = key(True, "keep merged weights of a float32 model's history beside the base's")
+    merge_history: bool = key(True, "keep merged weights of the history beside the base's, so that it costs no time")
+    merge_limit: float = key(
+        0.01, "in 16 bits: largest mean KL, nats per token, that rounding merged weights may cost", 0.0
+    )
 
 
 @dataclass

@@ -20,6 +20,7 @@ from heal.steps.extract import Extract
 from heal.steps.generate import Generate
 from heal.steps.heal import ADAPTER, Heal
 from heal.steps.judge import Judge
+from heal.steps.merge import Merge
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
     healed = run(Heal(model, student, collection.kept, recipe, index, at, session.log_of(index + 1)), at)
     student.load_current(at / ADAPTER)
     student.fold()
+    if student.rounds_merged:
+        student.merge(run(Merge(model, student, collection.kept, recipe.compute.merge_limit), at).taken)
 
     after = run(measured.stage("healed", student.student), at)
     first = earlier[0].vector if earlier else vector

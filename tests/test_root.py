@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
@@ -387,3 +387,43 @@ def test_a_falling_statistic_that_stays_above_the_target_ends_at_the_largest_coe
     )
     assert result.outcome == "unreachable"
     assert result.c == pytest.approx(math.pi)
+
+
+def test_a_dip_or_hump_that_the_first_points_step_over_is_found_up_to_the_largest_coefficient():
+    """A curve above the target but for a dip, or below it but for a hump, 0.08 wide or more, anywhere in 0 to 1."""
+    for middle, width, upside in product((0.15, 0.4, 0.66, 0.9), (0.08, 0.12), (True, False)):
+        with case(middle, width, upside):
+            sign = 1 if upside else -1
+
+            def curve(c: float, middle=middle, width=width, sign=sign) -> float:
+                return TARGET + sign * (0.3 - 0.6 * math.exp(-(((c - middle) / (width / 2)) ** 2)))
+
+            result = find_coefficient(
+                at_each(curve), TARGET, TOLERANCE, largest=1.0, zero=curve(0.0) if upside else None, max_passes=8
+            )
+            assert result.outcome == "tolerance"
+            assert result.passes <= 8
+
+
+def test_what_is_called_unreachable_was_looked_for_everywhere():
+    """No gap between evaluated coefficients is left wider than a tenth of the range, with the default passes."""
+    result = find_coefficient(at_each(lambda c: 3.0 + c), TARGET, TOLERANCE, largest=1.0, zero=3.0)
+    tried = sorted(c for c, _ in result.evaluated)
+    assert result.outcome == "unreachable"
+    assert max(b - a for a, b in pairwise(tried)) <= 0.1
+    assert result.c == 0.0
+
+
+def test_a_search_that_knows_the_noise_ends_sooner_and_no_farther_from_the_true_dose():
+    passes, misses = {}, {}
+    for known in (True, False):
+        found = []
+        for seed, (start, ratio) in product(range(60), ((1.0, COLD), (0.85, WARM), (1.2, WARM))):
+            curve = noisy(saturating(1.0), 0.12, seed)
+            error = (lambda c, curve=curve: 0.12 * curve(c)) if known else (lambda c: 0.0)
+            found.append(find_coefficient(at_each(curve), TARGET, TOLERANCE, start, ratio, error=error))
+            assert found[-1].outcome != "noise" or abs(found[-1].value - TARGET) <= 0.15
+        passes[known] = sum(result.passes for result in found)
+        misses[known] = math.sqrt(sum((saturating(1.0)(result.c) - TARGET) ** 2 for result in found) / len(found))
+    assert passes[True] < 0.85 * passes[False]
+    assert misses[True] < 1.1 * misses[False]

@@ -15,11 +15,13 @@ from heal.dose.calibration import Calibration, PathDivergence
 from heal.dose.root import COLD, WARM, find_coefficient
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
+from heal.randomness import generator
 from heal.scoring import completion_states, token_divergences
 from heal.steering.intervention import ADDITIVE, Dosing, Intervention
 
 Ids = Sequence[int]
 
+_RESAMPLES = 100  # of the bootstrap that says how far p95 can be trusted
 
 # Divergences at several coefficients, measured side by side.
 Measure = Callable[[Sequence[float]], Sequence[PathDivergence]]
@@ -108,9 +110,19 @@ def _pooled(c: float, rows: range, paths: Sequence[Decoded], kl: dict[int, Tenso
     """The statistics of one coefficient's rows; a row whose logits were not finite is far above any target."""
     if any(not paths[row].finite for row in rows) or not any(row in kl for row in rows):
         return PathDivergence(c, math.inf, math.inf, math.inf, math.inf, 0)
-    kl_N = torch.cat([kl[row] for row in rows if row in kl]).double()
+    by_row = [kl[row].double() for row in rows if row in kl]
+    kl_N = torch.cat(by_row)
     p50, p95 = torch.quantile(kl_N, torch.tensor([0.5, 0.95], dtype=torch.float64)).tolist()
-    return PathDivergence(c, p50, p95, float(kl_N.mean()), float(kl_N.max()), len(kl_N))
+    return PathDivergence(c, p50, p95, float(kl_N.mean()), float(kl_N.max()), len(kl_N), p95_error(by_row))
+
+
+def p95_error(by_row: Sequence[Tensor]) -> float:
+    """Standard error of the pooled p95, by a bootstrap over rows; 0 where there is one alone."""
+    if len(by_row) < 2:
+        return 0.0
+    drawn = torch.randint(len(by_row), (_RESAMPLES, len(by_row)), generator=generator("p95"))
+    p95s = [torch.quantile(torch.cat([by_row[row] for row in rows]), 0.95) for rows in drawn.tolist()]
+    return float(torch.stack(p95s).std())
 
 
 def calibrate(
@@ -135,12 +147,14 @@ def calibrate(
         progress: told (passes done, the most there can be).
     """
     history: list[PathDivergence] = []
+    error: dict[float, float] = {}  # standard error of p95 by coefficient
     passes, most = 0, goal.max_passes + (not dosing.vanishes) + (audit is not None)
 
     def statistic(coefficients: Sequence[float]) -> list[float]:
         nonlocal passes
         divergences = measure(coefficients)
         history.extend(divergences)
+        error.update((c, divergence.p95_error) for c, divergence in zip(coefficients, divergences, strict=True))
         passes += 1
         progress(passes, most)
         return [divergence.p95 for divergence in divergences]
@@ -158,6 +172,7 @@ def calibrate(
         largest=dosing.largest,
         zero=zero,
         falling=dosing.falling,
+        error=error.__getitem__,
     )
     audited = audit([search.c])[0] if audit is not None else None
     progress(most, most)

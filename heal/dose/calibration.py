@@ -7,7 +7,10 @@ from heal.dose.root import Outcome
 
 @dataclass(frozen=True)
 class PathDivergence:
-    """Per-token `KL(on || off)` pooled over prompts and positions of the steered paths, nats."""
+    """Per-token `KL(on || off)` pooled over prompts and positions of the steered paths, nats.
+
+    `p95_error` is the standard error of `p95` over prompts; 0 where it was not estimated.
+    """
 
     c: float
     p50: float
@@ -15,6 +18,7 @@ class PathDivergence:
     mean: float
     max: float
     n: int
+    p95_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Calibration:
         value: p95 there, nats.
         target: what it should be.
         tolerance: accepted distance.
-        outcome: how the search ended, see `Search`; only `tolerance` is a hit.
+        outcome: how the search ended, see `Search`; `tolerance` is a hit, and `noise` one within the standard error.
         passes: rounds of decoding that it took.
         history: every evaluation in order.
         audit: the statistic at c_star on held-out prompts, if asked for.
@@ -45,7 +49,7 @@ class Calibration:
 
     @property
     def on_target(self) -> bool:
-        return self.outcome == "tolerance"
+        return self.outcome in ("tolerance", "noise")
 
     @property
     def miss(self) -> str:

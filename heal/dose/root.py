@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-Outcome = Literal["tolerance", "bracket", "passes", "unreachable"]
+Outcome = Literal["tolerance", "noise", "bracket", "passes", "unreachable"]
 # Values of the statistic at several coefficients, measured side by side.
 Statistic = Callable[[Sequence[float]], Sequence[float]]
 
@@ -25,9 +25,10 @@ class Search:
     Attributes:
         c: the best coefficient evaluated (its statistic nearest to the target in log, up to the first crossing).
         value: the statistic at `c`.
-        outcome: `tolerance` (within tolerance of the target), `bracket` (the bracket is narrower than
-            1 %: the statistic jumps over the target there), `passes` (the search gave up), or `unreachable`
-            (every value lies on one side of the target, up to the largest coefficient or as far as the search went).
+        outcome: `tolerance` (within tolerance of the target), `noise` (both ends of the bracket are nearer to the
+            target than their standard errors), `bracket` (the bracket is narrower than 1 %: the statistic jumps over
+            the target there), `passes` (the search gave up), or `unreachable` (every value lies on one side of the
+            target, up to the largest coefficient and between, or as far as the search went).
         evaluated: every (c, value) in order, starting with the one at 0 if it was given.
         passes: calls of the statistic.
     """
@@ -51,6 +52,7 @@ def find_coefficient(
     largest: float | None = None,
     zero: float | None = None,
     falling: bool = False,
+    error: Callable[[float], float] = lambda c: 0.0,
 ) -> Search:
     """Brackets the target and closes in on it in (log c, log statistic), several candidates per pass.
 
@@ -65,7 +67,9 @@ def find_coefficient(
 
     An intervention that acts even at coefficient 0 has a statistic there, `zero`. If that is already above the
     target, the statistic may still fall below it and rise again: the search goes up and takes that crossing. Where
-    the statistic falls as the coefficient grows, the first crossing from above counts, in the same way.
+    the statistic falls as the coefficient grows, the first crossing from above counts, in the same way. Where no
+    point up to the largest coefficient crosses the target, the passes that are left look between them, finer and
+    finer, for a crossing and back that the first points stepped over.
     See docs/method.md, Dose.
 
     Args:
@@ -79,6 +83,7 @@ def find_coefficient(
         largest: upper bound of the coefficients; None: no bound.
         zero: the statistic at coefficient 0; None: it is 0 there.
         falling: look for the first crossing from above the target to below it.
+        error: standard error of the statistic at a coefficient that was evaluated.
     """
     if not (target > 0 and start > 0):
         raise ValueError(f"find_coefficient: target {target} and start {start} must be positive")
@@ -98,6 +103,10 @@ def find_coefficient(
     def gap(value: float) -> float:
         return (_log(value) - math.log(target)) * (-1 if falling else 1)
 
+    def near(point: tuple[float, float]) -> bool:
+        c = min(math.exp(point[0]), limit)
+        return abs(dict(evaluated)[c] - target) <= error(c)
+
     at_zero = -math.inf if zero is None else gap(zero)
     if zero is not None and abs(zero - target) <= tolerance:
         return end("tolerance")
@@ -105,7 +114,7 @@ def find_coefficient(
         return end("unreachable")
     log_candidates = _around(math.log(start), math.log(ratio), candidates, top)
     width = math.inf
-    for passes in range(1, max_passes + 1):  # noqa: B007 (read by `end`)
+    for passes in range(1, max_passes + 1):
         coefficients = [min(math.exp(x), limit) for x in log_candidates]
         values = statistic(coefficients)
         evaluated += zip(coefficients, values, strict=True)
@@ -117,11 +126,14 @@ def find_coefficient(
         if any(abs(value - target) <= tolerance for _, value in counted()):
             return end("tolerance")
         if above is None and points[-1][0] > top - _AT:
-            return end("unreachable")
+            log_candidates = _between([(min(math.exp(x), limit), abs(g)) for x, g in points], candidates)
+            continue
         if above is None or above == 0:
             log_candidates = _further(points, above is None, candidates, top)
             continue
         low, high = points[above - 1], points[above]
+        if (near(low) and near(high)) or (passes > 1 and (near(low) or near(high))):
+            return end("noise")
         before, width = width, high[0] - low[0]
         if width < math.log1p(_NARROW):
             return end("bracket")
@@ -150,6 +162,19 @@ def _further(points: list[tuple[float, float]], up: bool, count: int, top: float
     if up and x1 + shares[-1] * stride > top:
         return [x1 + (top - x1) * (index + 1) / count for index in range(count)]
     return [x1 + (share if up else -share) * stride for share in shares]
+
+
+def _between(points: list[tuple[float, float]], count: int) -> list[float]:
+    """Candidates (in log c) halfway between neighbours of 0 and (c, distance from the target), by c.
+
+    Half of them lie beside the point that is nearest to the target, the others in the widest gaps.
+    """
+    gaps = list(pairwise([0.0, *(c for c, _ in points)]))
+    nearest = min(points, key=lambda point: point[1])[0]
+    widest = sorted(gaps, key=lambda gap: gap[0] - gap[1])
+    beside = [gap for gap in widest if nearest in gap][: count // 2]
+    chosen = beside + [gap for gap in widest if gap not in beside][: count - len(beside)]
+    return sorted(math.log((low + high) / 2) for low, high in chosen)
 
 
 def _stride(g0: float, g1: float, step: float) -> float:

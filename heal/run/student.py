@@ -12,6 +12,7 @@ from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.randomness import derive_seed
 from heal.run.folder import RunFolder
+from heal.steps import merge
 from heal.trait import Trait
 
 
@@ -46,10 +47,12 @@ def build_accumulator(model: LanguageModel, recipe: Recipe) -> Accumulator:
 
 
 def replay(accumulator: Accumulator, folder: RunFolder, recipe: Recipe, rounds: Sequence[int]) -> None:
-    """Folds finished rounds from disk, in order."""
+    """Folds finished rounds from disk, in order; the student computes with merged weights where it did in the run."""
     for index in rounds:
         put_round(accumulator, folder, recipe, index)
         accumulator.fold()
+    if rounds and accumulator.rounds_merged and (folder.round(rounds[-1]) / merge.FILE).is_file():
+        accumulator.merge(merge.Merged.load(folder.round(rounds[-1])).taken)
 
 
 def put_round(accumulator: Accumulator, folder: RunFolder, recipe: Recipe, index: int) -> None:

@@ -87,6 +87,8 @@ class Setting:
                     if "lora_B" in name:
                         weight.copy_(1e-4 * torch.randn(weight.shape, generator=source))
             accumulator.fold()
+        if rounds and accumulator.rounds_merged:
+            accumulator.merge()
         accumulator.start_round(rounds)
         return model, accumulator
 
