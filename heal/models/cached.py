@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from heal.models.architectures import empty_cache
+from heal.models.growing import growing
 from heal.models.language_model import LanguageModel
 
 
@@ -19,7 +20,7 @@ class CachedRows:
 
     def __init__(self, language_model: LanguageModel, count: int):
         self._language_model = language_model
-        self._cache = empty_cache(language_model.model)
+        self._cache = growing(empty_cache(language_model.model))
         self.mask_BT = torch.zeros(count, 0, dtype=torch.long, device=language_model.device)
 
     def read(self, ids_BT: Tensor, real_BT: Tensor | None = None) -> Tensor:
