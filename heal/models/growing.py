@@ -45,6 +45,9 @@ class _Buffer:
 class GrowingLayer(DynamicLayer):
     """A `DynamicLayer` without its concatenation."""
 
+    keys: Tensor
+    values: Tensor
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         self._buffers = _Buffer(), _Buffer()
@@ -59,6 +62,9 @@ class GrowingLayer(DynamicLayer):
 
 class GrowingWindow(DynamicSlidingWindowLayer):
     """A `DynamicSlidingWindowLayer` without its concatenation; it keeps no past beyond the window."""
+
+    keys: Tensor
+    values: Tensor
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
