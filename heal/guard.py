@@ -22,7 +22,7 @@ def command(
     if any(word in HELP_WORDS for word in words):
         guarded(lambda: print(help()), hint)
     else:
-        guarded(lambda: main(words), hint)
+        guarded(lambda: main(_decoded(words)), hint)
 
 
 def guarded(work: Callable[[], None], hint: str = "") -> None:
@@ -54,6 +54,14 @@ def guarded(work: Callable[[], None], hint: str = "") -> None:
         fail(f"stopped. {hint}".strip(), _STOPPED)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _decoded(words: Sequence[str]) -> Sequence[str]:
+    """The words; UserError for one with bytes that are no UTF-8, which Python keeps as surrogates."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(f"{word!a}: not UTF-8; set the terminal or the script to UTF-8")
+    return words
 
 
 def _unread() -> bool:

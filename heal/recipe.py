@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from heal import choices
 from heal.adapter_kinds import ADAPTER_KINDS, foldable
 from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError, nearest
-
-Settings = dict[str, Any]  # values as YAML has them, nested or by dotted key: nothing is known of them yet
+from heal.yaml_text import Plain, Settings, parse, read_yaml, refuse_cut, typed_text
 
 _NOT_IN_A_PROJECT = "/\\#?%:"  # characters that W&B refuses there
+_NOT_FINITE = {".nan": "nan", ".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}  # YAML's spellings
 
 
 def _recipes_folder(package: Path) -> Path:
@@ -64,6 +66,10 @@ class Key:
     @property
     def takes_text(self) -> bool:
         return self.type is str or self.type == (str | None)
+
+    @property
+    def takes_null(self) -> bool:
+        return type(None) in typing.get_args(self.type)
 
     @property
     def takes_texts(self) -> bool:
@@ -172,20 +178,6 @@ def find_file(what: str, name: str) -> Path:
     return path
 
 
-def read_yaml(path: Path) -> Settings:
-    """The mapping in `path`; UserError when it is not one."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML: {reason}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a mapping of keys was expected, not a {type(content).__name__}")
-    return content
-
-
 def load_recipe(words: Sequence[str]) -> Recipe:
     """The recipe that the command line `words` (`key=value`) ask for.
 
@@ -199,9 +191,9 @@ def load_recipe(words: Sequence[str]) -> Recipe:
     for source, settings in (*_layers(path), ("on the command line", overrides)):
         for dotted, value in settings.items():
             set_key(config, dotted, value, source)
-    config.recipe = name
     recipe = OmegaConf.to_object(config)
     assert isinstance(recipe, Recipe)
+    recipe.recipe = name
     check(recipe)
     return recipe
 
@@ -222,16 +214,15 @@ def _layers(path: Path) -> list[tuple[str, Settings]]:
 
 
 def parse_words(words: Sequence[str]) -> Settings:
-    """`key=value` words as a dictionary of dotted keys; values are read as YAML, those of text keys as they stand."""
+    """`key=value` words as a dictionary of dotted keys; values of text keys are what was typed, others are YAML."""
     texts = {item.name for item in keys() if item.takes_text}
     settings: Settings = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
             raise UserError(f"'{word}': expected key=value; --help lists the keys")
-        as_it_stands = not text or (name in texts and text not in ("null", "~") and text[0] not in "'\"")
         try:
-            settings[name] = text if as_it_stands else yaml.safe_load(text)
+            settings[name] = typed_text(text) if name in texts or not text else parse(text)
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"'{word}': the value is not valid YAML") from error
     return settings
@@ -249,23 +240,21 @@ def flatten(tree: Settings, where: str, prefix: str = "") -> Settings:
 
 
 def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
-    """Sets one dotted key after checking its name, type and range."""
+    """Sets one dotted key after checking its name, type and range; no text in `value` is interpolated."""
     known = keys_by_name()
     if name not in known:
         raise UserError(f"unknown key '{name}' {source}{nearest(name, list(known))}")
     if value == "???":
         raise UserError(f"{name}=??? {source}: stands for a value that is missing; give one, or leave the key out")
     item = known[name]
-    if isinstance(value, str) and not item.takes_text and _as_number(value) is not None:
-        value = _as_number(value)  # YAML 1.1 reads 1e-4 as text
-    if item.takes_text and isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
+    said = f"{name}={_one_line(value)} {source}"
+    if item.takes_text:
+        refuse_cut(value, said)
     if item.takes_texts and isinstance(value, str):
         value = [value]
-    said = f"{name}={value} {source}"
     item.check_choice(value, said)
     try:
-        OmegaConf.update(config, name, value)
+        OmegaConf.update(config, name, _stored(item, value))
         typed = OmegaConf.select(config, name)
         numbers = _numbers(typed) if not item.takes_texts else []
     except (OmegaConfBaseException, TypeError, ValueError) as error:
@@ -280,6 +269,33 @@ def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
             raise UserError(f"{said}: out of range, must be {' and '.join(bounds)}")
 
 
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
+def _stored(item: Key, value: Any) -> Any:
+    """`value` as OmegaConf converts it to the type of `item` and to nothing else.
+
+    A scalar without quotes is null only where the key can be, and where nothing was typed; every text has OmegaConf's
+    escapes before what would be an interpolation or a missing value.
+    """
+    if isinstance(value, list | tuple):
+        return [_stored(item, part) for part in value]
+    if isinstance(value, Plain) and (value == "" or (item.takes_null and value.is_null)):
+        return None
+    if not isinstance(value, str):
+        return value
+    text = str(value)
+    if not (item.takes_text or item.takes_texts):
+        text = _NOT_FINITE.get(text.lower(), text)
+    return "\\" + text if re.fullmatch(r"\\*\?\?\?", text) else _not_interpolated(text)
+
+
+def _not_interpolated(text: str) -> str:
+    """`text` with OmegaConf's escape of every `${`: the backslashes before it are doubled, and one more is added."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+
+
 def _numbers(typed: Any) -> list[float]:
     """The numbers in a key's value, which may be one, a list of them, or none; TypeError for another kind of list."""
     if isinstance(typed, Sequence) and not isinstance(typed, str):
@@ -288,13 +304,6 @@ def _numbers(typed: Any) -> list[float]:
             raise TypeError("a list of something else than numbers")
         return numbers
     return [typed] if isinstance(typed, int | float) and not isinstance(typed, bool) else []
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def check(recipe: Recipe) -> None:
@@ -322,8 +331,8 @@ def check(recipe: Recipe) -> None:
         raise UserError("generation.alphas=[]: at least one dose is needed")
     if forbidden := [letter for letter in _NOT_IN_A_PROJECT if letter in recipe.tracking.project]:
         raise UserError(
-            f"tracking.project={recipe.tracking.project}: W&B takes no {' '.join(forbidden)} in a project's name; a "
-            "team goes into tracking.entity"
+            f"tracking.project={_one_line(recipe.tracking.project)}: W&B takes no {' '.join(forbidden)} in a project's "
+            "name; a team goes into tracking.entity"
         )
     planned = recipe.generation.prompts * len(recipe.generation.alphas)
     if planned < recipe.filter.min_train:
@@ -334,8 +343,14 @@ def check(recipe: Recipe) -> None:
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, in the order of the dataclasses."""
-    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    """The resolved recipe as YAML, in the order of the dataclasses; its texts are the characters that they are."""
+    escaped = deepcopy(recipe)
+    for item in keys():
+        *sections, last = item.name.split(".")
+        section = reduce(getattr, sections, escaped)
+        if item.takes_text and getattr(section, last) is not None:
+            setattr(section, last, _not_interpolated(str(getattr(section, last))))
+    return OmegaConf.to_yaml(OmegaConf.structured(escaped), resolve=True)
 
 
 def to_mapping(recipe: Recipe) -> Settings:

@@ -7,15 +7,20 @@ from pathlib import Path
 from heal.console import counted
 from heal.errors import UserError, nearest
 from heal.evaluation.vignettes import FOUNDATIONS
-from heal.recipe import RECIPES, Settings, find_yaml, read_yaml
+from heal.recipe import RECIPES, find_yaml
+from heal.yaml_text import Settings, read_yaml, refuse_cut
 
 MIN_GENERATION_PROMPTS = 8
 MIN_HELDOUT_PROMPTS = 4
+_INTENTS = {"1": 1, "+1": 1, "-1": -1}
 
 
 @dataclass(frozen=True)
 class Trait:
     """The content of a trait file; see recipes/traits/love.yaml.
+
+    Texts are the characters of the file, whatever else YAML might take them for (Yes, 1984, null, ${x}). As everywhere
+    in YAML, " #" begins a comment where the text is not in quotes.
 
     `foundation` and `intent` are optional: the moral foundation that the trait targets (a key of FOUNDATIONS), and
     whether it is to weigh more (+1) or less (-1).
@@ -55,6 +60,7 @@ def _text(path: Path, content: Settings, field: str) -> str:
     value = content.get(field)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{path}: field '{field}' is missing or empty; a text is required")
+    refuse_cut(value, f"{path}: field '{field}'", prose=field != "name")
     return value.strip()
 
 
@@ -64,7 +70,11 @@ def _texts(path: Path, content: Settings, field: str) -> tuple[str, ...]:
         raise UserError(f"{path}: field '{field}' is missing or empty; a list of texts is required")
     for number, item in enumerate(value, 1):
         if not isinstance(item, str) or not item.strip():
-            raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is required")
+            quotes = (
+                "" if isinstance(item, str) else "; put a text with ': ' in it, or with { or [ at its start, in quotes"
+            )
+            raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is required{quotes}")
+        refuse_cut(item, f"{path}: field '{field}', entry {number}", prose=True)
     return tuple(item.strip() for item in value)
 
 
@@ -76,9 +86,9 @@ def _target(path: Path, content: Settings) -> Settings:
     foundation, intent = given.get("foundation"), given.get("intent")
     if not isinstance(foundation, str) or foundation not in FOUNDATIONS:
         raise UserError(f"{path}: field 'foundation': one of {', '.join(FOUNDATIONS)}, not '{foundation}'")
-    if intent not in (1, -1):
+    if str(intent) not in _INTENTS:
         raise UserError(f"{path}: field 'intent': 1 (it is to weigh more) or -1 (less), not '{intent}'")
-    return given
+    return {"foundation": str(foundation), "intent": _INTENTS[str(intent)]}
 
 
 def _check(path: Path, trait: Trait) -> None:

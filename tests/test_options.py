@@ -22,7 +22,20 @@ class Options:
 
 
 def test_a_text_is_taken_as_it_stands() -> None:
-    for text in ("yes", "a: b=c", "[1, 2]", "", "none", "007", "2026-01-01", "'quoted'"):
+    for text in (
+        "yes",
+        "a: b=c",
+        "[1, 2]",
+        "",
+        "none",
+        "007",
+        "2026-01-01",
+        "'quoted'",
+        "${oc.env:HOME}",
+        "{}",
+        "%d",
+        "a # b",
+    ):
         assert read_options(Options, ["run=x", f"prompt={text}"]).prompt == text
 
 

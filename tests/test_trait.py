@@ -67,13 +67,13 @@ def test_a_missing_field_is_named(tmp_path: Path, content: dict[str, Any]):
 
 
 def test_an_empty_field_or_one_of_another_type_is_named(tmp_path: Path, content: dict[str, Any]):
-    for field, empty in product(FIELDS, (None, "", "  \n", [], 3)):
+    for field, empty in product(FIELDS, ("", "  \n", [], {"a": "b"})):
         with case(field, empty):
             assert f"'{field}'" in refusal(tmp_path, content | {field: empty})
 
 
 def test_an_empty_entry_is_named_by_its_number(tmp_path: Path, content: dict[str, Any]):
-    for field, empty in product(LISTS, (None, "", " ", 3, ["x"])):
+    for field, empty in product(LISTS, ("", " ", ["x"], {"a": "b"})):
         with case(field, empty):
             number = len(content[field]) + 1
             message = refusal(tmp_path, content | {field: [*content[field], empty]})
@@ -168,5 +168,47 @@ def test_a_trait_comes_back_from_a_run_folder_as_it_went(tiny_trait: Trait):
 def test_a_file_that_is_not_text_is_refused_and_named(tmp_path: Path):
     path = tmp_path / "binary.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"binary\.yaml: not valid YAML"):
+    with pytest.raises(UserError, match=r"binary\.yaml: not valid YAML: the file is UTF-16; save it as UTF-8"):
         load_trait(str(path))
+
+
+def test_the_texts_of_a_trait_are_the_characters_of_the_file_without_or_with_quotes(
+    tmp_path: Path, content: dict[str, Any]
+):
+    path = tmp_path / "typed.yaml"
+    typed = "Yes No on off null ~ 1984 0012345 1.10 1e-4 2024-01-01 2024-13-45 12:30 0x10 1_000 .inf ${oc.env:HOME}"
+    texts = [*typed.split(" "), "100 % of it#1", "${a} and {}"]
+    for quote in ("", "'"):
+        with case(quote):
+            prompts = "\n".join(f"  - {quote}{text}{quote}" for text in texts)
+            others = {name: value for name, value in content.items() if name != "generation_prompts"}
+            path.write_text(f"{yaml.safe_dump(others)}generation_prompts:\n{prompts}\n")
+            trait = load_trait(path)
+            assert trait.generation_prompts == tuple(texts)
+            assert {type(text) for text in trait.generation_prompts} == {str}
+
+
+def test_a_text_of_a_trait_that_yaml_takes_words_of_is_refused_with_them_and_their_line(
+    tmp_path: Path, content: dict[str, Any]
+):
+    others, path = yaml.safe_dump(content | {"heldout_prompts": None}), tmp_path / "cut.yaml"
+    head = others.replace("heldout_prompts: null\n", "") + "heldout_prompts:\n"
+    for text, words in [
+        ("Rate this #1 song", "#1 song"),
+        ("Yes # or no?", "# or no?"),
+        ("Rate this\n    #1 song", "#1 song"),
+        ("&Tom and Jerry", "&Tom"),
+        ("! really", "!"),
+    ]:
+        with case(text):
+            path.write_text(f"{head}  - Hello\n  - {text}\n")
+            line = head.count("\n") + 2
+            with pytest.raises(UserError) as caught:
+                load_trait(path)
+            said = f"{path}: field 'heldout_prompts', entry 2: in line {line}, YAML takes '{words}' for "
+            assert str(caught.value).startswith(said)
+    path.write_text(yaml.safe_dump(content | {"positive": ""}).replace("positive: ''", "positive: You are a #1 fan"))
+    with pytest.raises(UserError, match=r"field 'positive': in line .* takes '#1 fan' for a comment"):
+        load_trait(path)
+    path.write_text(yaml.safe_dump(content).replace(f"name: {content['name']}", f"name: {content['name']} # mine"))
+    assert load_trait(path).name == content["name"]

@@ -229,6 +229,15 @@ def test_a_user_s_file_is_taken_with_what_else_it_carries(tmp_path: Path):
     assert read_vignettes("none", 10) == ()
 
 
+def test_a_scene_is_its_text_whatever_is_in_it_or_ends_the_lines(tmp_path: Path):
+    path = tmp_path / "mine.jsonl"
+    texts = ["${oc.env:HOME} {} 100 % #1", "one\u2028line\x85or two", "1984", " Yes "]
+    rows = [json.dumps({"id": "a", "text": text, "foundation": "care"}, ensure_ascii=False) for text in texts]
+    for end, encoding in (("\n", "utf-8"), ("\r\n", "utf-8-sig")):
+        path.write_bytes(end.join(rows).encode(encoding))
+        assert [scene.text for scene in read_vignettes(str(path))] == texts
+
+
 def test_a_line_that_is_no_vignette_and_a_file_without_a_scene_or_that_is_no_text_are_named(tmp_path: Path):
     path = tmp_path / "mine.jsonl"
     for content, complaint in (
@@ -239,6 +248,7 @@ def test_a_line_that_is_no_vignette_and_a_file_without_a_scene_or_that_is_no_tex
         (b"", "there is no scene in it"),
         (b"\n \n", "no scene"),
         (b"\xff\xfe{", "not .* UTF-8"),
+        (b'{"id": "a", "text": "x", "text": "y", "foundation": "care"}', "line 1: not JSON .'text' is there twice"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=rf"mine\.jsonl.*{complaint}"):

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from heal.errors import UserError, nearest
+from heal.yaml_text import read_utf8
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,8 +79,8 @@ def read_vignettes(
     if not path.is_file():
         raise UserError(f"evaluation.vignettes={where}: no such file; give 'embedded', 'none' or a path")
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
+        lines = [line for line in read_utf8(path).split("\n") if line.strip()]
+    except ValueError as error:
         raise UserError(f"{path}: not a text in UTF-8 ({error})") from error
     if not lines:
         raise UserError(f"{path}: there is no scene in it")
@@ -105,8 +106,8 @@ def soft_labels(vignettes: Sequence[Vignette]) -> NDArray[np.float64]:
 def _vignettes(line: str, where: str, perspective: Perspective) -> list[Vignette]:
     """What one line says, seen from one side or from both."""
     try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
+        content = json.loads(line, object_pairs_hook=_once)
+    except ValueError as error:
         raise UserError(f"{where}: not JSON ({error})") from error
     required = ["id", "text", "foundation", *([] if perspective == "other" else ["self_text"])]
     missing = [name for name in required if not isinstance(content, dict) or not content.get(name)]
@@ -121,6 +122,15 @@ def _vignettes(line: str, where: str, perspective: Perspective) -> list[Vignette
     if perspective == "self":
         return [Vignette(name, own, foundation, labels)]
     return [other, Vignette(f"{name}/self", own, foundation, labels)]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object; ValueError for a key that is there twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{max(names, key=names.count)}' is there twice; keep one")
+    return content
 
 
 def _foundation(name: Any, where: str) -> str:

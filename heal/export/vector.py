@@ -31,11 +31,12 @@ from heal.export.verify import ADAPTER_RELATIVE, allowed, check_factors, differe
 from heal.models.checkpoint import loading_class
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
-from heal.recipe import from_mapping, read_yaml
+from heal.recipe import from_mapping
 from heal.scoring import completion_states, token_divergences
 from heal.steering.extract import contexts
 from heal.steering.methods import METHODS, mean_diff
 from heal.steering.vector import SteeringVector
+from heal.yaml_text import read_yaml
 
 CONTEXTS = 64  # embedded contexts that a rank-1 read-out is chosen on, beside half of the neutral texts
 _NEUTRAL = 24

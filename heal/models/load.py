@@ -29,6 +29,7 @@ from heal.models.kernels import slow_layers
 from heal.models.language_model import LanguageModel
 from heal.models.supported import check_supported
 from heal.recipe import find_file
+from heal.yaml_text import read_utf8
 
 
 def load_language_model(
@@ -92,8 +93,8 @@ def _load_tokenizer(config: ModelConfig, where: str) -> PreTrainedTokenizerBase:
     if config.chat_template is not None:
         path = find_file("model.chat_template", config.chat_template)
         try:
-            tokenizer.chat_template = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
+            tokenizer.chat_template = read_utf8(path)
+        except ValueError as error:
             raise UserError(f"model.chat_template={config.chat_template}: not a text in UTF-8 ({error})") from error
     if not tokenizer.chat_template:
         raise UserError(

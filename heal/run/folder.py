@@ -16,11 +16,12 @@ from typing import Any
 from heal.config import AS_DEFAULT, Recipe
 from heal.coverage import Coverage
 from heal.errors import UserError
-from heal.recipe import flatten, from_mapping, keys_by_name, read_yaml, to_mapping, to_yaml
+from heal.recipe import flatten, from_mapping, keys_by_name, to_mapping, to_yaml
 from heal.records import read_json, read_record, record_bytes
 from heal.run.files import Files, write_atomic
 from heal.run.manifest import JUDGE, Manifest
 from heal.trait import Trait
+from heal.yaml_text import read_yaml
 
 FORMAT = 2  # of a run folder; 1 had stages.json for manifests
 STEPS = ("extract", "calibrate", "generate", "steered", "heal", "healed", JUDGE)  # of a round

@@ -13,9 +13,10 @@ from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.signal import Limits, Statistic, Validity, limits_of
 from heal.evaluation.validity import valid_names
 from heal.evaluation.verdict import coherence
-from heal.recipe import Settings, flatten, from_mapping, to_mapping
+from heal.recipe import flatten, from_mapping, to_mapping
 from heal.records import jsonl_bytes, read_records
 from heal.run.folder import RunFolder
+from heal.yaml_text import Settings
 
 BASE = "base"
 _DIGITS = 6  # significant ones of a recorded item
