@@ -3,11 +3,12 @@
 import codecs
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from yaml.constructor import ConstructorError
 from yaml.parser import ParserError
+from yaml.reader import ReaderError
 from yaml.scanner import ScannerError
 
 from heal.errors import UserError
@@ -51,6 +52,7 @@ class Plain(str):
 class _Loader(yaml.SafeLoader):
     """Scalars without quotes are Plain; of YAML's implicit types only the merge key `<<` is left."""
 
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {}
     yaml_implicit_resolvers = {"<": [("tag:yaml.org,2002:merge", re.compile("^<<$"))]}  # noqa: RUF012
 
     def construct_scalar(self, node: Any) -> Any:
@@ -81,8 +83,20 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-for _tag in ("str", "merge"):  # merge: `<<` where it is no key
-    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_scalar)
+def _refuse_tag(loader: _Loader, node: yaml.Node) -> None:
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    said = f"the tag {tag}: its key says the type of a value; leave the tag out, or put a text in quotes"
+    raise ConstructorError(None, None, said, node.start_mark)
+
+
+for _tag, _construct in {
+    "str": _Loader.construct_scalar,
+    "merge": _Loader.construct_scalar,  # `<<` where it is no key
+    "seq": _Loader.construct_yaml_seq,
+    "map": _Loader.construct_yaml_map,
+}.items():
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct)
+_Loader.add_constructor(None, _refuse_tag)
 
 
 def _refuse_duplicates(node: yaml.Node, name: str, lines: dict[str, int], above: tuple[yaml.Node, ...]) -> None:
@@ -117,8 +131,7 @@ def parse(text: str) -> Any:
     """The content of a YAML text: scalar, list, mapping, or None where there is none.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or a key is there twice.
-        ValueError: an explicit tag such as !!int before something else.
+        yaml.YAMLError: it is not YAML, has a tag such as !!int, or a key twice.
     """
     return yaml.load(text, _Loader)
 
@@ -156,7 +169,7 @@ def read_yaml(path: Path) -> Settings:
     try:
         text = read_utf8(path)
         content = parse(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: another encoding, a tag such as !!int before a text
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: another encoding
         raise UserError(f"{path}: not valid YAML: {_reason(error, text)}") from error
     if content is None or (isinstance(content, Plain) and content.is_null):
         return {}
@@ -188,14 +201,19 @@ def read_utf8(path: Path) -> str:
 
 def _reason(error: yaml.YAMLError | ValueError, text: str) -> str:
     """What is wrong and where, in one line."""
+    if isinstance(error, ReaderError):
+        number = text.count("\n", 0, error.position) + 1
+        return f"line {number}: the control character U+{error.character:04X}; take it out, or write it as an escape"
     if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
+        return str(error)
     if error.problem_mark is None:
         return str(error.problem)
-    number = error.problem_mark.line
-    line = text.split("\n")[number] if number < text.count("\n") + 1 else ""
+    number, column = error.problem_mark.line, error.problem_mark.column
+    line = [*text.split("\n"), ""][number]
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return f"line {number + 1} is indented with a tab; YAML takes spaces only"
-    where = f"line {number + 1}, column {error.problem_mark.column + 1}"
-    quotes = isinstance(error, ScannerError | ParserError)
-    return f"{where}: {error.problem}{'; a text with special characters needs quotes' if quotes else ''}"
+    if line[column : column + 1] == "\t":
+        return f"line {number + 1}, column {column + 1}: a tab; YAML takes spaces only"
+    problem = error.problem if error.context is None else f"{error.context}, {error.problem}"
+    quotes = "; a text with special characters needs quotes" if isinstance(error, ScannerError | ParserError) else ""
+    return f"line {number + 1}, column {column + 1}: {problem}{quotes}"

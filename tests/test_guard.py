@@ -52,6 +52,12 @@ def test_a_command_gets_its_words_or_prints_its_help(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "help\n" * 3
 
 
+def test_a_word_with_bytes_that_are_no_text_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command(["a=1", "b=\udcff"], lambda: "help", print)
+    assert capsys.readouterr().err.startswith("heal: 'b=\\udcff': not UTF-8; ")
+
+
 def test_sigterm_stops_the_work_and_its_handler_is_gone_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit, match="130"):

@@ -382,7 +382,13 @@ def test_what_makes_a_file_unreadable_is_named_in_one_line(tmp_path: Path):
         (b"heal: &a\n  rank: *a\n", "'heal.rank' contains itself"),
         (b"model.system: %d items\n", "needs quotes"),
         (b"model.system: Say: yes\n", "needs quotes"),
-        (b"run.seed: !!int x\n", "invalid literal"),
+        (
+            b"run.seed: !!int 3\n",
+            "line 1, column 11: the tag !!int: its key says the type of a value; leave the tag out",
+        ),
+        (b"run:\tseed\n", "line 1, column 5: a tab; YAML takes spaces only"),
+        (b"run.seed: 1\nrun.name: \x07\n", "line 2: the control character U+0007; take it out"),
+        (b"run.seed: 1\n---\nrun.seed: 2\n", "line 2, column 1: expected a single document in the stream, but found"),
         (b'model.system: "\\ud83d\\ude00"\n', "line 1, column 15: \\ud83d is half of a character; write the"),
     ]:
         with case(content):

@@ -17,6 +17,7 @@ from heal.run.files import clear_temporary, sha256, write_atomic, write_files
 from heal.run.folder import EXPORT_RECORD, FORMAT, STEPS, Facts, RunFolder, Sizes
 from heal.run.manifest import MANIFEST
 from tests import tiny
+from tests.cases import case
 
 FACTS = Facts("float32", tiny.trait(), format=FORMAT)
 
@@ -273,6 +274,19 @@ def test_a_new_folder_holds_the_recipe_and_the_facts(run: RunFolder):
 def test_the_same_recipe_continues(run: RunFolder):
     run.start(recipe(), FACTS)
     assert run.start(recipe(), FACTS) is True
+
+
+def test_a_run_whose_texts_look_like_something_else_continues_and_another_text_is_another_run(run: RunFolder):
+    for number, text in enumerate(
+        ["Pay ${price}", "Pay \\${price}", "${oc.env:HOME", "\\???", "null", "007", "a: b # c\n"]
+    ):
+        with case(text):
+            folder, words = RunFolder(run.path / str(number)), (f"model.system={text}", f"run.root={text}")
+            assert not folder.start(recipe(*words), FACTS)
+            assert folder.start(recipe(*words), FACTS)
+            assert (folder.recipe().model.system, folder.recipe().run.root) == (text, text)
+            with pytest.raises(UserError, match="is a run of another recipe"):
+                folder.refuse_other(recipe(f"model.system={text}$"), FACTS)
 
 
 def test_another_recipe_is_refused_with_what_differs_and_nothing_is_written(run: RunFolder):
