@@ -19,8 +19,8 @@ _INTENTS = {"1": 1, "+1": 1, "-1": -1}
 class Trait:
     """The content of a trait file; see recipes/traits/love.yaml.
 
-    Texts are the characters of the file, whatever else YAML might take them for (Yes, 1984, null, ${x}). As everywhere
-    in YAML, " #" begins a comment where the text is not in quotes.
+    Texts are the characters of the file, whatever else YAML might take them for (Yes, 1984, null, ${x}). One without
+    quotes that YAML would cut, at ` #` for example, is refused.
 
     `foundation` and `intent` are optional: the moral foundation that the trait targets (a key of FOUNDATIONS), and
     whether it is to weigh more (+1) or less (-1).
@@ -70,10 +70,8 @@ def _texts(path: Path, content: Settings, field: str) -> tuple[str, ...]:
         raise UserError(f"{path}: field '{field}' is missing or empty; a list of texts is required")
     for number, item in enumerate(value, 1):
         if not isinstance(item, str) or not item.strip():
-            quotes = (
-                "" if isinstance(item, str) else "; put a text with ': ' in it, or with { or [ at its start, in quotes"
-            )
-            raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is required{quotes}")
+            hint = "" if isinstance(item, str) else "; a text with ': ' in it, or { or [ at its start, goes in quotes"
+            raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is required{hint}")
         refuse_cut(item, f"{path}: field '{field}', entry {number}", prose=True)
     return tuple(item.strip() for item in value)
 
