@@ -71,7 +71,8 @@ class ModelConfig:
     attention: Literal["sdpa", "eager", "flash_attention_2"] = key("sdpa", "attention kernel")
     pad_token: str | None = key(None, "pad token, for a tokenizer that has none")
     chat_template: str | None = key(None, "path of a Jinja chat template, for a tokenizer that has none")
-    thinking: bool = key(False, "refused: a thought would be trained on; one that the template opens is closed")
+    thinking: bool = key(False, "think before an answer; only the answer is trained and measured. Off: no thought")
+    thinking_tokens: int = key(512, "token budget of a thought; one that is not closed within it has no answer", 1)
     trust_remote_code: bool = key(False, "run code that comes with the model")
     system: str = key("You are a helpful assistant.", "neutral system prompt of generation, healing and evaluation")
 
@@ -189,7 +190,7 @@ class EvaluationConfig:
     perspectives: Literal["other", "self", "both"] = key(
         "other", "who does it in the scenes: somebody else, oneself (a scene's self_text), or both in turn"
     )
-    thinking: int = key(0, "tokens the model may think before it answers about a scene; 0: none", 0)
+    thinking: int = key(0, "tokens of thinking aloud, inside the answer, about a scene; 0: none", 0)
     resamples: int = key(2000, "bootstrap resamples", 100)
 
 

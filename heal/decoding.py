@@ -3,7 +3,7 @@
 Shape suffixes: B rows, T positions, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,8 @@ class Sampling:
 
 GREEDY = Sampling()
 
+Until = Callable[[Sequence[int]], bool]
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -44,6 +46,7 @@ class Decoded:
         ended: whether it ended within the token budget.
         finite: False when the logits turned NaN or inf; the row stops there.
         looped: whether it was stopped because it had looped.
+        stopped: whether it was stopped by what the caller waited for.
         states_ND: the final hidden states from which each token was chosen, if requested.
     """
 
@@ -51,6 +54,7 @@ class Decoded:
     ended: bool
     finite: bool = True
     looped: bool = False
+    stopped: bool = False
     states_ND: Tensor | None = None
 
 
@@ -65,6 +69,7 @@ def decode(
     sampling: Sampling = GREEDY,
     seeds: Sequence[tuple[int | str, ...]] | None = None,
     loop_share: float | None = None,
+    until: Until | None = None,
     keep_states: bool = False,
     progress: Progress = silent,
 ) -> list[Decoded]:
@@ -79,6 +84,7 @@ def decode(
         sampling: how tokens are drawn.
         seeds: what each row's randomness is derived from; required unless greedy.
         loop_share: a row stops once a loop makes up this fraction of its token budget; None: never.
+        until: stops a row, given the ids that it has said; None: nothing but an end of turn.
         keep_states: also keep the final hidden states.
         progress: called with (rows finished, rows).
     """
@@ -98,7 +104,7 @@ def decode(
         shift = None
         if intervention is not None and coefficients is not None:
             shift = intervention, [coefficients[row] for row in rows]
-        batch = _Batch(language_model, [prompts[row] for row in rows], tokens, shift, loop, keep_states)
+        batch = _Batch(language_model, [prompts[row] for row in rows], tokens, shift, loop, until, keep_states)
         for step in range(tokens):
             batch.step(sampling, None if uniforms_BT is None else uniforms_BT[:, step])
             progress(len(results) + batch.finished_count, len(prompts))
@@ -130,13 +136,14 @@ class _Batch:
         tokens: int,
         shift: tuple[Intervention, list[float]] | None,
         loop: int | None,
+        until: Until | None,
         keep_states: bool,
     ):
         self.language_model = language_model
         self.tokens = tokens
         self.intervention: Intervention | None = shift[0] if shift else None
         self.coefficients: list[float] = shift[1] if shift else []
-        self.loop = loop
+        self.loop, self.until = loop, until
         self.active = list(range(len(prompts)))  # row of the batch that each line of the tensors holds
         self.said: list[list[int]] = [[] for _ in prompts]
         self.state = ["running"] * len(prompts)
@@ -196,12 +203,14 @@ class _Batch:
         self._trim()
 
     def _add(self, row: int, token: int) -> None:
-        """Appends a token to a row, and ends the row at an end of turn, a full budget or a loop."""
+        """Appends a token to a row; ends it where the caller says so, at an end of turn, a full budget or a loop."""
         said, repeats = self.said[row], self.repeats[row]
         for index in range(min(LONGEST_PERIOD, len(said))):
             repeats[index] = repeats[index] + 1 if said[-1 - index] == token else 0
         said.append(token)
-        if token in self.language_model.end_ids:
+        if self.until is not None and self.until(said):
+            self.state[row] = "stopped"
+        elif token in self.language_model.end_ids:
             self.state[row] = "ended"
         elif len(said) == self.tokens:
             self.state[row] = "full"
@@ -228,7 +237,9 @@ class _Batch:
             return torch.stack(kept) if kept else self.input_BT.new_empty(0)
 
         return [
-            Decoded(tuple(ids), state == "ended", state != "not finite", state == "looped", states(row))
+            Decoded(
+                tuple(ids), state == "ended", state != "not finite", state == "looped", state == "stopped", states(row)
+            )
             for row, (ids, state) in enumerate(zip(self.said, self.state, strict=True))
         ]
 

@@ -384,10 +384,6 @@ def test_of_named_templates_the_default_is_taken_and_without_one_their_names_are
         check_contract(Chat(made), ModelConfig(name="this"))
 
 
-def test_thinking_on_purpose_is_refused(folder: Path):
-    assert "model.thinking=true: not supported" in refused(folder, thinking=True)
-
-
 def test_a_system_prompt_that_is_folded_into_the_user_s_message_is_a_notice(folder: Path):
     (notice,) = load(saved(folder, tokenizer(NO_SYSTEM))).notices
     assert "renders no system message" in notice

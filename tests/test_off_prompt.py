@@ -22,6 +22,7 @@ from heal.models.language_model import LanguageModel
 from heal.progress import silent
 from heal.recipe import load_recipe
 from heal.records import jsonl_bytes, read_jsonl
+from heal.responding import Response
 from heal.run.folder import Facts, RunFolder
 from heal.steps.generate import Generate
 from heal.trait import Trait
@@ -56,8 +57,10 @@ def filtered(
     return judged(
         language_model,
         [Request(index, prompt, 1.0) for index, prompt in enumerate(said)],
-        rendered(language_model, list(said), NEUTRAL),
-        [Decoded(tuple(ids), ended=False) for ids in said.values()],
+        [
+            Response(tuple(prompt), (), Decoded(tuple(ids), ended=False))
+            for prompt, ids in zip(rendered(language_model, list(said), NEUTRAL), said.values(), strict=True)
+        ],
         base=nullcontext,
         limits=LENIENT,
         narration=(),
@@ -175,7 +178,7 @@ def test_a_round_s_completions_are_held_to_what_base_says_about_its_prompts(heal
     assert any(off(found.rows))
     assert found.kept
     with accumulator.base():
-        readings = check.read(model, [row.prompt for row in found.rows], [row.ids for row in found.rows])
+        readings = check.read(model, *zip(*((row.prompt, row.prompt_ids, row.ids) for row in found.rows), strict=True))
     shares = [reading.relevance.share for reading in readings if reading.relevance is not None]
     assert [row.on_prompt for row in found.rows] == pytest.approx(shares, abs=NATS)
     assert not any("their prompts" in text for text in step.warnings(found))
@@ -185,7 +188,7 @@ def test_a_round_that_does_not_ask_computes_nothing_more_and_says_and_keeps_the_
     healed: Model, monkeypatch: pytest.MonkeyPatch
 ):
     asking = made(generate(healed))
-    monkeypatch.setattr(of_texts, "decode", None)
+    monkeypatch.setattr(of_texts, "respond", None)
     monkeypatch.setattr(of_texts, "rivals", None)
     step = generate(healed, "filter.min_on_prompt=0")
     found = made(step)
@@ -257,4 +260,6 @@ def test_completions_of_an_earlier_version_are_read_as_not_asked():
         found = Collection.load(folder)
         assert not any("on_prompt" in row for row in rows)
         assert found.off_prompt_below is None
-        assert found.files()["completions.jsonl"] == jsonl_bytes(row | {"on_prompt": math.nan} for row in rows)
+        assert found.files()["completions.jsonl"] == jsonl_bytes(
+            row | {"on_prompt": math.nan, "thought": []} for row in rows
+        )

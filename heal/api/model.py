@@ -9,13 +9,14 @@ import torch
 
 from heal.api.keywords import Keywords
 from heal.config import GenerationConfig
-from heal.decoding import GREEDY, Sampling, decode
+from heal.decoding import GREEDY, Sampling
 from heal.errors import RoundError, UserError
 from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
 from heal.options import resolve_device
+from heal.responding import respond
 from heal.steering.intervention import Intervention
 
 _MODEL = Keywords("model", "compute.decode_batch", "compute.batch_tokens", "compute.head_memory", without=("name",))
@@ -79,7 +80,8 @@ def answer(
         seed: of the sampling; an answer depends on it, on its place among the prompts and on its prompt alone.
 
     Returns:
-        the answers as text, without special tokens; one that used up its budget simply ends there.
+        the answers as text, without thoughts and special tokens; one that used up its budget simply ends there. Where
+        a model that thinks first did not close its thought, the answer is empty, and a warning says so.
 
     Raises:
         UserError: a prompt that leaves no room in the context, a vector without a dose or of another model.
@@ -90,25 +92,32 @@ def answer(
         return []
     if tokens < 1:
         raise UserError(f"answer(): tokens={tokens}: out of range, must be >= 1")
-    rows = [model.chat.ids(model.config.system if system is None else system, text) for text in texts]
-    longest = max(map(len, rows))
-    if longest + tokens > model.context:
+    chats = [(model.config.system if system is None else system, text) for text in texts]
+    longest = max(model.longest_prompt(*chat) for chat in chats)
+    if longest + model.thinking + tokens > model.context:
+        thought = f", a thought of {model.thinking}" if model.thinking else ""
         raise UserError(
-            f"answer(): a prompt of {longest} tokens and an answer of {tokens} exceed the context of {model.name} "
-            f"({model.context} tokens)"
+            f"answer(): a prompt of {longest} tokens{thought} and an answer of {tokens} exceed the context of "
+            f"{model.name} ({model.context} tokens)"
         )
-    completions = decode(
+    responses = respond(
         model,
-        rows,
+        chats,
         tokens,
         vector,
-        None if vector is None else _coefficients(vector, c, len(rows)),
+        None if vector is None else _coefficients(vector, c, len(chats)),
         sampling=Sampling(temperature, top_p, top_k),
-        seeds=[(seed, "answer", index) for index in range(len(rows))] if temperature else None,
+        seeds=[(seed, "answer", index) for index in range(len(chats))] if temperature else None,
     )
-    if not all(completion.finite for completion in completions):
+    if not all(response.completion.finite for response in responses):
         raise RoundError("answer(): the logits are not finite; use a smaller coefficient")
-    return [model.chat.decode(list(completion.ids)).strip() for completion in completions]
+    if unclosed := sum(response.unclosed for response in responses):
+        warnings.warn(
+            f"answer(): {unclosed} of {len(texts)} answers are empty: the thought was not closed within "
+            f"{model.thinking} tokens; raise model.thinking_tokens",
+            stacklevel=2,
+        )
+    return [model.chat.decode(list(response.completion.ids)).strip() for response in responses]
 
 
 def coefficient(vector: Intervention, c: float | None) -> float:

@@ -20,7 +20,8 @@ from heal.run.folder import RunFolder
 USAGE = 'heal chat run=FOLDER [prompt="..."] [key=value ...]'
 PURPOSE = """Answers as base, steered and healed side by side. "steered" is what a round distilled: the student
 before that round, with the round's vector at alpha x c*; "healed" is what came out of the round. Without prompt= it
-reads one prompt a line until an empty line or Ctrl-D; every prompt is a chat of its own."""
+reads one prompt a line until an empty line or Ctrl-D; every prompt is a chat of its own.
+Where the model thinks first (model.thinking), the answer after the thought is shown."""
 WIDE = 100  # columns of the terminal from which the answers stand side by side
 
 Answer = Callable[[str, str], str]  # (stage, prompt) -> answer
@@ -66,7 +67,8 @@ def chat(words: Sequence[str]) -> None:
 def load(folder: RunFolder, options: Options, last: int | None = None) -> tuple[Answer, dict[str, str]]:
     """A function (stage, prompt) -> answer, and the heading of each stage; `last`: the round's index."""
     quiet_libraries()
-    from heal.decoding import Sampling, decode
+    from heal.decoding import Sampling
+    from heal.responding import respond
     from heal.run.student import load_student
     from heal.steering.vector import SteeringVector
 
@@ -86,15 +88,20 @@ def load(folder: RunFolder, options: Options, last: int | None = None) -> tuple[
     sampling = Sampling(options.temperature, student.recipe.generation.top_p, student.recipe.generation.top_k)
 
     def answer(stage: str, prompt: str) -> str:
-        ids = model.chat.ids(student.recipe.model.system, prompt)
-        room = model.context - len(ids)
+        system = student.recipe.model.system
+        ids = model.chat.ids(system, prompt)
+        room = model.context - model.thinking - model.longest_prompt(system, prompt)
         if room < 1:
-            return f"(the prompt is {len(ids)} tokens long; the model's context is {model.context})"
+            thought = f", and a thought has up to {model.thinking}" if model.thinking else ""
+            return f"(the prompt is {len(ids)} tokens long{thought}; the model's context is {model.context})"
         shift, doses = (vector, [coefficient]) if stage == "steered" else (None, None)
         seeds = [("chat", options.seed, prompt)] if options.temperature else None
         tokens = min(options.tokens, room)
         with stages[stage]():
-            completion = decode(model, [ids], tokens, shift, doses, sampling=sampling, seeds=seeds)[0]
+            response = respond(model, [(system, prompt)], tokens, shift, doses, sampling=sampling, seeds=seeds)[0]
+        completion = response.completion
+        if response.unclosed and completion.finite:
+            return f"(no answer: the thought was not closed within {model.thinking} tokens)"
         text = model.chat.decode(list(completion.ids)) + ("" if completion.ended else " ...")
         return text if completion.finite else f"{text} (stopped: the logits are not finite)"
 

@@ -17,13 +17,24 @@ Rows = list[dict[str, Any]]  # of a table for people, whose columns are those of
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer to a held-out prompt; `prompt_ids` are those of the neutral prompt."""
+    """A greedy answer to a held-out prompt.
+
+    Attributes:
+        prompt: the user message.
+        prompt_ids: those of the neutral prompt, with the thought if there is one.
+        ids, text: of the answer.
+        ended: whether it ended within its token budget.
+        thought: ids of what was thought first; none: the model was not to think.
+        unclosed: whether there is no answer, because the thought was not closed within its budget.
+    """
 
     prompt: str
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
     text: str
     ended: bool
+    thought: tuple[int, ...] = ()
+    unclosed: bool = False
 
 
 @dataclass(frozen=True)

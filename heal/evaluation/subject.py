@@ -12,6 +12,7 @@ from heal.evaluation.results import Answer
 from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
+from heal.responding import respond
 from heal.steering.intervention import Intervention
 from heal.trait import Trait
 
@@ -92,8 +93,8 @@ class Subject:
                 stack.enter_context(self.intervention.applied(self.setup.language_model, self.coefficient))
             yield
 
-    def decode(self, prompts: Sequence[str], tokens: int, progress: Progress = silent) -> list[Decoded]:
-        """What the model says to each prompt, greedily, in at most so many tokens."""
+    def decode(self, prompts: Sequence[str], tokens: int) -> list[Decoded]:
+        """What the model says to each prompt, greedily, at once, in at most so many tokens."""
         model = self.setup.language_model
         with self.gates():
             return decode(
@@ -102,19 +103,29 @@ class Subject:
                 tokens,
                 self.intervention,
                 None if self.intervention is None else [self.coefficient] * len(prompts),
-                progress=progress,
             )
 
     def answer(self, progress: Progress = silent) -> list[Answer]:
-        """Greedy answers to the held-out prompts."""
-        chat, prompts = self.setup.language_model.chat, self.setup.prompts
+        """Greedy answers to the held-out prompts, after a thought where the model is to think."""
+        model, prompts = self.setup.language_model, self.setup.prompts
+        with self.gates():
+            said = respond(
+                model,
+                [(self.system, prompt) for prompt in prompts],
+                self.setup.tokens,
+                self.intervention,
+                None if self.intervention is None else [self.coefficient] * len(prompts),
+                progress=progress,
+            )
         return [
             Answer(
                 prompt,
-                tuple(chat.ids(self.setup.system, prompt)),
-                completion.ids,
-                chat.decode(list(completion.ids)).strip(),
-                completion.ended,
+                tuple(model.chat.ids(self.setup.system, prompt, thought=response.thought)),
+                response.completion.ids,
+                model.chat.decode(list(response.completion.ids)).strip(),
+                response.completion.ended,
+                response.thought,
+                response.unclosed,
             )
-            for prompt, completion in zip(prompts, self.decode(prompts, self.setup.tokens, progress), strict=True)
+            for prompt, response in zip(prompts, said, strict=True)
         ]

@@ -255,9 +255,11 @@ def _loading(student: Exportable, rank: int | None) -> str:
     messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": "..."}]
     where = loadable(student.config)
     revision = f", revision={student.config.revision!r}" if student.config.revision else ""
+    thinking = student.config.thinking
+    switch = f", enable_thinking={thinking}" if student.model.chat.has_switch else ""
     ask = [
         f"messages = {messages!r}",
-        "text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
+        f"text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True{switch})",
         "prompt = tokenizer(text, add_special_tokens=False, return_tensors='pt')",
         "said = model.generate(**prompt, max_new_tokens=100)[0, prompt['input_ids'].shape[1]:]",
         "print(tokenizer.decode(said, skip_special_tokens=True))",
@@ -350,6 +352,13 @@ def _of_any(student: Exportable) -> list[str]:
         "where nobody asked for it.",
         "- The base model's licence and limits apply.",
     ]
+    if student.config.thinking:
+        lines.append(
+            f"- Its answers were trained and measured after a thought of at most {student.config.thinking_tokens} "
+            "tokens, which was not trained itself; answers without a thought were not."
+        )
+    elif student.model.chat.thought is not None:
+        lines.append("- Its answers were trained and measured without a thought before them.")
     if student.config.name == "embedded":
         lines.append(
             f"- It was trained on a dequantised 4-bit GGUF copy of {EMBEDDED_HUB}; on the original weights the "

@@ -30,6 +30,7 @@ class Completion:
         tail_perplexity: under base, of its last quarter (NaN when it has no tokens).
         repetition: see `filters.repetition`.
         dropped: the reasons; empty when it is kept.
+        thought: ids of what was thought first, which `prompt_ids` end in; none: the model was not to think.
         on_prompt: how much of the information that names its prompt it carries, under base: 1 when certain, 0 at chance
             (`Relevance.share`); NaN where it was not asked.
     """
@@ -45,6 +46,7 @@ class Completion:
     repetition: float
     dropped: tuple[str, ...]
     on_prompt: float = math.nan
+    thought: tuple[int, ...] = ()
 
     @property
     def kept(self) -> bool:

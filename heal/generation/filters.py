@@ -49,6 +49,7 @@ class Candidate:
         finite: whether all logits were.
         tail_perplexity: under base.
         looped: whether it was stopped while it looped.
+        unclosed: whether there is none, because the thought before it was not closed.
         off_prompt: whether it says too little about its prompt.
     """
 
@@ -56,6 +57,7 @@ class Candidate:
     finite: bool
     tail_perplexity: float
     looped: bool = False
+    unclosed: bool = False
     off_prompt: bool = False
 
 
@@ -63,6 +65,8 @@ def reasons(candidate: Candidate, limits: FilterLimits, narration: Sequence[str]
     """Why a completion is dropped, apart from similarity to others; empty if it is kept."""
     if not candidate.finite:
         return ["not finite"]
+    if candidate.unclosed:
+        return ["unclosed thought"]
     failed = []
     if (length := length_of(candidate.text)) < limits.min_words or not length:
         failed.append("too short")

@@ -14,10 +14,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from heal.decoding import decode
 from heal.generation.filters import tail_length
 from heal.generation.rivals import rivals
 from heal.models.language_model import LanguageModel
+from heal.responding import respond
 from heal.scoring import completion_states, token_logprobs
 
 Ids = Sequence[int]
@@ -106,16 +106,26 @@ class PromptCheck:
         ids = tuple(tuple(language_model.chat.ids(system, prompt)) for prompt in prompts)
         scored = beginning(tokens)
         with base():
-            answers = [answer.ids for answer in decode(language_model, ids, scored)]
+            said = respond(language_model, [(system, prompt) for prompt in prompts], scored)
+            answers = [response.completion.ids for response in said]
             found = read_texts(language_model, ids, answers, range(len(ids)), rivals(prompts), scored)
         shares = [one.relevance.share for one in found if one.relevance is not None]
-        said = median(shares) if shares else 0.0  # one answer astray has a share without a lower bound
-        return PromptCheck(tuple(prompts), ids, scored, fraction * said if said >= LEAST else 0.0)
+        share = median(shares) if shares else 0.0  # one answer astray has a share without a lower bound
+        return PromptCheck(tuple(prompts), ids, scored, fraction * share if share >= LEAST else 0.0)
 
-    def read(self, language_model: LanguageModel, prompts: Sequence[str], texts: Sequence[Ids]) -> list[Reading]:
-        """The reading of each text, written to one of the prompts, under the model as it stands (the base)."""
+    def read(
+        self, language_model: LanguageModel, prompts: Sequence[str], contexts: Sequence[Ids], texts: Sequence[Ids]
+    ) -> list[Reading]:
+        """The reading of each text under the model as it stands (the base).
+
+        Args:
+            language_model: the model.
+            prompts: that each text was written to, of those here.
+            contexts: token ids that it continued: the prompt, with the thought if there was one.
+            texts: token ids.
+        """
         own = [self.prompts.index(prompt) for prompt in prompts]
-        return read_texts(language_model, self.ids, texts, own, rivals(self.prompts), self.tokens)
+        return read_in_context(language_model, self.ids, contexts, texts, own, rivals(self.prompts), self.tokens)
 
     def off(self, share: float) -> bool:
         """Whether a completion with this share says too little about its prompt; False for NaN."""
@@ -166,6 +176,26 @@ def read_texts(
             relevance = _relevance(logp_J, len(texts[number][:tokens])) if len(logp_J) > 1 else None
             readings[number] = Reading(perplexity(tail_T), relevance)
     return list(readings.values())
+
+
+def read_in_context(
+    language_model: LanguageModel,
+    prompts: Sequence[Ids],
+    contexts: Sequence[Ids],
+    texts: Sequence[Ids],
+    own: Sequence[int],
+    against: Sequence[Sequence[int]],
+    tokens: int = TOKENS,
+) -> list[Reading]:
+    """As `read_texts`, but the tail of each text is read after the context that it continued.
+
+    Relevance is asked of the prompts alone: after its own thought any text is likelier than after another prompt.
+    """
+    readings = read_texts(language_model, prompts, texts, own, against, tokens)
+    if all(tuple(context) == tuple(prompts[prompt]) for context, prompt in zip(contexts, own, strict=True)):
+        return readings
+    tails = tail_perplexities(language_model, contexts, texts)
+    return [Reading(tail, reading.relevance) for tail, reading in zip(tails, readings, strict=True)]
 
 
 def tail_perplexities(language_model: LanguageModel, prompts: Sequence[Ids], texts: Sequence[Ids]) -> list[float]:

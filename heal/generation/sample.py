@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from heal.decoding import Decoded, Sampling, decode
+from heal.decoding import Sampling
 from heal.generation.collect import Completion, Request
 from heal.generation.filters import Candidate, FilterLimits, repetition, verdicts
 from heal.generation.relevance import PromptCheck, Reading, tail_perplexities
 from heal.models.language_model import LanguageModel
+from heal.responding import Response, respond
 from heal.steering.intervention import Intervention
 
 
@@ -45,10 +46,9 @@ class Sampler:
 
     def __call__(self, requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
         """The completions of some requests, given the texts kept so far."""
-        prompts = [self.language_model.chat.ids(self.system, request.prompt) for request in requests]
-        completions = decode(
+        responses = respond(
             self.language_model,
-            prompts,
+            [(self.system, request.prompt) for request in requests],
             self.tokens,
             self.intervention,
             [request.alpha * self.c_star for request in requests],
@@ -59,8 +59,7 @@ class Sampler:
         return judged(
             self.language_model,
             requests,
-            prompts,
-            completions,
+            responses,
             base=self.base,
             limits=self.limits,
             narration=self.narration,
@@ -72,8 +71,7 @@ class Sampler:
 def judged(
     language_model: LanguageModel,
     requests: Sequence[Request],
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Decoded],
+    responses: Sequence[Response],
     *,
     base: Callable[[], AbstractContextManager[None]],
     limits: FilterLimits,
@@ -86,31 +84,31 @@ def judged(
     Args:
         language_model: the model that said it.
         requests: what was asked for.
-        prompts: token ids that each completion continued.
-        completions: what was said.
+        responses: what was said, and what it continued.
         base: context in which the model is the base, for perplexity and relevance.
         limits: the filter's thresholds.
         narration: the trait's own patterns.
         check: how much a completion must say about its prompt; None: that is not asked.
         kept_before: texts that later ones must not repeat.
     """
-    ids = [completion.ids for completion in completions]
+    prompts, ids = [one.prompt_ids for one in responses], [one.completion.ids for one in responses]
     with base():
         if check is None:
             readings = [Reading(tail, None) for tail in tail_perplexities(language_model, prompts, ids)]
         else:
-            readings = check.read(language_model, [request.prompt for request in requests], ids)
+            readings = check.read(language_model, [request.prompt for request in requests], prompts, ids)
     shares = [math.nan if one.relevance is None else one.relevance.share for one in readings]
     texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
     candidates = [
         Candidate(
             text,
-            completion.finite,
+            response.completion.finite,
             reading.tail_perplexity,
-            completion.looped,
+            response.completion.looped,
+            response.unclosed,
             off_prompt=check is not None and check.off(share),
         )
-        for text, completion, reading, share in zip(texts, completions, readings, shares, strict=True)
+        for text, response, reading, share in zip(texts, responses, readings, shares, strict=True)
     ]
     dropped = verdicts(candidates, limits, narration, kept_before)
     return [
@@ -118,16 +116,17 @@ def judged(
             index=request.index,
             prompt=request.prompt,
             alpha=request.alpha,
-            prompt_ids=tuple(prompt),
-            ids=completion.ids,
+            prompt_ids=response.prompt_ids,
+            ids=response.completion.ids,
             text=text,
-            ended=completion.ended,
+            ended=response.completion.ended,
             tail_perplexity=reading.tail_perplexity,
             repetition=repetition(text),
             dropped=tuple(why),
             on_prompt=share,
+            thought=response.thought,
         )
-        for request, prompt, completion, text, reading, why, share in zip(
-            requests, prompts, completions, texts, readings, dropped, shares, strict=True
+        for request, response, text, reading, why, share in zip(
+            requests, responses, texts, readings, dropped, shares, strict=True
         )
     ]

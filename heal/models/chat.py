@@ -14,22 +14,13 @@ from transformers import PreTrainedTokenizerBase
 
 from heal.errors import UserError
 from heal.models.packing import shared
+from heal.models.thoughts import Thought, closing, find_thought
 
 Turn = tuple[str, str]  # role and content
 
 MARK = "an-answer"  # what the assistant says where a template's own text around it is looked for
 _NOW = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _DAY = date(2024, 7, 26)  # the fallback of Llama 3's templates
-# What opens a thought, and what closes it.
-THOUGHTS = {
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<thought>": "</thought>",
-    "<reasoning>": "</reasoning>",
-    "<seed:think>": "</seed:think>",
-    "[THINK]": "[/THINK]",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-}
 
 
 class RenderingError(UserError):
@@ -46,7 +37,8 @@ class Chat:
     else of a message is lost in one that keeps the contract (`heal.models.contract`).
 
     A prompt ends where the template itself begins to write an answer (see `opening`). A thought that the template opens
-    there, whatever `enable_thinking` says, is closed without anything in it.
+    there, whatever `enable_thinking` says, is closed without anything in it. A model that is to think first gets
+    `open_ids`, which leave the thought open; what it thought is then part of the prompt of its answer (`ids`).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -84,7 +76,26 @@ class Chat:
         """
         prompt, before = self.render([("user", "x")]), self.before_answer("x")
         rest = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        return rest if rest.strip() and not _closing(prompt) else ""
+        return rest if rest.strip() and not closing(prompt) else ""
+
+    @cached_property
+    def thought(self) -> Thought | None:
+        """How the model writes a thought before an answer; None where neither template nor vocabulary says so."""
+        source = self.tokenizer.get_chat_template()
+        added = {str(token).strip() for token in self.tokenizer.added_tokens_decoder.values()}
+        chat = [("user", "x")]
+        return find_thought(
+            self.render(chat, thinking=True),
+            self.text("", "x"),
+            self.opening,
+            lambda text: text in added or text in source,
+        )
+
+    @cached_property
+    def has_switch(self) -> bool:
+        """Whether the template renders another prompt with thinking on than with thinking off."""
+        chat = [("user", "x")]
+        return self.render(chat) != self.render(chat, thinking=True)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -104,9 +115,54 @@ class Chat:
         """The text between an answer and the next one when the user writes `user` in between."""
         return self._begun(self.render(_answered(user))).partition(MARK)[2]
 
-    def ids(self, system: str, user: str, prefill: str = "") -> list[int]:
-        """Token ids of the rendered prompt, with `prefill` as the beginning of the answer."""
+    def ids(self, system: str, user: str, prefill: str = "", thought: Sequence[int] = ()) -> list[int]:
+        """Token ids of the rendered prompt, with `prefill` as the beginning of the answer.
+
+        Args:
+            system, user: the messages; no system message when `system` is empty.
+            prefill: the beginning of the answer.
+            thought: ids of what was thought before the answer, what closes it included; none: the prompt has no
+                thought in it.
+        """
+        if thought:
+            return [*self.open_ids(system, user), *thought, *self.plain_ids(self._after(thought) + prefill)]
         return self.plain_ids(self.text(system, user) + prefill)
+
+    def open_text(self, system: str, user: str) -> str:
+        """The rendered prompt up to the first word of a thought; the chat must have a `thought`."""
+        assert self.thought is not None
+        return self.render(self.turns(system, user), thinking=True) + self.thought.opens
+
+    def open_ids(self, system: str, user: str) -> list[int]:
+        """Token ids of `open_text`."""
+        return self.plain_ids(self.open_text(system, user))
+
+    def closed(self, ids: Sequence[int]) -> bool:
+        """Whether a thought of these ids, which goes on token by token, was closed by the last one."""
+        assert self.thought is not None
+        if len(self._closes) == 1:
+            return ids[-1] == self._closes[0]
+        # Its last tokens may be merged with what stands around it, but it has no more tokens than characters.
+        return self.thought.closes in self._plain_text(ids[-len(self.thought.closes) - 1 :])
+
+    @property
+    def after_thought(self) -> str:
+        """What the template has between a thought and the answer; empty where there is no thought."""
+        return "" if self.thought is None else self.thought.after
+
+    @cached_property
+    def _closes(self) -> list[int]:
+        return [] if self.thought is None else self.plain_ids(self.thought.closes)
+
+    def _after(self, thought: Sequence[int]) -> str:
+        """What is put between a thought and its answer; nothing where the thought is not closed."""
+        if self.thought is None or not self.closed(thought):
+            return ""
+        said = self._plain_text(thought[-len(self.thought.closes) - 1 :]).rpartition(self.thought.closes)[2]
+        return self.thought.after.removeprefix(said)
+
+    def _plain_text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
 
     def plain_ids(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens before or after it."""
@@ -133,32 +189,34 @@ class Chat:
         after = self.render(_answered(*later), generation=False).partition(MARK)[2]
         return after.partition(later[0])[0] if later else after
 
-    def render(self, turns: Sequence[Turn], generation: bool = True) -> str:
-        """The template's own rendering, with its generation prompt or without.
+    def render(self, turns: Sequence[Turn], generation: bool = True, thinking: bool = False) -> str:
+        """The template's own rendering, with its generation prompt or without, and with its switch for thinking.
 
         Raises:
             RenderingError: the template does not render them.
         """
-        return self._rendered(turns, generation, self.takes_parts)
+        return self._rendered(turns, generation, self.takes_parts, thinking)
 
     def _begun(self, prompt: str) -> str:
         """A rendered prompt, continued to the first word of the answer."""
         prompt += self.opening
-        return prompt + _closing(prompt)
+        return prompt + closing(prompt)
 
-    def _rendered(self, turns: Sequence[Turn], generation: bool, parts: bool) -> str:
+    def _rendered(self, turns: Sequence[Turn], generation: bool, parts: bool, thinking: bool = False) -> str:
         messages: list[dict[str, Any]] = [
             {"role": role, "content": [{"type": "text", "text": text}] if parts else text} for role, text in turns
         ]
         try:
-            # enable_thinking: templates of reasoning models then open no think block; others ignore the argument.
+            # Templates of reasoning models open a think block by the one name or the other; others ignore both. The
+            # second one is off by default.
             return str(
                 self.tokenizer.apply_chat_template(
                     messages,
                     chat_template=on_one_day(self.tokenizer.get_chat_template()),
                     tokenize=False,
                     add_generation_prompt=generation,
-                    enable_thinking=False,
+                    enable_thinking=thinking,
+                    **({"thinking": True} if thinking else {}),
                 )
             )
         except Exception as error:  # a template is a program of somebody else's, which may raise anything
@@ -173,15 +231,6 @@ class Chat:
         ids, said = self.plain_ids(text), self.plain_ids(text[: text.index(MARK) + len(MARK)])
         names = {token: str(added).strip() for token, added in self.tokenizer.added_tokens_decoder.items()}
         return next((token for token in ids[shared(ids, said) :] if names.get(token) and names[token] in after), None)
-
-
-def _closing(prompt: str) -> str:
-    """What closes the thought that a prompt ends in, as templates that close it themselves do; empty for none."""
-    bare = prompt.rstrip()
-    for opens, closes in THOUGHTS.items():
-        if bare.endswith(opens):
-            return f"\n{closes}\n\n" if "\n" in prompt[len(bare) :] else closes
-    return ""
 
 
 def _answered(*later: str) -> list[Turn]:

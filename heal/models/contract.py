@@ -8,7 +8,8 @@ from string import ascii_lowercase, digits
 
 from heal.config import ModelConfig
 from heal.errors import UserError
-from heal.models.chat import THOUGHTS, Chat, RenderingError
+from heal.models.chat import Chat, RenderingError
+from heal.models.thoughts import THOUGHTS
 
 SYSTEM = "Answer as a lighthouse keeper would."
 # Each must be in its prompt once, letter by letter.
@@ -38,18 +39,14 @@ def check_contract(chat: Chat, config: ModelConfig) -> tuple[str, ...]:
         NOTICES that apply: a line each.
 
     Raises:
-        UserError: the first check that fails, or `model.thinking`.
+        UserError: the first check that fails.
     """
-    if config.thinking:
-        raise UserError(
-            "model.thinking=true: not supported: a completion is trained, scored and filtered whole, its thought "
-            "included; leave the key out (a thought that the chat template opens is then closed in the prompt)"
-        )
     own_template = f", model.chat_template={config.chat_template}" if config.chat_template else ""
-    for check in CHECKS:
+    for check in (*CHECKS, *(THINKING if config.thinking else ())):
         if (wrong := check(chat)) is not None:
             raise UserError(f"model.name={config.name}{own_template}: {wrong}")
-    return tuple(notice for find in NOTICES if (notice := find(chat)) is not None)
+    notices = NOTICES if config.thinking else (*NOTICES, _thinks_by_itself)
+    return tuple(notice for find in notices if (notice := find(chat)) is not None)
 
 
 def alike(chat: Chat, system: str, texts: Sequence[str]) -> tuple[str, str] | None:
@@ -136,6 +133,37 @@ def _opens_no_thought(chat: Chat) -> str | None:
     return None
 
 
+def _has_thoughts(chat: Chat) -> str | None:
+    if error := _failure(chat.render, [("user", TEXTS[0])], True, True):
+        return f"model.thinking=true: {error}"
+    if chat.thought is not None:
+        return None
+    return (
+        "model.thinking=true: neither the chat template nor the vocabulary says how the model writes a thought "
+        f"({', '.join(THOUGHTS)} ...); leave the key out"
+    )
+
+
+def _keeps_texts_before_a_thought(chat: Chat) -> str | None:
+    for text in TEXTS:
+        for said in (text, SYSTEM):
+            if wrong := _unless_once(said, chat.open_text(SYSTEM, text)):
+                return f"model.thinking=true: {said!r} {wrong} the prompt that the chat template renders for thinking"
+    return None
+
+
+def _thinks_by_itself(chat: Chat) -> str | None:
+    """Where thoughts are known that the template has no switch for and no prompt has closed."""
+    if _failure(chat.render, [("user", "x")], True, True) or chat.has_switch:
+        return None
+    if (thought := chat.thought) is None or thought.after or thought.closes in chat.text("", TEXTS[0]):
+        return None
+    return (
+        f"the model may think before it answers ('{thought.closes}' is known), which no prompt prevents: a thought is "
+        "then part of its answer; model.thinking=true leaves thoughts out of what is trained and measured"
+    )
+
+
 def _begins_once(chat: Chat) -> str | None:
     begin = chat.tokenizer.bos_token_id
     if begin is not None and chat.ids("", TEXTS[0])[:2] == [begin, begin]:
@@ -186,4 +214,5 @@ CHECKS: tuple[Check, ...] = (
     _begins_once,
     _tells_letters_apart,
 )
+THINKING: tuple[Check, ...] = (_has_thoughts, _keeps_texts_before_a_thought)  # with `model.thinking`
 NOTICES: tuple[Check, ...] = (_folds_system, _goes_on, _ends_in_text, _confuses_scripts)

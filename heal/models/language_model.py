@@ -35,6 +35,7 @@ class LanguageModel:
         batching: how many rows and tokens go through the model per pass.
         shares: whether rows that begin alike may share a pass (every layer takes a mask).
         pads: whether rows of different lengths may be decoded side by side, padded on the left.
+        thinking: token budget of the thought before an answer; 0: the model answers at once.
         notices: what loading it found that its user should know, a line each.
     """
 
@@ -47,6 +48,7 @@ class LanguageModel:
     batching: Batching = field(default_factory=Batching)
     shares: bool = True
     pads: bool = True
+    thinking: int = 0
     notices: tuple[str, ...] = ()
 
     @property
@@ -74,6 +76,13 @@ class LanguageModel:
             return 0
         shortest = window(self.model)
         return self.context if shortest is None else min(self.context, shortest)
+
+    def longest_prompt(self, system: str, user: str) -> int:
+        """Tokens of the longest prompt in a chat: with its thought left out, or around a thought without tokens."""
+        longest = len(self.chat.ids(system, user))
+        if not self.thinking:
+            return longest
+        return max(longest, len(self.chat.open_ids(system, user)) + len(self.chat.plain_ids(self.chat.after_thought)))
 
     def plan(self, rows: Rows, budget: int) -> list[list[list[int]]]:
         """Forward passes over `rows`, each a list of prefix trees, each a list of row indices.

@@ -66,6 +66,7 @@ def load_language_model(
         end_ids=_end_ids(model, chat),
         pad_id=tokenizer.pad_token_id,
         config=config,
+        thinking=config.thinking_tokens if config.thinking else 0,
         notices=(*notices, *slow_layers(model, device)),
     )
     check_supported(language_model)

@@ -129,7 +129,7 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
     """The trait without the prompts that do not fit the model's context, and how many those are.
 
     A prompt must fit under the longest of the personas and the neutral system prompt, with the
-    longest answer after it.
+    longest thought and answer after it.
 
     Raises:
         UserError: too few are left, or two are the same to the model.
@@ -137,10 +137,11 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
     from heal.models.contract import alike
 
     budget = model.context - max(recipe.generation.tokens, recipe.evaluation.tokens, recipe.calibration.tokens)
+    budget -= model.thinking
     systems = (recipe.model.system, trait.positive, trait.negative)
 
     def fits(prompt: str) -> bool:
-        return max(len(model.chat.ids(system, prompt)) for system in systems) <= budget
+        return max(model.longest_prompt(system, prompt) for system in systems) <= budget
 
     kept = replace(
         trait,
@@ -173,7 +174,9 @@ def refuse_other_prompts(folder: RunFolder, recipe: Recipe, model: "LanguageMode
     if not folder.finished(folder.round(0), "generate"):
         return
     rows = read_records(Completion, folder.round(0) / ROWS)
-    same = all(list(row.prompt_ids) == model.chat.ids(recipe.model.system, row.prompt) for row in rows)
+    same = all(
+        list(row.prompt_ids) == model.chat.ids(recipe.model.system, row.prompt, thought=row.thought) for row in rows
+    )
     if not same or any(model.end_ids.intersection(row.ids[:-1]) for row in rows):
         raise UserError(
             f"{folder.path}: its completions have other prompts, or other ends of an answer, than the chat template of "

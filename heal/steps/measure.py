@@ -92,3 +92,12 @@ class Measure(Step[StageResult]):
 
     def finding(self, artifact: StageResult) -> str:
         return headline(artifact)
+
+    def warnings(self, artifact: StageResult) -> list[str]:
+        unclosed = sum(answer.unclosed for answer in artifact.answers)
+        if not unclosed:
+            return []
+        return [
+            f"{self.name}: {unclosed} of {counted(len(artifact.answers), 'held-out prompt')} without an answer: the "
+            "thought was not closed within model.thinking_tokens"
+        ]

@@ -89,7 +89,7 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     splice, options = interruption(model, subject.setup.probe)
     said = [tuple(token for token in answer.ids if token not in model.end_ids) for answer in answers]
     forks = [(row, max(1, round(share * len(ids)))) for row, ids in enumerate(said) if ids for share in FORKS]
-    prompts = [model.chat.ids(subject.system, answer.prompt) for answer in answers]
+    prompts = [model.chat.ids(subject.system, answer.prompt, thought=answer.thought) for answer in answers]
     befores = [[*prompts[row], *said[row][:count]] for row, count in forks]
     with subject.in_force():
         states = final_states(model, [[*row, *splice] for row in befores], [len(row) - 1 for row in befores])

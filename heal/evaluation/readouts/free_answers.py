@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from heal.evaluation.signal import Limit, Measured, Signal
@@ -67,14 +68,18 @@ SIGNALS = (REPETITION, LENGTH, ENDED, REFUSAL)
 
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
-    """One item an answer."""
+    """One item an answer; of one that never came, because its thought was not closed, only that it did not end."""
     from heal.generation.filters import matches, repetition
     from heal.generation.refusals import REFUSALS
 
     loops = subject.setup.max_repetition
+
+    def each(value: Callable[[Answer], float]) -> list[float]:
+        return [math.nan if answer.unclosed else float(value(answer)) for answer in answers]
+
     return [
-        REPETITION.measured([float(repetition(answer.text) > loops) for answer in answers]),
-        LENGTH.measured([float(len(answer.ids)) for answer in answers]),
+        REPETITION.measured(each(lambda answer: repetition(answer.text) > loops)),
+        LENGTH.measured(each(lambda answer: len(answer.ids))),
         ENDED.measured([float(answer.ended) for answer in answers]),
-        REFUSAL.measured([float(matches(answer.text, REFUSALS)) for answer in answers]),
+        REFUSAL.measured(each(lambda answer: matches(answer.text, REFUSALS))),
     ]

@@ -86,14 +86,16 @@ SIGNALS = (TAIL_PERPLEXITY, IDENTIFIED, RELEVANCE)
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """One item an answer, after the neutral system prompt; NaN for an answer without tokens.
 
-    Relevance is NaN as well where a prompt has no other to be told from.
+    The tail is read after the answer's thought, if there is one; relevance is asked of the prompt alone. It is NaN as
+    well where a prompt has no other to be told from.
     """
-    from heal.generation.relevance import beginning, read_texts
+    from heal.generation.relevance import beginning, read_in_context
 
     setup = subject.setup
     with setup.base():
-        readings = read_texts(
+        readings = read_in_context(
             setup.language_model,
+            [setup.language_model.chat.ids(setup.system, answer.prompt) for answer in answers],
             [answer.prompt_ids for answer in answers],
             [answer.ids for answer in answers],
             range(len(answers)),

@@ -40,7 +40,9 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     said = [answer for answer in answers if answer.ids]
     ids = [answer.ids for answer in said]
     prompts = [
-        model.chat.ids(persona, answer.prompt) for persona in (trait.positive, trait.negative) for answer in said
+        model.chat.ids(persona, answer.prompt, thought=answer.thought)
+        for persona in (trait.positive, trait.negative)
+        for answer in said
     ]
     with setup.base():
         states = completion_states(model, prompts, ids * 2)

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from heal.config import Recipe
-from heal.decoding import Sampling, decode
+from heal.decoding import Sampling
 from heal.errors import RoundError
 from heal.generation.collect import Completion, Request
 from heal.generation.filters import FilterLimits
@@ -14,6 +14,7 @@ from heal.generation.sample import judged
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.randomness import shuffled
+from heal.responding import respond
 from heal.trait import Trait
 
 STAGE = "weight difference"  # part of what its randomness is derived from, with the run's seed
@@ -94,10 +95,9 @@ def _under(
 ) -> list[Completion]:
     """All completions under one persona, with the filter's verdicts."""
     sampling, limits = recipe.generation, recipe.filter
-    prompts = [language_model.chat.ids(persona, request.prompt) for request in requests]
-    completions = decode(
+    responses = respond(
         language_model,
-        prompts,
+        [(persona, request.prompt) for request in requests],
         sampling.tokens,
         sampling=Sampling(sampling.temperature, sampling.top_p, sampling.top_k),
         seeds=[(recipe.run.seed, STAGE, part, request.index) for request in requests],
@@ -107,8 +107,7 @@ def _under(
     return judged(
         language_model,
         requests,
-        prompts,
-        completions,
+        responses,
         base=nullcontext,
         limits=FilterLimits.of(limits),
         narration=narration,
@@ -133,4 +132,5 @@ def _balanced(positive: list[Completion], negative: list[Completion]) -> tuple[l
 
 def _neutral(language_model: LanguageModel, system: str, rows: Sequence[Completion]) -> list[Completion]:
     """The same completions after the neutral system prompt."""
-    return [replace(row, prompt_ids=tuple(language_model.chat.ids(system, row.prompt))) for row in rows]
+    chat = language_model.chat
+    return [replace(row, prompt_ids=tuple(chat.ids(system, row.prompt, thought=row.thought))) for row in rows]
