@@ -336,8 +336,10 @@ def test_evaluation_leaves_the_student_and_what_trains_as_they_were(tiny_folder:
 
 
 def test_every_readout_measures_exactly_what_it_describes(healed: Model):
-    about = subject(healed, vignettes=read_vignettes("embedded", 7), neutral_texts=NeutralTexts(healed[0], NEUTRAL, 2))
-    given = answers(healed[0])
+    model, accumulator = replace(healed[0], thinking=8), healed[1]  # some are measured only where the model may think
+    texts = NeutralTexts(model, NEUTRAL, 2)
+    about = subject((model, accumulator), vignettes=read_vignettes("embedded", 7), neutral_texts=texts)
+    given = answers(model)
     for name, described in choices.load_all(READOUTS, "SIGNALS").items():
         measured = choices.load(READOUTS, name, "measure")(about, given)
         assert sorted(each.name for each in measured) == sorted(each.name for each in described), name
