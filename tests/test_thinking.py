@@ -3,18 +3,21 @@
 import math
 import shutil
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import heal
+from heal.accumulator import Accumulator
 from heal.config import ModelConfig
+from heal.coverage import Coverage
 from heal.decoding import Sampling, decode
 from heal.errors import UserError
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.subject import Subject
+from heal.export.card import unmeasured_card
 from heal.generation.collect import Collection, Request
 from heal.generation.filters import FilterLimits
 from heal.generation.relevance import PromptCheck, tail_perplexities
@@ -29,6 +32,7 @@ from heal.run.folder import RunFolder
 from heal.run.open import fitting, refuse_other_prompts
 from heal.scoring import completion_states, token_logprobs
 from heal.steps.measure import Measure
+from heal.trait import Trait
 from tests.cases import case
 from tests.stages import NEUTRAL, setup
 from tests.test_chat import ALWAYS_THINKS, HARMONY, HARMONY_TOKENS, PLAIN, THINKS, knowing, published
@@ -216,6 +220,23 @@ def test_relevance_is_asked_of_the_prompts_without_thoughts(thinker: LanguageMod
     assert any(abs(row.tail_perplexity - one.tail_perplexity) > 1e-2 for row, one in zip(made.kept, plain, strict=True))
 
 
+@dataclass(frozen=True)
+class Student:
+    """What a card of an unrecorded student reads."""
+
+    config: ModelConfig
+    trait: Trait
+    model: LanguageModel
+    accumulator: Accumulator
+
+
+def covering(model: LanguageModel) -> Accumulator:
+    """An accumulator that says what it covers, without putting adapters on a model that other tests share."""
+    made = object.__new__(Accumulator)
+    made.language_model, made.rounds, made.coverage = model, 1, Coverage(1, ("attention",))
+    return made
+
+
 def hasty(thinker: LanguageModel, chats: list[tuple[str, str]]) -> LanguageModel:
     """The model with so small a budget that it does not close its longest greedy thought."""
     return replace(thinker, thinking=max(len(response.thought) for response in respond(thinker, chats, 1)) - 1)
@@ -261,3 +282,19 @@ def test_the_api_answers_after_the_thought_and_warns_of_answers_that_never_came(
         said = heal.answer(thinker, asked, tokens=TOKENS)
     found = respond(thinker, [(thinker.config.system, prompt) for prompt in asked], TOKENS)
     assert said == [thinker.chat.decode(list(response.completion.ids)).strip() for response in found]
+
+
+def test_a_card_says_whether_answers_come_after_a_thought_and_sets_the_template_s_switch(
+    thinker: LanguageModel, tiny: LanguageModel
+):
+    without = replace(thinker, config=replace(thinker.config, thinking=False))
+    for model, switch, line in [
+        (thinker, ", enable_thinking=True)", f"after a thought of at most {BUDGET} tokens"),
+        (without, ", enable_thinking=False)", "trained and measured without a thought"),
+        (tiny, "add_generation_prompt=True)", ""),
+    ]:
+        with case(switch):
+            card = unmeasured_card(Student(model.config, trait(), model, covering(model)), 1.0, 4, None, 0.0)
+            assert switch in card
+            assert line in card
+            assert ("a thought" in card) == bool(line)
