@@ -21,6 +21,7 @@ from heal.steering.intervention import Intervention
 
 LONGEST_PERIOD = 8  # tokens of the piece that a loop repeats
 SHORTEST_LOOP = 16  # tokens
+_QUEUED = 8  # steps
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,20 @@ def decode(
         shift = None
         if intervention is not None and coefficients is not None:
             shift = intervention, [coefficients[row] for row in rows]
-        batch = _Batch(language_model, [prompts[row] for row in rows], tokens, shift, loop, until, keep_states)
-        for step in range(tokens):
-            batch.step(sampling, None if uniforms_BT is None else uniforms_BT[:, step])
+        batch = _Batch(
+            language_model,
+            [prompts[row] for row in rows],
+            tokens,
+            shift,
+            loop,
+            until,
+            keep_states,
+            sampling,
+            uniforms_BT,
+        )
+        while not batch.done and batch.step < tokens:
+            batch.advance()
             progress(len(results) + batch.finished_count, len(prompts))
-            if batch.done:
-                break
         results.update(zip(rows, batch.completions(), strict=True))
 
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
@@ -138,13 +147,20 @@ class _Batch:
         loop: int | None,
         until: Until | None,
         keep_states: bool,
+        sampling: Sampling,
+        uniforms_BT: Tensor | None,
     ):
         self.language_model = language_model
+        self.sampling = sampling
+        self.uniforms_BT = None if uniforms_BT is None else uniforms_BT.to(language_model.device)
         self.tokens = tokens
         self.intervention: Intervention | None = shift[0] if shift else None
         self.coefficients: list[float] = shift[1] if shift else []
         self.loop, self.until = loop, until
         self.active = list(range(len(prompts)))  # row of the batch that each line of the tensors holds
+        self.line_B = torch.arange(len(prompts), device=language_model.device)  # the same, on the device
+        self.step = 0  # tokens that every line has
+        self.together = steps_at_once(language_model.device)
         self.said: list[list[int]] = [[] for _ in prompts]
         self.state = ["running"] * len(prompts)
         # By row and period: how many tokens in succession equal the one a period before.
@@ -183,24 +199,38 @@ class _Batch:
     def done(self) -> bool:
         return self.finished_count == len(self.state)
 
-    def step(self, sampling: Sampling, u_B: Tensor | None) -> None:
-        """Adds one token to every running row."""
+    def advance(self) -> None:
+        """Adds tokens to every running row, as many as are looked at together, and drops rows that have finished.
+
+        On a device whose work is only queued, looking at a token waits for all of it: there several steps are queued
+        first. What a row says after its end is not looked at.
+        """
+        steps = min(self.together, self.tokens - self.step)
         with self._shifted([self.coefficients[row] for row in self.active if self.coefficients]):
-            h_BD = self.rows.read(self.input_BT, self.real_BT)
-        logits_BV = self.language_model.logits(h_BD)
-        finite = torch.isfinite(logits_BV.amax(-1)).tolist()
-        next_B = choose(logits_BV, sampling, None if u_B is None else u_B[self.active].to(logits_BV.device))
-        for line, (row, token) in enumerate(zip(self.active, next_B.tolist(), strict=True)):
-            if self.state[row] != "running":
-                continue
-            if not finite[line]:
-                self.state[row] = "not finite"
-                continue
-            if self.states is not None:
-                self.states[row].append(h_BD[line])
-            self._add(row, token)
-        self.input_BT, self.real_BT = next_B[:, None], None
+            said = [self._next(step) for step in range(self.step, self.step + steps)]
+        self.step += steps
+        finite_BT = torch.stack([finite_B for _, finite_B, _ in said], dim=1).tolist()
+        token_BT = torch.stack([token_B for token_B, _, _ in said], dim=1).tolist()
+        for line, row in enumerate(self.active):
+            for index, (_, _, h_BD) in enumerate(said):
+                if self.state[row] != "running":
+                    break
+                if not finite_BT[line][index]:
+                    self.state[row] = "not finite"
+                    break
+                if self.states is not None:
+                    self.states[row].append(h_BD[line])
+                self._add(row, token_BT[line][index])
         self._trim()
+
+    def _next(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Each line's next token, whether its logits were finite, and the states that it was chosen from."""
+        h_BD = self.rows.read(self.input_BT, self.real_BT)
+        logits_BV = self.language_model.logits(h_BD)
+        u_B = None if self.uniforms_BT is None else self.uniforms_BT[self.line_B, step]
+        token_B = choose(logits_BV, self.sampling, u_B)
+        self.input_BT, self.real_BT = token_B[:, None], None
+        return token_B, torch.isfinite(logits_BV.amax(-1)), h_BD
 
     def _add(self, row: int, token: int) -> None:
         """Appends a token to a row; ends it where the caller says so, at an end of turn, a full budget or a loop."""
@@ -224,9 +254,9 @@ class _Batch:
         lines = [line for line, row in enumerate(self.active) if self.state[row] == "running"]
         if not lines or len(lines) > 0.75 * len(self.active):
             return
-        index = torch.tensor(lines, device=self.input_BT.device)
-        self.rows.select(index)
-        self.input_BT = self.input_BT[index]
+        index_B = torch.tensor(lines, device=self.input_BT.device)
+        self.rows.select(index_B)
+        self.input_BT, self.line_B = self.input_BT[index_B], self.line_B[index_B]
         self.active = [self.active[line] for line in lines]
 
     def completions(self) -> list[Decoded]:
@@ -242,6 +272,11 @@ class _Batch:
             )
             for row, (ids, state) in enumerate(zip(self.said, self.state, strict=True))
         ]
+
+
+def steps_at_once(device: torch.device) -> int:
+    """Steps of decoding between two looks at what was said: more than one where looking makes the device wait."""
+    return 1 if device.type == "cpu" else _QUEUED
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, u_B: Tensor | None) -> Tensor:

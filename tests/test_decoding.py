@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from heal import decoding
 from heal.decoding import Decoded, Sampling, choose, decode
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
@@ -110,6 +111,24 @@ def test_rows_that_end_leave_and_the_others_go_on_as_if_alone(ending: dict[str, 
             stopped = decode(model, prompts(model), TOKENS)
             assert [completion.ids for completion in stopped] == [cut(completion, model.end_ids) for completion in free]
             assert len({len(completion.ids) for completion in stopped}) > 1
+
+
+def test_looking_every_few_steps_decides_nothing(
+    ending: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy and sampled, with ends, loops and states, with steps that do not divide the budget."""
+    for name, model in ending.items():
+        asked = (model, prompts(model), TOKENS)
+        for options in ({"loop_share": 0.2, "keep_states": True}, {"sampling": SAMPLED, "seeds": SEEDS}):
+            monkeypatch.undo()
+            wanted = decode(*asked, **options)
+            for steps in (3, 8, 100):
+                with case(name, steps, options):
+                    monkeypatch.setattr(decoding, "steps_at_once", lambda device, steps=steps: steps)
+                    for one, other in zip(decode(*asked, **options), wanted, strict=True):
+                        assert replace(one, states_ND=None) == replace(other, states_ND=None)
+                        if other.states_ND is not None:
+                            assert_near(one.states_ND, other.states_ND)
 
 
 def test_a_row_has_ended_exactly_where_its_last_token_ends_a_turn(ending: dict[str, LanguageModel]):
