@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Sequence
 
-from heal import __version__
 from heal.choices import load, names, summary
 from heal.errors import UserError, nearest
 from heal.guard import HELP_WORDS, guarded
+from heal.versions import device_name, versions_line
 
 COMMANDS = "heal.commands"
 
@@ -25,9 +25,9 @@ def main(words: Sequence[str] | None = None) -> None:
     if first in HELP_WORDS:
         guarded(lambda: print(help_text()))
     elif first == "--version":
-        guarded(lambda: print(f"heal {__version__}"))
+        guarded(lambda: print(version_text()))
     elif first in modules:
-        load(COMMANDS, modules[first], "main")(others)
+        guarded(lambda: load(COMMANDS, modules[first], "main")(others))  # its imports too
     else:
         guarded(lambda: _refuse(first, list(modules)))
 
@@ -46,6 +46,13 @@ def help_text() -> str:
             *listed,
         ]
     )
+
+
+def version_text() -> str:
+    """`heal --version`: the versions that matter, and the device that a run would take."""
+    from heal.options import resolve_device
+
+    return f"{versions_line()}, device {device_name(resolve_device('auto'))}"
 
 
 def _refuse(name: str, commands: list[str]) -> None:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PLAIN_EVERY = 10.0  # seconds between progress lines when the output is not a terminal
+_LONGEST_LINE = 2000  # characters of an error
 
 
 class StepLine:
@@ -109,6 +110,10 @@ def _duration(seconds: float) -> str:
 
 
 def fail(text: str, status: int) -> None:
-    """One line on standard error, then exit."""
-    print(f"heal: {text}", file=sys.stderr)
+    """One line on standard error, which leaves out the middle of a very long text, then exit."""
+    line = "\\n".join(text.splitlines())
+    if len(line) > _LONGEST_LINE:
+        line = f"{line[: _LONGEST_LINE // 2]} ... {line[-_LONGEST_LINE // 2 :]}"
+    with suppress(OSError):  # nobody may be reading
+        print(f"heal: {line}", file=sys.stderr, flush=True)
     raise SystemExit(status)

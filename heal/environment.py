@@ -1,24 +1,9 @@
-"""The process that heal runs in: how many there are, which cores it may use, what other libraries say."""
+"""The process that heal runs in: which cores it may use, what other libraries say."""
 
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from heal.errors import UserError
-
-
-def refuse_several_processes() -> None:
-    """UserError when the launcher started more than one process, which heal does not shard over yet.
-
-    Read before anything waits for the other processes; only the first of them speaks.
-    """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched == 1:
-        return
-    if os.environ.get("RANK", "0") != "0":
-        raise SystemExit(2)
-    raise UserError(f"{launched} processes were launched; heal runs in one: accelerate launch --num_processes 1")
 
 
 def usable_cores() -> int:

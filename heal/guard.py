@@ -9,6 +9,8 @@ from typing import Any
 
 from heal.console import fail
 from heal.errors import RoundError, UserError
+from heal.streams import give_up_unwritable, mend_streams, readable
+from heal.unforeseen import Unforeseen, kept
 
 CONTINUES = "What was finished is kept; the same command continues."
 HELP_WORDS = ("-h", "--help", "help")
@@ -22,19 +24,20 @@ def command(
     if any(word in HELP_WORDS for word in words):
         guarded(lambda: print(help()), hint)
     else:
-        guarded(lambda: main(_decoded(words)), hint)
+        guarded(lambda: main(readable(words)), hint)
 
 
 def guarded(work: Callable[[], None], hint: str = "") -> None:
     """Runs `work`; a user's mistake is one line and exit 2, a failed round or file one line and exit 1.
 
-    Where nobody reads the output any more (`| head`), nothing is said and the exit status is 1. SIGTERM stops the work
-    as Ctrl-C does (exit 130).
+    So is whatever nobody foresaw: its line names the file that the traceback is in. Where nobody reads the output any
+    more (`| head`), nothing is said and the exit status is 1. SIGTERM stops the work as Ctrl-C does (exit 130).
 
     Args:
         work: what is run.
         hint: printed after a failure that the same command may overcome, and after a stop.
     """
+    mend_streams()
     before = signal.signal(signal.SIGTERM, _stop)
     # Threads that spin long at every barrier slow a run down tenfold as soon as anything else wants a core.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -47,21 +50,19 @@ def guarded(work: Callable[[], None], hint: str = "") -> None:
         fail(f"{error} {hint if error.again else ''}".strip(), 1)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _unread():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
             raise SystemExit(1) from None
         fail(f"{_reason(error)}. {hint}".strip(), 1)
     except KeyboardInterrupt:
         fail(f"stopped. {hint}".strip(), _STOPPED)
+    except SystemExit:
+        raise
+    except Unforeseen as error:
+        fail(f"{error} {hint}".strip(), 1)
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        fail(f"{kept(error)} {hint}".strip(), 1)
     finally:
+        give_up_unwritable()
         signal.signal(signal.SIGTERM, before)
-
-
-def _decoded(words: Sequence[str]) -> Sequence[str]:
-    """The words; UserError for one with bytes that are no UTF-8, which Python keeps as surrogates."""
-    for word in words:
-        if any("\ud800" <= letter <= "\udfff" for letter in word):
-            raise UserError(f"{word!a}: not UTF-8; set the terminal or the script to UTF-8")
-    return words
 
 
 def _unread() -> bool:

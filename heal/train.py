@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 if sys.path[0] == str(HERE):
     sys.path[0] = str(HERE.parent)
 
-from heal.commands.train import main  # noqa: E402
+from heal.cli import main  # noqa: E402
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(["train", *sys.argv[1:]])

@@ -8,11 +8,14 @@ import sys
 from dataclasses import fields
 
 import pytest
+import torch
+import transformers
 
 from heal import __version__
 from heal.choices import names, summary
 from heal.cli import COMMANDS
 from heal.recipe import keys
+from heal.versions import PACKAGES
 from tests.commanded import ROOT, heal, refused
 
 NAMES = {name: name.replace("_", "-") for name in names(COMMANDS)}
@@ -47,8 +50,11 @@ for words in {commands}:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_version_is_the_package_s() -> None:
-    assert heal("--version").stdout == f"heal {__version__}\n"
+def test_the_version_is_the_package_s_and_those_that_a_run_depends_on() -> None:
+    said = heal("--version").stdout
+    assert said.startswith(f"heal {__version__}, torch {torch.__version__}, transformers {transformers.__version__}, ")
+    assert [part.split()[0] for part in said.split(", ")] == ["heal", *PACKAGES, "python", "device"]
+    assert "missing" not in said
 
 
 def test_a_word_that_is_no_command_names_the_nearest() -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from heal.config import key
 from heal.console import Console
+from heal.counts import refuse_more_than
 from heal.environment import quiet_libraries
 from heal.errors import UserError
 from heal.guard import command
@@ -48,8 +49,10 @@ def verify(words: Sequence[str]) -> None:
     from heal.export.serving import verify_serving
     from heal.trait import load_trait
 
+    trait = load_trait(options.trait)
+    refuse_more_than("prompts", options.prompts, trait, held_out=True)
     folder, python = Path(options.export).expanduser(), Path(options.python).expanduser()
-    prompts = load_trait(options.trait).heldout_prompts[: options.prompts]
+    prompts = trait.heldout_prompts[: options.prompts]
     console = Console()
     with console.step("serve") as line:
         served = verify_serving(folder, python, prompts, options.tokens, getattr(torch, options.dtype))

@@ -7,6 +7,7 @@ from typing import Literal
 
 from heal.config import Recipe, key
 from heal.console import Console
+from heal.counts import refuse_missing_prompts
 from heal.errors import UserError
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
@@ -39,6 +40,7 @@ def weight_difference(words: Sequence[str]) -> None:
     own, others = split_words(Options, words)
     options, recipe = read_options(Options, own), load_recipe(others)
     path = difference_path(options, recipe)
+    refuse_missing_prompts(recipe, load_trait(recipe.trait), ["generation.prompts"])
     console = Console()
     model, trait, _ = open_model(recipe, console)
     from heal.run.files import write_atomic

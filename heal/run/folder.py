@@ -30,7 +30,8 @@ EXPORT_RECORD = "heal_export.json"
 # Keys that may change between two starts of one run: they do not change what it computes.
 FREE_KEYS = ("run.rounds", "run.stop_", "run.root", "run.name", "tracking.", "compute.")
 # What a start that was killed before the run began may have left in its folder.
-UNBEGUN = (".lock", "facts.json", ".facts.json.*.tmp", ".recipe.yaml.*.tmp")
+LOCK = ".lock"
+UNBEGUN = (LOCK, "facts.json", ".facts.json.*.tmp", ".recipe.yaml.*.tmp")
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,22 @@ class RunFolder:
             UserError: another process runs in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
+        path = self.path / LOCK
+        with open(path, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"{self.path}: another process is running in this folder") from error
+            except OSError as error:  # of a disk that knows no locks
+                error.filename = str(path)
+                raise
             yield
+
+    def refuse_running(self) -> None:
+        """UserError where another process runs in the folder; makes nothing."""
+        if (self.path / LOCK).exists():
+            with self.locked():
+                pass
 
     def finished(self, folder: Path, step: str) -> bool:
         """Whether `step` is finished in `folder` and its files are as it wrote them.

@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING
 import heal
 from heal.config import Recipe
 from heal.console import Console, counted
-from heal.environment import quiet_libraries, refuse_several_processes, usable_cores
+from heal.counts import COUNTS, STUDY_COUNTS, refuse_missing_prompts, refuse_missing_scenes
+from heal.environment import quiet_libraries, usable_cores
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
+from heal.launcher import one_process
+from heal.options import resolve_device
 from heal.recipe import find_file, to_mapping
 from heal.records import read_records
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, Events, Facts, RunFolder, Sizes
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
+from heal.unforeseen import tracebacks_into
+from heal.versions import device_name, versions, versions_line
 
 if TYPE_CHECKING:
     from heal.models.language_model import LanguageModel
@@ -37,7 +42,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         UserError: see `check_settings`, `load_trait`, `load_language_model`, `fitting`, `RunFolder.refuse_other`;
             nothing has been written then.
     """
-    refuse_several_processes()
+    one_process()
     trait = load_trait(recipe.trait)
     asked = recipe.evaluation
     vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
@@ -60,7 +65,14 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     known = folder.facts()
     facts = facts_of(recipe, trait, "" if known is None else known.dtype)
     folder.refuse_other(recipe, facts)
+    folder.refuse_running()
+    counts = STUDY_COUNTS if kind else COUNTS
+    if known is None:  # an earlier version made do with what there was
+        refuse_missing_prompts(recipe, trait, counts)
+        refuse_missing_scenes(recipe, len({vignette.id.removesuffix("/self") for vignette in vignettes}))
     model, trait, dtype = open_model(recipe, console, known)
+    if known is None:  # without those that are too long for the model
+        refuse_missing_prompts(recipe, trait, counts)
     refuse_other_prompts(folder, recipe, model)
     _, coverage = adapted_linears(model, model.band(recipe.heal.band))
     sizes = Sizes(model.batching.rows, model.batching.tokens)
@@ -75,11 +87,13 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
             TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking, console),
             EventLog(Events(folder.path / "events.jsonl")),
         )
+        tracker.event("versions", versions() | {"device": device_name(model.device)})
         if kept:
             console.say(f"keeps      {', '.join(f'{name}={value}' for name, value in kept.items())}, as it began")
         console.say(f"tracking   {tracker.state}")
-        session = Session(recipe, trait, folder, model, build_accumulator(model, recipe), console, tracker, vignettes)
-        yield session
+        with tracebacks_into(folder.path):
+            accumulator = build_accumulator(model, recipe)
+            yield Session(recipe, trait, folder, model, accumulator, console, tracker, vignettes)
 
 
 def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> tuple["LanguageModel", Trait, str]:
@@ -93,6 +107,7 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     Raises:
         UserError: see `load_trait`, `load_language_model` and `fitting`.
     """
+    one_process()
     trait, compute = load_trait(recipe.trait), recipe.compute
     quiet_libraries(downloads=recipe.model.name != "embedded")
     import torch
@@ -103,12 +118,13 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     from heal.models.precision import resolve_dtype
 
     torch.set_num_threads(compute.threads or usable_cores())
-    device = Accelerator().device
+    device = resolve_device(str(Accelerator().device))
     if known is not None and recipe.model.dtype in ("auto", known.dtype):
         dtype, why = getattr(torch, known.dtype), "as when the run started"
     else:
         dtype, why = resolve_dtype(recipe.model.dtype, device)
     name = str(dtype).removeprefix("torch.")
+    console.say(f"versions   {versions_line()}, device {device_name(device)}")
     console.say(f"model      {recipe.model.name} in {name} on {device} ({why})")
     model = load_language_model(recipe.model, dtype, device)
     console.warn(*model.notices)
