@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 from heal.environment import usable_cores
 from heal.errors import RoundError, UserError
 from heal.guard import command, guarded
+from heal.unforeseen import TRACEBACKS, tracebacks_into
+from heal.versions import versions_line
+from tests.cases import case
 from tests.commanded import ROOT, heal
 
 
@@ -37,6 +41,62 @@ def test_every_failure_is_one_line_and_a_status(capsys: pytest.CaptureFixture[st
     ]
     for error, expected in cases:
         assert ended(error, capsys) == expected, repr(error)
+
+
+def test_what_nobody_foresaw_is_one_line_that_names_the_file_with_its_traceback(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    class Panic(BaseException):
+        """Libraries in Rust raise what is no Exception."""
+
+    for error in (
+        KeyError("x"),
+        ValueError("two\nlines"),
+        MemoryError(),
+        RecursionError("deep"),
+        Panic("at the disco"),
+    ):
+        with case(error):
+            status, line = ended(error, capsys)
+            assert (status, line.count("\n")) == (1, 1)
+            assert line.startswith(f"heal: unexpected {type(error).__name__}")
+            assert line.endswith(". Again.\n")
+            (written,) = tmp_path.iterdir()
+            assert str(written) in line
+            text = written.read_text()
+            assert "Traceback (most recent call last)" in text
+            assert versions_line() in text
+            written.unlink()
+
+
+def test_what_nobody_foresaw_in_a_run_is_kept_in_its_folder_if_that_can_be_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: Path) -> str:
+        def work() -> None:
+            with tracebacks_into(folder):
+                raise IndexError(7)
+
+        with pytest.raises(SystemExit, match="1"):
+            guarded(work, "Again.")
+        return capsys.readouterr().err
+
+    for _ in range(2):
+        assert f" {tmp_path / TRACEBACKS}. Again." in run(tmp_path)
+    assert (tmp_path / TRACEBACKS).read_text().count("IndexError: 7") == 2
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert f"{tmp_path}/heal-traceback-" in run(tmp_path / "gone")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert "could not be written anywhere" in run(tmp_path / "gone")
+
+
+def test_an_error_stays_one_line_whatever_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("two\nlines", "x" * 10**6, "next\u0085line\u2028end", "caf\udce9"):
+        with case(text[:20]):
+            status, line = ended(UserError(text), capsys)
+            assert (status, len(line.splitlines()), len(line) < 3000) == (2, 1, True)
 
 
 def test_a_broken_pipe_other_than_standard_output_is_said(capfd: pytest.CaptureFixture[str]) -> None:

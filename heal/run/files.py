@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 Files = dict[str, bytes]  # content by name, below the folder that they go into
@@ -31,7 +32,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         error.filename = str(path)  # the temporary name says little, and a full disk names no file at all
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed either
+            temporary.unlink(missing_ok=True)
 
 
 def clear_temporary(path: Path) -> None:
