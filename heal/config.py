@@ -208,7 +208,7 @@ class TrackingConfig:
 
 @dataclass
 class ComputeConfig:
-    threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0)
+    threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0, 4096)
     decode_batch: int = key(0, "rows decoded side by side; 0: 96 on a CPU, measured on a GPU", 0)
     batch_tokens: int = key(0, "tokens of a scoring or extraction pass; 0: 4096 on a CPU, measured on a GPU", 0)
     head_memory: int = key(128, "MiB of tensors over the vocabulary that the loss may hold at once", 1)

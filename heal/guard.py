@@ -1,5 +1,6 @@
 """How every command of heal runs: mistakes in one line, the exit status, what happens when it is stopped."""
 
+import errno
 import os
 import select
 import signal
@@ -51,6 +52,8 @@ def guarded(work: Callable[[], None], hint: str = "") -> None:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _unread():
             raise SystemExit(1) from None
+        if error.errno == errno.ENAMETOOLONG:  # no file has it: a mistake
+            fail(_reason(error), 2)
         fail(f"{_reason(error)}. {hint}".strip(), 1)
     except KeyboardInterrupt:
         fail(f"stopped. {hint}".strip(), _STOPPED)

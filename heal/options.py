@@ -86,26 +86,29 @@ def round_index(number: int, finished: Sequence[int]) -> int:
     return finished[number - 1]
 
 
-def output_path(text: str, folder: bool) -> Path:
-    """The place that `out=text` names, looked at before anything is computed for it; nothing is made there.
+def output_path(text: str, folder: bool, key: str = "out") -> Path:
+    """The place that `key=text` names, looked at before anything is computed for it; nothing is made there.
 
     Args:
         text: as it was given.
         folder: whether it is a folder that will be written, or a file.
+        key: what names it.
 
     Raises:
-        UserError: it is the other of the two, or nothing can be written there.
+        UserError: it is empty, the other of the two, or nothing can be written there.
     """
+    if not text.strip() or not text.isprintable():
+        raise UserError(f"{key}={text}: expected the path of a {'folder' if folder else 'file'}")
     path = Path(text).expanduser()
     if not folder and path.is_dir():
-        raise UserError(f"out={text}: that is a folder; name the file to write")
+        raise UserError(f"{key}={text}: that is a folder; name the file to write")
     place = path if folder else path.parent
-    while not place.exists():
-        place = place.parent
     try:
+        while not place.exists():
+            place = place.parent
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
-        raise UserError(f"out={text}: nothing can be written to {place} ({error.strerror})") from error
+        raise UserError(f"{key}={text}: nothing can be written to {place} ({error.strerror})") from error
     return path
 
 

@@ -1,5 +1,6 @@
 """Which run a command goes on with."""
 
+import json
 import re
 from dataclasses import replace
 from functools import partial
@@ -13,9 +14,12 @@ from heal.errors import UserError
 from heal.generation.collect import Collection, Completion
 from heal.models.chat import Chat
 from heal.recipe import load_recipe
+from heal.records import read_jsonl
 from heal.run.folder import FORMAT, Facts, RunFolder
 from heal.run.open import facts_of, fitting, opened, refuse_other_prompts
 from heal.trait import load_trait
+from heal.unforeseen import TRACEBACKS, Unforeseen
+from heal.versions import versions, versions_line
 from tests.cases import case
 from tests.running import words
 from tests.tiny import CHATML, load, tokenizer
@@ -118,3 +122,59 @@ def test_what_lora_covers_is_said_and_recorded(
     assert coverage == session.accumulator.coverage
     assert str(coverage) == "LoRA covers 28 of 28 linear layers: attention and MLP"
     assert f"adapter {coverage}" in " ".join(capsys.readouterr().out.split())  # whatever the width of the console
+
+
+def test_more_prompts_than_a_trait_has_are_refused_at_the_start_and_a_run_that_began_with_them_goes_on(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line(*more: str) -> list[str]:
+        return words(tiny_folder, tmp_path, "run.name=run", *more)
+
+    scenes = tmp_path / "mine.jsonl"
+    scene = {"text": "He kicks a dog.", "foundation": "care"}
+    scenes.write_text("".join(json.dumps(scene | {"id": str(number)}) + "\n" for number in range(9)))
+    for more, said in [
+        (["generation.prompts=9"], "generation.prompts=9: warm has 8 generation prompts;"),
+        (["calibration.prompts=9"], "calibration.prompts=9: warm has 8 generation prompts;"),
+        (["evaluation.prompts=5"], "evaluation.prompts=5: warm has 4 held-out prompts;"),
+        (["evaluation.skip=2"], "evaluation.prompts=4: warm has 2 held-out prompts after evaluation.skip=2;"),
+        (
+            [f"evaluation.vignettes={scenes}", "evaluation.vignette_count=10"],
+            f"evaluation.vignette_count=10: {scenes} has 9 scenes",
+        ),
+    ]:
+        with case(more), pytest.raises(UserError, match=re.escape(said)), opened(load_recipe(line(*more))):
+            pass
+    assert not (tmp_path / "run").exists()
+    too_many = line("generation.prompts=9", "evaluation.prompts=5")
+    with monkeypatch.context() as earlier:
+        earlier.setattr("heal.run.open.refuse_missing_prompts", lambda *_: None)
+        with opened(load_recipe(too_many)):
+            pass
+    with opened(load_recipe(too_many)):
+        pass
+
+
+def test_a_second_start_is_refused_before_its_model_is_loaded(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = words(tiny_folder, tmp_path, "run.name=run")
+    with opened(load_recipe(line)), monkeypatch.context() as second:
+        second.setattr("heal.run.open.open_model", lambda *_: pytest.fail("a model is loaded"))
+        with pytest.raises(UserError, match="another process is running in this folder"), opened(load_recipe(line)):
+            pass
+    with opened(load_recipe(line)):  # the lock of a process that ended holds nobody up
+        pass
+
+
+def test_a_run_says_and_records_its_versions_and_keeps_the_traceback_of_what_nobody_foresaw(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Unforeseen) as caught, opened(load_recipe(words(tiny_folder, tmp_path, "run.name=run"))):
+        raise LookupError("nobody knows")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"versions {versions_line()}, device cpu" in said
+    events = read_jsonl(tmp_path / "run" / "events.jsonl")
+    assert next(event for event in events if event["kind"] == "versions").items() >= versions().items()
+    assert str(tmp_path / "run" / TRACEBACKS) in str(caught.value)
+    assert "LookupError: nobody knows" in (tmp_path / "run" / TRACEBACKS).read_text()

@@ -24,7 +24,7 @@ class Options:
     recipe: str = key("kl_rev_rmse", "recipe whose sizes are used")
     trait: str = key("love", "trait whose prompts are used")
     device: str = key("auto", "auto, cpu, cuda, ...")
-    threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0)
+    threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0, 4096)
 
 
 def main(words: Sequence[str]) -> None:

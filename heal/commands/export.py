@@ -12,7 +12,7 @@ from heal.errors import UserError
 from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import RoundMetrics
 from heal.guard import command
-from heal.options import options_help, read_options, resolve_device, round_index
+from heal.options import options_help, output_path, read_options, resolve_device, round_index
 from heal.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def check(options: Options) -> None:
             "format=model: most models' Linears have no bias that a steering vector could be merged into; "
             "use format=adapter"
         )
+    if options.out is not None:
+        output_path(options.out, folder=True)
     if options.format == "model" and options.rank is not None:
         raise UserError(f"rank={options.rank}: a merged model has no rank; use format=adapter, or leave rank out")
 
@@ -106,7 +108,7 @@ def export_run(options: Options, folder: RunFolder) -> None:
     """Loads the student, exports it, prints what came out."""
     folder.recipe()  # a folder that is no run is said at once, and so is a round that is none
     last_round = chosen_round(folder, options.round)
-    path = Path(options.out).expanduser() if options.out else run_path(folder, options)
+    path = Path(options.out).expanduser() if options.out is not None else run_path(folder, options)
     console = Console()
     load_libraries(console, path)
     from heal.run.student import load_student
@@ -137,7 +139,7 @@ def write_student(student: "Student", path: Path, options: Options) -> "Export":
 
 def export_steering_vector(options: Options, file: Path) -> None:
     """Loads the vector and its model, exports it, prints what came out."""
-    path = Path(options.out).expanduser() if options.out else vector_path(file, options)
+    path = Path(options.out).expanduser() if options.out is not None else vector_path(file, options)
     console = Console()
     load_libraries(console, path)
     from heal.export.vector import check_additive, dose, export_vector
@@ -206,7 +208,7 @@ def chosen_round(folder: RunFolder, text: str | None) -> int | None:
     if text is None:
         return None
     rounds = folder.rounds()
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 10:
         return round_index(int(text), rounds)
     if text != "best":
         raise UserError(f"round={text}: expected a number from 1, or best")

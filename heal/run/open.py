@@ -15,7 +15,7 @@ from heal.environment import quiet_libraries, usable_cores
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
 from heal.launcher import one_process
-from heal.options import resolve_device
+from heal.options import output_path, resolve_device
 from heal.recipe import find_file, to_mapping
 from heal.records import read_records
 from heal.run.files import clear_temporary, sha256
@@ -27,6 +27,8 @@ from heal.versions import device_name, versions, versions_line
 if TYPE_CHECKING:
     from heal.models.language_model import LanguageModel
     from heal.run.session import Session
+
+_NAME = 200  # bytes of a run's name: file systems take 255, and its .log and temporary names are longer
 
 
 @contextmanager
@@ -47,6 +49,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     asked = recipe.evaluation
     vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
     recipe.run.name = recipe.run.name or default_name(recipe, trait, kind)
+    place(recipe)  # said before the libraries are loaded
     console = Console()
     console.say("loading the libraries ...")
     quiet_libraries(downloads=recipe.model.name != "embedded")
@@ -59,7 +62,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.tracking.tracker import TrackedRun, start_trackers
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
-    folder = RunFolder(Path(recipe.run.root).expanduser() / recipe.run.name)
+    folder = RunFolder(place(recipe))
     recipe, kept = folder.as_begun(recipe)
     # Before a model is loaded, what is there is held against what was asked for.
     known = folder.facts()
@@ -216,6 +219,26 @@ def facts_of(recipe: Recipe, trait: Trait, dtype: str) -> Facts:
         format=FORMAT,
         heal=heal.__version__,
     )
+
+
+def place(recipe: Recipe) -> Path:
+    """The folder of the run; nothing is made.
+
+    Raises:
+        UserError: `run.name` is no name of one folder, or nothing can be written below `run.root`.
+    """
+    root, name = recipe.run.root, recipe.run.name
+    if "/" in name or name in (".", "..") or not name.strip() or not name.isprintable() or len(name.encode()) > _NAME:
+        raise UserError(
+            f"run.name={name}: not the name of one folder (printable, without '/', at most {_NAME} bytes); the folder "
+            "that holds the runs is run.root"
+        )
+    path = Path(root).expanduser() / name
+    if not (path / "recipe.yaml").is_file():  # a run that is there may be read where nothing can be written
+        output_path(root, folder=True, key="run.root")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: a file is in the way; choose another run.name")
+    return path
 
 
 def default_name(recipe: Recipe, trait: Trait, kind: str = "") -> str:
