@@ -10,7 +10,10 @@ from heal.errors import UserError
 
 def mend_streams() -> None:
     """Makes the standard streams take every text: a character that one cannot encode is replaced, a closed one leads
-    nowhere."""
+    nowhere, and a terminal said to be 0 wide is as wide as it is."""
+    for name in ("COLUMNS", "LINES"):
+        if os.environ.get(name, "1").strip("0") == "":
+            del os.environ[name]
     for number, (name, way) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(number)

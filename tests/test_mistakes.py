@@ -43,6 +43,7 @@ def here(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("dir.yaml", "nothing"):
         (tmp_path / name).mkdir()
     (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "model").symlink_to(tiny_folder)
     write_run(tmp_path / "finished", rounds=1)
     return tmp_path
@@ -113,6 +114,7 @@ TRAIN = {  # words after `heal train recipe=smoke`
     f"run.name={'é' * 150}": "at most 200 bytes",
     "run.name=folder": "holds something that is not a run",
     "run.name=file": "a file is in the way",
+    "run.name=dangling": "a file is in the way",
     "run.name=caf\udce9": "not UTF-8",
     "model.name=": "model.name=",
     "model.name=/no/such": "model.name=/no/such",

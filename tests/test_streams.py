@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from heal.console import Console
 from heal.errors import UserError
 from heal.streams import mend_streams, readable
 from tests.cases import case
@@ -30,6 +31,17 @@ def test_a_character_that_a_terminal_has_not_is_replaced(monkeypatch: pytest.Mon
             print(TEXT, flush=True)
             assert written.getvalue() == said
             assert sys.stdin.read().startswith("na")
+
+
+def test_a_terminal_that_is_said_to_be_0_wide_or_very_narrow_shows_every_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for width in ("0", "", "abc", "1", "20"):
+        with case(width), monkeypatch.context() as patched:
+            patched.setenv("COLUMNS", width)
+            mend_streams()
+            Console().say("a line that is longer than 20 columns")
+            assert capsys.readouterr().out == "a line that is longer than 20 columns\n"
 
 
 def test_no_file_takes_the_place_of_a_stream_that_is_closed(tmp_path) -> None:

@@ -1,5 +1,6 @@
 """How a run is opened: its model, trait and folder, ready for steps; heavy libraries are imported when needed."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -236,7 +237,7 @@ def place(recipe: Recipe) -> Path:
     path = Path(root).expanduser() / name
     if not (path / "recipe.yaml").is_file():  # a run that is there may be read where nothing can be written
         output_path(root, folder=True, key="run.root")
-        if path.exists() and not path.is_dir():
+        if os.path.lexists(path) and not path.is_dir():  # a link that leads nowhere too
             raise UserError(f"{path}: a file is in the way; choose another run.name")
     return path
 
