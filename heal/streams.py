@@ -49,5 +49,5 @@ def readable(words: Sequence[str]) -> list[str]:
         try:
             word.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"'{shown}': not UTF-8, in which every text is written; type it in UTF-8") from error
+            raise UserError(f"'{shown}': not UTF-8; set the terminal or the script to UTF-8") from error
     return list(words)
