@@ -1,5 +1,6 @@
 """Typed records on disk: dataclasses to JSON and back, every file read and written in one way."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -12,6 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from heal.errors import UserError
 
 Record = TypeVar("Record")
+SEAL = "sha256"  # of the rest of a sealed record, beside its fields
+
+
+_UNREADABLE = (OSError, ValueError, RecursionError)  # a folder, not UTF-8, not JSON, nested without an end
 
 
 def json_bytes(content: Any) -> bytes:
@@ -34,24 +39,46 @@ def records_bytes(records: Iterable[Any]) -> bytes:
     return jsonl_bytes(asdict(record) for record in records)
 
 
-def read_json(path: Path) -> Any:
-    """UserError when there is no such file, or it is not whole JSON."""
+def digest(content: Any) -> str:
+    """The SHA-256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sealed_bytes(record: Any) -> bytes:
+    """A dataclass as a JSON file that says when it is no longer what was written; see `read_sealed`."""
+    content = json.loads(record_bytes(record))
+    return json_bytes(content | {SEAL: digest(content)})
+
+
+def read_json(path: Path, remedy: str = "delete it to do that step again") -> Any:
+    """UserError when there is no such file, or it is not whole JSON; `remedy` says what to do then."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: truncated or not JSON ({error}); delete it to do that step again") from error
+    except _UNREADABLE as error:
+        raise UserError(f"{path}: truncated or not JSON ({error}); {remedy}") from error
 
 
 def read_jsonl(path: Path) -> list[Any]:
     """UserError when there is no such file, or a line of it is not JSON."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in text_lines(path)]
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{path}: truncated or not JSON lines ({error}); delete it to do that step again") from error
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file that line feeds part, those that hold something; a byte order mark is no part of it.
+
+    JSON lines may contain what else Python takes for the end of a line (U+2028, U+0085 ...).
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read.
+    """
+    return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def read_record(kind: type[Record], path: Path) -> Record:
@@ -61,6 +88,19 @@ def read_record(kind: type[Record], path: Path) -> Record:
         UserError: no such file, not JSON, or not such a record; names the file and the first field that is wrong.
     """
     return as_record(kind, read_json(path), path)
+
+
+def read_sealed(kind: type[Record], path: Path, remedy: str) -> Record:
+    """What `sealed_bytes` wrote, or a record of an earlier version that has no seal.
+
+    Raises:
+        UserError: see `read_record`; it is not what was written; `remedy` says what to do then.
+    """
+    content = read_json(path, remedy)
+    sealed = isinstance(content, dict) and SEAL in content
+    if sealed and content[SEAL] != digest({name: value for name, value in content.items() if name != SEAL}):
+        raise UserError(f"{path}: damaged, not what the run wrote; {remedy}")
+    return as_record(kind, content, path)
 
 
 def read_records(kind: type[Record], path: Path) -> list[Record]:

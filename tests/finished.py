@@ -26,7 +26,7 @@ from heal.evaluation.stats import Estimate
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import load_recipe
-from heal.records import json_bytes, record_bytes
+from heal.records import SEAL, json_bytes, record_bytes
 from heal.run.folder import Facts, RunFolder
 from heal.run.manifest import JUDGE
 from heal.run.student import Student, build_accumulator, load_student, lora_seed
@@ -138,6 +138,13 @@ def _write_round(
 def student(folder: RunFolder, last_round: int | None = None) -> Student:
     """The run's student on the CPU."""
     return load_student(folder, tiny.CPU, last_round)
+
+
+def as_earlier(folder: RunFolder) -> None:
+    """Makes the facts those of a version that did not say which recipe the run began with."""
+    path = folder.path / "facts.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in content.items() if name not in ("recipes", SEAL)}))
 
 
 def edit_json(path: Path, **values: object) -> None:

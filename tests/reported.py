@@ -298,4 +298,5 @@ def rewrite(folder: RunFolder, name: str, content: bytes) -> None:
     for step in manifest.values():
         if name in step["files"]:
             step["files"][name] = hashlib.sha256(content).hexdigest()
+        step["seal"] = None
     path.write_text(json.dumps(manifest))

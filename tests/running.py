@@ -31,7 +31,12 @@ LOOSE = (
 )
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "transformers", "peft", "trl", "datasets", "heal.loop", "heal.run.open"])
+_context.set_forkserver_preload(
+    [
+        *("torch", "transformers", "peft", "trl", "datasets", "wandb", "heal.loop", "heal.run.open"),
+        *("heal.run.student", "heal.report.build", "heal.export.adapter", "heal.studies.comparison.show"),
+    ]
+)
 
 
 def words(folder: Path, root: Path, *more: str) -> list[str]:

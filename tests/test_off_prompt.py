@@ -27,6 +27,7 @@ from heal.run.folder import Facts, RunFolder
 from heal.steps.generate import Generate
 from heal.trait import Trait
 from tests.cases import case
+from tests.finished import as_earlier
 from tests.plain import ASKED, NATS, about_prompts, greedy, rendered, texts
 from tests.running import LOOSE
 from tests.stages import NEUTRAL
@@ -247,6 +248,7 @@ def test_a_run_from_before_the_filter_asked_goes_on_without_it_and_is_not_mixed_
     run.start(without, facts)
     assert line in written.read_text()
     written.write_text(written.read_text().replace(line, ""))
+    as_earlier(run)
     assert run.as_begun(load_recipe(["recipe=smoke"]))[0].filter == without.filter
     asking, _ = run.as_begun(load_recipe(["recipe=smoke", "filter.min_on_prompt=0.4"]))
     with pytest.raises(UserError, match=r"filter\.min_on_prompt: 0\.0 there, 0\.4 asked"):

@@ -49,7 +49,7 @@ def chat(words: Sequence[str]) -> None:
     options = read_options(Options, words)
     folder = RunFolder(Path(options.run).expanduser())
     folder.recipe()  # a folder that is no run is said at once, and so is a round that is none
-    last = None if options.round is None else round_index(options.round, folder.rounds())
+    last = None if options.round is None else round_index(options.round, folder.readable(options.round - 1))
     if options.prompt is not None and not options.prompt.strip():
         raise UserError("prompt=: the prompt is empty")
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())

@@ -207,11 +207,11 @@ def chosen_round(folder: RunFolder, text: str | None) -> int | None:
     """The index of the round that `round=text` means; None for the last one."""
     if text is None:
         return None
-    rounds = folder.rounds()
     if text.isdecimal() and len(text) < 10:
-        return round_index(int(text), rounds)
+        return round_index(int(text), folder.readable(int(text) - 1))
     if text != "best":
         raise UserError(f"round={text}: expected a number from 1, or best")
+    rounds = folder.readable()
     best = best_round([RoundMetrics.load(folder.round(index)) for index in rounds])
     if best is None:
         raise UserError(f"round=best: no round of {folder.path} is coherent with a valid trait shift above zero")

@@ -1,6 +1,5 @@
 """Held-out neutral texts, on which a model's drift away from base is measured. docs/method.md, Drift."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from heal.models.language_model import LanguageModel
+from heal.records import read_jsonl
 from heal.scoring import completion_states
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "neutral.jsonl"
@@ -25,8 +25,7 @@ class NeutralTexts:
 
     def __init__(self, language_model: LanguageModel, system: str, count: int | None, path: Path = EMBEDDED):
         """Takes the first `count` texts of a file (None: all), under the neutral `system` prompt."""
-        lines = path.read_text(encoding="utf-8").splitlines()[:count]
-        rows = [json.loads(line) for line in lines]
+        rows = read_jsonl(path)[:count]
         self._model, self._system = language_model, system
         self.prompts = [row["prompt"] for row in rows]
         self.completions = [language_model.chat.plain_ids(row["text"])[:TOKENS] for row in rows]

@@ -107,7 +107,7 @@ def _vignettes(line: str, where: str, perspective: Perspective) -> list[Vignette
     """What one line says, seen from one side or from both."""
     try:
         content = json.loads(line, object_pairs_hook=_once)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from error
     required = ["id", "text", "foundation", *([] if perspective == "other" else ["self_text"])]
     missing = [name for name in required if not isinstance(content, dict) or not content.get(name)]

@@ -1,6 +1,5 @@
 """Puts an export in its place only when it is complete, and never over a folder that is not an export."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,8 +12,11 @@ from safetensors import SafetensorError
 
 from heal.errors import UserError
 from heal.export.factors import ExportError
-from heal.records import json_bytes
-from heal.run.folder import EXPORT_RECORD
+from heal.records import as_record, json_bytes, read_json
+from heal.run.files import holds, sha256
+from heal.run.folder import EXPORT_RECORD, Exported
+
+CARD = "README.md"  # of an export; the one file that people edit
 
 Record = dict[str, Any]  # of an export, whose keys are those of its kind
 
@@ -72,23 +74,49 @@ def replaced(path: Path) -> Iterator[Path]:
             if before.exists():
                 before.rename(path)
             raise
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not _of_the_system(error):
+            raise
         raise ExportError(f"{path}: the export could not be written ({' '.join(str(error).split())}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
 
 
+def _of_the_system(error: Exception) -> bool:
+    """Whether a file could not be written; tokenizers raises a bare Exception with the system's number in its text."""
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
+
+
 def write_record(folder: Path, **facts: Any) -> None:
-    """Writes a file that describes the export; a later export may replace a folder that has one."""
-    (folder / EXPORT_RECORD).write_bytes(json_bytes(facts))
+    """Writes a file that describes the export, with the SHA-256 of all its files but the card.
+
+    It comes last: a later export may replace a folder that has one.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.name not in (CARD, EXPORT_RECORD))
+    files = {name: sha256(folder / name) for name in names}
+    (folder / EXPORT_RECORD).write_bytes(json_bytes(facts | {"files": files}))
 
 
 def read_record(folder: Path) -> Record:
-    """What `write_record` wrote."""
-    content = json.loads((folder / EXPORT_RECORD).read_text(encoding="utf-8"))
-    assert isinstance(content, dict)
+    """What `write_record` wrote.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    content = read_json(folder / EXPORT_RECORD, "export again")
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / EXPORT_RECORD}: not the record of an export; export again")
     return content
+
+
+def check_whole(folder: Path) -> None:
+    """Raises UserError where a file of the export in `folder` is not what was written."""
+    if not (folder / EXPORT_RECORD).is_file():
+        return
+    for name, digest in as_record(Exported, read_record(folder), folder / EXPORT_RECORD).files.items():
+        if not holds(folder / name, digest):
+            raise UserError(f"{folder / name}: missing or not what was exported; export again")
 
 
 def size(folder: Path) -> int:

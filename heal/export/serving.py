@@ -21,6 +21,7 @@ from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.export import vllm_tokens
 from heal.export.card import vllm_rank
+from heal.export.folder import check_whole
 from heal.models.load import load_language_model
 
 _ROUNDINGS = 8  # of the largest logit: two tokens less apart than that are a tie, which either order of sums may break
@@ -80,6 +81,7 @@ def verify_serving(
     Raises:
         UserError: the folder is neither, or vLLM fails.
     """
+    check_whole(folder)
     adapter = (folder / "adapter_config.json").is_file()
     if not adapter and not (folder / "config.json").is_file():
         raise UserError(f"export={folder}: neither an adapter (adapter_config.json) nor a model (config.json)")

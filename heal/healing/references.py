@@ -9,8 +9,10 @@ from torch import Tensor
 
 from heal.healing.rows import Batch
 from heal.models.language_model import LanguageModel
+from heal.run.files import named
 
 FILE = "references.bin"
+CHUNK = 2**24  # bytes that are written at once
 
 
 class References:
@@ -36,6 +38,7 @@ class References:
         self.on_disk = total * width * dtype.itemsize > budget
         if self.on_disk:
             file = str(folder / FILE)
+            reserve(folder / FILE, total * width * dtype.itemsize)
             self._states_ND = torch.from_file(file, shared=True, size=total * width, dtype=dtype).view(total, width)
         else:
             self._states_ND = torch.empty(total, width, dtype=dtype)
@@ -66,6 +69,18 @@ class References:
             if (known := self._slices[key].stop - self._slices[key].start) != count:
                 raise ValueError(f"completion {key} has {count} tokens, its reference {known}")
         return torch.cat([self._states_ND[self._slices[key]] for key in keys.tolist()]).to(line_N.device)
+
+
+def reserve(path: Path, size: int) -> None:
+    """A file of `size` bytes that are really there: in a mapped file, a full disk would kill the process.
+
+    Raises:
+        OSError: there is no room; names the file.
+    """
+    with named(path), open(path, "wb") as file:
+        for start in range(0, size, CHUNK):
+            file.write(bytes(min(CHUNK, size - start)))
+        file.flush()
 
 
 @torch.no_grad()

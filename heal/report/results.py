@@ -131,7 +131,7 @@ def read_results(folder: RunFolder) -> Results:
         UserError: the folder is no run, no round of it is finished, or a file is not what heal writes.
     """
     recipe = folder.recipe()
-    indices = folder.rounds()
+    indices = folder.readable()
     if not indices:
         raise UserError(f"{folder.path}: no round is finished yet, so there is nothing to report")
     baseline = BaselineMetrics.load(folder.baseline)

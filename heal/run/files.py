@@ -3,8 +3,8 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Files = dict[str, bytes]  # content by name, below the folder that they go into
@@ -23,17 +23,37 @@ def write_atomic(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = str(path)  # the temporary name says little, and a full disk names no file at all
-        raise
+        with named(path):
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):  # where nothing can be written, nothing can be removed either
             temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Appends a line and its end, whole or not at all."""
+    with named(path), open(path, "ab", buffering=0) as file:
+        before, left = file.tell(), line + b"\n"
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            file.truncate(before)
+            raise
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """An OSError inside names `path`: a temporary name says little, and a full disk names no file at all."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def clear_temporary(path: Path) -> None:
@@ -45,6 +65,12 @@ def clear_temporary(path: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def holds(path: Path, digest: str) -> bool:
+    """Whether `path` is a file with that SHA-256."""
+    return path.is_file() and sha256(path) == digest
+
+
 def sha256(path: Path) -> str:
     """The digest of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

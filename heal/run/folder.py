@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import reduce
 from pathlib import Path
@@ -16,19 +16,22 @@ from typing import Any
 from heal.config import AS_DEFAULT, Recipe
 from heal.coverage import Coverage
 from heal.errors import UserError
-from heal.recipe import flatten, from_mapping, keys_by_name, to_mapping, to_yaml
-from heal.records import read_json, read_record, record_bytes
-from heal.run.files import Files, write_atomic
-from heal.run.manifest import JUDGE, Manifest
+from heal.recipe import Settings, flatten, from_mapping, keys_by_name, to_mapping, to_yaml
+from heal.records import digest, read_record, read_sealed, sealed_bytes
+from heal.run.files import Files, append_line, holds, write_atomic
+from heal.run.manifest import JUDGE, MANIFEST, Manifest
 from heal.trait import Trait
 from heal.yaml_text import read_yaml
 
 FORMAT = 2  # of a run folder; 1 had stages.json for manifests
 STEPS = ("extract", "calibrate", "generate", "steered", "heal", "healed", JUDGE)  # of a round
 EXPORT_RECORD = "heal_export.json"
+_LOST = "put it back, or start the run anew elsewhere"
 
 # Keys that may change between two starts of one run: they do not change what it computes.
 FREE_KEYS = ("run.rounds", "run.stop_", "run.root", "run.name", "tracking.", "compute.")
+# Keys that say where something lies: a user may write another place into recipe.yaml after moving it.
+PLACES = ("model.name", "model.chat_template")
 # What a start that was killed before the run began may have left in its folder.
 LOCK = ".lock"
 UNBEGUN = (LOCK, "facts.json", ".facts.json.*.tmp", ".recipe.yaml.*.tmp")
@@ -54,6 +57,8 @@ class Facts:
         format: of the folder.
         heal: the version that started or last continued it.
         coverage: what LoRA covers of the linear layers of the trained blocks; None: an earlier version did not say.
+        recipes: digests of the recipe that the run began with, and of those that later versions made of it, without
+            what may change; empty: an earlier version did not say.
     """
 
     dtype: str
@@ -64,11 +69,20 @@ class Facts:
     format: int = 1
     heal: str = ""
     coverage: Coverage | None = None
+    recipes: tuple[str, ...] = ()
 
     def changed(self, other: "Facts") -> list[str]:
         """The names of what differs and would change results."""
         names = ("dtype", "trait", "vignettes", "chat_template")
         return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the record of an export says to other commands: its rounds (from 0), and the SHA-256 of its files."""
+
+    rounds: tuple[int, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -91,9 +105,13 @@ class RunFolder:
         return self.path / "export" / "adapter"
 
     def exported(self) -> list[int]:
-        """The rounds that are in that adapter, as its record says; empty where there is none."""
+        """The rounds that are in that adapter, as its record says; empty where there is none, or it is damaged."""
         record = self.adapter / EXPORT_RECORD
-        return read_json(record).get("rounds", []) if record.is_file() else []
+        if not record.is_file():
+            return []
+        written = read_record(Exported, record)
+        intact = all(holds(self.adapter / name, known) for name, known in written.files.items())
+        return list(written.rounds) if intact else []
 
     @property
     def baseline(self) -> Path:
@@ -116,6 +134,32 @@ class RunFolder:
             finished += 1
         return list(range(finished))
 
+    def readable(self, last: int | None = None) -> list[int]:
+        """The finished rounds up to `last` (None: all), whose files and those of the baseline are as they were written.
+
+        Raises:
+            UserError: a file is not; names it, and says what to do.
+        """
+        steps, finished = self.steps(), list[int]()
+        self._refuse_damaged(self.baseline, self.doses)
+        while last is None or len(finished) <= last:
+            at = self.round(len(finished))
+            if any(step not in self._manifest(at).steps for step in steps):
+                break
+            self._refuse_damaged(at)
+            finished.append(len(finished))
+        return finished
+
+    def _refuse_damaged(self, *folders: Path) -> None:
+        """Raises UserError where a file of a finished step is not what it wrote."""
+        for folder in folders:
+            for step in self._manifest(folder).steps:
+                for path in self.damaged(folder, step):
+                    raise UserError(
+                        f"{path}: missing or not what the run wrote; the command that made the run makes it again, or "
+                        "says why not"
+                    )
+
     def steps(self) -> tuple[str, ...]:
         """The steps of a round of this run, in order."""
         steered = not (self.path / "recipe.yaml").is_file() or self.recipe().evaluation.steered
@@ -125,13 +169,17 @@ class RunFolder:
         """The run's recipe; keys that are younger than the run are at their defaults.
 
         Raises:
-            UserError: the folder is no run, or one of a later version.
+            UserError: the folder is no run, or one of a later version; the recipe is not the one that was written.
         """
         path = self.path / "recipe.yaml"
         if not path.is_file():
             raise self._no_run()
-        self._refuse_later()
-        return from_mapping(read_yaml(path), str(path))
+        facts = self.facts()
+        content = read_yaml(path)
+        recipe = from_mapping(content, str(path))
+        if facts is not None and facts.recipes and _fixed(content) not in facts.recipes:
+            raise UserError(f"{path}: changed or damaged, not the recipe of this run; put the one that it wrote back")
+        return recipe
 
     def facts(self) -> Facts | None:
         """What `start` recorded beside the recipe; None before it.
@@ -142,9 +190,9 @@ class RunFolder:
         path = self.path / "facts.json"
         if path.is_file():
             self._refuse_later()
-            return read_record(Facts, path)
+            return read_sealed(Facts, path, _LOST)
         if (self.path / "recipe.yaml").is_file():
-            raise UserError(f"{path} is missing; put it back, or start the run anew elsewhere")
+            raise UserError(f"{path} is missing; {_LOST}")
         return None
 
     def started(self) -> Facts:
@@ -203,8 +251,12 @@ class RunFolder:
         """Makes the folder, or continues it; True when it continues. See `refuse_other`."""
         self.refuse_other(recipe, facts)
         continued = (self.path / "recipe.yaml").is_file()
-        write_atomic(self.path / "facts.json", record_bytes(facts))
-        write_atomic(self.path / "recipe.yaml", to_yaml(recipe).encode())
+        # First the facts, which know the recipe of before as well: a process may be killed between the two writes.
+        path = self.path / "recipe.yaml"
+        known = (*self.started().recipes, _fixed(read_yaml(path))) if continued else ()
+        recipes = dict.fromkeys((*known, _fixed(to_mapping(recipe))))
+        write_atomic(self.path / "facts.json", sealed_bytes(replace(facts, recipes=tuple(recipes))))
+        write_atomic(path, to_yaml(recipe).encode())
         return continued
 
     @contextmanager
@@ -241,17 +293,19 @@ class RunFolder:
         Raises:
             UserError: a damaged file has later results built on it.
         """
-        manifest = Manifest(folder)
+        manifest = self._manifest(folder)
         if step not in manifest.steps:
             return False
         for name in manifest.damaged(step):
             if self._later(folder) or not all(name in other.files for other in manifest.after(step)):
-                raise UserError(
-                    f"{folder / name}: missing or not what the run wrote, and later results are built on it. "
-                    f"Put it back, or delete {folder.name} and every later round to do them again."
-                )
+                raise _lost(folder, name)
             return False
         return True
+
+    def damaged(self, folder: Path, step: str) -> list[Path]:
+        """The files of a step that the manifest names which are missing, or not what it wrote."""
+        manifest = self._manifest(folder)
+        return [folder / name for name in manifest.damaged(step)] if step in manifest.steps else []
 
     def finish(self, folder: Path, step: str, files: Files, seconds: float) -> None:
         """Writes a step's files, each whole, then marks the step finished."""
@@ -262,10 +316,20 @@ class RunFolder:
         return {name: entry.seconds for name, entry in Manifest(folder).steps.items()}
 
     def _later(self, folder: Path) -> bool:
-        """Whether results exist that were computed after those in `folder`."""
+        """Whether results exist that were computed after those in `folder`, from them."""
         if folder == self.baseline:
             return bool(Manifest(self.round(0)).steps.keys() & {"steered", "heal"})
-        return any(other > folder and Manifest(other).steps for other in folder.parent.iterdir() if other.is_dir())
+        rounds = self.path / "rounds"
+        if folder.parent != rounds or not rounds.is_dir():
+            return False
+        return any(other > folder and Manifest(other).steps for other in rounds.iterdir() if other.is_dir())
+
+    def _manifest(self, folder: Path) -> Manifest:
+        """The manifest of a folder; UserError where it is gone, and later results are built on what it named."""
+        manifest = Manifest(folder)
+        if not manifest.steps and self._later(folder):
+            raise _lost(folder, MANIFEST)
+        return manifest
 
     def _no_run(self) -> UserError:
         return UserError(f"{self.path}: not a run folder (no recipe.yaml)")
@@ -273,11 +337,18 @@ class RunFolder:
     def _refuse_later(self) -> None:
         """UserError where the folder's format is one that this version does not know."""
         path = self.path / "facts.json"
-        number = read_json(path).get("format", 1) if path.is_file() else 1
+        number = read_sealed(_Format, path, _LOST).format if path.is_file() else 1
         if number > FORMAT:
             raise UserError(
                 f"{self.path}: made by a later version of heal (format {number}, this one knows {FORMAT}); update heal"
             )
+
+
+@dataclass(frozen=True)
+class _Format:
+    """The one field of facts.json that every version reads."""
+
+    format: int = 1
 
 
 class Events:
@@ -290,8 +361,20 @@ class Events:
 
     def write(self, kind: str, content: dict[str, Any]) -> None:
         line = json.dumps({"time": round(time.time(), 3), "kind": kind} | content, default=str)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self._path, line.encode())
+
+
+def _lost(folder: Path, name: str) -> UserError:
+    return UserError(
+        f"{folder / name}: missing or not what the run wrote, and later results are built on it. "
+        f"Put it back, or delete {folder.name} and every later round to do them again."
+    )
+
+
+def _fixed(content: Settings) -> str:
+    """The digest of a recipe's mapping without what may change."""
+    settings = flatten(content, "recipe.yaml")
+    return digest({name: value for name, value in settings.items() if not name.startswith((*FREE_KEYS, *PLACES))})
 
 
 def _drop_partial_line(path: Path) -> None:

@@ -77,7 +77,12 @@ class Runner:
         Raises:
             UserError: a file of a finished step is damaged, and later results are built on it.
         """
-        artifact = step.load(at) if self.folder.finished(at, step.name) else self._computed(step, at)
+        if self.folder.finished(at, step.name):
+            artifact = step.load(at)
+        else:
+            for path in self.folder.damaged(at, step.name):
+                self.console.warn(f"{path}: missing or not what the run wrote; {step.name} is done again")
+            artifact = self._computed(step, at)
         self.console.warn(*step.warnings(artifact))
         return artifact
 

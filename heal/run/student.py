@@ -70,15 +70,15 @@ def rounds_up_to(folder: RunFolder, last_round: int | None = None) -> list[int]:
     """The finished rounds of a run up to `last_round`, counted from 0; None: all of them.
 
     Raises:
-        UserError: no run, no finished round, or not that round.
+        UserError: no run, no finished round, or not that round; a file of theirs is damaged.
     """
     folder.recipe()
-    finished = folder.rounds()
+    finished = folder.readable(last_round)
     if not finished:
         raise UserError(f"{folder.path}: no finished round yet; start the run again to continue it")
     if last_round is not None and last_round not in finished:
         raise UserError(f"round={last_round + 1}: the finished rounds of {folder.path} are 1 to {len(finished)}")
-    return finished[: (finished[-1] if last_round is None else last_round) + 1]
+    return finished
 
 
 def load_student(

@@ -1,6 +1,5 @@
 """Reads persona activations at the assistant tag and turns them into a steering vector."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -15,6 +14,7 @@ from heal.errors import RoundError
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
+from heal.records import read_jsonl
 from heal.steering.method import Method, NoDirection, State
 from heal.steering.methods import method_named
 from heal.steering.settings import method_settings
@@ -29,8 +29,7 @@ Activations = dict[Site, Tensor]
 
 def contexts(count: int) -> list[str]:
     """The first `count` of the embedded contexts (kinds alternate, so any prefix is a mix)."""
-    lines = CONTEXTS.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines[:count]]
+    return [row["text"] for row in read_jsonl(CONTEXTS)[:count]]
 
 
 def extract_as(

@@ -6,12 +6,12 @@ renormalising. Accuracy is read off the way of asking that was chosen for the mo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heal.evaluation.signal import MASS, ForcedChoiceRule, Limit, Measured, Signal
+from heal.records import read_jsonl
 
 if TYPE_CHECKING:
     from heal.evaluation.asking.letters import Letters
@@ -154,7 +154,7 @@ def items_of(path: Path, by_id: bool = False) -> tuple[Item, ...]:
     """
     from heal.evaluation.asking.way import Item
 
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(path)
     if by_id:
         rows.sort(key=lambda row: row["id"])
     return tuple(Item(row["question"], tuple(row["options"]), row["answer"]) for row in rows)

@@ -104,7 +104,7 @@ def read_run(path: Path) -> Run:
     folder = RunFolder(path)
     recipe = folder.recipe()
     keys = flatten(to_mapping(recipe), str(path))
-    indices = folder.rounds()
+    indices = folder.readable()
     if not indices:
         raise UserError(f"{path}: no round is finished yet, so there is nothing to compare")
     del keys["run.root"]  # where it lies is nobody's business

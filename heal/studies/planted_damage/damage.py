@@ -6,7 +6,6 @@ rounded to whole tokens, words or answers and at least one where it is above 0; 
 nothing else.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from heal.errors import UserError
 from heal.evaluation.results import Answer
 from heal.models.language_model import LanguageModel
 from heal.randomness import derive_seed, generator, shuffled
+from heal.records import read_jsonl
 
 LANGUAGES = Path(__file__).resolve().parents[2] / "data" / "languages.jsonl"
 
@@ -230,8 +230,7 @@ def _damaged(language_model: LanguageModel, answer: Answer, kind: str, size: flo
 def _foreign_text(words: int, seed: int) -> str:
     """At least `words` words in one language: its texts in an order of their own, over again once all are used."""
     texts: dict[str, list[str]] = defaultdict(list)
-    for line in LANGUAGES.read_text(encoding="utf-8").splitlines():
-        content = json.loads(line)
+    for content in read_jsonl(LANGUAGES):
         texts[content["language"]].append(content["text"])
     language = shuffled(sorted(texts), "language", seed)[0]
     said: list[str] = []
