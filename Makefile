@@ -9,7 +9,7 @@ TRAITS := love care_over_authority
 comma := ,
 space := $(subst ,, )
 
-.PHONY: install demo test lint support results model-1.5b clean
+.PHONY: install demo test lint support storm results model-1.5b clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +34,10 @@ lint: install
 # Every model family through the loop: docs/support.md and the README's list.
 support: install
 	$(BIN)/python scripts/support.py
+
+# An hour of kills, stops, mistakes, damaged files and full disks: docs/reliability.md. The same command continues it.
+storm: install
+	$(BIN)/python scripts/storm.py
 
 results: install
 	$(BIN)/heal sweep recipe=$(subst $(space),$(comma),$(ARMS:%=recipes/results/%.yaml)) \

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -48,22 +48,27 @@ def words(folder: Path, root: Path, *more: str) -> list[str]:
     return [*LOOSE, threads, f"model.name={folder}", f"trait={trait}", f"run.root={root}", *more]
 
 
-def _child(line: list[str], log: str) -> None:
-    with open(log, "a", encoding="utf-8") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    from heal.commands.train import main
+def _child(words: list[str], out: str, err: str) -> None:
+    for number, log in enumerate((out, err), start=1):
+        with open(log, "a", encoding="utf-8") as output:
+            os.dup2(output.fileno(), number)
+    from heal.cli import main
 
     machine.prepare()
-    main(line)
+    main(words)
     sys.stdout.flush()
+
+
+def begin(words: Sequence[str], out: Path, err: Path) -> BaseProcess:
+    """Starts `heal WORDS`; what it prints goes to `out` and `err`."""
+    process = _context.Process(target=_child, args=(list(words), str(out), str(err)))
+    process.start()
+    return process
 
 
 def start(line: list[str], log: Path) -> BaseProcess:
     """Starts a run; what it prints goes to `log`."""
-    process = _context.Process(target=_child, args=(line, str(log)))
-    process.start()
-    return process
+    return begin(["train", *line], log, log)
 
 
 def finish(line: list[str], log: Path) -> int:

@@ -1,0 +1,98 @@
+"""Command lines that are a user's mistakes: the storm holds each to one line, exit status 2 and nothing written."""
+
+from pathlib import Path
+
+# Words for a run of the tiny model in `{model}`, whose finished run is `{run}`; `{files}` is a folder with FILES in it.
+TRAIN = (
+    "nosuchkey=1",
+    "heal.barier.tau=1",
+    "heal.rank=0",
+    "heal.rank=two",
+    "heal.rank=1.5",
+    "heal.epochs=-1",
+    "heal.learning_rate=-1",
+    "heal.learning_rate=nan",
+    "heal.barrier.tau=-0.5",
+    "heal.barrier.divergence=kl_sideways",
+    "heal.init=dora",
+    "heal.band=[0.9,0.1]",
+    "heal.band=[0]",
+    "heal.betas=[2,2]",
+    "steer.method=nosuch",
+    "steer.pairs=1",
+    "steer.pairs=100000",
+    "generation.alphas=[]",
+    "generation.alphas=[x]",
+    "generation.temperature=-1",
+    "generation.top_p=7",
+    "generation.tokens=0",
+    "generation.tokens=100000",
+    "filter.min_train=-1",
+    "calibration.target=0",
+    "calibration.prompts=0",
+    "evaluation.questions=1",
+    "evaluation.skip=100",
+    "evaluation.vignettes=nosuch.jsonl",
+    "evaluation.vignettes={files}/cut.jsonl",
+    "evaluation.vignettes={files}/empty",
+    "evaluation.vignettes={files}/latin1",
+    "model.name=/nosuch/folder",
+    "model.name={files}",
+    "model.dtype=float7",
+    "model.chat_template=/nosuch.jinja",
+    "model.chat_template={files}/binary",
+    "recipe=nosuch",
+    "recipe={files}/list.yaml",
+    "recipe={files}/cut.yaml",
+    "recipe={files}/binary.yaml",
+    "trait=nosuch",
+    "trait={files}/list.yaml",
+    "trait={files}/cut.yaml",
+    "trait={files}/empty.yaml",
+    "run.rounds=0",
+    "run.seed=x",
+    "tracking.to=[nosuch]",
+    "tracking.mode=sideways",
+    "compute.threads=-1",
+    "=1",
+    "rounds",
+)
+OTHERS = (
+    "trian",
+    "report",
+    "report run=/nosuch",
+    "report run={files}",
+    "report run={run} colour=red",
+    "export",
+    "export run={run} round=9",
+    "export run={run} round=-1",
+    "export run={run} format=onnx",
+    "export run={run} rank=100000",
+    "export vector={files}/binary",
+    "export run={run} out={files}",
+    "chat run=/nosuch prompt=x",
+    "chat run={run} prompt=",
+    "chat run={run} round=7 prompt=x",
+    "compare",
+    "compare /nosuch",
+    "compare {files}/cut.jsonl",
+    "compare {run} by=nosuch",
+    "compare {run} against=nosuch",
+)
+FILES = {
+    "empty": b"",
+    "empty.yaml": b"",
+    "binary": bytes(range(256)) * 4,
+    "binary.yaml": bytes(range(256)) * 4,
+    "latin1": "Er fährt über die Brücke.".encode("latin-1"),
+    "list.yaml": b"- a\n- list\n",
+    "cut.yaml": b"heal: {rank: 4, epochs",
+    "cut.jsonl": b'{"id": "1", "text": "He kicks a d',
+}
+
+
+def write_files(folder: Path) -> None:
+    """The files that the command lines name."""
+    folder.mkdir(parents=True)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
