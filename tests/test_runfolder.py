@@ -131,21 +131,27 @@ def test_files_without_their_mark_are_not_finished(run: RunFolder):
 
 
 def test_a_damaged_file_of_the_last_step_makes_it_unfinished_until_it_is_done_again(run: RunFolder):
-    for damage in ("truncated", "one byte", "missing", "a folder"):
+    for damage in ("truncated", "one byte", "missing"):
         folder = finish_round(run, 0, "calibrate")
         path = folder / "calibrate.json"
         content = path.read_bytes()
         path.unlink()
-        if damage == "a folder":
-            path.mkdir()
-        elif damage != "missing":
+        if damage != "missing":
             path.write_bytes(content[:-3] if damage == "truncated" else bytes([content[0] ^ 1]) + content[1:])
         assert not run.finished(folder, "calibrate"), damage
         assert run.finished(folder, "extract"), damage
-        if damage == "a folder":
-            path.rmdir()
         run.finish(folder, "calibrate", {"calibrate.json": b"again"}, 1.0)
         assert run.finished(folder, "calibrate"), damage
+
+
+def test_a_folder_in_the_place_of_a_file_is_refused_before_its_step_is_done_again(run: RunFolder):
+    for name in ("calibrate.json", MANIFEST):
+        path = finish_round(run, 0, "calibrate") / name
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(UserError, match=name):
+            run.finished(run.round(0), "calibrate")
+        path.rmdir()
 
 
 def test_a_damaged_file_that_later_steps_rest_on_is_refused_by_name(run: RunFolder):

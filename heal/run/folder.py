@@ -299,6 +299,8 @@ class RunFolder:
         for name in manifest.damaged(step):
             if self._later(folder) or not all(name in other.files for other in manifest.after(step)):
                 raise _lost(folder, name)
+            if (folder / name).is_dir():  # said before the step is done again, not when it is written
+                raise UserError(f"{folder / name}: a folder is in the way of a file of the run; take it away")
             return False
         return True
 

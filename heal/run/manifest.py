@@ -44,7 +44,7 @@ class Manifest:
         self._folder = folder
         path, old = folder / MANIFEST, folder / _FORMAT_1
         self.steps: dict[str, Finished] = {}
-        if path.is_file():
+        if path.exists():  # a folder in its place is refused before any step is done again
             self.steps = _read(path)
         elif old.is_file():
             self.steps = _from_format_1(_read(old))
