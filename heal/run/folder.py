@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from typing import Any
 from heal.config import AS_DEFAULT, Recipe
 from heal.coverage import Coverage
 from heal.errors import UserError
-from heal.recipe import Settings, flatten, from_mapping, keys_by_name, to_mapping, to_yaml
+from heal.recipe import flatten, from_mapping, keys_by_name, to_mapping, to_yaml
 from heal.records import digest, read_record, read_sealed, sealed_bytes
 from heal.run.files import Files, append_line, holds, write_atomic
 from heal.run.manifest import JUDGE, MANIFEST, Manifest
@@ -177,7 +177,8 @@ class RunFolder:
         facts = self.facts()
         content = read_yaml(path)
         recipe = from_mapping(content, str(path))
-        if facts is not None and facts.recipes and _fixed(content) not in facts.recipes:
+        known = facts.recipes if facts is not None else ()
+        if known and _fixed(recipe, flatten(content, str(path))) not in known:
             raise UserError(f"{path}: changed or damaged, not the recipe of this run; put the one that it wrote back")
         return recipe
 
@@ -253,8 +254,8 @@ class RunFolder:
         continued = (self.path / "recipe.yaml").is_file()
         # First the facts, which know the recipe of before as well: a process may be killed between the two writes.
         path = self.path / "recipe.yaml"
-        known = (*self.started().recipes, _fixed(read_yaml(path))) if continued else ()
-        recipes = dict.fromkeys((*known, _fixed(to_mapping(recipe))))
+        known = (*self.started().recipes, _fixed(self.recipe(), flatten(read_yaml(path), ""))) if continued else ()
+        recipes = dict.fromkeys((*known, _fixed(recipe, keys_by_name())))
         write_atomic(self.path / "facts.json", sealed_bytes(replace(facts, recipes=tuple(recipes))))
         write_atomic(path, to_yaml(recipe).encode())
         return continued
@@ -373,10 +374,11 @@ def _lost(folder: Path, name: str) -> UserError:
     )
 
 
-def _fixed(content: Settings) -> str:
-    """The digest of a recipe's mapping without what may change."""
-    settings = flatten(content, "recipe.yaml")
-    return digest({name: value for name, value in settings.items() if not name.startswith((*FREE_KEYS, *PLACES))})
+def _fixed(recipe: Recipe, names: Iterable[str]) -> str:
+    """The digest of the keys `names` of a recipe (those that its file has) without what may change."""
+    settings = flatten(to_mapping(recipe), "recipe")
+    fixed = [name for name in names if name in settings and not name.startswith((*FREE_KEYS, *PLACES))]
+    return digest({name: settings[name] for name in fixed})
 
 
 def _drop_partial_line(path: Path) -> None:
