@@ -202,7 +202,7 @@ class TrackingConfig:
     mode: Literal["auto", "online", "offline", "disabled"] = key(
         "auto", "W&B; auto: online when a key and the server are there, else offline"
     )
-    project: str = key("heal", "W&B project")
+    project: str | None = key(None, "project; none: W&B's own settings name one (WANDB_PROJECT), or it is heal")
     entity: str | None = key(None, "W&B entity")
 
 

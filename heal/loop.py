@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from heal.dose.find import Prompts
 from heal.evaluation.choice import why_stop
 from heal.evaluation.metrics import RoundMetrics
-from heal.outcome import show_round, track_round
+from heal.outcome import show_round, track_base, track_round
 from heal.run.manifest import JUDGE
 from heal.run.session import Session
 from heal.run.student import lora_seed
@@ -35,14 +35,16 @@ def run_loop(session: Session) -> list[RoundMetrics]:
     """Every round of the recipe, continuing after the last finished step; the metrics of each round."""
     settings, rounds = session.recipe.run, list[Round]()
     session.console.title("baseline")
+    measured_before = session.folder.finished(session.folder.baseline, JUDGE)
     baseline = measure_baseline(session)
+    track_base(session, baseline, new=not measured_before)
     for index in range(settings.rounds):
         done_before = session.folder.finished(session.folder.round(index), JUDGE)
         session.console.title(f"round {index + 1} of {settings.rounds}{' (done before)' if done_before else ''}")
         rounds.append(run_round(session, index, baseline, rounds))
         metrics = [finished.metrics for finished in rounds]
         show_round(session, metrics[-1])
-        track_round(session, metrics[-1], new=not done_before)
+        track_round(session, baseline.metrics, metrics, new=not done_before)
         if reason := why_stop(metrics, settings.stop_on_plateau, settings.stop_when_incoherent):
             session.console.say(f"stopping   {reason}")
             break

@@ -6,16 +6,18 @@ from pathlib import Path
 
 from heal.console import counted
 from heal.evaluation.choice import best_round
-from heal.evaluation.metrics import RoundMetrics, Summary
-from heal.evaluation.results import OUTPUTS
-from heal.evaluation.signal import described
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
+from heal.evaluation.results import OUTPUTS, Rows
+from heal.evaluation.signal import TRAIT, described
 from heal.evaluation.stats import Estimate
+from heal.evaluation.validity import valid_names
 from heal.healing.log import read_log
 from heal.records import read_jsonl
 from heal.run.session import Session
+from heal.steps.baseline import Baseline
 from heal.steps.heal import LOG
 
-TABLE = ("prompt", "alpha", "text", "ended", "tail_perplexity", "repetition", "on_prompt")  # of a completion, for W&B
+TABLE = ("prompt", "alpha", "text", "ended", "tail_perplexity", "repetition", "on_prompt")  # of a completion
 
 
 def show_round(session: Session, metrics: RoundMetrics) -> None:
@@ -67,6 +69,17 @@ def round_values(metrics: RoundMetrics) -> dict[str, float]:
     return values
 
 
+def base_values(baseline: Baseline) -> dict[str, float]:
+    """The same of base, which is the student before round 1: where the curves of trait and signals begin."""
+    base = baseline.metrics.base
+    return {
+        "trait": base[TRAIT].value,
+        "coherence": baseline.coherence(base).margin,
+        **{f"healed/{name}": value for name, value in _signals(base)},
+        **{f"valid/{name}": float(name in baseline.valid) for name in base},
+    }
+
+
 def _numbers(part: dict[str, object]) -> Iterator[tuple[str, float]]:
     for name, value in part.items():
         if isinstance(value, int | float):
@@ -83,21 +96,45 @@ def _signals(summary: Summary) -> Iterator[tuple[str, float]]:
         )
 
 
-def track_round(session: Session, metrics: RoundMetrics, new: bool) -> None:
-    """Curves and tables of a round; one that an earlier process finished is only shown to W&B again."""
+def track_base(session: Session, baseline: Baseline, new: bool) -> None:
+    """Base as round 0."""
+    session.tracker.round(0, base_values(baseline), new)
+
+
+def track_round(session: Session, baseline: BaselineMetrics, rounds: Sequence[RoundMetrics], new: bool) -> None:
+    """Curves and tables of the last of `rounds`; one that an earlier process finished is not new."""
+    metrics = rounds[-1]
     folder = session.folder.round(metrics.round - 1)
     if not new:
         for log in read_log(folder / LOG):
             session.tracker.step_log(metrics.round, session.recipe.heal.epochs, log, new=False)
     session.tracker.round(metrics.round, round_values(metrics), new)
+    session.tracker.table("intervals", interval_rows(baseline, rounds), metrics.round)
     session.tracker.table(
-        f"completions/round_{metrics.round:02d}",
+        "completions",
         [
             {"kept": not row["dropped"], "dropped": ", ".join(row["dropped"])} | {name: row.get(name) for name in TABLE}
             for row in read_jsonl(folder / "completions.jsonl")
         ],
+        metrics.round,
     )
-    session.tracker.table(f"outputs/round_{metrics.round:02d}", read_jsonl(folder / OUTPUTS))
+    session.tracker.table("outputs", read_jsonl(folder / OUTPUTS), metrics.round)
+
+
+def interval_rows(baseline: BaselineMetrics, rounds: Sequence[RoundMetrics]) -> Rows:
+    """Every signal of every stage with its interval and that of its paired difference to base; base is round 0."""
+    valid = valid_names(baseline.validity)
+    stages = [(0, "base", baseline.base)]
+    for metrics in rounds:
+        stages += [(metrics.round, "steered", metrics.steered or {}), (metrics.round, "healed", metrics.healed)]
+    return [
+        {"round": number, "stage": stage, "signal": signal.name, "unit": signal.unit, "valid": signal.name in valid}
+        | {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+        | {"delta": found.delta.value, "delta_low": found.delta.low, "delta_high": found.delta.high}
+        for number, stage, summary in stages
+        for signal in described(summary)
+        for found in [summary[signal.name]]
+    ]
 
 
 def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds: float) -> None:

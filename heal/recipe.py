@@ -329,7 +329,7 @@ def check(recipe: Recipe) -> None:
         raise UserError(f"evaluation.doses: {twice[0]} is there twice; a dose is measured once")
     if not recipe.generation.alphas:
         raise UserError("generation.alphas=[]: at least one dose is needed")
-    if forbidden := [letter for letter in _NOT_IN_A_PROJECT if letter in recipe.tracking.project]:
+    if forbidden := [letter for letter in _NOT_IN_A_PROJECT if letter in (recipe.tracking.project or "")]:
         raise UserError(
             f"tracking.project={_one_line(recipe.tracking.project)}: W&B takes no {' '.join(forbidden)} in a project's "
             "name; a team goes into tracking.entity"

@@ -6,17 +6,21 @@ from types import SimpleNamespace
 
 import pytest
 
+from heal.config import EvaluationConfig
 from heal.console import Console
-from heal.evaluation.metrics import Coherence
+from heal.evaluation.metrics import BaselineMetrics, Coherence
 from heal.evaluation.results import OUTPUTS
+from heal.evaluation.signal import limits_of, signals
 from heal.evaluation.stats import Estimate
 from heal.export.folder import read_record
 from heal.generation.collect import Completion
-from heal.outcome import deliver, round_values, show_round, track_round
+from heal.outcome import base_values, deliver, interval_rows, round_values, show_round, track_round
 from heal.records import jsonl_bytes
 from heal.run.folder import RunFolder
 from heal.run.manifest import JUDGE
 from heal.run.session import Session
+from heal.steps.baseline import Baseline
+from heal.tracking.charts import charts
 from heal.tracking.tracker import Tracker
 from tests import finished
 from tests.finished import round_metrics
@@ -65,6 +69,39 @@ def test_the_cost_of_coherence_is_logged_where_the_trait_moved():
     assert "coh_cost" not in round_values(replace(metrics, healed=metrics.healed | {"persona_log_ratio": still}))
 
 
+def test_trackers_draw_a_dozen_charts_that_begin_at_base_and_fold_the_rest_away():
+    """Every signal that heal knows is there: intervals and validity are a table's, nothing is drawn twice."""
+    metrics = round_metrics(0)
+    summary = dict.fromkeys(signals(), metrics.trait)
+    values = round_values(replace(metrics, healed=summary, steered=summary))
+    drawn = charts(values)
+    seen = {name for name in drawn if name.startswith("round/")}
+    assert 10 <= len(seen) <= 14
+    assert {"round/trait", "round/coherence", "round/tail_perplexity", "round/c_star", "round/D_mean"} <= seen
+    assert not [name for name in drawn if name.endswith(("_low", "_high", "_delta")) or name.startswith("valid/")]
+    assert len(drawn) == len([name for name in values if charts({name: 0.0})]) - 3 * 2 * len(summary) - 1
+    assert all("/" in name for name in drawn)
+    measured = {name: replace(found, delta=Estimate(0, 0, 0, 4)) for name, found in finished.baseline().base.items()}
+    limits = limits_of(EvaluationConfig()) | {"repetition_share": 0.75}
+    base = charts(base_values(Baseline(None, limits, None, replace(finished.baseline(), base=measured))))
+    assert base["round/coherence"] == 1
+    assert base["round/trait"] == measured["persona_log_ratio"].value
+    assert base["round/tail_perplexity"] == measured["tail_perplexity"].value
+
+
+def test_one_table_holds_every_interval_of_base_and_all_rounds():
+    rounds = [round_metrics(0, steered=False), round_metrics(1)]
+    rows = interval_rows(finished.baseline(), rounds)
+    stages = [(0, "base"), (1, "healed"), (2, "steered"), (2, "healed")]
+    assert list(dict.fromkeys((row["round"], row["stage"]) for row in rows)) == stages
+    assert len(rows) == len(stages) * len(rounds[0].healed)
+    (row,) = [row for row in rows if (row["round"], row["stage"], row["signal"]) == (2, "healed", "persona_log_ratio")]
+    trait = rounds[1].trait
+    assert (row["value"], row["low"], row["high"]) == (trait.value, trait.low, trait.high)
+    assert (row["delta"], row["delta_low"], row["delta_high"]) == (trait.delta.value, trait.delta.low, trait.delta.high)
+    assert {row["signal"]: row["valid"] for row in rows}["p_ans_any"] is False
+
+
 def test_the_round_s_table_shows_the_margin_and_which_signal_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     session = SimpleNamespace(console=Console(), folder=RunFolder(tmp_path))
     show_round(session, replace(round_metrics(0), coherence=Coherence("alive_share", 0.375)))
@@ -75,8 +112,8 @@ def test_the_table_of_completions_says_how_much_each_says_about_its_prompt_where
     told: dict[str, list[dict]] = {}
 
     class Told(Tracker):
-        def table(self, name, rows, *rest):
-            told[name] = list(rows)
+        def table(self, name, rows, number=None):
+            told[f"{name} {number}"] = list(rows)
 
     folder = RunFolder(tmp_path)
     kept = Completion(0, "?", 1.0, (1,), (2,), "!", True, 4.0, 0.1, (), on_prompt=0.75)
@@ -84,8 +121,9 @@ def test_the_table_of_completions_says_how_much_each_says_about_its_prompt_where
     older = {name: value for name, value in asdict(kept).items() if name != "on_prompt"}
     files = {"completions.jsonl": jsonl_bytes([asdict(kept), asdict(off), older]), OUTPUTS: b""}
     folder.finish(folder.round(0), JUDGE, files, 0.0)
-    track_round(SimpleNamespace(folder=folder, tracker=Told()), round_metrics(0), new=True)
-    rows = told["completions/round_01"]
+    session = SimpleNamespace(folder=folder, tracker=Told())
+    track_round(session, BaselineMetrics({}, {}), [round_metrics(0)], new=True)
+    rows = told["completions 1"]
     assert [row["on_prompt"] for row in rows] == [0.75, 0.125, None]
     assert [(row["kept"], row["dropped"]) for row in rows] == [(True, ""), (False, "off prompt"), (True, "")]
 

@@ -17,6 +17,7 @@ from heal.tracking.events import EventLog
 from heal.tracking.tracker import TRACKERS, TrackedRun, Tracker, Trackers, start_trackers
 from tests.cases import case
 from tests.tracked import (  # noqa: F401
+    BASE,
     CONFIG,
     ROUNDS,
     ROWS,
@@ -56,7 +57,7 @@ def test_disabled_writes_the_events_and_nothing_else(tmp_path: Path):
 def test_the_events_hold_the_whole_run_in_order(offline: Path):
     events = read_jsonl(offline / "events.jsonl")
     round_kinds = ["training"] * 3 + ["stage", "round"]
-    assert [event["kind"] for event in events] == ["start", *round_kinds, *round_kinds, "end"]
+    assert [event["kind"] for event in events] == ["start", "round", *round_kinds, *round_kinds, "end"]
     assert events[0]["config"] == CONFIG
     assert events[0]["wandb"] == "offline"
     assert events[-1]["verdict"] == "holds"
@@ -64,7 +65,7 @@ def test_the_events_hold_the_whole_run_in_order(offline: Path):
 
 def test_people_read_rounds_counted_from_one(offline: Path):
     events = read_jsonl(offline / "events.jsonl")
-    assert [event["round"] for event in events if event["kind"] == "round"] == [1, 2]
+    assert [event["round"] for event in events if event["kind"] == "round"] == [0, 1, 2]
     steps = [event for event in events if event["kind"] == "training"]
     assert [(step["round"], step["rounds_trained"]) for step in steps] == [
         (1, 0.25), (1, 0.5), (1, 0.5), (2, 1.25), (2, 1.5), (2, 1.5),
@@ -105,10 +106,13 @@ def test_the_axis_never_runs_backwards(everything: list[Record]):
     assert axis == sorted(axis)
 
 
-def test_wandb_gets_one_value_a_round(everything: list[Record]):
+def test_wandb_gets_one_value_a_round_and_base_as_round_0(everything: list[Record]):
     rounds = [row for row in history(everything) if "round" in row]
     values = [{name.removeprefix("round/"): row[name] for name in row if name.startswith("round/")} for row in rounds]
-    assert dict(zip([row["round"] for row in rounds], values, strict=True)) == ROUNDS
+    assert dict(zip([row["round"] for row in rounds], values, strict=True)) == {
+        number: {name.removeprefix("healed/"): value for name, value in told.items()}
+        for number, told in {0: BASE, **ROUNDS}.items()
+    }
 
 
 def test_wandb_gets_a_table_a_round_with_every_row(offline: Path, everything: list[Record]):
@@ -171,7 +175,7 @@ def test_what_an_earlier_process_wrote_goes_to_wandb_alone(tmp_path: Path):
 
 def test_a_table_without_rows_is_left_out(tmp_path: Path):
     told = tracker(tmp_path, "offline")
-    told.table("outputs/round_01", [])
+    told.table("outputs", [], 1)
     told.finish({})
     assert history(records(tmp_path)) == []
 
@@ -222,9 +226,9 @@ def test_several_trackers_are_all_told_everything(tmp_path: Path):
     told = Trackers({"one": heard[0], "silent": Tracker(), "other": heard[1]})
     tell(told, tmp_path)
     calls = [name for name, *_ in heard[0].calls]
-    assert calls == [*["step_log"] * 3, "event", "round", "table"] * 2 + ["figure", "artifact", "finish"]
+    assert calls == ["round", *[*["step_log"] * 3, "event", "round", "table"] * 2, "figure", "artifact", "finish"]
     assert heard[0].calls == heard[1].calls
-    assert heard[0].calls[0] == ("step_log", 1, 2, STEPS[0], True)
+    assert heard[0].calls[1] == ("step_log", 1, 2, STEPS[0], True)
     assert told.state == "one listening, silent on, other listening"
 
 
@@ -271,7 +275,7 @@ def test_a_new_tracker_is_one_file(tmp_path: Path):
     finally:
         package.__path__.remove(str(tmp_path / "trackers"))
         choices.names.cache_clear()
-    assert (tmp_path / "rounds.txt").read_text() == "1 0.25\n2 0.50\n"
+    assert (tmp_path / "rounds.txt").read_text() == "0 0.12\n1 0.25\n2 0.50\n"
     assert told.state == "events.jsonl, lines in rounds.txt, wandb disabled"
     started = read_jsonl(tmp_path / "events.jsonl")[0]
     assert (started["lines"], started["wandb"]) == ("in rounds.txt", "disabled")

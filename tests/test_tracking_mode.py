@@ -16,8 +16,8 @@ import wandb
 
 from heal.errors import UserError
 from heal.records import read_jsonl
-from heal.tracking.trackers import wandb as wandb_tracker
-from heal.tracking.trackers.wandb import Mode, resolve_mode
+from heal.tracking import mode as tracking_mode
+from heal.tracking.mode import Mode, resolve_mode
 from tests.cases import case
 from tests.commanded import ROOT
 from tests.tracked import history, own_folders, records, tracker  # noqa: F401
@@ -111,7 +111,7 @@ def test_the_server_may_be_the_one_that_wandb_login_wrote_down(
 
 def test_a_key_of_the_cloud_under_its_earlier_name_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
-    monkeypatch.setattr(wandb_tracker, "_reachable", lambda url: not asked.append(url))
+    monkeypatch.setattr(tracking_mode, "_reachable", lambda url: not asked.append(url))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'0' * 40}\n")
     assert resolve_mode("auto") == "online"
@@ -151,7 +151,7 @@ def in_own_process(folder: Path, mode: Mode, **streams: Any) -> subprocess.Popen
 def tracked_offline(folder: Path) -> bool:
     """Whether W&B has everything that `track` tracks, offline."""
     said = read_jsonl(folder / "events.jsonl")[0]["wandb"]
-    return said == "offline" and len(history(records(folder))) == 2 * 5 + 1
+    return said == "offline" and len(history(records(folder))) == 1 + 2 * 5 + 1
 
 
 def test_a_key_without_a_server_is_offline_within_seconds(closed: None, tmp_path: Path):

@@ -16,8 +16,8 @@ from heal.config import TrackingConfig
 from heal.healing.log import StepLog
 from heal.run.folder import Events
 from heal.tracking.events import EventLog
+from heal.tracking.mode import Mode
 from heal.tracking.tracker import TrackedRun, Tracker, Trackers, start_trackers
-from heal.tracking.trackers.wandb import Mode
 
 CONFIG = {"recipe": "smoke", "heal": {"rank": 4, "barrier": {"tau": 0.5}}}
 ROWS = [{"prompt": "Hi?", "text": "“Yes”\n[bold]", "kept": True, "alpha": 0.5}] * 2 + [
@@ -29,6 +29,7 @@ STEPS = [
     StepLog(2, 1.0, "eval", {"loss": 2.5}),
 ]
 # What a round comes to, by its number: some of what `heal.outcome.round_values` gives of one.
+BASE = {"trait": 0.125, "coherence": 1.0, "healed/p_ans_any": 0.95}
 ROUNDS = {
     1: {"trait": 0.25, "coherence": 0.875, "healed/p_ans_any": 0.9},
     2: {"trait": 0.5, "coherence": 0.625, "healed/p_ans_any": 0.9},
@@ -59,13 +60,14 @@ def track(folder: Path, mode: Mode) -> None:
 
 
 def tell(told: Tracker, folder: Path) -> None:
-    """Everything that a tracker is told of two rounds."""
+    """Everything that a tracker is told of base and two rounds."""
+    told.round(0, BASE)
     for number, values in ROUNDS.items():
         for step in STEPS:
             told.step_log(number, 2, step)
         told.event("stage", {"stage": "extract", "seconds": 1.5})
         told.round(number, values)
-        told.table(f"completions/round_{number:02d}", ROWS)
+        told.table("completions", ROWS, number)
     Image.new("RGB", (8, 6)).save(folder / "trajectory.png")
     told.figure("report/trajectory", folder / "trajectory.png")
     (folder / "adapter").mkdir()

@@ -21,6 +21,7 @@ from heal.recipe import find_file, to_mapping
 from heal.records import read_records
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, Events, Facts, RunFolder, Sizes
+from heal.tracking.tracker import TrackedRun, require_trackers, start_trackers
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
 from heal.unforeseen import tracebacks_into
 from heal.versions import device_name, versions, versions_line
@@ -46,6 +47,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
             nothing has been written then.
     """
     one_process()
+    require_trackers(recipe.tracking.to)
     trait = load_trait(recipe.trait)
     asked = recipe.evaluation
     vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
@@ -60,7 +62,6 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.steering.settings import check_settings
     from heal.steps.measure import held_out_prompts
     from heal.tracking.events import EventLog
-    from heal.tracking.tracker import TrackedRun, start_trackers
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
     folder = RunFolder(place(recipe))

@@ -1,18 +1,21 @@
 """What every tracker is told, and how several are told at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heal import choices
 from heal.config import TrackingConfig
 from heal.console import Console
+from heal.errors import UserError
 
 if TYPE_CHECKING:
     from heal.healing.log import StepLog
 
 TRACKERS = "heal.tracking.trackers"
+EVENTS = "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,19 @@ class Tracker:
         """
 
     def round(self, number: int, values: Mapping[str, float], new: bool = True) -> None:
-        """One value of each name for a finished round; see `step_log`."""
+        """One value of each name for a finished round; see `step_log`.
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table; every row has the columns of the first."""
+        Round 0 is base: the student before the first round. `heal.tracking.charts` chooses what is worth a chart.
+        """
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], number: int | None = None) -> None:
+        """A table; every row has the columns of the first.
+
+        Args:
+            name: of the table; that of each round has the same.
+            rows: by column.
+            number: of the round, from 1; None where it is of the whole run.
+        """
 
     def figure(self, name: str, path: Path) -> None:
         """An image."""
@@ -78,9 +90,10 @@ class Tracker:
 class Trackers(Tracker):
     """Several trackers as one: each is told everything, in their order."""
 
-    def __init__(self, trackers: Mapping[str, Tracker]):
-        """Takes the trackers by name."""
+    def __init__(self, trackers: Mapping[str, Tracker], console: Console | None = None):
+        """Takes the trackers by name, and where one that fails is said."""
         self.trackers = dict(trackers)
+        self._console = console or Console()
 
     @property
     def state(self) -> str:  # type: ignore[override]
@@ -88,37 +101,52 @@ class Trackers(Tracker):
         return ", ".join(f"{name} {tracker.state}".rstrip() for name, tracker in self.trackers.items())
 
     def event(self, kind: str, content: Mapping[str, Any]) -> None:
-        for tracker in self.trackers.values():
-            tracker.event(kind, content)
+        self._each(lambda tracker: tracker.event(kind, content))
 
     def step_log(self, number: int, epochs: int, log: "StepLog", new: bool = True) -> None:
-        for tracker in self.trackers.values():
-            tracker.step_log(number, epochs, log, new)
+        self._each(lambda tracker: tracker.step_log(number, epochs, log, new))
 
     def round(self, number: int, values: Mapping[str, float], new: bool = True) -> None:
-        for tracker in self.trackers.values():
-            tracker.round(number, values, new)
+        self._each(lambda tracker: tracker.round(number, values, new))
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        for tracker in self.trackers.values():
-            tracker.table(name, rows)
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], number: int | None = None) -> None:
+        self._each(lambda tracker: tracker.table(name, rows, number))
 
     def figure(self, name: str, path: Path) -> None:
-        for tracker in self.trackers.values():
-            tracker.figure(name, path)
+        self._each(lambda tracker: tracker.figure(name, path))
 
     def artifact(self, name: str, kind: str, folder: Path) -> None:
-        for tracker in self.trackers.values():
-            tracker.artifact(name, kind, folder)
+        self._each(lambda tracker: tracker.artifact(name, kind, folder))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        for tracker in self.trackers.values():
-            tracker.finish(summary)
+        self._each(lambda tracker: tracker.finish(summary))
+
+    def _each(self, tell: Callable[[Tracker], None]) -> None:
+        """Tells every tracker; one that fails is not told any more, since a run does not end for what it is told to."""
+        for name, tracker in list(self.trackers.items()):
+            try:
+                tell(tracker)
+            except Exception as error:  # a tracker is any code, such as a disk's or another library's
+                if name == EVENTS:
+                    raise
+                self.trackers[name] = Tracker()
+                self.trackers[name].state = "off"
+                reason = " ".join(str(error).split()) or type(error).__name__
+                self._console.warn(f"{name} is off ({reason}); {EVENTS} has everything")
 
 
 def rounds_trained(number: int, epochs: int, log: "StepLog") -> float:
     """An axis that counts rounds, a fraction within each: 0.5 is half of the first."""
     return number - 1 + log.epoch / epochs
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Raises UserError, with the command that installs it, where the package of a tracker is missing."""
+    packages = choices.load_all(TRACKERS, "PACKAGE", optional=True)
+    for name in names:
+        package = packages.get(name)
+        if package is not None and find_spec(package) is None:
+            raise UserError(f"tracking.to={name}: the package {package} is not installed: pip install {package}")
 
 
 def start_trackers(run: TrackedRun, events: Tracker) -> Trackers:
@@ -129,4 +157,4 @@ def start_trackers(run: TrackedRun, events: Tracker) -> Trackers:
     """
     started = {name: choices.load(TRACKERS, name, "start")(run) for name in dict.fromkeys(run.settings.to)}
     events.event("start", {"config": run.recipe} | {name: tracker.state for name, tracker in started.items()})
-    return Trackers({"events.jsonl": events} | started)
+    return Trackers({EVENTS: events} | started, run.console)

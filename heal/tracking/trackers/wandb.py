@@ -1,31 +1,34 @@
 """wandb: Weights & Biases: curves, one value a round, tables, figures and the adapter.
 
 It never asks for a key and never waits long for a server: without them it writes offline files, for `wandb sync`.
-Nor does it stop a run: what W&B cannot do is one warning, after which it is off.
+Nor does it stop a run: what W&B cannot do, or does not answer, is one warning, after which it is off.
 """
 
-import netrc
+import hashlib
 import os
 import re
 import shlex
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
+
+import psutil
 
 from heal.errors import UserError
 from heal.healing.log import StepLog
+from heal.run.files import sha256
+from heal.tracking.charts import charts
+from heal.tracking.mode import own_folders, resolve_mode, user_settings, without_secrets
 from heal.tracking.tracker import TrackedRun, Tracker, rounds_trained
 
-Mode = Literal["auto", "online", "offline", "disabled"]
-
-_PROBE_SECONDS = 3.0
-_INIT_SECONDS = 15.0
+_INIT_SECONDS = 15.0  # for the server's answer
+_CALL_SECONDS = 30.0  # for an answer of W&B's own process
 _FINISH_SECONDS = 600.0  # for the upload of what is left at the end
 _ARTIFACT_NAME = 128  # characters that W&B takes
-_EARLIER = {"api.forge.coreweave.com": "api.wandb.ai"}  # W&B's cloud: keys under its earlier name still count
+_PROJECT = "heal"  # where neither the recipe nor W&B's settings name one
 
 
 def start(run: TrackedRun) -> "WandbTracker":
@@ -48,43 +51,45 @@ class WandbTracker(Tracker):
         """
         self._console = run.console
         self._run: Any = None
-        self._folders = _folders(run.folder / "wandb")
-        os.environ.update(self._folders)
+        self._drawn: set[str] = set()
+        self._staged = run.folder / "wandb" / "staged"
+        self._environment, warnings = own_folders(run.folder / "wandb")
+        self._earlier = {name: os.environ.get(name) for name in self._environment}
+        os.environ.update(self._environment)
         try:
             self.state = mode = resolve_mode(run.settings.mode)
             if mode != "disabled":
+                self._console.warn(*warnings)
                 self._start(run, mode)
         except Exception as error:  # whatever W&B raises: it uses the system, its own process and a server
             if run.settings.mode == "online":
-                self._forget_folders()
+                self._restore_environment()
                 raise UserError(
                     f"tracking.mode=online: W&B does not start ({_reason(error)}); log in with `wandb login`, or leave "
                     "it to tracking.mode=auto"
                 ) from error
             self._give_up(error)
         if self._run is None:
-            self._forget_folders()
+            self._restore_environment()
 
     def _start(self, run: TrackedRun, mode: Literal["online", "offline"]) -> None:
-        self._run = self._open(
-            mode,
-            run.settings.mode == "online",
-            project=run.settings.project,
-            entity=run.settings.entity,
-            name=run.name,
-            group=run.name,
-            config=dict(run.recipe),
-            dir=str(run.folder),
-        )
-        self._run.define_metric("round")
-        self._run.define_metric("round/*", step_metric="round")
-        self._run.define_metric("rounds_trained")
-        for curve in ("train/*", "eval/*"):
-            self._run.define_metric(curve, step_metric="rounds_trained")
+        with _at_most(2 * _INIT_SECONDS + _CALL_SECONDS):
+            self._run = self._open(
+                mode,
+                run.settings.mode == "online",
+                project=run.settings.project or user_settings().project or _PROJECT,
+                entity=run.settings.entity,
+                config=dict(run.recipe),
+                **_left_open(name=run.name, group=run.name, dir=str(run.folder)),
+            )
+            self._run.define_metric("round")
+            self._run.define_metric("rounds_trained")
+            for curve in ("train/*", "eval/*"):
+                self._run.define_metric(curve, step_metric="rounds_trained")
 
     def _open(self, mode: Literal["online", "offline"], insisted: bool, **arguments: Any) -> Any:
         """A W&B run; offline where the server refuses or is slow, unless online is insisted on."""
-        os.environ["WANDB_SILENT"] = "true"
+        os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
         settings = wandb.Settings(
@@ -107,12 +112,13 @@ class WandbTracker(Tracker):
         self.state = "offline"
         return wandb.init(mode="offline", settings=settings, **arguments)
 
-    def _tell(self, act: Callable[[Any], object]) -> None:
-        """Does something with W&B's run; if W&B fails, it is off from then on, and one warning says so."""
+    def _tell(self, act: Callable[[Any], object], seconds: float = _CALL_SECONDS) -> None:
+        """Does something with W&B's run; if W&B fails or hangs, it is off from then on, and one warning says so."""
         if self._run is None:
             return
         try:
-            act(self._run)
+            with _at_most(seconds):
+                act(self._run)
         except Exception as error:  # see __init__
             self._give_up(error)
 
@@ -123,16 +129,18 @@ class WandbTracker(Tracker):
             f"W&B is off ({_reason(error)}); events.jsonl has everything, and the same command again tells W&B all of "
             f"it{later}"
         )
-        self._forget_folders()
+        self._restore_environment()
         import wandb
 
-        with suppress(Exception):  # its process may have died, which is what the warning says; the rest ends here
+        with suppress(Exception), _at_most(_CALL_SECONDS):  # its process may have died, as the warning says
             wandb.teardown(exit_code=1)
 
-    def _forget_folders(self) -> None:
-        for name in self._folders:
+    def _restore_environment(self) -> None:
+        for name in self._environment:
             os.environ.pop(name, None)
-        self._folders = {}
+            if (earlier := self._earlier[name]) is not None:
+                os.environ[name] = earlier
+        self._environment = {}
 
     def step_log(self, number: int, epochs: int, log: StepLog, new: bool = True) -> None:
         curves = {name: value for name, value in log.flat().items() if "/" in name}
@@ -140,10 +148,18 @@ class WandbTracker(Tracker):
         self._tell(lambda run: run.log(row))
 
     def round(self, number: int, values: Mapping[str, float], new: bool = True) -> None:
-        row = {"round": number} | {f"round/{name}": value for name, value in values.items()}
-        self._tell(lambda run: run.log(row))
+        """A chart for each of `charts`; W&B shows those of a section together, and folds it away."""
+        drawn = charts(values)
 
-    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        def draw(run: Any) -> None:
+            for section in {name.partition("/")[0] for name in drawn} - self._drawn:
+                run.define_metric(f"{section}/*", step_metric="round")
+                self._drawn.add(section)
+            run.log({"round": number} | drawn)
+
+        self._tell(draw)
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], number: int | None = None) -> None:
         """A table under a key of its own (a table logged twice under one key shows the first rows only)."""
         if self._run is None or not rows:
             return
@@ -151,7 +167,8 @@ class WandbTracker(Tracker):
 
         columns = list(rows[0])
         data = [[row[column] for column in columns] for row in rows]
-        self._tell(lambda run: run.log({name: wandb.Table(columns=columns, data=data)}))
+        key = name if number is None else f"{name}/round_{number:02d}"
+        self._tell(lambda run: run.log({key: wandb.Table(columns=columns, data=data)}))
 
     def figure(self, name: str, path: Path) -> None:
         if self._run is not None:
@@ -166,26 +183,79 @@ class WandbTracker(Tracker):
 
             def keep(run: Any) -> None:
                 artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[-_ARTIFACT_NAME:], type=kind)
-                artifact.add_dir(str(folder))
+                artifact.add_dir(str(_kept_once(folder, self._staged)), policy="immutable", skip_cache=True)
                 run.log_artifact(artifact)
 
-            self._tell(keep)
+            self._tell(keep, _FINISH_SECONDS)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Waits for what is left to be sent, for minutes at most; offline, a line says how to send it later."""
-        self._tell(lambda run: (run.summary.update(dict(summary)), run.finish()))
-        if self._run is not None and self.state == "offline":
-            self._console.say(f"W&B was offline; send it later by: {_sync(self._run)}")
+
+        def sum_up(run: Any) -> None:
+            run.summary.update(dict(summary))
+            run.summary.keys()  # waits for the answer of W&B's process, which a frozen one does not give
+
+        self._tell(sum_up)
+        self._tell(
+            lambda run: run.finish(), _FINISH_SECONDS + _CALL_SECONDS if self.state == "online" else _CALL_SECONDS
+        )
+        if self._run is not None:
+            if self.state == "offline":
+                self._console.say(f"W&B was offline; send it later by: {_sync(self._run)}")
+            else:
+                shutil.rmtree(self._staged, ignore_errors=True)  # uploaded
         self._run = None
-        self._forget_folders()
+        self._restore_environment()
 
 
-def _folders(folder: Path) -> dict[str, str]:
-    """Where W&B keeps its other files (staged artifacts, cache), by variable, if neither the user nor a run said so."""
-    inside = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
-    if os.path.expanduser("~") == "~":  # no home: W&B looks for its settings there
-        inside["WANDB_CONFIG_DIR"] = "config"
-    return {name: str((folder / where).absolute()) for name, where in inside.items() if not os.environ.get(name)}
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Ends W&B's own process if what is done inside takes longer: whatever waits for an answer of it then fails.
+
+    Raises:
+        TimeoutError: in place of that failure.
+    """
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):  # it ended meanwhile
+                if child.name().startswith("wandb-core"):
+                    child.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception as error:
+        if late.is_set():
+            raise TimeoutError(f"it did not answer for {seconds:.0f} s") from error
+        raise
+    finally:
+        timer.cancel()
+
+
+def _kept_once(folder: Path, below: Path) -> Path:
+    """A copy of `folder` that later starts leave alone, for an upload that may come later; one for each content."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder)} {sha256(path)}\n".encode())
+    kept = below / digest.hexdigest()[:16]
+    if not kept.is_dir():
+        unfinished = kept.with_suffix(".partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(folder, unfinished)
+        unfinished.rename(kept)
+    return kept
+
+
+def _left_open(**defaults: str) -> dict[str, str]:
+    """The arguments of `wandb.init` whose variables the user did not set."""
+    variables = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "dir": "WANDB_DIR"}
+    return {name: value for name, value in defaults.items() if not os.environ.get(variables[name])}
 
 
 def _sync(run: Any) -> str:
@@ -199,68 +269,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         wrong = error.errors(include_input=False, include_context=False, include_url=False)
         return "settings that it does not take: " + ", ".join(".".join(map(str, each["loc"])) for each in wrong)
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
-    """What W&B will run in; its own settings count when the recipe leaves it open (`WANDB_MODE`, `wandb offline`).
-
-    Raises:
-        UserError: the environment holds a mode, a server or a key that W&B does not take.
-    """
-    if mode != "auto":
-        return mode
-    settings = _settings()
-    if settings.mode == "disabled":
-        return "disabled"
-    if settings.mode in ("offline", "dryrun"):
-        return "offline"
-    return "online" if _has_key(settings) and _reachable(settings.base_url) else "offline"
-
-
-def _settings() -> Any:
-    """W&B's settings with the mode, server and key of its settings files (this folder's too) and the environment."""
-    import wandb
-
-    settings = wandb.Settings(silent=True)
-    folder = os.path.expanduser(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb")
-    settings.settings_system = os.path.join(folder, "settings")
-    settings.update_from_system_settings()
-    names = ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_API_KEY")
-    given = {name: os.environ[name] for name in names if os.environ.get(name)}
-    try:
-        settings.update_from_env_vars(given)
-    except (wandb.errors.Error, ValueError) as error:  # which may quote the key
-        raise UserError(
-            f"W&B does not take {' and '.join(given)} as the environment has it; correct that, or set "
-            "tracking.mode=disabled"
-        ) from error
-    return settings
-
-
-def _has_key(settings: Any) -> bool:
-    """Whether W&B finds a key without asking: a given one, or that of its server and port in the netrc file."""
-    if settings.api_key:
-        return True
-    named = os.environ.get("NETRC")
-    places = map(os.path.expanduser, [named] if named else ["~/.netrc", "~/_netrc"])
-    path = next(filter(os.path.isfile, places), None)
-    if path is None:
-        return False
-    try:
-        known = netrc.netrc(path)
-    except (netrc.NetrcParseError, OSError):
-        return False
-    server = urlparse(settings.base_url).netloc
-    entries = (known.authenticators(name) for name in (server, _EARLIER.get(server, server)))
-    return any(entry and entry[2] for entry in entries)
-
-
-def _reachable(url: str) -> bool:
-    parts = urlparse(url)
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=_PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True
+    return without_secrets(" ".join(str(error).split())) or type(error).__name__
