@@ -131,13 +131,31 @@ class Trackers(Tracker):
                     raise
                 self.trackers[name] = Tracker()
                 self.trackers[name].state = "off"
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self._console.warn(f"{name} is off ({reason}); {EVENTS} has everything")
+                self._console.warn(f"{name} is off ({one_line(error)}); {EVENTS} has everything")
 
 
 def rounds_trained(number: int, epochs: int, log: "StepLog") -> float:
     """An axis that counts rounds, a fraction within each: 0.5 is half of the first."""
     return number - 1 + log.epoch / epochs
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class StepCount:
+    """Counts optimiser steps on from round to round, for a tracker whose axis is a whole number of steps."""
+
+    def __init__(self) -> None:
+        self._number, self._before, self._last = 1, 0, 0
+
+    def of(self, number: int, log: "StepLog") -> int:
+        """Steps until `log`, the next one of round `number`, with those of the rounds before."""
+        if number != self._number:
+            self._number, self._before = number, self._last
+        self._last = self._before + log.step
+        return self._last
 
 
 def require_trackers(names: Iterable[str]) -> None:
@@ -155,6 +173,18 @@ def start_trackers(run: TrackedRun, events: Tracker) -> Trackers:
     Raises:
         UserError: no such tracker, or one that does not start.
     """
-    started = {name: choices.load(TRACKERS, name, "start")(run) for name in dict.fromkeys(run.settings.to)}
+    started = {name: _started(name, run) for name in dict.fromkeys(run.settings.to)}
     events.event("start", {"config": run.recipe} | {name: tracker.state for name, tracker in started.items()})
     return Trackers({EVENTS: events} | started, run.console)
+
+
+def _started(name: str, run: TrackedRun) -> Tracker:
+    try:
+        tracker: Tracker = choices.load(TRACKERS, name, "start")(run)
+    except UserError:
+        raise
+    except Exception as error:  # see Trackers
+        raise UserError(
+            f"tracking.to={name}: it does not start ({one_line(error)}); take it out of tracking.to"
+        ) from error
+    return tracker

@@ -22,7 +22,7 @@ from heal.healing.log import StepLog
 from heal.run.files import sha256
 from heal.tracking.charts import charts
 from heal.tracking.mode import own_folders, resolve_mode, user_settings, without_secrets
-from heal.tracking.tracker import TrackedRun, Tracker, rounds_trained
+from heal.tracking.tracker import TrackedRun, Tracker, one_line, rounds_trained
 
 _INIT_SECONDS = 15.0  # for the server's answer
 _CALL_SECONDS = 30.0  # for an answer of W&B's own process
@@ -269,4 +269,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         wrong = error.errors(include_input=False, include_context=False, include_url=False)
         return "settings that it does not take: " + ", ".join(".".join(map(str, each["loc"])) for each in wrong)
-    return without_secrets(" ".join(str(error).split())) or type(error).__name__
+    return without_secrets(one_line(error))
