@@ -44,7 +44,7 @@ def run_loop(session: Session) -> list[RoundMetrics]:
         rounds.append(run_round(session, index, baseline, rounds))
         metrics = [finished.metrics for finished in rounds]
         show_round(session, metrics[-1])
-        track_round(session, baseline.metrics, metrics, new=not done_before)
+        track_round(session, metrics[-1], new=not done_before)
         if reason := why_stop(metrics, settings.stop_on_plateau, settings.stop_when_incoherent):
             session.console.say(f"stopping   {reason}")
             break

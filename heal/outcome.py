@@ -101,15 +101,13 @@ def track_base(session: Session, baseline: Baseline, new: bool) -> None:
     session.tracker.round(0, base_values(baseline), new)
 
 
-def track_round(session: Session, baseline: BaselineMetrics, rounds: Sequence[RoundMetrics], new: bool) -> None:
-    """Curves and tables of the last of `rounds`; one that an earlier process finished is not new."""
-    metrics = rounds[-1]
+def track_round(session: Session, metrics: RoundMetrics, new: bool) -> None:
+    """Curves and tables of a round; one that an earlier process finished is not new."""
     folder = session.folder.round(metrics.round - 1)
     if not new:
         for log in read_log(folder / LOG):
             session.tracker.step_log(metrics.round, session.recipe.heal.epochs, log, new=False)
     session.tracker.round(metrics.round, round_values(metrics), new)
-    session.tracker.table("intervals", interval_rows(baseline, rounds), metrics.round)
     session.tracker.table(
         "completions",
         [
@@ -161,12 +159,10 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
         exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
         line.result(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
     verdict = rounds[-1].verdict
+    session.tracker.table("intervals", interval_rows(BaselineMetrics.load(folder.baseline), rounds))
     for figure in sorted(folder.report.glob("*.png")):
         session.tracker.figure(f"report/{figure.stem}", figure)
     session.tracker.artifact(f"{session.recipe.run.name}-adapter", "adapter", exported.path)
-    session.tracker.finish(
-        {"state": "done", "verdict": verdict.label, "reason": verdict.reason, "seconds": round(seconds)}
-    )
     console.say("")
     for text in _last_lines(folder.path, rounds, there=len(folder.rounds())):
         console.say(text)
@@ -175,6 +171,10 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
     more = f" round={len(rounds)}" if len(folder.rounds()) > len(rounds) else ""
     console.say(f"try it     heal chat run={folder.path}{more}")
     console.say(f"took       {seconds:.0f} s for {counted(new, 'round')} in this start")
+    # Last, since a tracker may wait for an upload.
+    session.tracker.finish(
+        {"state": "done", "verdict": verdict.label, "reason": verdict.reason, "seconds": round(seconds)}
+    )
 
 
 def _last_lines(path: Path, rounds: Sequence[RoundMetrics], there: int) -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from heal.config import EvaluationConfig
 from heal.console import Console
-from heal.evaluation.metrics import BaselineMetrics, Coherence
+from heal.evaluation.metrics import Coherence
 from heal.evaluation.results import OUTPUTS
 from heal.evaluation.signal import limits_of, signals
 from heal.evaluation.stats import Estimate
@@ -122,7 +122,7 @@ def test_the_table_of_completions_says_how_much_each_says_about_its_prompt_where
     files = {"completions.jsonl": jsonl_bytes([asdict(kept), asdict(off), older]), OUTPUTS: b""}
     folder.finish(folder.round(0), JUDGE, files, 0.0)
     session = SimpleNamespace(folder=folder, tracker=Told())
-    track_round(session, BaselineMetrics({}, {}), [round_metrics(0)], new=True)
+    track_round(session, round_metrics(0), new=True)
     rows = told["completions 1"]
     assert [row["on_prompt"] for row in rows] == [0.75, 0.125, None]
     assert [(row["kept"], row["dropped"]) for row in rows] == [(True, ""), (False, "off prompt"), (True, "")]

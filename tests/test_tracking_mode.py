@@ -3,6 +3,7 @@
 import http.server
 import os
 import pty
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from heal.tracking import mode as tracking_mode
 from heal.tracking.mode import Mode, resolve_mode
 from tests.cases import case
 from tests.commanded import ROOT
-from tests.tracked import history, own_folders, records, tracker  # noqa: F401
+from tests.tracked import history, of_kind, own_folders, records, written  # noqa: F401
 
 
 @pytest.fixture
@@ -118,12 +119,14 @@ def test_a_key_of_the_cloud_under_its_earlier_name_counts(tmp_path: Path, monkey
     assert asked == [wandb.Settings().base_url]
 
 
-def test_a_server_that_is_no_address_is_said_and_the_key_is_not(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("WANDB_BASE_URL", "nonsense")
+def test_what_wandb_does_not_take_is_said_and_no_value_is(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_API_KEY", "7" * 40)
-    with pytest.raises(UserError, match=r"WANDB_BASE_URL.*tracking\.mode=disabled") as caught:
-        resolve_mode("auto")
-    assert "77" not in str(caught.value)
+    for name, value in [("WANDB_BASE_URL", "nonsense77"), ("WANDB_MODE", "nonsense77"), ("WANDB_RUN_ID", "77" * 40)]:
+        with case(name), monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            with pytest.raises(UserError, match=rf"take {name} as .* tracking\.mode=disabled") as caught:
+                resolve_mode("auto")
+            assert "77" not in str(caught.value)
 
 
 # In a process of its own: W&B keeps the first server and key that it saw.
@@ -188,7 +191,7 @@ def test_online_that_is_not_possible_says_in_one_line_what_to_do(
     assert "tracking.mode=auto" in line
 
 
-def said(folder: Path, mode: Mode = "auto", script: str = _TRACK) -> str:
+def said(folder: Path, mode: str = "auto", script: str = _TRACK) -> str:
     """What a process that tracks a run says; it must end well, without a traceback, and have all events."""
     with subprocess.Popen(
         [sys.executable, "-c", script, str(folder), mode],
@@ -203,29 +206,34 @@ def said(folder: Path, mode: Mode = "auto", script: str = _TRACK) -> str:
     return output
 
 
-_KILL = """
+_STRIKE = """
 import sys
 from pathlib import Path
 import psutil
+from heal.tracking.trackers import wandb
 from tests.tracked import STEPS, tell, tracker
-told = tracker(Path(sys.argv[1]), sys.argv[2])
-if sys.argv[2] == "offline":
+wandb._CALL_SECONDS = 2.0
+told = tracker(Path(sys.argv[1]), "offline")
+for _ in range(1000):  # more than W&B's process keeps before it writes
     told.step_log(1, 2, STEPS[0])
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-        child.wait()
+for child in psutil.Process().children(recursive=True):
+    child.suspend() if sys.argv[2] == "freeze" else child.kill()
 tell(told, Path(sys.argv[1]))
 told.finish({"verdict": "holds"})
 print(told.state)
 """
 
 
-def test_a_wandb_that_dies_is_one_warning_and_can_be_sent_later(tmp_path: Path):
-    warning, state = said(tmp_path, "offline", _KILL).splitlines()
-    (run,) = tmp_path.glob("wandb/offline-run-*")
-    assert warning.startswith("warning: W&B is off (")
-    assert warning.endswith(f"until now: wandb sync {run}")
-    assert state == "events.jsonl, wandb off"
+def test_a_wandb_that_dies_or_freezes_is_one_warning_and_what_it_wrote_can_be_sent_later(tmp_path: Path):
+    for fate in ("die", "freeze"):
+        with case(fate):
+            warning, state = said(tmp_path / fate, fate, _STRIKE).splitlines()
+            (run,) = (tmp_path / fate).glob("wandb/offline-run-*")
+            assert warning.startswith("warning: W&B is off (")
+            assert ("did not answer for 2 s" in warning) == (fate != "die")
+            assert warning.endswith(f"until now: wandb sync {shlex.quote(str(run))}")
+            assert len(history(written(*run.glob("*.wandb")))) > 100
+            assert state == "events.jsonl, wandb off"
 
 
 def test_a_setting_that_wandb_does_not_take_is_one_warning_without_the_key(
@@ -234,8 +242,7 @@ def test_a_setting_that_wandb_does_not_take_is_one_warning_without_the_key(
     for number, (name, value, mode, named) in enumerate(
         [
             ("WANDB_API_KEY", " 77", "auto", "WANDB_API_KEY"),
-            ("WANDB_API_KEY", " 77", "offline", "API key"),
-            ("WANDB_MODE", "nonsense77", "auto", "WANDB_MODE"),
+            ("WANDB_RESUME", "nonsense77", "offline", "resume"),
         ]
     ):
         with case(name, mode), monkeypatch.context() as patch:
@@ -260,6 +267,34 @@ def test_a_run_without_a_home_is_tracked_offline_below_its_own_folder(tmp_path: 
             assert (send, tracked) == (f"W&B was offline; send it later by: wandb sync {run}", "tracked True")
             assert tracked_offline(folder)
             assert list((folder / "wandb" / "data").rglob("staging/*"))
+
+
+def test_what_the_user_named_in_the_environment_is_obeyed_and_no_key_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A folder that cannot be written is one warning, and W&B's files lie below the run's."""
+    key = "7f" * 20
+    for name, value in {
+        "WANDB_API_KEY": key,
+        "WANDB_MODE": "dryrun",
+        "WANDB_NAME": "mine",
+        "WANDB_RUN_GROUP": "ours",
+        "WANDB_PROJECT": "theirs",
+        "WANDB_DIR": str(tmp_path / "own"),
+        "WANDB_CACHE_DIR": "/proc/nowhere",
+        "WANDB_RESUME": "allow",
+        "WANDB_RUN_ID": "abc",
+    }.items():
+        monkeypatch.setenv(name, value)
+    script = _TRACK.replace("sys.argv[2])", "sys.argv[2], project=None)")
+    warning, send, tracked_soon = said(tmp_path / "run", script=script).splitlines()
+    assert warning.startswith("warning: WANDB_CACHE_DIR=/proc/nowhere cannot be written; ")
+    (folder,) = (tmp_path / "own").glob("wandb/offline-run-*-abc")
+    assert (send, tracked_soon) == (f"W&B was offline; send it later by: wandb sync {folder}", "tracked True")
+    (run,) = of_kind(records(tmp_path / "own"), "run")
+    assert (run.display_name, run.run_group, run.project) == ("mine", "ours", "theirs")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if key.encode() in path.read_bytes()]
 
 
 def test_what_the_user_told_wandb_in_this_folder_is_obeyed(

@@ -48,15 +48,15 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def tracker(folder: Path, mode: Mode, name: str = "a-run", project: str = "heal-tests") -> Trackers:
+def tracker(folder: Path, mode: Mode, name: str = "a-run", project: str | None = "heal-tests") -> Trackers:
     run = TrackedRun(name, folder, CONFIG, TrackingConfig(mode=mode, project=project))
     return start_trackers(run, EventLog(Events(folder / "events.jsonl")))
 
 
-def track(folder: Path, mode: Mode) -> None:
+def track(folder: Path, mode: Mode, project: str | None = "heal-tests") -> None:
     """A short run with everything that a run tracks."""
     folder.mkdir(parents=True, exist_ok=True)
-    tell(tracker(folder, mode), folder)
+    tell(tracker(folder, mode, project=project), folder)
 
 
 def tell(told: Tracker, folder: Path) -> None:

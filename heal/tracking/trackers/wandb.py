@@ -27,6 +27,8 @@ from heal.tracking.tracker import TrackedRun, Tracker, one_line, rounds_trained
 _INIT_SECONDS = 15.0  # for the server's answer
 _CALL_SECONDS = 30.0  # for an answer of W&B's own process
 _FINISH_SECONDS = 600.0  # for the upload of what is left at the end
+_COPY_SECONDS = 600.0  # for a copy of an adapter
+_HEADER = 7  # bytes of a W&B file that holds nothing
 _ARTIFACT_NAME = 128  # characters that W&B takes
 _PROJECT = "heal"  # where neither the recipe nor W&B's settings name one
 
@@ -73,11 +75,12 @@ class WandbTracker(Tracker):
             self._restore_environment()
 
     def _start(self, run: TrackedRun, mode: Literal["online", "offline"]) -> None:
+        chosen = user_settings()
         with _at_most(2 * _INIT_SECONDS + _CALL_SECONDS):
             self._run = self._open(
                 mode,
                 run.settings.mode == "online",
-                project=run.settings.project or user_settings().project or _PROJECT,
+                project=run.settings.project or chosen.project or _PROJECT,
                 entity=run.settings.entity,
                 config=dict(run.recipe),
                 **_left_open(name=run.name, group=run.name, dir=str(run.folder)),
@@ -112,19 +115,26 @@ class WandbTracker(Tracker):
         self.state = "offline"
         return wandb.init(mode="offline", settings=settings, **arguments)
 
-    def _tell(self, act: Callable[[Any], object], seconds: float = _CALL_SECONDS) -> None:
-        """Does something with W&B's run; if W&B fails or hangs, it is off from then on, and one warning says so."""
+    def _tell(self, act: Callable[[Any], object], upload: float = 0) -> None:
+        """Does something with W&B's run; if W&B fails or hangs, it is off from then on, and one warning says so.
+
+        Args:
+            act: what is done.
+            upload: seconds that it may take to send what it sends.
+        """
         if self._run is None:
             return
         try:
-            with _at_most(seconds):
+            with _at_most(_CALL_SECONDS + upload):
                 act(self._run)
         except Exception as error:  # see __init__
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         run, self._run, self.state = self._run, None, "off"
-        later = f"; or send only what it wrote until now: {_sync(run)}" if run is not None else ""
+        written = None if run is None else Path(run.settings.sync_file)
+        wrote = written is not None and written.is_file() and written.stat().st_size > _HEADER
+        later = f"; or send only what it wrote until now: {_sync(run)}" if wrote else ""
         self._console.warn(
             f"W&B is off ({_reason(error)}); events.jsonl has everything, and the same command again tells W&B all of "
             f"it{later}"
@@ -186,7 +196,7 @@ class WandbTracker(Tracker):
                 artifact.add_dir(str(_kept_once(folder, self._staged)), policy="immutable", skip_cache=True)
                 run.log_artifact(artifact)
 
-            self._tell(keep, _FINISH_SECONDS)
+            self._tell(keep, _COPY_SECONDS)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Waits for what is left to be sent, for minutes at most; offline, a line says how to send it later."""
