@@ -14,7 +14,7 @@ from heal.records import read_jsonl
 from heal.run.folder import Events
 from heal.tracking import trackers as package
 from heal.tracking.events import EventLog
-from heal.tracking.tracker import TRACKERS, TrackedRun, Tracker, Trackers, start_trackers
+from heal.tracking.tracker import TRACKERS, TrackedRun, Tracker, Trackers, require_trackers, start_trackers
 from tests.cases import case
 from tests.tracked import (  # noqa: F401
     BASE,
@@ -230,6 +230,32 @@ def test_several_trackers_are_all_told_everything(tmp_path: Path):
     assert heard[0].calls == heard[1].calls
     assert heard[0].calls[1] == ("step_log", 1, 2, STEPS[0], True)
     assert told.state == "one listening, silent on, other listening"
+
+
+def test_a_tracker_that_fails_is_one_warning_and_the_others_hear_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    class Full(Heard):
+        def round(self, *told: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    full, heard = Full(), Heard()
+    told = Trackers({"full": full, "other": heard})
+    tell(told, tmp_path)
+    assert (len(full.calls), len(heard.calls)) == (0, 1 + 2 * 6 + 3)
+    assert told.state == "full off, other listening"
+    said = "warning: full is off ([Errno 28] No space left on device); events.jsonl has everything\n"
+    assert capsys.readouterr().out == said
+
+
+def test_a_tracker_whose_package_is_missing_is_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    require_trackers(["wandb"])
+    monkeypatch.setattr("heal.tracking.tracker.find_spec", lambda package: None)
+    for name in ("tensorboard", "trackio"):
+        with case(name), pytest.raises(UserError, match=f"tracking.to={name}: .* not installed: pip install {name}"):
+            require_trackers(["wandb", name])
 
 
 def test_a_run_may_be_told_to_nobody(tmp_path: Path):

@@ -109,11 +109,16 @@ def _reachable(url: str) -> bool:
 
 
 def own_folders(folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Where W&B keeps its other files (staged artifacts, cache), by variable, and what to warn of.
+    """Where W&B keeps its files (runs, staged artifacts, cache), by variable, and what to warn of.
 
-    A folder that the user chose stays, if it can be written; every other one lies in `folder`.
+    A folder that the user chose stays, if it can be written; every other one lies in `folder`, which is named `wandb`.
     """
-    inside = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "artifacts"}
+    inside = {
+        "WANDB_DIR": "..",
+        "WANDB_DATA_DIR": "data",
+        "WANDB_CACHE_DIR": "cache",
+        "WANDB_ARTIFACT_DIR": "artifacts",
+    }
     if os.path.expanduser("~") == "~":  # no home: W&B looks for its settings there
         inside["WANDB_CONFIG_DIR"] = "config"
     places, warnings = {}, []
@@ -121,7 +126,7 @@ def own_folders(folder: Path) -> tuple[dict[str, str], list[str]]:
         chosen = os.environ.get(name)
         if chosen and _writable(Path(chosen).expanduser()):
             continue
-        places[name] = str((folder / where).absolute())
+        places[name] = os.path.abspath(folder / where)
         if chosen:
             warnings.append(f"{name}={chosen} cannot be written; W&B's files go below {folder}")
     return places, warnings

@@ -83,7 +83,9 @@ class WandbTracker(Tracker):
                 project=run.settings.project or chosen.project or _PROJECT,
                 entity=run.settings.entity,
                 config=dict(run.recipe),
-                **_left_open(name=run.name, group=run.name, dir=str(run.folder)),
+                dir=os.environ["WANDB_DIR"],
+                name=os.environ.get("WANDB_NAME") or run.name,
+                group=os.environ.get("WANDB_RUN_GROUP") or run.name,
             )
             self._run.define_metric("round")
             self._run.define_metric("rounds_trained")
@@ -260,12 +262,6 @@ def _kept_once(folder: Path, below: Path) -> Path:
         shutil.copytree(folder, unfinished)
         unfinished.rename(kept)
     return kept
-
-
-def _left_open(**defaults: str) -> dict[str, str]:
-    """The arguments of `wandb.init` whose variables the user did not set."""
-    variables = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "dir": "WANDB_DIR"}
-    return {name: value for name, value in defaults.items() if not os.environ.get(variables[name])}
 
 
 def _sync(run: Any) -> str:
