@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 
 
 def usable_cores() -> int:
@@ -26,6 +27,7 @@ def quiet_libraries(downloads: bool = False) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _ignore_notices()
+    getLogger("bitsandbytes").setLevel(ERROR)  # on faster kernels that it downloads where it may
     from transformers.utils import logging
 
     logging.set_verbosity_error()

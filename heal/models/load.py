@@ -25,6 +25,7 @@ from heal.models.checkpoint import (
     open_checkpoint,
 )
 from heal.models.contract import check_contract
+from heal.models.four_bit import keep_one_form, quantisation
 from heal.models.kernels import slow_layers
 from heal.models.language_model import LanguageModel
 from heal.models.supported import check_supported
@@ -150,7 +151,7 @@ def _load_weights(config: ModelConfig, checkpoint: Checkpoint, dtype: torch.dtyp
     }
     options |= {"ignore_mismatched_sizes": True}  # listed in the report, from which they are refused by name
     if config.load_4bit:
-        options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
+        options |= {"quantization_config": quantisation(dtype), "device_map": {"": device}}
     elif checkpoint.quantised is not None:
         to_floats = AutoQuantizationConfig.from_dict(checkpoint.quantised | {"dequantize": True})
         options |= {"quantization_config": to_floats}
@@ -169,7 +170,10 @@ def _load_weights(config: ModelConfig, checkpoint: Checkpoint, dtype: torch.dtyp
         if bars:
             transformers_logging.enable_progress_bar()
     _check_report(config.name, report)
-    return model if config.load_4bit else model.to(device)
+    if not config.load_4bit:
+        return model.to(device)
+    keep_one_form(model)
+    return model
 
 
 def _check_report(name: str, report: dict) -> None:
@@ -194,18 +198,3 @@ def _end_ids(model, chat: Chat) -> frozenset[int]:
             "an answer with ordinary text"
         )
     return frozenset(int(index) for index in ids)
-
-
-def _four_bit(dtype: torch.dtype):
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise UserError("model.load_4bit=true requires bitsandbytes; run: pip install 'heal[4bit]'") from error
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
