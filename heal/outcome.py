@@ -157,7 +157,7 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
         line.result(str(page))
     with console.step("export") as line:
         exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
-        line.result(f"{exported.path}: loads in peft, logits within {exported.error:.1e} of the student's")
+        line.result(f"{exported.path}: loads in peft and is the student ({exported.agreement})")
     verdict = rounds[-1].verdict
     session.tracker.table("intervals", interval_rows(BaselineMetrics.load(folder.baseline), rounds))
     for figure in sorted(folder.report.glob("*.png")):

@@ -26,14 +26,15 @@ def export_adapter(
 
     Args:
         student: with at least one folded round; an unfolded `current` is not exported.
-        trait: on whose held-out prompts and personas the logits are compared; the README describes it.
+        trait: on whose held-out prompts and personas the two are compared; the README describes it.
         path: the folder; an earlier export there is replaced once the new one is verified.
         gate: `c_history`, by which the whole update is multiplied.
         rank: truncate to this rank by SVD; None: exact.
 
     Returns:
-        `path`; `error`, the largest logit difference to the student; `rank`; `lost`, the relative Frobenius error of a
-        truncated update; `bytes`.
+        `path`; `agreement`, the KL of the export from the student in nats per token (`p50`, `p95`, `max`) and how often
+        the likeliest token is the same (`top1`); `rank`; `lost`, the relative Frobenius error of a truncated update;
+        `bytes`; `notice`, what should be known of an export that is not the student, else None.
 
     Raises:
         UserError: no folded round, a rank out of range, a path that holds something else.

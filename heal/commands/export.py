@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 USAGE = "heal export run=FOLDER | vector=FILE [key=value ...]"
 PURPOSE = (
     "Writes what a run has trained, or one steering vector, as an ordinary adapter or model, loads it again and "
-    "compares its logits."
+    "compares what it says."
 )
 OF_A_RUN = ("round", "rank")  # keys that say nothing of a vector
 LOADING = ("pad_token", "chat_template", "revision")  # keys of the recipe's model section
@@ -119,7 +119,9 @@ def export_run(options: Options, folder: RunFolder) -> None:
         line.result(f"{student.recipe.model.name} after round {last + 1}, rank {rank}")
     with console.step("export") as line:
         written = write_student(student, path, options)
-        line.result(f"written and loaded again; logits within {written.error:.1e} of the student's")
+        line.result(f"written, loaded again and compared with the student: {written.agreement}")
+    if written.notice is not None:
+        console.warn(written.notice)
     kind = f"adapter of rank {written.rank}" if written.rank else "merged model"
     console.say(f"{kind:<10} {written.path} ({written.bytes / 1e6:.1f} MB)")
     if written.lost is not None:
@@ -153,7 +155,7 @@ def export_steering_vector(options: Options, file: Path) -> None:
     model = load_model(console, config, options.device)
     with console.step("export") as line:
         written = export_vector(vector, model, config, path, c, options.bias == "true")
-        line.result(f"written and loaded again; logits within {written.facts.error:.1e} of the steered model's")
+        line.result(f"written, loaded again and compared with the steered model: {written.facts.agreement}")
     say_approximation(console, written)
     carried = "as a bias" if options.bias == "true" else "without a bias"
     console.say(f"adapter    {written.path} ({vector.method} of {vector.trait} at c = {c:g}, {carried})")
@@ -237,13 +239,15 @@ def vector_path(file: Path, options: Options) -> Path:
 def say_how_to_load(console: Console, path: Path, kind: str, model: "LanguageModel") -> None:
     """One line of Python, and where the model card is."""
     from heal.models.checkpoint import loading_class, location
+    from heal.models.four_bit import as_code
 
     loader = loading_class(model.model)
+    bits = f", {as_code(model.model.dtype)}" if model.config.load_4bit else ""
     load = f"transformers.{loader}.from_pretrained({str(path)!r})"
     if kind == "adapter" and loader == "AutoModelForCausalLM":
-        load = f"peft.AutoPeftModelForCausalLM.from_pretrained({str(path)!r})"
+        load = f"peft.AutoPeftModelForCausalLM.from_pretrained({str(path)!r}{bits})"
     elif kind == "adapter":
-        base = f"transformers.{loader}.from_pretrained({location(model.config)!r})"
+        base = f"transformers.{loader}.from_pretrained({location(model.config)!r}{bits})"
         load = f"peft.PeftModel.from_pretrained({base}, {str(path)!r})"
     console.say(f"load it    {load}")
     console.say(f"more       {path / 'README.md'}")

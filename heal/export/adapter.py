@@ -5,6 +5,7 @@ See docs/method.md, Accumulator.
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -58,12 +59,11 @@ def write_adapter(
     with replaced(path) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
-        error = verify_adapter(student, folder, factors, gate)
-        (folder / "README.md").write_text(card(factors.rank, lost, error), encoding="utf-8")
-        write_record(
-            folder, format="adapter", rounds=list(rounds), gate=gate, rank=factors.rank, lost=lost, error=error
-        )
-    return Export(path, error, factors.rank, lost, size(path))
+        found = verify_adapter(student, folder, factors, gate)
+        (folder / "README.md").write_text(card(factors.rank, lost, found), encoding="utf-8")
+        facts = {"rank": factors.rank, "lost": lost, "agreement": asdict(found)}
+        write_record(folder, format="adapter", rounds=list(rounds), gate=gate, **facts)
+    return Export(path, found, factors.rank, lost, size(path), student.config.load_4bit)
 
 
 def base_reference(config: ModelConfig) -> str:

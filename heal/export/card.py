@@ -12,8 +12,10 @@ from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
 from heal.export.exportable import Exportable
+from heal.models.agreement import Agreement
 from heal.models.checkpoint import loading_class
 from heal.models.embedded import NAME as EMBEDDED_NAME
+from heal.models.four_bit import as_code
 from heal.report.words import loss
 from heal.run.student import Student
 
@@ -23,7 +25,7 @@ EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
-def model_card(student: Student, gate: float, rank: int | None, lost: float | None, error: float) -> str:
+def model_card(student: Student, gate: float, rank: int | None, lost: float | None, found: Agreement) -> str:
     """README.md of an export, from the run's folder.
 
     Args:
@@ -31,7 +33,7 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
         gate: `c_history` of the export.
         rank: of the adapter; None for a merged model.
         lost: relative Frobenius error of a truncated adapter, else None.
-        error: max |logit difference| to the student.
+        found: its agreement with the student.
 
     Raises:
         UserError: the metrics of the baseline or of a round are missing, or not what heal writes.
@@ -41,7 +43,7 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
     parts = [
         _front_matter(student, base_name(student.config), rank),
         f"# {escaped(student.trait.name)}: {escaped(base_name(student.config))}",
-        _what(student, gate, rank, lost, error),
+        _what(student, gate, rank, lost, found),
         _trait(student),
         _method(student),
         _doses(rounds),
@@ -53,12 +55,12 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
     return "\n\n".join(parts) + "\n"
 
 
-def unmeasured_card(student: Exportable, gate: float, rank: int | None, lost: float | None, error: float) -> str:
+def unmeasured_card(student: Exportable, gate: float, rank: int | None, lost: float | None, found: Agreement) -> str:
     """README.md of an export of a student that no run folder describes: nothing about how it was made or measured."""
     parts = [
         _front_matter(student, base_name(student.config), rank),
         f"# {escaped(student.trait.name)}: {escaped(base_name(student.config))}",
-        _what(student, gate, rank, lost, error, measured=False),
+        _what(student, gate, rank, lost, found, measured=False),
         _trait(student),
         _loading(student, rank),
         "## Limits\n\n" + "\n".join(["- This card records no measurements.", *_of_any(student)]),
@@ -95,7 +97,7 @@ def _front_matter(student: Exportable, base: str, rank: int | None) -> str:
 
 
 def _what(
-    student: Exportable, gate: float, rank: int | None, lost: float | None, error: float, measured: bool = True
+    student: Exportable, gate: float, rank: int | None, lost: float | None, found: Agreement, measured: bool = True
 ) -> str:
     base, rounds = inline_code(base_name(student.config)), counted(student.accumulator.rounds, "round")
     dtype = str(student.model.model.dtype).removeprefix("torch.")
@@ -116,7 +118,8 @@ def _what(
     held = "4 bits" if student.config.load_4bit else dtype
     lines.append(f"{student.accumulator.coverage!s} (of the trained blocks).")
     lines.append(
-        f"Loaded again, its logits lie within {error:.1e} of those of the student that was trained (base in {held})."
+        f"Loaded again and compared with the student that was trained (base in {held}), token by token on a few chats: "
+        f"{found}."
     )
     return "\n".join(lines)
 
@@ -257,6 +260,7 @@ def _loading(student: Exportable, rank: int | None) -> str:
     revision = f", revision={student.config.revision!r}" if student.config.revision else ""
     thinking = student.config.thinking
     switch = f", enable_thinking={thinking}" if student.model.chat.has_switch else ""
+    bits = f", {as_code(student.model.model.dtype)}" if student.config.load_4bit else ""
     ask = [
         f"messages = {messages!r}",
         f"text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True{switch})",
@@ -265,7 +269,7 @@ def _loading(student: Exportable, rank: int | None) -> str:
         "print(tokenizer.decode(said, skip_special_tokens=True))",
     ]
     loader = loading_class(student.model.model)
-    imports = f"from transformers import {loader}, AutoTokenizer"
+    imports = f"from transformers import {loader}, AutoTokenizer{', BitsAndBytesConfig' if bits and rank else ''}"
     if not rank:
         code = [
             imports,
@@ -287,13 +291,13 @@ def _loading(student: Exportable, rank: int | None) -> str:
         "from peft import PeftModel",
         imports,
         "",
-        f"base = {loader}.from_pretrained({where!r}{revision}, dtype='auto')",
+        f"base = {loader}.from_pretrained({where!r}{revision}, dtype='auto'{bits})",
         "model = PeftModel.from_pretrained(base, 'PATH/TO/THIS/FOLDER')",
         f"tokenizer = AutoTokenizer.from_pretrained({where!r}{revision})",
         *ask,
     ]
     plain = [
-        f"model = {loader}.from_pretrained({where!r}{revision}, dtype='auto')",
+        f"model = {loader}.from_pretrained({where!r}{revision}, dtype='auto'{bits})",
         "model.load_adapter('PATH/TO/THIS/FOLDER')",
     ]
     return "\n\n".join(

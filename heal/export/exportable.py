@@ -6,12 +6,13 @@ from typing import Protocol
 
 from heal.accumulator import Accumulator
 from heal.config import ModelConfig
+from heal.models.agreement import Agreement
 from heal.models.language_model import LanguageModel
 from heal.trait import Trait
 
-# The README of an export, given its rank (None: a merged model), what truncation lost (None: nothing) and the largest
-# logit difference to the student.
-Card = Callable[[int | None, float | None, float], str]
+# The README of an export, given its rank (None: a merged model), what truncation lost (None: nothing) and its agreement
+# with the student.
+Card = Callable[[int | None, float | None, Agreement], str]
 
 
 class Exportable(Protocol):

@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 
 from heal.errors import UserError
 from heal.export.factors import ExportError
+from heal.models.agreement import Agreement
 from heal.records import as_record, json_bytes, read_json
 from heal.run.files import holds, sha256
 from heal.run.folder import EXPORT_RECORD, Exported
 
 CARD = "README.md"  # of an export; the one file that people edit
-
+NOTICED = 0.1  # nats per token at p95: a tenth of what a round's dose spends by default
 Record = dict[str, Any]  # of an export, whose keys are those of its kind
 
 
@@ -27,17 +28,34 @@ class Export:
 
     Attributes:
         path: its folder.
-        error: max |logit difference| to the student at the same gate, over the probe prompts.
+        agreement: with the student at the same gate, over the probe prompts.
         rank: of the adapter; None for a merged model.
         lost: relative Frobenius error of a truncated adapter; None when exact.
         bytes: size of the folder.
+        four_bit: whether the student's base was in 4 bits.
     """
 
     path: Path
-    error: float
+    agreement: Agreement
     rank: int | None = None
     lost: float | None = None
     bytes: int = 0
+    four_bit: bool = False
+
+    @property
+    def notice(self) -> str | None:
+        """What to know of an export that is not the student: what its KL comes from, and what to do; None if it is."""
+        if self.agreement.p95 <= NOTICED:
+            return None
+        said = f"the export is not the student: p95 KL {self.agreement.p95:.2g} nats per token (above {NOTICED:g})"
+        if self.lost is not None:
+            return f"{said}, because its update was truncated; raise rank=..., or leave it out"
+        if self.four_bit and self.rank is None:
+            return (
+                f"{said}, because the update was trained over the base's weights in 4 bits and is merged into the "
+                "unquantised ones; format=adapter is exact, on the base in 4 bits"
+            )
+        return f"{said}, because of rounding in 16 bits; model.dtype=float32 is exact, in a run of its own"
 
 
 def check_place(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def export_merged(student: Student, path: Path, gate: float = 1.0) -> Export:
     """Writes model, tokenizer, chat template, generation config and the base's processor to `path` and verifies them.
 
     The base is loaded again from its safetensors, in floating point even if the run used 4 bits;
-    `W + gate B A` is computed in float32 and cast to the run's dtype. In float32 the logits equal the
-    student's up to rounding; in 16 bits, or after a 4-bit run, the error is measured and reported.
+    `W + gate B A` is computed in float32 and cast to the run's dtype. In float32 it says what the student says, up to
+    rounding; in 16 bits, or after a 4-bit run (whose student stands on other weights), the KL is measured and reported.
 
     Args:
         student: what to export.
@@ -57,10 +58,10 @@ def write_merged(student: Exportable, path: Path, card: Card, rounds: Sequence[i
         for weights in folder.glob("*.safetensors"):  # written with permissions for the owner alone
             shutil.copymode(folder / "config.json", weights)
         del base
-        error = verify_merged(student, folder, gate, digests)
-        (folder / "README.md").write_text(card(None, None, error), encoding="utf-8")
-        write_record(folder, format="model", rounds=list(rounds), gate=gate, error=error)
-    return Export(path, error, bytes=size(path))
+        found = verify_merged(student, folder, gate, digests)
+        (folder / "README.md").write_text(card(None, None, found), encoding="utf-8")
+        write_record(folder, format="model", rounds=list(rounds), gate=gate, agreement=asdict(found))
+    return Export(path, found, bytes=size(path), four_bit=student.config.load_4bit)
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ from heal.export.factors import ExportError, Factors
 from heal.export.folder import check_place, replaced, size, write_record
 from heal.export.residual import straight_writer
 from heal.export.vector_card import Divergence, VectorFacts, vector_card
-from heal.export.verify import ADAPTER_RELATIVE, allowed, check_factors, difference, model_logits, room
+from heal.export.verify import check, check_factors, model_logits, room
+from heal.models.agreement import Agreement, agreement
 from heal.models.checkpoint import loading_class
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
@@ -116,9 +117,9 @@ def export_vector(
         fresh = load_language_model(config, language_model.model.dtype, room(language_model))
         loaded = PeftModel.from_pretrained(fresh.model, str(folder)).eval()
         check_factors(loaded, factors)
-        error = steered.difference(loaded, held_out.rows[:_PROBES], ADAPTER_RELATIVE if bias else None)
+        found = steered.agreement(loaded, held_out.rows[:_PROBES], exact=bias)
         kl, steering_kl = (None, None) if bias else steered.divergences(fresh, held_out)
-        facts = VectorFacts(c, linears, error, gates, kl, steering_kl)
+        facts = VectorFacts(c, linears, found, gates, kl, steering_kl)
         dtype = str(language_model.model.dtype).removeprefix("torch.")
         (folder / "README.md").write_text(
             vector_card(vector, config, facts, dtype, loading_class(fresh.model)), encoding="utf-8"
@@ -189,18 +190,12 @@ class _Steered:
             inputs = inputs_of(self.model, modules, [*fit, *held_out])
         return {layer: constant_gate(x[: len(fit)], x[len(fit) :]) for layer, x in inputs.items()}
 
-    def difference(self, loaded: PeftModel, prompts: Sequence[list[int]], relative: float | None) -> float:
-        """Max |logit difference| of `loaded`; ExportError if not finite, or beyond rounding if `relative` is given."""
+    def agreement(self, loaded: PeftModel, prompts: Sequence[list[int]], exact: bool) -> Agreement:
+        """How near `loaded` is; ExportError if not finite, or beyond rounding where it is to be exact."""
         with self.vector.applied(self.model, self.c):
             wanted = model_logits(self.model.model, prompts)
-        error = difference(model_logits(loaded, prompts), wanted)
-        limit = math.inf if relative is None else allowed(self.model.model.dtype, wanted, relative)
-        if not error < limit:
-            bound = "they must be finite" if relative is None else f"at most {limit:.1e} is rounding"
-            raise ExportError(
-                f"the export's logits are {error:.1e} from the steered model's ({bound}); it was removed."
-            )
-        return error
+        found = agreement(wanted, model_logits(loaded, prompts))
+        return check(found, self.model.model.dtype, exact, "the steered model")
 
     def divergences(self, adapted: LanguageModel, held_out: _HeldOut) -> tuple[Divergence, Divergence]:
         """KL(steered || adapted) and KL(steered || base) over the held-out answers."""

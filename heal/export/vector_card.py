@@ -9,6 +9,7 @@ from heal.config import ModelConfig
 from heal.export.card import base_name, escaped, fenced, inline_code, loadable
 from heal.export.constant_gate import Gate
 from heal.export.folder import Record
+from heal.models.agreement import Agreement
 from heal.steering.vector import SteeringVector
 
 
@@ -27,7 +28,7 @@ class VectorFacts:
     Attributes:
         c: the coefficient.
         linears: block -> name in the model of the Linear that carries its shift.
-        error: max |logit difference| to the steered model, over the probe prompts.
+        agreement: with the steered model, over the probe prompts.
         gates: of the rank-1 kind, by block; empty for the kind with a bias.
         kl: KL(steered || adapter) of the rank-1 kind; None for the other.
         steering_kl: KL(steered || base) on the same tokens, for comparison; None where `kl` is.
@@ -35,7 +36,7 @@ class VectorFacts:
 
     c: float
     linears: Mapping[int, str]
-    error: float
+    agreement: Agreement
     gates: Mapping[int, Gate] = field(default_factory=dict)
     kl: Divergence | None = None
     steering_kl: Divergence | None = None
@@ -46,7 +47,7 @@ class VectorFacts:
         return {
             "c": self.c,
             "linears": list(self.linears.values()),
-            "error": self.error,
+            "agreement": asdict(self.agreement),
             "gates": gates,
             "kl": None if self.kl is None else asdict(self.kl),
             "steering_kl": None if self.steering_kl is None else asdict(self.steering_kl),
@@ -114,8 +115,8 @@ def _measured(facts: VectorFacts, dtype: str) -> str:
     lines = [
         "## Measured",
         "",
-        f"Loaded again with PEFT on a fresh base in {dtype}, its logits lie within {facts.error:.1e} of those of the "
-        "model that is steered at the outputs of its blocks.",
+        f"Loaded again with PEFT on a fresh base in {dtype} and compared with the model that is steered at the "
+        f"outputs of its blocks, token by token on a few chats: {facts.agreement}.",
     ]
     if facts.kl is None or facts.steering_kl is None:
         return "\n".join(lines)

@@ -23,12 +23,21 @@ def quantisation(dtype: torch.dtype):
         raise UserError("model.load_4bit=true requires bitsandbytes; run: pip install 'heal[4bit]'") from error
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
+    return BitsAndBytesConfig(**_settings(dtype))
+
+
+def as_code(dtype: torch.dtype) -> str:
+    """The same as an argument of `from_pretrained`, for whoever loads an adapter's base without heal."""
+    return f"quantization_config=BitsAndBytesConfig({', '.join(f'{k}={v!r}' for k, v in _settings(dtype).items())})"
+
+
+def _settings(dtype: torch.dtype) -> dict[str, bool | str]:
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def keep_one_form(model: nn.Module) -> None:
