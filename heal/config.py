@@ -217,6 +217,7 @@ class ComputeConfig:
     merge_limit: float = key(
         0.01, "in 16 bits: largest mean KL, nats per token, that rounding merged weights may cost", 0.0
     )
+    deterministic: bool = key(False, "only kernels that give the same bits again, also on a GPU; slower there")
 
 
 @dataclass

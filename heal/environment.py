@@ -16,6 +16,31 @@ def usable_cores() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
+def deterministic_kernels() -> None:
+    """Has torch use only kernels that give the same bits again, for the rest of the process; before CUDA starts.
+
+    An operation that has no such kernel is then torch's error.
+
+    Raises:
+        UserError: CUBLAS_WORKSPACE_CONFIG has a value under which cuBLAS does not repeat, or CUDA started without it.
+    """
+    import torch
+
+    name, repeating = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+    value = os.environ.get(name)
+    if value is None and torch.cuda.is_initialized():
+        raise UserError(
+            f"compute.deterministic=true: CUDA has started already; set {name}={repeating[0]} before it does"
+        )
+    if value not in (None, *repeating):
+        raise UserError(
+            f"compute.deterministic=true: {name}={value} lets cuBLAS differ from run to run; unset it, or set it to "
+            + " or ".join(repeating)
+        )
+    os.environ.setdefault(name, repeating[0])
+    torch.use_deterministic_algorithms(True)
+
+
 def quiet_libraries(downloads: bool = False) -> None:
     """Keeps other libraries' progress bars and notices off the console; our own say what matters.
 

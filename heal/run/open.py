@@ -12,7 +12,7 @@ import heal
 from heal.config import Recipe
 from heal.console import Console, counted
 from heal.counts import COUNTS, STUDY_COUNTS, refuse_missing_prompts, refuse_missing_scenes
-from heal.environment import quiet_libraries, usable_cores
+from heal.environment import deterministic_kernels, quiet_libraries, usable_cores
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
 from heal.launcher import one_process
@@ -123,14 +123,17 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     from heal.models.precision import resolve_dtype
 
     torch.set_num_threads(compute.threads or usable_cores())
+    if compute.deterministic:
+        deterministic_kernels()
     device = resolve_device(str(Accelerator().device))
     if known is not None and recipe.model.dtype in ("auto", known.dtype):
         dtype, why = getattr(torch, known.dtype), "as when the run started"
     else:
         dtype, why = resolve_dtype(recipe.model.dtype, device)
     name = str(dtype).removeprefix("torch.")
+    kernels = "; deterministic kernels" if compute.deterministic else ""
     console.say(f"versions   {versions_line()}, device {device_name(device)}")
-    console.say(f"model      {recipe.model.name} in {name} on {device} ({why})")
+    console.say(f"model      {recipe.model.name} in {name} on {device} ({why}{kernels})")
     model = load_language_model(recipe.model, dtype, device)
     console.warn(*model.notices)
     sizes = Sizes() if known is None else known.batching
