@@ -242,7 +242,7 @@ def say_how_to_load(console: Console, path: Path, kind: str, model: "LanguageMod
     from heal.models.four_bit import as_code
 
     loader = loading_class(model.model)
-    bits = f", {as_code(model.model.dtype)}" if model.config.load_4bit else ""
+    bits = f", {as_code(model.model.dtype, 'transformers.')}" if model.config.load_4bit else ""
     load = f"transformers.{loader}.from_pretrained({str(path)!r})"
     if kind == "adapter" and loader == "AutoModelForCausalLM":
         load = f"peft.AutoPeftModelForCausalLM.from_pretrained({str(path)!r}{bits})"

@@ -26,9 +26,10 @@ def quantisation(dtype: torch.dtype):
     return BitsAndBytesConfig(**_settings(dtype))
 
 
-def as_code(dtype: torch.dtype) -> str:
-    """The same as an argument of `from_pretrained`, for whoever loads an adapter's base without heal."""
-    return f"quantization_config=BitsAndBytesConfig({', '.join(f'{k}={v!r}' for k, v in _settings(dtype).items())})"
+def as_code(dtype: torch.dtype, module: str = "") -> str:
+    """The same as an argument of `from_pretrained`, to load a base without heal; `module` precedes the class."""
+    settings = ", ".join(f"{name}={value!r}" for name, value in _settings(dtype).items())
+    return f"quantization_config={module}BitsAndBytesConfig({settings})"
 
 
 def _settings(dtype: torch.dtype) -> dict[str, bool | str]:
