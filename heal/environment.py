@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 
+from heal.errors import UserError
+
 
 def usable_cores() -> int:
     """Physical cores that this process may run on (a launcher that sets OMP_NUM_THREADS=1 means one of several
