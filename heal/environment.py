@@ -18,6 +18,9 @@ def usable_cores() -> int:
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
+_KERNELS = "bitsandbytes"  # its logger says which faster kernels it would download
+
+
 def deterministic_kernels() -> None:
     """Has torch use only kernels that give the same bits again, for the rest of the process; before CUDA starts.
 
@@ -54,7 +57,7 @@ def quiet_libraries(downloads: bool = False) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     _ignore_notices()
-    getLogger("bitsandbytes").setLevel(ERROR)  # on faster kernels that it downloads where it may
+    getLogger(_KERNELS).setLevel(ERROR)
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -64,9 +67,15 @@ def quiet_libraries(downloads: bool = False) -> None:
 @contextmanager
 def notices_ignored() -> Iterator[None]:
     """Other libraries' notices (deprecations, advice) are not shown inside the context; after it all is as before."""
+    logger = getLogger(_KERNELS)
+    level = logger.level
     with warnings.catch_warnings():
         _ignore_notices()
-        yield
+        logger.setLevel(ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _ignore_notices() -> None:
