@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from heal.adapter_kinds import foldable
 from heal.environment import notices_ignored
 from heal.errors import UserError
+from heal.memory import LESS, memory_told
 from heal.models.adapted import adapted_linears
 from heal.models.language_model import LanguageModel
 
@@ -96,10 +97,14 @@ class Accumulator:
             self.peft_model.add_adapter(CURRENT, self._config(self._rank, self._alpha))
         self._activate()
 
+    @memory_told("while folding a round", f"set compute.merge_history=false, or {LESS}")
     def fold(self, gate: float = 1.0) -> None:
         """Moves `current`, as it counts at `gate`, into the history; the student's logits stay the same.
 
         `current` is left at B = 0 until the next round starts.
+
+        Raises:
+            RoundError: memory ran out; merged weights take as much again as the layers that carry LoRA.
         """
         scales = {name: layer.lora_alpha[CURRENT] / layer.r[CURRENT] for name, layer in self._layers()}
         if len(set(scales.values())) != 1:

@@ -211,7 +211,9 @@ class ComputeConfig:
     threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0, 4096)
     decode_batch: int = key(0, "rows decoded side by side; 0: 96 on a CPU, measured on a GPU", 0)
     batch_tokens: int = key(0, "tokens of a scoring or extraction pass; 0: 4096 on a CPU, measured on a GPU", 0)
-    head_memory: int = key(128, "MiB of tensors over the vocabulary that the loss may hold at once", 1)
+    head_memory: int = key(
+        0, "MiB of tensors over the vocabulary held at once; 0: 128 on a CPU, 1/32 of a GPU's memory, at most 2048", 0
+    )
     reference_memory: int = key(2048, "MiB of the reference's hidden states kept in memory; more goes to disk", 0)
     merge_history: bool = key(True, "keep merged weights of the history beside the base's, so that it costs no time")
     merge_limit: float = key(

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from heal.memory import memory_told
+
 _PLAIN_EVERY = 10.0  # seconds between progress lines when the output is not a terminal
 _LONGEST_LINE = 2000  # characters of an error
 
@@ -54,17 +56,23 @@ class Console:
 
     @contextmanager
     def step(self, name: str) -> Iterator[StepLine]:
-        """Shows a step while it runs, then one line with its result and its duration."""
+        """Shows a step while it runs, then one line with its result and its duration.
+
+        Raises:
+            RoundError: memory ran out in it.
+        """
         start = time.perf_counter()
         if self.is_terminal:
             columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             with Progress(*columns, console=self._rich, transient=True) as bar:
                 task = bar.add_task(f"{name:<10}", total=None)
                 line = StepLine(lambda done, total: bar.update(task, completed=done, total=total))
-                yield line
+                with memory_told(f"in the step '{name}'"):
+                    yield line
         else:
             line = StepLine(_PlainProgress(name, start))
-            yield line
+            with memory_told(f"in the step '{name}'"):
+                yield line
         self.say(f"  {name:<10} {line.finding}  ({_duration(time.perf_counter() - start)})")
 
     def table(self, title: str, rows: Mapping[str, str]) -> None:

@@ -1,6 +1,5 @@
 """Full-vocabulary KL per position: the one definition that dose and barrier share."""
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 _FLOOR = -80.0
 
 _CACHED = 2**18  # elements of a block
-_BLOCKS = 8  # off the CPU: the seven to nine temporaries of a block are then about one tensor of all rows
 
 
 def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
@@ -35,17 +33,20 @@ def kl_divergence(logits_p_NV: Tensor, logits_q_NV: Tensor) -> Tensor:
 
 
 def row_blocks(logits_NV: Tensor) -> Iterator[slice]:
-    """Slices of rows: few enough that what is done element by element stays in a CPU's cache; an eighth on a GPU."""
-    rows = max(1, _CACHED // logits_NV.shape[-1])
-    if logits_NV.device.type != "cpu":
-        rows = max(rows, math.ceil(len(logits_NV) / _BLOCKS))
+    """Slices of rows: few enough that what is done element by element stays in a CPU's cache; all of them on a GPU.
+
+    A GPU would start every kernel once for each block.
+    """
+    on_cpu = logits_NV.device.type == "cpu"
+    rows = max(1, _CACHED // logits_NV.shape[-1]) if on_cpu else len(logits_NV)
     for start in range(0, len(logits_NV), rows):
         yield slice(start, min(start + rows, len(logits_NV)))
 
 
 def floored(logp_NV: Tensor, logq_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Both log-probabilities `[N, V]`, with the floor where p is below it."""
-    if logp_NV.numel() and logp_NV.amin() >= _FLOOR:
+    # Elsewhere, to ask would be to wait for the device.
+    if logp_NV.device.type == "cpu" and logp_NV.numel() and logp_NV.amin() >= _FLOOR:
         return logp_NV, logq_NV
     below_NV = logp_NV < _FLOOR
     return logp_NV.clamp(min=_FLOOR), torch.where(below_NV, logq_NV.clamp(min=_FLOOR), logq_NV)

@@ -10,6 +10,7 @@ from typing import Any
 
 from heal.console import fail
 from heal.errors import RoundError, UserError
+from heal.memory import out_of_memory, told
 from heal.streams import give_up_unwritable, mend_streams, readable
 from heal.unforeseen import Unforeseen, kept
 
@@ -29,7 +30,8 @@ def command(
 
 
 def guarded(work: Callable[[], None], hint: str = "") -> None:
-    """Runs `work`; a user's mistake is one line and exit 2, a failed round or file one line and exit 1.
+    """Runs `work`; a user's mistake is one line and exit 2, a failed round or file, or memory that ran
+    out, one line and exit 1.
 
     So is whatever nobody foresaw: its line names the file that the traceback is in. Where nobody reads the output any
     more (`| head`), nothing is said and the exit status is 1. SIGTERM stops the work as Ctrl-C does (exit 130).
@@ -62,7 +64,7 @@ def guarded(work: Callable[[], None], hint: str = "") -> None:
     except Unforeseen as error:
         fail(f"{error} {hint}".strip(), 1)
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        fail(f"{kept(error)} {hint}".strip(), 1)
+        fail(f"{told(error) if out_of_memory(error) else kept(error)} {hint}".strip(), 1)
     finally:
         give_up_unwritable()
         signal.signal(signal.SIGTERM, before)

@@ -12,6 +12,7 @@ from heal.evaluation.signal import TRAIT, described
 from heal.evaluation.stats import Estimate
 from heal.evaluation.validity import valid_names
 from heal.healing.log import read_log
+from heal.memory import memory_told
 from heal.records import read_jsonl
 from heal.run.session import Session
 from heal.steps.baseline import Baseline
@@ -156,7 +157,8 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
         page = build_report(folder)
         line.result(str(page))
     with console.step("export") as line:
-        exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
+        with memory_told("while exporting", f"run: heal export run={folder.path} device=cpu"):
+            exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
         line.result(f"{exported.path}: loads in peft and is the student ({exported.agreement})")
     verdict = rounds[-1].verdict
     session.tracker.table("intervals", interval_rows(BaselineMetrics.load(folder.baseline), rounds))

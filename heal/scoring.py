@@ -15,6 +15,7 @@ from torch import Tensor
 from heal.divergence import kl_divergence
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
+from heal.models.packing import halves_of_trees
 from heal.progress import Progress, silent
 from heal.steering.intervention import Intervention
 
@@ -45,7 +46,7 @@ def final_states(
 
     shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
-        in_parts(trees, score, shrink)
+        in_parts(trees, score, shrink, halves_of_trees)
     return [states[row] for row in range(len(rows))]
 
 
@@ -79,9 +80,7 @@ def next_token_logits(language_model: LanguageModel, prompts: Sequence[Ids]) -> 
     """Float32 logits `[rows, V]` of the token after each prompt, on the CPU."""
     states = final_states(language_model, prompts, [len(prompt) - 1 for prompt in prompts])
     with torch.no_grad():
-        return torch.cat(
-            [language_model.logits(h_ND).cpu() for h_ND in torch.cat(states).split(language_model.head_positions)]
-        )
+        return torch.cat(_chunks(language_model, language_model.logits, torch.cat(states)))
 
 
 def option_logprobs(language_model: LanguageModel, prompts: Sequence[Ids], options: Sequence[Ids]) -> Tensor:
@@ -130,7 +129,16 @@ def _pooled(
     if not one:
         return []
     lengths = [len(states) for states in one]
-    chunk, device = language_model.head_positions, language_model.device
-    parts = zip(torch.cat(list(one)).split(chunk), torch.cat(list(other)).split(chunk), strict=True)
-    pooled_N = torch.cat([value(a.to(device), b.to(device)).cpu() for a, b in parts])
+    pooled_N = torch.cat(_chunks(language_model, value, torch.cat(list(one)), torch.cat(list(other))))
     return list(pooled_N.split(lengths))
+
+
+def _chunks(language_model: LanguageModel, value: Callable[..., Tensor], *pooled: Tensor) -> list[Tensor]:
+    """`value` of the same positions of each of `pooled`, chunk by chunk, on the CPU."""
+    chunks: list[Tensor] = []
+
+    def compute(part: slice) -> None:
+        chunks.append(value(*(each[part].to(language_model.device) for each in pooled)).cpu())
+
+    language_model.over_positions(len(pooled[0]), compute)
+    return chunks

@@ -8,8 +8,9 @@ import torch
 
 from heal.decoding import Sampling, decode
 from heal.errors import RoundError
+from heal.memory import out_of_memory
 from heal.models.batch_sizes import batching_for, measured_rows, measured_tokens
-from heal.models.batching import Batching, fastest, in_parts, out_of_memory
+from heal.models.batching import Batching, fastest, in_parts
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states
 from heal.steering.extract import last_token_activations
@@ -67,6 +68,26 @@ def test_scoring_and_extraction_that_run_out_of_memory_go_on_with_halves(
     for a, b in zip(found[0], expected[0], strict=True):
         assert_near(a, b)
     assert_near(found[1], expected[1])
+
+
+def test_a_single_tree_that_does_not_fit_is_halved_down_to_its_rows(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    asked, said = [list(range(20, 40))] * 6, [[50 + row, 5, 6, 7] for row in range(6)]
+    expected = completion_states(tiny, asked, said)
+    model, whole, failed = sized(tiny), tiny.decoder.forward, []
+
+    def forward(*args, **kwargs):
+        if kwargs["input_ids"].shape[1] > 30:
+            failed.append(kwargs["input_ids"].shape)
+            raise FULL
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(tiny.decoder, "forward", forward)
+    for found, wanted in zip(completion_states(model, asked, said), expected, strict=True):
+        assert_near(found, wanted)
+    assert failed == [(1, 20 + 6 * 3)]  # three rows of it fit
+    assert model.batching.tokens == 2048
 
 
 def test_batches_end_at_the_first_halving_that_fits():

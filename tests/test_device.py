@@ -35,11 +35,11 @@ def device() -> None:
         pytest.skip(f"no device for tests: {reason}")
 
 
-def on_the_device(check: str, folder: Path) -> str:
-    """Runs a check of tests/device/checks.py in a process that has the device; what it printed."""
+def on_the_device(folder: Path, *checks: str) -> str:
+    """Runs checks of tests/device/checks.py in a process that has the device; what they printed."""
     threads = {"OMP_NUM_THREADS": str(machine.threads())}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.device.checks", check, str(folder)],
+        [sys.executable, "-m", "tests.device.checks", str(folder), *checks],
         cwd=ROOT,
         env=os.environ | threads,
         capture_output=True,
@@ -51,15 +51,15 @@ def on_the_device(check: str, folder: Path) -> str:
 
 
 def test_the_device_has_a_memory_of_its_own_and_refuses_what_a_gpu_refuses(tmp_path: Path):
-    on_the_device("rules", tmp_path)
+    on_the_device(tmp_path, "rules", "lines")
 
 
-def test_a_step_of_decoding_asks_no_more_of_the_device_than_it_did(tmp_path: Path):
-    on_the_device("decoding", tmp_path)
+def test_a_step_of_decoding_or_training_asks_no_more_of_the_device_than_it_did(tmp_path: Path):
+    on_the_device(tmp_path, "decoding", "training", "losses")
 
 
 def test_a_run_on_a_device_comes_to_the_cpu_s_numbers_and_can_be_used(tmp_path: Path):
-    printed = on_the_device("rounds", tmp_path)
+    printed = on_the_device(tmp_path, "rounds")
     assert "on cuda" in printed
     assert "healed (after round 2)" in printed
     assert printed.count("written and loaded again") == 2
@@ -82,4 +82,4 @@ def test_a_run_on_a_device_comes_to_the_cpu_s_numbers_and_can_be_used(tmp_path: 
 
 
 def test_a_run_that_does_not_fit_the_device_s_memory_goes_on_with_smaller_passes(tmp_path: Path):
-    print(on_the_device("halved", tmp_path))
+    on_the_device(tmp_path, "sizes", "halved")

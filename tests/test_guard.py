@@ -12,10 +12,13 @@ import pytest
 from heal.environment import usable_cores
 from heal.errors import RoundError, UserError
 from heal.guard import command, guarded
+from heal.memory import LESS
 from heal.unforeseen import TRACEBACKS, tracebacks_into
 from heal.versions import versions_line
 from tests.cases import case
 from tests.commanded import ROOT, heal
+
+FULL = "CUDA error: out of memory"
 
 
 def ended(error: BaseException, capsys: pytest.CaptureFixture[str], hint: str = "Again.") -> tuple[object, str]:
@@ -37,6 +40,8 @@ def test_every_failure_is_one_line_and_a_status(capsys: pytest.CaptureFixture[st
         (OSError(28, "No space left on device"), (1, "heal: No space left on device. Again.\n")),
         (OSError(28, "No space left on device", "x"), (1, "heal: x: No space left on device. Again.\n")),
         (OSError("cannot load\n it"), (1, "heal: cannot load it. Again.\n")),
+        (MemoryError("9 GiB"), (1, f"heal: out of memory (9 GiB); {LESS}. Again.\n")),
+        (RuntimeError(f"x: {FULL}\nat"), (1, f"heal: out of memory (x: {FULL}); {LESS}. Again.\n")),
         (KeyboardInterrupt(), (130, "heal: stopped. Again.\n")),
     ]
     for error, expected in cases:

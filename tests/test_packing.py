@@ -89,25 +89,27 @@ def test_a_tree_gives_the_gradients_of_its_rows_one_by_one(tiny_folder: Path):
 def test_what_is_shared_stands_once():
     (tree,) = forest(ROWS[:4], 1000, 1000)
     assert tree_nodes(ROWS, tree) == len(BEGIN) + 3 + 2 + 1 + 1
-    packed = pack(ROWS, [tree], 0, torch.float32, CPU)
+    packed = pack(ROWS, [tree], 0, CPU)
     assert packed.ids_BN.shape == (1, tree_nodes(ROWS, tree))
-    assert packed.mask_B1NN is not None
+    assert packed.end_BN is not None
 
 
 def test_rows_that_do_not_begin_alike_are_padded_and_need_no_mask():
     rows = [[1, 2, 3], [1, 2, 4, 5], [7]]
     trees = forest(rows, 1000, 1000)
     assert sorted(trees) == [[0], [1], [2]]
-    packed = pack(rows, [[0], [1], [2]], 9, torch.float32, CPU)
-    assert packed.inputs().keys() == {"input_ids"}
+    packed = pack(rows, [[0], [1], [2]], 9, CPU)
+    assert packed.inputs(torch.float32).keys() == {"input_ids"}
     assert packed.ids_BN.tolist() == [[1, 2, 3, 9], [1, 2, 4, 5], [7, 9, 9, 9]]
 
 
-def test_a_plan_holds_every_row_once(tiny: LanguageModel):
+def test_a_plan_holds_every_row_once_and_no_tree_beyond_its_budget(tiny: LanguageModel):
     for seed, budget in product(range(5), (1, 60, 10_000)):
         with case(seed, budget):
-            plan = tiny.plan(rows_of(seed), budget)
+            rows = rows_of(seed)
+            plan = tiny.plan(rows, budget)
             assert sorted(row for batch in plan for tree in batch for row in tree) == list(range(8))
+            assert all(len(tree) == 1 or tree_nodes(rows, tree) <= budget for batch in plan for tree in batch)
 
 
 def test_rows_too_long_for_a_sliding_window_stay_alone(architectures: dict[str, LanguageModel]):

@@ -8,14 +8,12 @@ import pytest
 import torch
 
 from heal.generation.collect import Completion
+from heal.healing.references import batch_states
 from heal.healing.rows import Collator, StepOrder, cut, dataset, split, steps_of, training_rows
 from tests.cases import case
 from tests.closeness import assert_near
 from tests.students import completions, student
 from tests.training import ROWS
-
-INPUTS = ("input_ids", "position_ids", "attention_mask")
-
 
 # Rows.
 
@@ -58,8 +56,7 @@ def test_a_batch_says_where_each_completion_token_is_predicted(tiny_folder: Path
             model, _ = student(tiny_folder)
             made = training_rows(model, rows)
             batch = Collator(model)(made)
-            h_BND = model.decoder(**{name: batch[name] for name in INPUTS if name in batch}).last_hidden_state
-            h_ND = h_BND.flatten(0, 1)[batch["state"]]
+            h_ND = batch_states(model, batch)
             by_key = {row.key: row for row in made}
             assert sorted(batch["key"].tolist()) == sorted(by_key)
             for line, key in enumerate(batch["key"].tolist()):

@@ -12,6 +12,7 @@ from heal.errors import UserError
 from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import RoundMetrics
 from heal.guard import command
+from heal.memory import memory_told
 from heal.options import options_help, output_path, read_options, resolve_device, round_index
 from heal.run.folder import RunFolder
 
@@ -118,7 +119,8 @@ def export_run(options: Options, folder: RunFolder) -> None:
         rank, last = student.accumulator.history_rank, student.rounds[-1]
         line.result(f"{student.recipe.model.name} after round {last + 1}, rank {rank}")
     with console.step("export") as line:
-        written = write_student(student, path, options)
+        with memory_told("while exporting", "set device=cpu"):
+            written = write_student(student, path, options)
         line.result(f"written, loaded again and compared with the student: {written.agreement}")
     if written.notice is not None:
         console.warn(written.notice)
@@ -154,7 +156,8 @@ def export_steering_vector(options: Options, file: Path) -> None:
     vector = replace(vector, model=config.name)
     model = load_model(console, config, options.device)
     with console.step("export") as line:
-        written = export_vector(vector, model, config, path, c, options.bias == "true")
+        with memory_told("while exporting", "set device=cpu"):
+            written = export_vector(vector, model, config, path, c, options.bias == "true")
         line.result(f"written, loaded again and compared with the steered model: {written.facts.agreement}")
     say_approximation(console, written)
     carried = "as a bias" if options.bias == "true" else "without a bias"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
+from heal.models.packing import halves_of_trees
 
 RIDGE = 1.0  # with less, `a` overfits the texts that it was chosen on (SmolLM2-135M)
 
@@ -125,5 +126,5 @@ def inputs_of(
 
     shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
-        in_parts(trees, read, shrink)
+        in_parts(trees, read, shrink, halves_of_trees)
     return inputs_by_key

@@ -87,18 +87,18 @@ class _PositionLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_ND, target_N, reference_ND, language_model, divergence):
         h_ND = h_ND.detach()  # nothing in here is for autograd, nor for hooks on the head that ask it
-        chunk, dtype = language_model.head_positions, torch.promote_types(h_ND.dtype, torch.float32)
+        dtype = torch.promote_types(h_ND.dtype, torch.float32)
         nll_N, kl_N = h_ND.new_zeros(len(h_ND), dtype=dtype), h_ND.new_zeros(len(h_ND), dtype=dtype)
         grad_nll_ND = torch.zeros_like(h_ND, dtype=dtype)
         grad_kl_ND = torch.zeros_like(grad_nll_ND)
-        for start in range(0, len(h_ND), chunk):
-            part = slice(start, start + chunk)
-            count = len(target_N[part])
+
+        def compute(part: slice) -> None:
+            count = part.stop - part.start
             # Student and reference go through the head as one matrix, and so do both gradients.
             sides = [h_ND[part], reference_ND[part]] if divergence.needs_reference else [h_ND[part]]
             logits_MV = language_model.logits(torch.cat(sides))
             for rows in row_blocks(logits_MV[:count]):
-                at = slice(start + rows.start, start + rows.stop)
+                at = slice(part.start + rows.start, part.start + rows.stop)
                 reference_NV = logits_MV[count:][rows] if divergence.needs_reference else None
                 nll_N[at], kl_N[at] = _into_gradients(
                     logits_MV[rows], reference_NV, target_N[at], divergence, language_model
@@ -107,6 +107,8 @@ class _PositionLosses(torch.autograd.Function):
             grad_nll_ND[part] = grad_MD[:count]
             if divergence.needs_reference:
                 grad_kl_ND[part] = grad_MD[count:]
+
+        language_model.over_positions(len(h_ND), compute)
         ctx.save_for_backward(grad_nll_ND, grad_kl_ND)
         ctx.dtype = h_ND.dtype
         return nll_N, kl_N

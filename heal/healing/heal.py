@@ -17,15 +17,14 @@ from trl import SFTConfig
 
 from heal.accumulator import Accumulator
 from heal.config import HealConfig
-from heal.errors import RoundError
 from heal.generation.collect import Completion
 from heal.healing.barrier import Barrier
 from heal.healing.log import StepLog
 from heal.healing.references import References, batch_states, compute
 from heal.healing.rows import Batch, Collator, StepOrder, TrainingRow, cut, dataset, split, steps_of, training_rows
 from heal.healing.trainer import HealTrainer, OnLog
+from heal.memory import memory_told
 from heal.models.architectures import blocks_of
-from heal.models.batching import out_of_memory
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.randomness import derive_seed
@@ -83,7 +82,7 @@ def heal(
     with (
         tempfile.TemporaryDirectory(prefix=".heal-", suffix=".tmp", dir=scratch) as folder,
         left_as_it_was(accumulator.peft_model),
-        memory_told(settings),
+        less_memory(settings),
     ):
         collator = Collator(language_model)
         references = None
@@ -163,19 +162,13 @@ def checkpoint_blocks(language_model: LanguageModel) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-@contextmanager
-def memory_told(config: HealConfig) -> Iterator[None]:
+def less_memory(config: HealConfig) -> AbstractContextManager[None]:
     """Turns running out of memory into a RoundError that says which keys to change."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise RoundError(
-            f"out of memory while healing with batches of {config.batch_size} ({str(error).splitlines()[0]}); lower "
-            "heal.batch_size and raise heal.accumulation by as much, or set heal.gradient_checkpointing=true, in a run "
-            "of its own (run.name=...)."
-        ) from error
+    return memory_told(
+        f"while healing with batches of {config.batch_size}",
+        "lower heal.batch_size and raise heal.accumulation by as much, or set heal.gradient_checkpointing=true, in a "
+        "run of its own (run.name=...)",
+    )
 
 
 def training_arguments(

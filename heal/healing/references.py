@@ -9,6 +9,7 @@ from torch import Tensor
 
 from heal.healing.rows import Batch
 from heal.models.language_model import LanguageModel
+from heal.models.packing import tree_mask
 from heal.run.files import named
 
 FILE = "references.bin"
@@ -109,8 +110,8 @@ def batch_states(language_model: LanguageModel, batch: Batch, decoder: Callable 
     inputs = {"input_ids": batch["input_ids"].to(device)}
     if "position_ids" in batch:
         inputs["position_ids"] = batch["position_ids"].to(device)
-    if "attention_mask" in batch:
-        inputs["attention_mask"] = batch["attention_mask"].to(device)
+    if "end" in batch:
+        inputs["attention_mask"] = tree_mask(batch["end"].to(device), language_model.model.dtype)
     run = language_model.decoder if decoder is None else decoder
     h_BND = run(**inputs, use_cache=False).last_hidden_state
     return h_BND.flatten(0, 1)[batch["state"].to(h_BND.device)]

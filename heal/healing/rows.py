@@ -54,7 +54,7 @@ class Batch(TypedDict):
     line: Tensor  # [N], its completion's place in the batch
     key: Tensor  # [C], what each completion is known by
     position_ids: NotRequired[Tensor]  # where completions share a row
-    attention_mask: NotRequired[Tensor]
+    end: NotRequired[Tensor]  # there, what `tree_mask` makes the mask from, on the device
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Collator:
         # The last token predicts nothing that is trained.
         ids = [row.input_ids[:-1] for row in rows]
         trees = model.trees(ids)
-        packed = pack(ids, trees, model.pad_id, model.model.dtype, torch.device("cpu"))
+        packed = pack(ids, trees, model.pad_id, torch.device("cpu"))
         ordered = [rows[index] for tree in trees for index in tree]
         states = [nodes[row.start - 1 :] for nodes, row in zip(packed.nodes, ordered, strict=True)]
         batch = Batch(
@@ -170,8 +170,8 @@ class Collator:
             line=torch.cat([torch.full((len(state),), line) for line, state in enumerate(states)]),
             key=torch.tensor([row.key for row in ordered]),
         )
-        if packed.position_BN is not None and packed.mask_B1NN is not None:
-            batch |= {"position_ids": packed.position_BN, "attention_mask": packed.mask_B1NN}
+        if packed.position_BN is not None and packed.end_BN is not None:
+            batch |= {"position_ids": packed.position_BN, "end": packed.end_BN}
         return batch
 
     def of_dataset(self, items: Sequence[dict[str, Any]]) -> Batch:

@@ -1,5 +1,6 @@
 """trl's SFTTrainer with the barrier in its loss."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -136,18 +137,21 @@ class HealTrainer(SFTTrainer):
             penalty = self._barrier.operator_norm * squared_operator_norm(self._accumulator)
             loss = loss + penalty / self.current_gradient_accumulation_steps
             tally.extra["operator_norm_penalty"] = float(penalty.detach())
-        if not torch.isfinite(loss):
+        # All that the log needs in one transfer: each would wait for the device.
+        read = torch.cat([torch.stack([loss, ce, wall]).double(), nll_N.double().sum()[None], d_C.double()]).detach()
+        loss_now, ce_now, wall_now, nll_sum, *divergences = read.tolist()
+        if not math.isfinite(loss_now):
             raise RoundError(
-                f"the loss is not finite at step {self.state.global_step + 1} (CE {ce.item():g}, "
-                f"barrier {wall.item():g}); the rounds before this one are kept. Lower heal.learning_rate, in a run of "
+                f"the loss is not finite at step {self.state.global_step + 1} (CE {ce_now:g}, "
+                f"barrier {wall_now:g}); the rounds before this one are kept. Lower heal.learning_rate, in a run of "
                 "its own (run.name=...).",
                 again=False,
             )
         if training:
             self._take_gradient_norms(ce, wall, tally)
-        tally.nll_sum += float(nll_N.detach().double().sum())
+        tally.nll_sum += nll_sum
         tally.positions += len(target_N)
-        tally.divergences += d_C.detach().tolist()
+        tally.divergences += divergences
         tally.tokens += inputs["input_ids"].numel()
         return (loss, None) if return_outputs else loss
 

@@ -9,24 +9,29 @@ from collections.abc import Callable
 
 import torch
 
-from heal.models.batching import Batching, fastest
+from heal.models.batching import Batching, fastest, release
 from heal.models.cached import CachedRows
 from heal.models.language_model import LanguageModel
 
 _PROMPT = 64  # tokens in the cache while decoding is timed
 _FIRST_ROWS, _FIRST_TOKENS = 16, 1024
+_HEAD_SHARE, _HEAD_MOST = 32, 2**31  # of a GPU's memory, the part that the head may take, and bytes at most
 
 
-def batching_for(
-    language_model: LanguageModel, rows: int = 0, tokens: int = 0, head_bytes: int = Batching.head_bytes
-) -> Batching:
-    """The sizes given; where one is 0, it is measured on a GPU and the default on a CPU."""
-    gpu = language_model.device.type == "cuda"
-    return Batching(
-        rows or (measured_rows(language_model) if gpu else Batching.rows),
-        tokens or (measured_tokens(language_model) if gpu else Batching.tokens),
-        head_bytes,
+def batching_for(language_model: LanguageModel, rows: int = 0, tokens: int = 0, head_bytes: int = 0) -> Batching:
+    """The sizes given; where one is 0, rows and tokens are measured on a GPU, the head's bytes are a part of its
+    memory, and on a CPU all are the defaults."""
+    device = language_model.device
+    if device.type != "cuda":
+        return Batching(rows or Batching.rows, tokens or Batching.tokens, head_bytes or Batching.head_bytes)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    sizes = Batching(
+        rows or measured_rows(language_model),
+        tokens or measured_tokens(language_model),
+        head_bytes or max(Batching.head_bytes, min(_HEAD_MOST, memory // _HEAD_SHARE)),
     )
+    release()  # the largest sizes that were tried are not those of the run
+    return sizes
 
 
 def measured_rows(language_model: LanguageModel) -> int:

@@ -9,13 +9,12 @@ from typing import TypeVar
 
 import torch
 
-from heal.errors import RoundError
+from heal.memory import out_of_memory, told
 
 T = TypeVar("T")
 
 WORTH = 1.1  # a doubled batch must be this much faster to be kept
 _LARGEST = 2**20
-_FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of plain RuntimeErrors
 
 
 @dataclass
@@ -38,18 +37,33 @@ class Batching:
         """Lowers `rows` to `planned`, halved `halvings` times, unless it is already lower."""
         self.rows = max(1, min(self.rows, planned >> halvings))
 
+    def shrink_head(self, planned: int, halvings: int) -> None:
+        """Lowers `head_bytes` to `planned`, halved `halvings` times, unless it is already lower."""
+        self.head_bytes = max(1, min(self.head_bytes, planned >> halvings))
+
     def shrink_tokens(self, planned: int, halvings: int) -> None:
         """Lowers `tokens` to `planned`, halved `halvings` times, unless it is already lower."""
         self.tokens = max(1, min(self.tokens, planned >> halvings))
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device, or the process, ran out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL)
+def release() -> None:
+    """Gives back what the GPU's allocator keeps of memory that is no longer used."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def halves(items: Sequence[T]) -> tuple[Sequence[T], Sequence[T]] | None:
+    """Both halves of a batch; None where it is a single item."""
+    half = len(items) // 2
+    return (items[:half], items[half:]) if half else None
 
 
 def in_parts(
-    items: Sequence[T], work: Callable[[Sequence[T]], None], shrink: Callable[[int], None], halvings: int = 0
+    items: Sequence[T],
+    work: Callable[[Sequence[T]], None],
+    shrink: Callable[[int], None],
+    split: Callable[[Sequence[T]], tuple[Sequence[T], Sequence[T]] | None] = halves,
+    halvings: int = 0,
 ) -> None:
     """Applies `work` to all items at once; where memory runs out, to each half of them, recursively.
 
@@ -57,25 +71,25 @@ def in_parts(
         items: processed in one batch.
         work: must leave no trace when it fails.
         shrink: called with the number of halvings so far, so that later batches start smaller.
+        split: both halves of items; None where there is nothing to halve.
         halvings: how often `items` have already been halved.
 
     Raises:
         RoundError: not even one item fits.
     """
+    parts = split(items)
     try:
         work(items)
         return
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        if len(items) == 1:
-            raise RoundError(f"out of memory with a single row ({str(error).splitlines()[0]})") from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        if parts is None:
+            raise told(error, "with a single row") from error
+    release()
     shrink(halvings + 1)
-    half = len(items) // 2
-    for part in (items[:half], items[half:]):
-        in_parts(part, work, shrink, halvings + 1)
+    for part in parts or ():
+        in_parts(part, work, shrink, split, halvings + 1)
 
 
 def fastest(rate: Callable[[int], float], start: int) -> int:

@@ -3,8 +3,10 @@
 Shape suffixes: B rows, T positions, N positions of several rows pooled, D hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,15 @@ from transformers import PreTrainedModel
 
 from heal.config import ModelConfig
 from heal.models.architectures import blocks_of, decoder_of, logit_factor, window
-from heal.models.batching import Batching
+from heal.models.batching import Batching, in_parts
 from heal.models.chat import Chat
 from heal.models.packing import Packed, Rows, forest, pack, tree_nodes
 
 _FILLED = 0.6  # fraction of a batch's longest row that a row must fill
 _PAIRS = 4  # pairs in masked attention that cost as much as one token, per unit of hidden size
-_HEAD_COPIES = 3  # tensors over the vocabulary that a loss or a KL holds at once: two logits, and casts or a block's
+# Tensors over the vocabulary that a loss or a KL holds at once. On a CPU, where it goes over blocks of rows, two logits
+# and casts or a block's; elsewhere all temporaries are as large.
+_HEAD_COPIES, _HEAD_COPIES_GPU = 3, 11
 
 
 @dataclass
@@ -91,23 +95,23 @@ class LanguageModel:
             rows: token ids; none may be empty.
             budget: tokens of a pass, padding included.
         """
-        trees = self.trees(rows)
+        trees = self.trees(rows, budget)
         return [
             [trees[index] for index in batch]
             for batch in token_batches([tree_nodes(rows, tree) for tree in trees], budget)
         ]
 
-    def trees(self, rows: Rows) -> list[list[int]]:
-        """Groups of `rows` (indices) that share a prefix tree."""
-        return forest(rows, self.longest_shared, _PAIRS * self.model.config.get_text_config().hidden_size)
+    def trees(self, rows: Rows, most: float = math.inf) -> list[list[int]]:
+        """Groups of `rows` (indices) that share a prefix tree, of at most so many tokens."""
+        return forest(rows, self.longest_shared, _PAIRS * self.model.config.get_text_config().hidden_size, most)
 
     def pack(self, rows: Rows, trees: Sequence[Sequence[int]]) -> Packed:
         """One of the passes of `plan`."""
-        return pack(rows, trees, self.pad_id, self.model.dtype, self.device)
+        return pack(rows, trees, self.pad_id, self.device)
 
     def hidden_states(self, packed: Packed) -> Tensor:
         """Final hidden states of a pass, `[B * N, D]`; `packed.nodes` maps them to rows."""
-        return self.decoder(**packed.inputs(), use_cache=False).last_hidden_state.flatten(0, 1)
+        return self.decoder(**packed.inputs(self.model.dtype), use_cache=False).last_hidden_state.flatten(0, 1)
 
     @property
     def softcap(self) -> float | None:
@@ -146,7 +150,22 @@ class LanguageModel:
     def head_positions(self) -> int:
         """Number of positions whose logits and reference logits fit `batching.head_bytes`."""
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        return max(1, self.batching.head_bytes // (_HEAD_COPIES * 4 * vocabulary))
+        copies = _HEAD_COPIES if self.device.type == "cpu" else _HEAD_COPIES_GPU
+        return max(1, self.batching.head_bytes // (copies * 4 * vocabulary))
+
+    def over_positions(self, count: int, work: Callable[[slice], None]) -> None:
+        """Applies `work` to as many of `count` positions at once as `head_positions`, fewer where memory runs out.
+
+        Args:
+            count: of positions.
+            work: with their logits; must leave no trace when it fails.
+        """
+        start = 0
+        while start < count:
+            stop = min(start + self.head_positions, count)
+            shrink = partial(self.batching.shrink_head, self.batching.head_bytes)
+            in_parts(range(start, stop), lambda part: work(slice(part[0], part[-1] + 1)), shrink)
+            start = stop
 
     def band(self, fractions: tuple[float, float]) -> list[int]:
         """Blocks whose output lies between two fractions of the depth; the nearest one where none does.

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from heal.config import ModelConfig
 from heal.errors import UserError
+from heal.memory import memory_told
 from heal.models.architectures import refuse_unsupported
 from heal.models.chat import Chat
 from heal.models.checkpoint import (
@@ -57,7 +58,8 @@ def load_language_model(
     if checkpoint.quantised is not None:
         method, held = checkpoint.quantised["quant_method"], str(dtype).removeprefix("torch.")
         notices.append(f"weights stored in {method} are held in {held}, which takes more memory than they do on disk")
-    model = _load_weights(config, checkpoint, dtype, device)
+    with memory_told(f"while loading model.name={config.name}"):
+        model = _load_weights(config, checkpoint, dtype, device)
     model.eval()
     model.requires_grad_(False)
     language_model = LanguageModel(

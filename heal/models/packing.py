@@ -4,6 +4,9 @@ Rows with a common beginning (one system prompt, one question, several answers) 
 token that several rows share occurs once, and a mask lets every token attend to its ancestors and
 nothing else. Attention is causal, so hidden states and gradients are those of each row by itself.
 
+Nodes stand in preorder, so that a node's descendants follow it without a gap and its `end`, the place after the last
+of them, says all that the mask needs: place i sees place j where `j <= i < end[j]`.
+
 Shape suffixes: B trees, N nodes of the largest tree, D hidden size.
 """
 
@@ -14,6 +17,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from heal.models.batching import halves
 
 Rows = Sequence[Sequence[int]]
 
@@ -27,21 +32,30 @@ class Packed:
     Attributes:
         ids_BN: token ids, padded on the right.
         position_BN: depth of each node; None where every tree is a single row.
-        mask_B1NN: 0 where a node attends to another, the dtype's minimum elsewhere; None where every tree is a
-            single row, which needs no mask beside causal attention.
+        end_BN: the place after each node's last descendant; None where every tree is a single row, which needs no mask
+            beside causal attention.
         nodes: for each row, the places of its tokens in the flattened `[B * N]` hidden states.
     """
 
     ids_BN: Tensor
     position_BN: Tensor | None
-    mask_B1NN: Tensor | None
+    end_BN: Tensor | None
     nodes: tuple[Tensor, ...]
 
-    def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments of the decoder."""
-        if self.position_BN is None or self.mask_B1NN is None:
+    def inputs(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Keyword arguments of a decoder that computes in `dtype`."""
+        if self.position_BN is None or self.end_BN is None:
             return {"input_ids": self.ids_BN}
-        return {"input_ids": self.ids_BN, "position_ids": self.position_BN, "attention_mask": self.mask_B1NN}
+        mask_B1NN = tree_mask(self.end_BN, dtype)
+        return {"input_ids": self.ids_BN, "position_ids": self.position_BN, "attention_mask": mask_B1NN}
+
+
+def tree_mask(end_BN: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[B, 1, N, N]` on the device of `end_BN`: 0 where a node attends to another, the dtype's minimum elsewhere."""
+    place_N = torch.arange(end_BN.shape[1], device=end_BN.device)
+    seen_BNN = (place_N <= place_N[:, None]) & (place_N[:, None] < end_BN[:, None, :])
+    mask_BNN = torch.zeros(seen_BNN.shape, dtype=dtype, device=end_BN.device)
+    return mask_BNN.masked_fill_(~seen_BNN, torch.finfo(dtype).min)[:, None]
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
@@ -54,7 +68,7 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
     return count
 
 
-def forest(rows: Rows, longest: int, pairs: float) -> list[list[int]]:
+def forest(rows: Rows, longest: int, pairs: float, most: float = math.inf) -> list[list[int]]:
     """Groups of rows that share a tree: runs of neighbours in lexicographic order, cut where the whole costs least.
 
     A tree of N nodes costs N tokens and N^2 pairs in attention, including pairs that are masked.
@@ -63,6 +77,7 @@ def forest(rows: Rows, longest: int, pairs: float) -> list[list[int]]:
         rows: token ids; none may be empty.
         longest: rows of more tokens than this stay alone (0: all do).
         pairs: pairs in attention that cost as much as one token.
+        most: nodes of a tree of several rows.
     """
 
     def cost(nodes: int) -> float:
@@ -78,7 +93,8 @@ def forest(rows: Rows, longest: int, pairs: float) -> list[list[int]]:
             new = lengths[place] - (common[place] if nodes else 0)
             alone = common[place] < MIN_SHARED or max(length, lengths[place]) > longest
             # The cost is convex: a row that is dearer here than alone is so in every longer tree as well.
-            if nodes and (alone or cost(nodes + new) - cost(nodes) >= cost(lengths[place])):
+            dear = cost(nodes + new) - cost(nodes) >= cost(lengths[place])
+            if nodes and (alone or dear or nodes + new > most):
                 break
             nodes += new
             if least[start] + cost(nodes) < least[place + 1]:
@@ -95,14 +111,21 @@ def tree_nodes(rows: Rows, tree: Sequence[int]) -> int:
     return sum(len(rows[row]) for row in tree) - sum(shared(rows[a], rows[b]) for a, b in pairwise(tree))
 
 
-def pack(rows: Rows, trees: Sequence[Sequence[int]], pad_id: int, dtype: torch.dtype, device: torch.device) -> Packed:
+def halves_of_trees(trees: Sequence[list[int]]) -> tuple[Sequence[list[int]], Sequence[list[int]]] | None:
+    """Both halves of a pass, or of the rows of its only tree; None where it is a single row."""
+    if len(trees) > 1 or len(trees[0]) == 1:
+        return halves(trees)
+    half = len(trees[0]) // 2
+    return [trees[0][:half]], [trees[0][half:]]
+
+
+def pack(rows: Rows, trees: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Packed:
     """Arranges trees side by side in one pass.
 
     Args:
         rows: token ids.
         trees: the rows of each tree, as `forest` returns them; rows in no tree are left out.
         pad_id: token id of padding.
-        dtype: of the mask: the model's.
         device: where the tensors go.
 
     Returns:
@@ -110,50 +133,48 @@ def pack(rows: Rows, trees: Sequence[Sequence[int]], pad_id: int, dtype: torch.d
     """
     built = [_Tree([rows[row] for row in tree]) for tree in trees]
     width = max(len(tree.ids) for tree in built)
-    plain = all(len(tree) == 1 for tree in trees)
     ids_BN = torch.full((len(built), width), pad_id)
     position_BN = torch.zeros_like(ids_BN)
     # Padding attends to itself: a softmax over nothing would be NaN.
-    visible_BNN = torch.eye(width, dtype=torch.bool).repeat(len(built), 1, 1)
+    end_BN = torch.arange(1, width + 1).repeat(len(built), 1)
     for b, tree in enumerate(built):
         count = len(tree.ids)
         ids_BN[b, :count] = torch.tensor(tree.ids)
         position_BN[b, :count] = torch.tensor(tree.depths)
-        if not plain:
-            visible_BNN[b, :count, :count] = tree.ancestors()
-    nodes = tuple(torch.tensor(path, device=device) + b * width for b, tree in enumerate(built) for path in tree.paths)
-    if plain:
+        end_BN[b, :count] = torch.tensor(tree.ends)
+    paths = [(path, b) for b, tree in enumerate(built) for path in tree.paths]
+    places = torch.tensor([node + b * width for path, b in paths for node in path], device=device)
+    nodes = places.split([len(path) for path, _ in paths])
+    if all(len(tree) == 1 for tree in trees):
         return Packed(ids_BN.to(device), None, None, nodes)
-    mask_BNN = torch.zeros(visible_BNN.shape, dtype=dtype).masked_fill_(~visible_BNN, torch.finfo(dtype).min)
-    return Packed(ids_BN.to(device), position_BN.to(device), mask_BNN[:, None].to(device), nodes)
+    return Packed(ids_BN.to(device), position_BN.to(device), end_BN.to(device), nodes)
 
 
 class _Tree:
-    """A prefix tree of rows: every node after its parent."""
+    """A prefix tree of rows, its nodes in preorder.
+
+    Attributes:
+        ids: the nodes' tokens.
+        depths: how many ancestors each has.
+        ends: the place after the last descendant of each.
+        paths: for each row, its nodes.
+    """
 
     def __init__(self, rows: Rows):
         self.ids: list[int] = []
         self.depths: list[int] = []
-        self.parents: list[int] = []
-        self.paths: list[list[int]] = []  # for each row, its nodes
-        children: dict[tuple[int, int], int] = {}
-        for row in rows:
-            node, path = -1, []
-            for depth, token in enumerate(row):
-                child = children.get((node, token))
-                if child is None:
-                    child = children[node, token] = len(self.ids)
-                    self.ids.append(token)
-                    self.depths.append(depth)
-                    self.parents.append(node)
-                node = child
-                path.append(node)
-            self.paths.append(path)
-
-    def ancestors(self) -> Tensor:
-        """`[N, N]`, true where the column's node is the row's node or one of its ancestors."""
-        visible_NN = torch.eye(len(self.ids), dtype=torch.bool)
-        for node, parent in enumerate(self.parents):
-            if parent >= 0:
-                visible_NN[node] |= visible_NN[parent]
-        return visible_NN
+        self.ends: list[int] = []
+        self.paths: list[list[int]] = [[]] * len(rows)
+        above: list[int] = []  # the nodes of the row before
+        for row in sorted(range(len(rows)), key=lambda row: tuple(rows[row])):
+            tokens = rows[row]
+            kept = shared(tokens, [self.ids[node] for node in above])
+            above = above[:kept]
+            for depth in range(kept, len(tokens)):
+                above.append(len(self.ids))
+                self.ids.append(tokens[depth])
+                self.depths.append(depth)
+                self.ends.append(0)
+            for node in above:
+                self.ends[node] = len(self.ids)
+            self.paths[row] = above

@@ -13,6 +13,7 @@ from heal.config import SteerConfig
 from heal.errors import RoundError
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
+from heal.models.packing import halves_of_trees
 from heal.progress import Progress, silent
 from heal.records import read_jsonl
 from heal.steering.method import Method, NoDirection, State
@@ -180,5 +181,5 @@ def last_token_activations(
 
     shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
-        in_parts(trees, read, shrink)
+        in_parts(trees, read, shrink, halves_of_trees)
     return {site: torch.stack(kept) for site, kept in read_out.items()}

@@ -8,7 +8,7 @@ import torch
 
 from heal.accumulator import Accumulator
 from heal.generation.collect import Completion
-from heal.models.batching import out_of_memory
+from heal.memory import out_of_memory
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.records import read_record, record_bytes

@@ -1,4 +1,4 @@
-"""What is checked on the device: `python -m tests.device.checks NAME FOLDER`, in a process of its own.
+"""What is checked on the device: `python -m tests.device.checks FOLDER NAMES`, in a process of its own.
 
 A check that fails ends the process with its traceback.
 """
@@ -6,26 +6,37 @@ A check that fails ends the process with its traceback.
 from tests.device import device  # isort: skip  (before torch)
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from heal.accumulator import Accumulator
 from heal.cli import main
 from heal.config import ModelConfig
 from heal.decoding import Sampling, decode
+from heal.errors import RoundError
+from heal.healing.barrier import position_losses
+from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.packing import pack
 from tests import machine, tiny
 from tests.cases import case
 from tests.device.rounds import SIZES, run
+from tests.divergences import DIVERGENCES
+from tests.students import ALPHA, LAYERS, RANK
+from tests.training import CONFIG, healed
 
 DEVICE = torch.device("cuda", 0)
 ROWS = 20
 # Per token of 20 rows in a Llama of four blocks: kernels and waits. Attention is not fused here and counts six; the
 # mask that transformers makes anew each step counts 25, and one wait.
 DECODING = {"greedy": (237, 3), "steered": (242, 4), "sampled": (254, 4)}
+
+LOSSES = 36  # kernels for each chunk of positions, none of which waits
+TRAINING = (775, 14)  # kernels and waits of an optimiser step of 8 completions, two of whose four blocks are trained
 
 
 def on_device(architecture: str, folder: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
@@ -46,9 +57,9 @@ def rules(folder: Path) -> None:
 
     model = on_device("llama", folder)
     rows, trees = tiny.prompts(model), [[0], [1]]
-    model.hidden_states(pack(rows, trees, model.pad_id, torch.float32, DEVICE))
+    model.hidden_states(pack(rows, trees, model.pad_id, DEVICE))
     with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
-        model.hidden_states(pack(rows, trees, model.pad_id, torch.float32, torch.device("cpu")))
+        model.hidden_states(pack(rows, trees, model.pad_id, torch.device("cpu")))
     with pytest.raises(RuntimeError, match="draws random numbers on the device"):
         torch.rand(3, device=DEVICE)
 
@@ -75,6 +86,66 @@ def decoding(folder: Path) -> None:
             assert waits <= DECODING[kind][1], (waits, counts[1].by_name)
 
 
+def sizes(folder: Path) -> None:
+    """Sizes that are measured stop where memory does, and give back what the largest of them took."""
+    model = on_device("llama", folder)
+    with device.limited(16 * 2**20):
+        measured = batching_for(model)
+    assert device.refused()
+    assert (measured.rows, measured.tokens) == (16, 1024)
+    assert torch.cuda.memory_reserved() == device.allocated()
+
+
+def lines(folder: Path) -> None:
+    """What cannot be halved ends in one line that says what to change."""
+    with (
+        device.limited(device.allocated() + 10**5),
+        pytest.raises(RoundError, match=r"out of memory while loading .*Tried to allocate.*; use .* model\.load_4bit"),
+    ):
+        on_device("llama", folder)
+    model = on_device("llama", folder)
+    accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+    accumulator.start_round(0)
+    with (
+        device.limited(device.allocated() + 30_000),
+        pytest.raises(RoundError, match=r"while folding a round .*; set compute\.merge_history=false"),
+    ):
+        accumulator.fold()
+
+
+def training(folder: Path) -> None:
+    """A step of healing starts no more kernels, and waits for the device no more often, than it did."""
+    model = on_device("llama", folder)
+    accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+    counts = []
+    for epochs in (1, 3):
+        accumulator.start_round(0)
+        with device.counted() as counted:
+            healed(model, accumulator, replace(CONFIG, epochs=epochs))
+        counts.append(counted)
+    assert (counts[1].kernels - counts[0].kernels) / 4 <= TRAINING[0], counts[1].by_name
+    assert (counts[1].waits - counts[0].waits) / 4 <= TRAINING[1], counts[1].by_name
+
+
+def losses(folder: Path) -> None:
+    """The losses over the vocabulary keep to the head's memory, and nothing in them waits for the device."""
+    model = on_device("llama", folder, torch.bfloat16)
+    assert batching_for(model, 96, 4096).head_bytes == 2**31
+    model.batching.head_bytes = 2**24
+    count = model.head_positions
+    h_ND, reference_ND = (torch.randn(count, tiny.HIDDEN).bfloat16().to(DEVICE) for _ in range(2))
+    target_N = torch.zeros(count, dtype=torch.long, device=DEVICE)
+    for divergence in DIVERGENCES:
+        with case(divergence.name):
+            before = device.allocated()
+            device.reset_peak()
+            with device.counted() as counted:
+                position_losses(model, h_ND, target_N, reference_ND, divergence)
+            assert device.peak() - before < 1.1 * 2**24
+            assert counted.kernels <= LOSSES, counted.by_name
+            assert counted.waits == 0, counted.by_name
+
+
 def rounds(folder: Path) -> None:
     """Two rounds, then what is done with a run, and a study of interventions."""
     session = run("llama", folder, "device")
@@ -91,16 +162,18 @@ def rounds(folder: Path) -> None:
 
 def halved(folder: Path) -> None:
     """A bfloat16 Gemma 3 whose passes do not fit at first: memory runs out, and the run goes on with halves."""
-    with device.limited(ROOM):
+    before = device.refused()
+    device.reset_peak()
+    room = 10 * 2**20
+    with device.limited(room):
         session = run("gemma3_text", folder, "halved", "model.dtype=bfloat16")
-    print("peak", device.peak(), "refused", device.refused(), session.model.batching)
     assert session.model.model.dtype == torch.bfloat16
-    assert device.refused()
-    assert device.peak() <= ROOM
+    assert device.refused() > before
+    assert device.peak() <= room
+    assert session.model.batching.tokens < 4096
 
-
-ROOM = 20 * 2**20
 
 if __name__ == "__main__":
     machine.prepare()
-    globals()[sys.argv[1]](Path(sys.argv[2]))
+    for name in sys.argv[2:]:
+        globals()[name](Path(sys.argv[1]))

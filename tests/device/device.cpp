@@ -29,7 +29,14 @@ const c10::Device DEVICE(c10::DeviceType::CUDA, 0);
 
 // ---- memory: counted, limited ----
 
-std::atomic<int64_t> allocated{0}, peak{0}, refused{0}, limit{INT64_MAX};
+// `reserved` is what an allocator that keeps what it is given back would hold: the most since it was emptied.
+std::atomic<int64_t> allocated{0}, reserved{0}, peak{0}, refused{0}, limit{INT64_MAX};
+
+void raise_to(std::atomic<int64_t>& highest, int64_t now) {
+  int64_t before = highest;
+  while (now > before && !highest.compare_exchange_weak(before, now)) {
+  }
+}
 
 void take(int64_t bytes) {
   const int64_t now = allocated += bytes;
@@ -39,9 +46,8 @@ void take(int64_t bytes) {
     TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", bytes, " bytes; ",
                      limit - (now - bytes), " of ", limit.load(), " are free.");
   }
-  int64_t highest = peak;
-  while (now > highest && !peak.compare_exchange_weak(highest, now)) {
-  }
+  raise_to(peak, now);
+  raise_to(reserved, now);
 }
 
 // Memory of the device: a CPU storage that nobody else holds.
@@ -326,6 +332,8 @@ C10_REGISTER_CLASS(CUDAHooksRegistry, CUDAHooks, Hooks);
 
 extern "C" {
 int64_t device_allocated() { return allocated; }
+int64_t device_reserved() { return reserved; }
+void device_empty_cache() { reserved = allocated.load(); }
 int64_t device_peak() { return peak; }
 int64_t device_refused() { return refused; }
 void device_reset_peak() { peak = allocated.load(); }

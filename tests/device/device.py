@@ -16,7 +16,7 @@ from tests.device.build import library
 assert "torch" not in sys.modules, "tests.device.device has to be imported before torch"
 _library = ctypes.CDLL(str(library()))
 _library.device_counts.restype = ctypes.c_char_p
-for _reading in (_library.device_allocated, _library.device_peak, _library.device_refused):
+for _reading in (_library.device_allocated, _library.device_reserved, _library.device_peak, _library.device_refused):
     _reading.restype = ctypes.c_int64
 _library.device_limit.argtypes = [ctypes.c_int64]
 
@@ -109,10 +109,10 @@ for _name, _answer in {
     "get_device_capability": lambda device=None: (9, 0),
     "get_device_name": lambda device=None: _properties.name,
     "synchronize": lambda device=None: None,
-    "empty_cache": lambda: None,
+    "empty_cache": lambda: _library.device_empty_cache(),
     "mem_get_info": lambda device=None: (_room - allocated(), _room),
     "memory_allocated": lambda device=None: allocated(),
-    "memory_reserved": lambda device=None: allocated(),
+    "memory_reserved": lambda device=None: int(_library.device_reserved()),
     "max_memory_allocated": lambda device=None: peak(),
     "reset_peak_memory_stats": reset_peak,
     "memory_stats": _statistics,

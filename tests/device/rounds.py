@@ -15,7 +15,8 @@ def run(architecture: str, root: Path, name: str, *more: str) -> Session:
     """The smoke recipe's two rounds on a tiny model of an architecture, below `root`; the session as they left it."""
     from heal.loop import run_loop
 
-    words = running.words(tiny.save(architecture, root / architecture), root, f"run.name={name}", *SIZES, *LEARNING, *more)
+    model = tiny.save(architecture, root / architecture)
+    words = running.words(model, root, f"run.name={name}", *SIZES, *LEARNING, *more)
     with opened(load_recipe(words)) as session:
         run_loop(session)
     return session

@@ -174,12 +174,16 @@ def slot_masses(language_model: LanguageModel, rows: Sequence[Ids], splice: Ids,
     states = final_states(language_model, probed_rows, [len(row) - 1 for row in probed_rows])
     if not states:
         return []
+    pooled_ND = torch.cat(states)
+    masses: list[float] = []
+
+    def measure(part: slice) -> None:
+        p_NV = torch.softmax(language_model.logits(pooled_ND[part]), -1)
+        masses.extend(p_NV[:, list(answers)].sum(-1).tolist())
+
     with torch.no_grad():
-        return [
-            mass
-            for h_ND in torch.cat(states).split(language_model.head_positions)
-            for mass in torch.softmax(language_model.logits(h_ND), -1)[:, list(answers)].sum(-1).tolist()
-        ]
+        language_model.over_positions(len(pooled_ND), measure)
+    return masses
 
 
 def death_of(forks: Sequence[int], masses: Sequence[float], kl: Sequence[float], finite: bool) -> int | None:

@@ -17,7 +17,7 @@ from heal.errors import RoundError
 from heal.generation.collect import Completion
 from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
-from heal.healing.heal import SEEDS, checkpoint_blocks, left_as_it_was, memory_told, training_arguments
+from heal.healing.heal import SEEDS, checkpoint_blocks, left_as_it_was, less_memory, training_arguments
 from heal.healing.references import batch_states
 from heal.healing.rows import Collator, StepOrder, dataset, steps_of, training_rows
 from heal.models.language_model import LanguageModel
@@ -145,7 +145,7 @@ def _fit(
     train = [made[row] for step in steps_of(made, range(len(made)), size, seed, STAGE, "steps") for row in step]
     steps = math.ceil(len(train) / size) * config.epochs
     disable_progress_bar()
-    with tempfile.TemporaryDirectory() as scratch, left_as_it_was(peft_model), memory_told(config):
+    with tempfile.TemporaryDirectory() as scratch, left_as_it_was(peft_model), less_memory(config):
         if config.gradient_checkpointing:
             checkpoint_blocks(language_model)
         trainer = _Trainer(
