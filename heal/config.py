@@ -68,7 +68,10 @@ class ModelConfig:
         "auto", "dtype of the base; auto: bfloat16 where it is faster, by measurement on a CPU"
     )
     load_4bit: bool = key(False, "load the base in 4 bits (QLoRA; needs bitsandbytes)")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = key("sdpa", "attention kernel")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = key(
+        "sdpa",
+        "attention kernel; flash_attention_2 takes no mask, so that shared beginnings are computed for every row",
+    )
     pad_token: str | None = key(None, "pad token, for a tokenizer that has none")
     chat_template: str | None = key(None, "path of a Jinja chat template, for a tokenizer that has none")
     thinking: bool = key(False, "think before an answer; only the answer is trained and measured. Off: no thought")
