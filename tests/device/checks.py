@@ -32,8 +32,8 @@ from tests.training import CONFIG, healed
 DEVICE = torch.device("cuda", 0)
 ROWS = 20
 # Per token of 20 rows in a Llama of four blocks: kernels and waits. Attention is not fused here and counts six; the
-# mask that transformers makes anew each step counts 25, and one wait.
-DECODING = {"greedy": (237, 3), "steered": (242, 4), "sampled": (254, 4)}
+# mask that transformers makes anew each step counts 25, and one wait; what was said is looked at every eight steps.
+DECODING = {"greedy": (235.5, 1.25), "steered": (239.5, 1.25), "sampled": (252.5, 1.25)}
 
 LOSSES = 36  # kernels for each chunk of positions, none of which waits
 TRAINING = (775, 14)  # kernels and waits of an optimiser step of 8 completions, two of whose four blocks are trained
@@ -77,11 +77,11 @@ def decoding(folder: Path) -> None:
     for kind, keywords in kinds.items():
         with case(kind):
             counts = []
-            for tokens in (10, 20):
+            for tokens in (16, 32):
                 with device.counted() as counted:
                     decode(model, prompts, tokens, **keywords)
                 counts.append(counted)
-            kernels, waits = ((getattr(counts[1], of) - getattr(counts[0], of)) / 10 for of in ("kernels", "waits"))
+            kernels, waits = ((getattr(counts[1], of) - getattr(counts[0], of)) / 16 for of in ("kernels", "waits"))
             assert kernels <= DECODING[kind][0], (kernels, counts[1].by_name)
             assert waits <= DECODING[kind][1], (waits, counts[1].by_name)
 
@@ -89,10 +89,10 @@ def decoding(folder: Path) -> None:
 def sizes(folder: Path) -> None:
     """Sizes that are measured stop where memory does, and give back what the largest of them took."""
     model = on_device("llama", folder)
-    with device.limited(16 * 2**20):
+    with device.limited(device.allocated() + 300_000):  # too little for the smallest sizes that are tried
         measured = batching_for(model)
     assert device.refused()
-    assert (measured.rows, measured.tokens) == (16, 1024)
+    assert (measured.rows, measured.tokens) == (8, 512)
     assert torch.cuda.memory_reserved() == device.allocated()
 
 
