@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from heal.errors import RoundError, UserError
+from heal.memory import memory_told
 from heal.versions import versions_line
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +26,8 @@ class Unforeseen(Exception):
 def tracebacks_into(folder: Path) -> Iterator[None]:
     """Turns an error that nobody foresaw into an `Unforeseen`, whose traceback is appended to a file in `folder`."""
     try:
-        yield
+        with memory_told("in the run"):
+            yield
     except (UserError, RoundError, OSError, Unforeseen):
         raise
     except Exception as error:

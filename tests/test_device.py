@@ -62,7 +62,7 @@ def test_a_run_on_a_device_comes_to_the_cpu_s_numbers_and_can_be_used(tmp_path: 
     printed = on_the_device(tmp_path, "rounds")
     assert "on cuda" in printed
     assert "healed (after round 2)" in printed
-    assert printed.count("written and loaded again") == 2
+    assert printed.count("loaded again and compared") == 2
     assert (tmp_path / "survival" / "survival").is_dir()
     run("llama", tmp_path, "cpu")
     ours, theirs = RunFolder(tmp_path / "device"), RunFolder(tmp_path / "cpu")

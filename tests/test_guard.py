@@ -59,7 +59,6 @@ def test_what_nobody_foresaw_is_one_line_that_names_the_file_with_its_traceback(
     for error in (
         KeyError("x"),
         ValueError("two\nlines"),
-        MemoryError(),
         RecursionError("deep"),
         Panic("at the disco"),
     ):
@@ -95,6 +94,12 @@ def test_what_nobody_foresaw_in_a_run_is_kept_in_its_folder_if_that_can_be_writt
     assert f"{tmp_path}/heal-traceback-" in run(tmp_path / "gone")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     assert "could not be written anywhere" in run(tmp_path / "gone")
+
+
+def test_memory_that_runs_out_in_a_run_is_foreseen(tmp_path: Path) -> None:
+    with pytest.raises(RoundError, match=r"out of memory in the run \(9 GiB\); use"), tracebacks_into(tmp_path):
+        raise MemoryError("9 GiB")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_stays_one_line_whatever_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
