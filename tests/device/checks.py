@@ -156,7 +156,7 @@ def rounds(folder: Path) -> None:
     main(["export", f"run={path}", "format=model"])
     recipe = (f"model={folder / 'llama'}", f"trait={folder / 'warm.yaml'}", "steer.pairs=4", "model.dtype=float32")
     dose = ("calibration.prompts=2", "calibration.audit_prompts=0", "calibration.tolerance=0.5", "calibration.tokens=6")
-    place = (f"run.root={folder}", "run.name=survival", "tracking.mode=disabled", *SIZES)
+    place = (f"run.root={folder}", "evaluation.prompts=4", "run.name=survival", "tracking.mode=disabled", *SIZES)
     main(["survival", *recipe, *dose, *place, "tokens=8", "forks=2", "prompts=2", "alphas=0,1", "signs=+"])
 
 
