@@ -109,7 +109,6 @@ class Accumulator:
         scales = {name: layer.lora_alpha[CURRENT] / layer.r[CURRENT] for name, layer in self._layers()}
         if len(set(scales.values())) != 1:
             raise ValueError(f"fold: layers differ in scale: {sorted(set(scales.values()))}")
-        rank = self.history_rank + self._rank
         stacked: dict[str, tuple[Tensor, Tensor]] = {}
         for name, layer in self._layers():
             a_RI, b_OR = layer.lora_A[CURRENT].weight.detach(), layer.lora_B[CURRENT].weight.detach()
@@ -118,15 +117,31 @@ class Accumulator:
                 parts_A.insert(0, layer.lora_A[HISTORY].weight.detach())
                 parts_B.insert(0, layer.lora_B[HISTORY].weight.detach())
             stacked[name] = torch.cat(parts_A, 0), torch.cat(parts_B, 1)
+        self._put_history(stacked, self.rounds + 1)
+
+    def go_back(self, rounds: int) -> None:
+        """Takes the history back to its first `rounds` rounds, at least one: folding was concatenation.
+
+        `current` is left at B = 0.
+        """
+        if not 1 <= rounds <= self.rounds:
+            raise ValueError(f"go_back: to round {rounds} of {self.rounds}")
+        rank = rounds * self._rank
+        first = {name: (a_RI[:rank].clone(), b_OR[:, :rank].clone()) for name, a_RI, b_OR in self.updates()}
+        self._put_history(first, rounds)
+
+    def _put_history(self, factors: dict[str, tuple[Tensor, Tensor]], rounds: int) -> None:
+        """Makes A and B of each layer, scales included in B, the history of so many rounds; empties `current`."""
         if self.history_rank:
             self._remove(HISTORY)
         # alpha = rank: the scale is 1, because each round's own scale is inside its B.
+        rank = rounds * self._rank
         self.peft_model.add_adapter(HISTORY, self._config(rank, rank))
-        self.history_rank, self.rounds = rank, self.rounds + 1
+        self.history_rank, self.rounds = rank, rounds
         with torch.no_grad():
             for name, layer in self._layers():
-                layer.lora_A[HISTORY].weight.copy_(stacked[name][0])
-                layer.lora_B[HISTORY].weight.copy_(stacked[name][1])
+                layer.lora_A[HISTORY].weight.copy_(factors[name][0])
+                layer.lora_B[HISTORY].weight.copy_(factors[name][1])
                 layer.lora_B[CURRENT].weight.zero_()
         self._unmerge()  # what was merged lacks this round
         if self.merges:

@@ -56,8 +56,13 @@ class RunConfig:
     root: str = key("runs", "folder that holds the runs")
     seed: int = key(0, "seed of everything random in the run", 0)
     rounds: int = key(3, "number of rounds", 1)
-    stop_on_plateau: int = key(0, "stop when the trait has not grown for so many rounds; 0: never", 0)
-    stop_when_incoherent: bool = key(False, "stop after the first round past a floor of coherence")
+    stop: bool = key(
+        True, "end the run early, and say which round to use, as soon as one of the next two keys says so; false: never"
+    )
+    stop_when_incoherent: int | bool = key(
+        2, "end it after so many rounds in a row past a limit of coherence; true: 1; 0 or false: never", 0, before=False
+    )
+    stop_on_plateau: int = key(3, "end it when the trait has not grown for so many rounds; 0: never", 0, before=0)
 
 
 @dataclass
@@ -198,6 +203,15 @@ class EvaluationConfig:
 
 
 @dataclass
+class ExportConfig:
+    round: Literal["best", "last"] = key(
+        "best",
+        "the round that a run exports at its end, and that heal chat and heal export take; best: the one with the most "
+        "of the trait among those that hold, the last one where none does",
+    )
+
+
+@dataclass
 class TrackingConfig:
     to: list[str] = key(
         ["wandb"], "who is told what happens, beside events.jsonl; []: nobody", choices="heal.tracking.trackers"
@@ -237,5 +251,6 @@ class Recipe:
     filter: FilterConfig = field(default_factory=FilterConfig)
     heal: HealConfig = field(default_factory=HealConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)

@@ -45,7 +45,7 @@ def run_loop(session: Session) -> list[RoundMetrics]:
         metrics = [finished.metrics for finished in rounds]
         show_round(session, metrics[-1])
         track_round(session, metrics[-1], new=not done_before)
-        if reason := why_stop(metrics, settings.stop_on_plateau, settings.stop_when_incoherent):
+        if reason := why_stop(metrics, settings):
             session.console.say(f"stopping   {reason}")
             break
     return [finished.metrics for finished in rounds]

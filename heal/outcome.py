@@ -2,10 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from heal.console import counted
-from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.results import OUTPUTS, Rows
 from heal.evaluation.signal import TRAIT, described
@@ -14,6 +12,7 @@ from heal.evaluation.validity import valid_names
 from heal.healing.log import read_log
 from heal.memory import memory_told
 from heal.records import read_jsonl
+from heal.run.best import Best, meant_round, read_best
 from heal.run.session import Session
 from heal.steps.baseline import Baseline
 from heal.steps.heal import LOG
@@ -140,7 +139,7 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
     """Report, adapter, W&B's figures and artifact, and the last lines.
 
     Verdict, best round and adapter are of `rounds`, the report of all that the folder holds: they are more where an
-    earlier start went further.
+    earlier start went further. The session's student is that of the adapter afterwards.
 
     Args:
         session: the run.
@@ -156,9 +155,14 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
     with console.step("report") as line:
         page = build_report(folder)
         line.result(str(page))
+    done = list(range(len(rounds)))
+    best = read_best(folder, done)
+    taken = done if best is None or session.recipe.export.round == "last" else done[: best.choice.index + 1]
     with console.step("export") as line:
+        if len(taken) < len(done):
+            session.accumulator.go_back(len(taken))
         with memory_told("while exporting", f"run: heal export run={folder.path} device=cpu"):
-            exported = export_adapter(session.student(list(range(len(rounds)))), folder.adapter)
+            exported = export_adapter(session.student(taken, done), folder.adapter)
         line.result(f"{exported.path}: loads in peft and is the student ({exported.agreement})")
     verdict = rounds[-1].verdict
     session.tracker.table("intervals", interval_rows(BaselineMetrics.load(folder.baseline), rounds))
@@ -166,12 +170,13 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
         session.tracker.figure(f"report/{figure.stem}", figure)
     session.tracker.artifact(f"{session.recipe.run.name}-adapter", "adapter", exported.path)
     console.say("")
-    for text in _last_lines(folder.path, rounds, there=len(folder.rounds())):
+    for text in _last_lines(rounds, best, there=len(folder.rounds())):
         console.say(text)
     console.say(f"report     {page}")
-    console.say(f"adapter    {exported.path}")
-    more = f" round={len(rounds)}" if len(folder.rounds()) > len(rounds) else ""
-    console.say(f"try it     heal chat run={folder.path}{more}")
+    console.say(f"adapter    {exported.path} (round {len(taken)} of {len(done)})")
+    by_default, _ = meant_round(folder, None)
+    number = "" if by_default == taken[-1] else f" round={len(taken)}"
+    console.say(f"try it     heal chat run={folder.path}{number}")
     console.say(f"took       {seconds:.0f} s for {counted(new, 'round')} in this start")
     # Last, since a tracker may wait for an upload.
     session.tracker.finish(
@@ -179,8 +184,8 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
     )
 
 
-def _last_lines(path: Path, rounds: Sequence[RoundMetrics], there: int) -> Iterator[str]:
-    """How far the folder goes beyond this start, the verdict, and the best round where that is not the last."""
+def _last_lines(rounds: Sequence[RoundMetrics], best: Best | None, there: int) -> Iterator[str]:
+    """How far the folder goes beyond this start, the last verdict, and which round to use."""
     if there > len(rounds):
         yield (
             f"rounds     the folder holds {there}, all in the report; "
@@ -188,9 +193,4 @@ def _last_lines(path: Path, rounds: Sequence[RoundMetrics], there: int) -> Itera
         )
     verdict = rounds[-1].verdict
     yield f"verdict    {verdict.label}: {verdict.reason}"
-    best = best_round(rounds)
-    if best is not None and best != len(rounds) - 1:
-        number = rounds[best].round
-        which = str(number) if there > len(rounds) else "best"
-        shift = interval(rounds[best].trait.delta, sign=True)
-        yield f"best       round {number}: {shift} over base and coherent; heal export run={path} round={which}"
+    yield f"use        {'no round: none holds' if best is None else f'round {best.metrics.round}: {best.said}'}"

@@ -21,7 +21,9 @@ from heal.evaluation.metrics import (
     Verdict,
 )
 from heal.evaluation.probe import FORMATS, Probe
-from heal.evaluation.signal import Validity
+from heal.evaluation.results import StageResult
+from heal.evaluation.signal import TRAIT, Validity
+from heal.evaluation.signal import signals as descriptions
 from heal.evaluation.stats import Estimate
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
@@ -55,6 +57,11 @@ def signals(trait: float) -> Summary:
         "neutral_kl_p95": (0.125, "nats", "off_target"),
     }
     return {name: figures(*signal) for name, signal in values.items()}
+
+
+def stage_result(stage: str, trait: float) -> StageResult:
+    """The trait's items at a stage."""
+    return StageResult(stage, (), (descriptions()[TRAIT].measured((trait,) * 4),))
 
 
 def baseline() -> BaselineMetrics:
@@ -106,8 +113,8 @@ def write_run(
     probe = Probe(FORMATS[-1], {"letters": 0.975})
     folder.finish(folder.baseline, "probe", {"probe.json": record_bytes(probe)}, 0.0)
     folder.finish(folder.baseline, "ways", {"ways.json": json_bytes({})}, 0.0)
-    for stage in ("base", "prompted", "opposite"):
-        folder.finish(folder.baseline, stage, {}, 0.0)
+    for stage, trait_score in (("base", 0.0), ("prompted", 0.5), ("opposite", -0.5)):
+        folder.finish(folder.baseline, stage, stage_result(stage, trait_score).files(), 0.0)
     folder.finish(folder.baseline, JUDGE, {METRICS: record_bytes(baseline())}, 0.0)
     language_model = load_language_model(recipe.model, getattr(torch, dtype), tiny.CPU)
     accumulator = build_accumulator(language_model, recipe)
@@ -131,7 +138,8 @@ def _write_round(
     files |= {METRICS: record_bytes(content), "vector.safetensors": vector.to_bytes()}
     *earlier, last = folder.steps()
     for step in earlier:
-        folder.finish(folder.round(index), step, {}, 0.0)
+        written = stage_result(step, 0.25 + index).files() if step == "healed" else {}
+        folder.finish(folder.round(index), step, written, 0.0)
     folder.finish(folder.round(index), last, files, 0.0)
 
 

@@ -173,7 +173,7 @@ def write_run(
     plain = {name: asdict(chosen) for name, chosen in ways.items()}
     folder.finish(folder.baseline, "ways", {"ways.json": json_bytes(plain)}, 2.0)
     for stage, seconds in (("base", 3.0), ("prompted", 4.0), ("opposite", 4.0)):
-        folder.finish(folder.baseline, stage, {}, seconds)
+        folder.finish(folder.baseline, stage, next(one.files() for one in stages if one.stage == stage), seconds)
     files = {METRICS: record_bytes(BaselineMetrics(*summaries, judged, ways)), "outputs.jsonl": jsonl_bytes(rows)}
     folder.finish(folder.baseline, JUDGE, files, 0.0)
     for index in range(rounds):
@@ -222,7 +222,7 @@ def round_files(
         "generate": collection.files(),
         "steered": {},
         "heal": {"training.jsonl": log_bytes(log)},
-        "healed": {},
+        "healed": after.files(),
         JUDGE: {METRICS: record_bytes(metrics), "outputs.jsonl": jsonl_bytes(outputs)},
     }
     return {name: content for name, content in files.items() if steered or name != "steered"}
@@ -290,11 +290,11 @@ def shown(estimate: Estimate, digits: int, sign: str = "") -> str:
     return "{} [{}, {}]".format(*unsigned)
 
 
-def rewrite(folder: RunFolder, name: str, content: bytes) -> None:
-    """Puts other content into a file of the first round as if its step had written it."""
-    path = folder.round(0) / MANIFEST
+def rewrite(folder: RunFolder, name: str, content: bytes, index: int = 0) -> None:
+    """Puts other content into a file of a round (default: the first) as if its step had written it."""
+    path = folder.round(index) / MANIFEST
     manifest = json.loads(path.read_text())
-    (folder.round(0) / name).write_bytes(content)
+    (folder.round(index) / name).write_bytes(content)
     for step in manifest.values():
         if name in step["files"]:
             step["files"][name] = hashlib.sha256(content).hexdigest()

@@ -76,6 +76,27 @@ def test_folding_changes_no_logits(folders: dict[str, Path]):
                 assert_near(logits(model), unfolded)
 
 
+def test_going_back_is_the_student_as_it_was_then(tiny_folder: Path):
+    for merge in (True, False):
+        with case(merge):
+            model = load(tiny_folder)
+            accumulator = Accumulator(model, RANK, ALPHA, LAYERS, merge=merge)
+            seen = []
+            for r in range(3):
+                accumulator.start_round(r)
+                learn(accumulator, r)
+                accumulator.fold()
+                seen.append((logits(model), [b_OR.clone() for _, _, b_OR in accumulator.updates()]))
+            for rounds in (2, 1):
+                accumulator.go_back(rounds)
+                then, factors = seen[rounds - 1]
+                assert torch.equal(logits(model), then)
+                assert all(torch.equal(b, old) for (_, _, b), old in zip(accumulator.updates(), factors, strict=True))
+                assert (accumulator.rounds, accumulator.history_rank) == (rounds, rounds * RANK)
+            with pytest.raises(ValueError, match="to round 2 of 1"):
+                accumulator.go_back(2)
+
+
 def test_folding_a_bfloat16_student_keeps_its_rounds_in_float32(tiny_folder: Path):
     model, accumulator = student(tiny_folder, torch.bfloat16, rounds=1)
     learn(accumulator, 1)

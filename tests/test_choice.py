@@ -1,9 +1,15 @@
 """The best round, and when to stop."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
+from heal.config import RunConfig
 from heal.dose.root import Outcome
-from heal.evaluation.choice import best_round, why_stop
+from heal.evaluation.choice import Choice, best_round, why_stop
 from heal.evaluation.metrics import (
     Coherence,
     CoherenceCost,
@@ -41,19 +47,60 @@ def rounds(*entries: tuple[float, str]) -> list[RoundMetrics]:
     return [metrics(around(shift, 0.05), label) for shift, label in entries]
 
 
-def test_the_best_round_has_the_most_of_the_trait_among_the_coherent():
-    assert best_round(rounds((0.1, "holds"), (0.3, "holds"), (0.2, "holds"), (0.9, "incoherent"))) == 1
-    assert best_round(rounds((0.3, "holds"), (0.3, "holds"))) == 0
-    assert best_round(rounds((0.2, "off-target"), (0.9, "not finite"))) == 0
+def best(verdicts: Sequence[str], trait: Sequence[Sequence[float]], base: Sequence[float]) -> Choice | None:
+    return best_round(verdicts, trait, base, [0.5] * len(base), 200, 0)
 
 
-def test_no_round_is_best_where_none_shifts_the_trait_coherently():
-    assert best_round(rounds((0.04, "no trait shift"), (0.5, "incoherent"))) is None
-    assert best_round([]) is None
+def test_the_best_round_has_the_most_of_the_trait_among_those_that_hold():
+    for verdicts, levels, index in (
+        ("hhhi", (0.1, 0.3, 0.2, 0.9), 1),
+        ("hh", (0.3, 0.3), 0),
+        ("on", (0.9, 0.9), None),
+        ("oh", (0.9, 0.1), 1),
+        ("", (), None),
+    ):
+        labels = [{"h": "holds", "i": "incoherent", "o": "off-target", "n": "not finite"}[one] for one in verdicts]
+        found = best(labels, [[level] * 4 for level in levels], [0.0] * 4)
+        assert (found and found.index) == index, (verdicts, levels)
+        assert found is None or found.agreed
+
+
+def test_the_best_round_s_figure_is_given_by_the_prompts_that_did_not_choose_it():
+    """Each round is noise around one level: the largest mean of many is far above it, the figure is not."""
+    source = np.random.default_rng(0)
+    figures, largest = [], []
+    for _ in range(200):
+        trait_RN = source.normal(0.2, 1.0, (8, 12))
+        found = best(["holds"] * 8, trait_RN.tolist(), [0.0] * 12)
+        assert found is not None
+        figures.append(found.shift.value)
+        largest.append(trait_RN.mean(1).max())
+        assert found.index == trait_RN.mean(1).argmax()
+        # By hand: every other prompt chooses, the others score.
+        first, second = trait_RN[:, ::2].mean(1).argmax(), trait_RN[:, 1::2].mean(1).argmax()
+        by_hand = (trait_RN[second, ::2].mean() + trait_RN[first, 1::2].mean()) / 2
+        assert found.halves == (first, second)
+        assert found.shift.value == pytest.approx(by_hand)
+        assert found.over_prompted is not None
+        assert found.over_prompted.value == pytest.approx(by_hand - 0.5)
+    assert np.mean(largest) > 0.5
+    assert np.mean(figures) == pytest.approx(0.2, abs=0.1)
+
+
+def test_answers_that_could_not_be_scored_choose_nothing():
+    nan = math.nan
+    found = best(["holds", "holds"], [[nan, 0.1, nan, 0.1], [0.3, nan, 0.3, 0.2]], [0.0] * 4)
+    assert found is not None
+    assert (found.index, found.halves) == (1, (1, 1))
+    assert found.shift.n == 3
+
+
+def stops(plateau: int = 0, incoherent: int | bool = 0, stop: bool = True) -> RunConfig:
+    return RunConfig(stop=stop, stop_on_plateau=plateau, stop_when_incoherent=incoherent)
 
 
 def test_a_plateau_is_so_many_rounds_without_more_of_the_trait():
-    for shifts, plateau, stops in (
+    for shifts, plateau, stopped in (
         ((0.1, 0.2, 0.3), 1, False),
         ((0.1, 0.3, 0.3), 1, True),
         ((0.1, 0.3, 0.2), 2, False),
@@ -62,23 +109,36 @@ def test_a_plateau_is_so_many_rounds_without_more_of_the_trait():
         ((0.3,), 1, False),
         ((0.3, 0.1, 0.1, 0.1), 0, False),
     ):
-        reason = why_stop(rounds(*((shift, "holds") for shift in shifts)), plateau, False)
-        assert (reason is not None) == stops, (shifts, plateau)
-        assert reason is None or f"not grown for {plateau} rounds" in reason
+        reason = why_stop(rounds(*((shift, "holds") for shift in shifts)), stops(plateau))
+        assert (reason is not None) == stopped, (shifts, plateau)
+        assert reason is None or f"not grown for {'a round' if plateau == 1 else f'{plateau} rounds'}" in reason
 
 
-def test_an_incoherent_round_stops_a_run_that_asks_for_it():
-    broken = rounds((0.1, "holds"), (0.2, "incoherent"))
-    assert why_stop(broken, 0, False) is None
-    assert why_stop(broken, 0, True) == "round 2 is past a floor of coherence (tail perplexity 12.0 > 10)"
-    assert why_stop(broken[:1], 0, True) is None
-    assert why_stop([], 1, True) is None
+def test_so_many_rounds_in_a_row_past_a_limit_stop_a_run():
+    for verdicts, incoherent, reason in (
+        ("hi", 0, None),
+        ("hi", False, None),
+        ("hi", True, "round 2 is past a limit of coherence (tail perplexity 12.0 > 10)"),
+        ("ih", 1, None),
+        ("hi", 2, None),
+        ("ihi", 2, None),
+        ("hii", 2, "the last 2 rounds are past a limit of coherence (tail perplexity 12.0 > 10)"),
+        ("", 1, None),
+    ):
+        done = rounds(*((0.1, {"h": "holds", "i": "incoherent"}[verdict]) for verdict in verdicts))
+        assert why_stop(done, stops(0, incoherent)) == reason, (verdicts, incoherent)
 
 
-def test_a_readout_that_is_not_valid_for_the_model_chooses_and_stops_nothing():
-    read = rounds((0.3, "not valid"), (0.2, "incoherent"), (0.1, "not valid"))
-    assert best_round(read) is None
-    assert why_stop(read, 1, False) is None
+def test_a_run_stops_by_itself_unless_one_key_says_no():
+    broken, still = rounds(*[(0.1, "incoherent")] * 2), rounds(*[(0.1, "holds")] * 4)
+    for done in (broken, still):
+        assert why_stop(done, RunConfig()) is not None
+        assert why_stop(done[:-1], RunConfig()) is None
+        assert why_stop(done, RunConfig(stop=False)) is None
+
+
+def test_a_readout_that_is_not_valid_for_the_model_stops_nothing():
+    assert why_stop(rounds((0.3, "not valid"), (0.2, "incoherent"), (0.1, "not valid")), stops(1)) is None
 
 
 def test_the_cost_of_coherence_is_the_ratio_with_both_signs_beside_it():

@@ -29,7 +29,11 @@ def test_the_command_exports_an_earlier_round_and_says_where_it_is(run: RunFolde
 def test_the_command_exports_the_best_round_by_name(run: RunFolder) -> None:
     done = heal("export", f"run={run.path}", "round=best", "rank=2", "device=cpu")
     assert done.returncode == 0, done.stderr
-    assert read_record(run.path / "export" / "adapter-roundbest-rank2")["rounds"] == [0, 1]
+    path = run.path / "export" / "adapter-roundbest-rank2"
+    assert read_record(path)["rounds"] == [0, 1]
+    assert "which      round 2, the best one: the most of the trait among the 2 rounds, which all hold" in done.stdout
+    card = (path / "README.md").read_text()
+    assert "the student after round 2 of the 2 rounds that the run had finished, and the best: trait +1.250" in card
 
 
 def test_a_mistake_in_the_command_s_words_is_one_line(run: RunFolder) -> None:
@@ -41,7 +45,7 @@ def test_a_mistake_in_the_command_s_words_is_one_line(run: RunFolder) -> None:
         (["round=0"], "round=0: rounds are counted from 1; the first is round=1"),
         (["round=3"], "round=3: the last finished round is round=2"),
         (["gate=nan"], "finite"),
-        (["round=first"], "expected a number from 1, or best"),
+        (["round=first"], "expected a number from 1, best or last"),
         (["run=no/such/run"], "not a run folder"),
     ]:
         refused(["export", f"run={run.path}", *words], message)

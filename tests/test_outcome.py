@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from heal.config import EvaluationConfig
+from heal.config import EvaluationConfig, ExportConfig
 from heal.console import Console
-from heal.evaluation.metrics import Coherence
+from heal.evaluation.metrics import METRICS, Coherence, Verdict
 from heal.evaluation.results import OUTPUTS
 from heal.evaluation.signal import limits_of, signals
 from heal.evaluation.stats import Estimate
 from heal.export.folder import read_record
 from heal.generation.collect import Completion
 from heal.outcome import base_values, deliver, interval_rows, round_values, show_round, track_round
-from heal.records import jsonl_bytes
+from heal.records import jsonl_bytes, record_bytes
 from heal.run.folder import RunFolder
 from heal.run.manifest import JUDGE
 from heal.run.session import Session
@@ -138,10 +138,11 @@ def run(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     return finished.write_run(tmp_path / "run", tiny_folder)
 
 
-def delivered(run: RunFolder, rounds: int, new: int = 0) -> None:
+def delivered(run: RunFolder, rounds: int, new: int = 0, export: str = "best") -> None:
     """The end of a start that went through so many rounds."""
     student = finished.student(run, rounds - 1)
-    parts = (student.recipe, student.trait, run, student.model, student.accumulator)
+    recipe = replace(student.recipe, export=ExportConfig(export))
+    parts = (recipe, student.trait, run, student.model, student.accumulator)
     deliver(Session(*parts, Console(), Tracker()), [round_metrics(index) for index in range(rounds)], new, 160.0)
 
 
@@ -154,6 +155,27 @@ def test_a_start_of_fewer_rounds_than_the_folder_holds_delivers_those_and_says_s
     assert "made in 1 round of" in (run.adapter / "README.md").read_text()
     assert "the folder holds 2, all in the report; verdict, best round and adapter are of the first 1" in printed
     assert f"heal chat run={run.path} round=1" in printed
+
+
+def test_a_run_delivers_its_best_round_unless_asked_for_the_last(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Round 2 is past a limit here; the adapter is that of round 1, and says so wherever it is met."""
+    broken = replace(round_metrics(1), verdict=Verdict("incoherent", "looping answers 33% > 0.25"))
+    run.finish(run.round(1), JUDGE, {METRICS: record_bytes(broken)}, 0.0)
+    delivered(run, 2)
+    printed, card = capsys.readouterr().out, (run.adapter / "README.md").read_text()
+    assert (run.exported(), run.delivered()) == ([0], [0, 1])
+    assert "use        round 1: trait +0.250 [+0.250, +0.250] nats/token over base; the only one of 2 rounds" in printed
+    assert f"adapter    {run.adapter} (round 1 of 2)" in printed
+    assert f"heal chat run={run.path}\n" in printed
+    assert "It is the student after round 1 of the 2 rounds that the run had finished, and the best" in card
+
+    delivered(run, 2, export="last")
+    card = (run.adapter / "README.md").read_text()
+    assert run.exported() == [0, 1]
+    assert f"heal chat run={run.path} round=2" in capsys.readouterr().out
+    assert "It is the student after round 2 of the 2 rounds that the run had finished. The best is round 1" in card
 
 
 def test_a_start_of_all_rounds_delivers_them_all_and_counts_those_that_it_made(

@@ -13,10 +13,12 @@ from heal.evaluation.surgical import SurgicalInformedness
 from heal.records import record_bytes, records_bytes
 from heal.report.build import build_report
 from heal.report.completions import DROPPED, KEPT, samples
+from heal.report.headline import afterwards, headline
 from heal.report.page import notes
 from heal.report.results import Answer, read_results
 from heal.report.tables import round_table
 from heal.report.words import audits, glossary, remarks, settings
+from heal.run.best import read_best
 from heal.run.folder import RunFolder
 from tests.reported import (
     HOSTILE,
@@ -62,7 +64,6 @@ def test_page_shows_what_the_run_found(run: RunFolder, html: str) -> None:
         assert f"{metrics.coh_cost.ratio:.3f}" in text
     for piece in ("18 of 24", "0.988", "0.870", "0.432", "25 %", "1.550", "repetition", "narration", "learning_rate"):
         assert piece in text, piece
-    assert "after 2 rounds the persona log-ratio is" in text
     assert text.count("The best round:") == 1
     assert all(text.count(prompt) >= 2 for prompt in PROMPTS)
 
@@ -76,7 +77,7 @@ def test_one_round_whose_numbers_are_missing(tmp_path: Path) -> None:
     assert any(reason and reason.startswith("no completions held out") for reason in reasons)
     assert any(reason and reason.startswith("the interval of the trait") for reason in reasons)
     assert "not finite: tail_perplexity" in page.text
-    assert "after one round" in page.text
+    assert "Use no round: none of 1 holds." in page.text
     assert "nan" not in page.text.lower().replace("finance", "")
 
 
@@ -229,10 +230,42 @@ def test_trait_and_coherence_stand_in_the_stages_table_and_not_among_the_side_ef
     assert "opposite persona" in stages
 
 
-def test_coherence_is_the_margin_and_p_ans_any_goes_by_its_own_name(run: RunFolder, html: str) -> None:
-    coherence = RoundMetrics.load(run.round(1)).coherence
-    term = signals()[coherence.worst].term
-    assert f"The coherence margin is {coherence.margin:.2f} (worst signal: {term}); p_ans_any 0." in plain(html)
+def test_the_headline_decides(run: RunFolder, html: str) -> None:
+    """Which round, its trait over base and beside prompting, margin and what binds it, relevance, and its command."""
+    best = read_best(run, run.rounds())
+    assert best is not None
+    coherence, text = best.metrics.coherence, plain(html)
+    prompted = BaselineMetrics.load(run.baseline).prompted[TRAIT].delta
+    for piece in (
+        f"Use round {best.metrics.round} of 2: it holds, with {best.choice.shift:+.3f} nats/token of the trait over",
+        f"prompting with the persona gives {prompted:+.3f}, a difference of {best.choice.over_prompted:+.3f}",
+        f"coherence margin {coherence.margin:.2f} (1 as at base, 0 at a limit), bound by "
+        f"{signals()[coherence.worst].term}",
+        "answers speak to their own prompt 1.00 of the time (base 1.00)",
+        "It is the last round, and 3 were planned.",
+        f"heal export run={run.path} round=2",
+    ):
+        assert piece in text, piece
+
+
+def test_the_headline_says_what_came_after_the_best_round_or_that_none_is_to_be_used(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", rounds=5)
+    before = [RoundMetrics.load(folder.round(index)) for index in folder.rounds()]
+    broken = Verdict("incoherent", "looping answers 33% > 0.25")
+    for verdicts, said in (
+        ({2: broken, 3: broken, 4: broken}, ("Use round 2 of 5", f"rounds 3 to 5 incoherent ({broken.reason})")),
+        ({1: broken, 2: broken, 4: broken}, ("Use round 4 of 5", f"After it: round 5 incoherent ({broken.reason}).")),
+        (dict.fromkeys(range(5), broken), ("Use no round: none of 5 holds.", "rounds 1 to 5 incoherent")),
+    ):
+        for index, metrics in enumerate(before):
+            one = replace(metrics, verdict=verdicts.get(index, metrics.verdict))
+            rewrite(folder, "metrics.json", record_bytes(one), index)
+        results = read_results(folder)
+        opening = f"{headline(results)} {afterwards(results)}"
+        assert all(piece in plain(opening) for piece in said), opening
+
+
+def test_coherence_goes_by_its_own_name(html: str) -> None:
     assert not re.search(r"coherence,? (of )?p_ans_any|p_ans_any,? coherence", plain(html))
 
 
@@ -278,4 +311,4 @@ def test_a_trait_whose_readout_is_not_valid_is_said_first(tmp_path: Path) -> Non
     folder = write_run(tmp_path / "run", rounds=1)
     metrics = replace(RoundMetrics.load(folder.round(0)), verdict=Verdict("not valid", "because"))
     rewrite(folder, "metrics.json", record_bytes(metrics))
-    assert "not valid for this model, so nothing is shown: after one round" in plain(page_of(folder))
+    assert "not valid for this model, so nothing is shown." in plain(page_of(folder))

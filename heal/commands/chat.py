@@ -14,7 +14,8 @@ from heal.config import key
 from heal.environment import quiet_libraries
 from heal.errors import UserError
 from heal.guard import command
-from heal.options import options_help, read_options, resolve_device, round_index
+from heal.options import options_help, read_options, resolve_device
+from heal.run.best import meant_round
 from heal.run.folder import RunFolder
 
 USAGE = 'heal chat run=FOLDER [prompt="..."] [key=value ...]'
@@ -34,7 +35,7 @@ class Options:
     alpha: float = key(1.0, "dose of the steered answer, a multiple of c*")
     tokens: int = key(128, "token budget of an answer", 1)
     temperature: float = key(0.0, "sampling temperature; 0: greedy", 0)
-    round: int | None = key(None, "which round, counted from 1; none: the last one")
+    round: str | None = key(None, "which round: counted from 1, best or last; none: what the run's export.round says")
     seed: int = key(0, "seed of the sampling", 0)
     device: str = key("auto", "auto, cpu, cuda, cuda:1 ...")
 
@@ -49,12 +50,13 @@ def chat(words: Sequence[str]) -> None:
     options = read_options(Options, words)
     folder = RunFolder(Path(options.run).expanduser())
     folder.recipe()  # a folder that is no run is said at once, and so is a round that is none
-    last = None if options.round is None else round_index(options.round, folder.readable(options.round - 1))
+    last, which = meant_round(folder, options.round)
     if options.prompt is not None and not options.prompt.strip():
         raise UserError("prompt=: the prompt is empty")
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     console.print(Text("loading the run ...", style="dim"))
     answer, heads = load(folder, options, last)
+    console.print(Text(which, style="dim"))
     if options.prompt is not None:
         show(console, heads, answer, options.prompt)
         return

@@ -9,11 +9,10 @@ from heal.config import ModelConfig, key
 from heal.console import Console
 from heal.environment import quiet_libraries
 from heal.errors import UserError
-from heal.evaluation.choice import best_round
-from heal.evaluation.metrics import RoundMetrics
 from heal.guard import command
 from heal.memory import memory_told
-from heal.options import options_help, output_path, read_options, resolve_device, round_index
+from heal.options import options_help, output_path, read_options, resolve_device
+from heal.run.best import meant_round
 from heal.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -43,7 +42,9 @@ class Options:
         "rounds/00/vector.safetensors",
     )
     format: Literal["adapter", "model"] = key("adapter", "a PEFT LoRA folder, or a whole model with the update merged")
-    round: str | None = key(None, "the last round to include, counted from 1, or best; none: the last one")
+    round: str | None = key(
+        None, "the last round to include: counted from 1, best or last; none: what the run's export.round says"
+    )
     gate: float = key(1.0, "multiplier of the whole update; 1: as trained")
     rank: int | None = key(None, "truncate the adapter to this rank by SVD; none: exact", 1)
     c: float | None = key(None, "of a vector: the coefficient, of either sign; none: the vector's c_star")
@@ -108,7 +109,7 @@ def check(options: Options) -> None:
 def export_run(options: Options, folder: RunFolder) -> None:
     """Loads the student, exports it, prints what came out."""
     folder.recipe()  # a folder that is no run is said at once, and so is a round that is none
-    last_round = chosen_round(folder, options.round)
+    last_round, which = meant_round(folder, options.round)
     path = Path(options.out).expanduser() if options.out is not None else run_path(folder, options)
     console = Console()
     load_libraries(console, path)
@@ -118,6 +119,7 @@ def export_run(options: Options, folder: RunFolder) -> None:
         student = load_student(folder, resolve_device(options.device), last_round)
         rank, last = student.accumulator.history_rank, student.rounds[-1]
         line.result(f"{student.recipe.model.name} after round {last + 1}, rank {rank}")
+    console.say(f"which      {which}")
     with console.step("export") as line:
         with memory_told("while exporting", "set device=cpu"):
             written = write_student(student, path, options)
@@ -206,21 +208,6 @@ def load_libraries(console: Console, path: Path) -> None:
     from heal.export.folder import check_place
 
     check_place(path)
-
-
-def chosen_round(folder: RunFolder, text: str | None) -> int | None:
-    """The index of the round that `round=text` means; None for the last one."""
-    if text is None:
-        return None
-    if text.isdecimal() and len(text) < 10:
-        return round_index(int(text), folder.readable(int(text) - 1))
-    if text != "best":
-        raise UserError(f"round={text}: expected a number from 1, or best")
-    rounds = folder.readable()
-    best = best_round([RoundMetrics.load(folder.round(index)) for index in rounds])
-    if best is None:
-        raise UserError(f"round=best: no round of {folder.path} is coherent with a valid trait shift above zero")
-    return rounds[best]
 
 
 def run_path(folder: RunFolder, options: Options) -> Path:

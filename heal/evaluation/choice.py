@@ -1,52 +1,111 @@
-"""Which round is best, and whether another one is worth it: rules over the rounds' metrics, nothing else."""
+"""Which round is best, and whether another one is worth it: rules over the rounds' metrics, nothing else.
 
+docs/method.md, The best round.
+"""
+
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from heal.evaluation.metrics import RoundMetrics
+from heal.evaluation.stats import Estimate, paired_difference, point
+
+if TYPE_CHECKING:
+    from heal.config import RunConfig
 
 BROKEN = ("not finite", "incoherent")  # verdicts of a round that is past a limit of coherence
 NOT_VALID = "not valid"  # that of a coherent round whose model the trait's readout says nothing about
+HOLDS = "holds"
+
+# A trait score for each held-out prompt, in the same order everywhere; NaN where an answer could not be scored.
+Scores = Sequence[float]
 
 
-def best_round(rounds: Sequence[RoundMetrics]) -> int | None:
-    """The round with the largest trait shift among those that are coherent and whose shift is above zero.
+@dataclass(frozen=True)
+class Choice:
+    """The best round, and what it is worth where it was not chosen by the same prompts.
 
-    Among rounds on the trait-coherence front that are all past no limit, more of the trait is better; the
-    first of equals. None where no round qualifies, or the trait's readout is not valid for the model.
-
-    Returns:
-        its index in `rounds`.
+    Attributes:
+        index: of the best round.
+        halves: the rounds that either half of the prompts chooses.
+        scores: the trait at each prompt, after the round that the half without it chooses.
+        shift: these scores over base's.
+        over_prompted: these scores less those of base under the positive persona; None where that was not measured.
     """
-    if _unreadable(rounds):
+
+    index: int
+    halves: tuple[int, int]
+    scores: tuple[float, ...]
+    shift: Estimate
+    over_prompted: Estimate | None
+
+    @property
+    def agreed(self) -> bool:
+        """Whether both halves of the prompts choose that round."""
+        return self.halves == (self.index, self.index)
+
+
+def best_round(
+    verdicts: Sequence[str], trait: Sequence[Scores], base: Scores, prompted: Scores | None, resamples: int, seed: int
+) -> Choice | None:
+    """The round with the most of the trait among those that hold; None where none does. The first of equals.
+
+    A round that was chosen for a figure flatters itself by it. The figure is therefore given by the prompts that did
+    not choose: every other prompt chooses a round, the remaining ones score it, and the other way round; the two
+    halves are averaged. The round itself is chosen by all prompts.
+
+    Args:
+        verdicts: the label of each round's verdict.
+        trait: the scores of each round.
+        base, prompted: those of base, and of base under the positive persona.
+        resamples, seed: of the bootstrap over prompts; the choices stand still in it.
+    """
+    holding = [index for index, verdict in enumerate(verdicts) if verdict == HOLDS]
+    if not holding:
         return None
-    eligible = [index for index, metrics in enumerate(rounds) if _coherent(metrics) and metrics.trait.delta.low > 0]
-    return max(eligible, key=lambda index: (rounds[index].trait.delta.value, -index), default=None)
+
+    def most(prompts: Sequence[int]) -> int:
+        values = {index: point([trait[index][prompt] for prompt in prompts], "mean") for index in holding}
+        return max(holding, key=lambda index: -math.inf if math.isnan(values[index]) else values[index])
+
+    places = range(len(base))
+    halves = most(places[::2]), most(places[1::2])
+    scores = [trait[halves[1 - place % 2]][place] for place in places]
+    return Choice(
+        most(places),
+        halves,
+        tuple(scores),
+        paired_difference(scores, base, "mean", resamples, seed),
+        None if prompted is None else paired_difference(scores, prompted, "mean", resamples, seed),
+    )
 
 
-def why_stop(rounds: Sequence[RoundMetrics], plateau: int, when_incoherent: bool) -> str | None:
+def why_stop(rounds: Sequence[RoundMetrics], settings: "RunConfig") -> str | None:
     """Why no further round should be run, in a few words; None to go on.
 
     Args:
         rounds: the rounds so far.
-        plateau: stop when the trait shift of so many last rounds is no larger than before them; 0: never. Not asked
-            where the trait's readout is not valid for the model.
-        when_incoherent: stop after a round past a limit of coherence.
+        settings: `stop` says whether a run may end early at all; `stop_when_incoherent` after how many rounds in a row
+            past a limit of coherence; `stop_on_plateau` when the trait shift of how many last rounds is no larger than
+            before them, which is not asked where the trait's readout is not valid for the model. 0 asks for neither.
     """
-    if not rounds:
+    if not settings.stop:
         return None
-    if when_incoherent and not _coherent(rounds[-1]):
-        return f"round {len(rounds)} is past a floor of coherence ({rounds[-1].verdict.reason})"
-    if plateau and len(rounds) > plateau and not _unreadable(rounds):
+    incoherent, plateau = int(settings.stop_when_incoherent), settings.stop_on_plateau
+    if incoherent and len(rounds) >= incoherent and not any(_coherent(metrics) for metrics in rounds[-incoherent:]):
+        past = f"round {len(rounds)} is" if incoherent == 1 else f"the last {incoherent} rounds are"
+        return f"{past} past a limit of coherence ({rounds[-1].verdict.reason})"
+    if plateau and len(rounds) > plateau and not any(metrics.verdict.label == NOT_VALID for metrics in rounds):
         shifts = [metrics.trait.delta.value for metrics in rounds]
         before, since = max(shifts[:-plateau]), max(shifts[-plateau:])
         if not since > before:
-            return f"the trait has not grown for {plateau} rounds ({since:+.3f} against {before:+.3f} nats/token)"
+            return (
+                f"the trait has not grown for {'a round' if plateau == 1 else f'{plateau} rounds'} "
+                f"({since:+.3f} against {before:+.3f} nats/token)"
+            )
     return None
 
 
 def _coherent(metrics: RoundMetrics) -> bool:
     return metrics.verdict.label not in BROKEN
-
-
-def _unreadable(rounds: Sequence[RoundMetrics]) -> bool:
-    return any(metrics.verdict.label == NOT_VALID for metrics in rounds)

@@ -37,13 +37,20 @@ def export_adapter(student: Student, path: Path, gate: float = 1.0, rank: int | 
         UserError: nothing to export, a rank out of range, or `path` is taken by something else.
         ExportError: the export differs from the student; nothing is left on disk.
     """
-    return write_adapter(student, path, partial(model_card, student, gate), student.rounds, gate, rank)
+    card, among = partial(model_card, student, gate), student.among
+    return write_adapter(student, path, card, student.rounds, gate, rank, student.rounds if among is None else among)
 
 
 def write_adapter(
-    student: Exportable, path: Path, card: Card, rounds: Sequence[int], gate: float, rank: int | None
+    student: Exportable,
+    path: Path,
+    card: Card,
+    rounds: Sequence[int],
+    gate: float,
+    rank: int | None,
+    among: Sequence[int] = (),
 ) -> Export:
-    """The same for any student, with a card of its own; `rounds` are those of the record."""
+    """The same for any student, with a card of its own; `rounds` and `among` are those of the record."""
     check_place(path)
     factors = history_factors(student.accumulator, gate)
     if rank is not None:
@@ -62,7 +69,7 @@ def write_adapter(
         found = verify_adapter(student, folder, factors, gate)
         (folder / "README.md").write_text(card(factors.rank, lost, found), encoding="utf-8")
         facts = {"rank": factors.rank, "lost": lost, "agreement": asdict(found)}
-        write_record(folder, format="adapter", rounds=list(rounds), gate=gate, **facts)
+        write_record(folder, format="adapter", rounds=list(rounds), among=list(among), gate=gate, **facts)
     return Export(path, found, factors.rank, lost, size(path), student.config.load_4bit)
 
 

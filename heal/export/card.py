@@ -17,6 +17,7 @@ from heal.models.checkpoint import loading_class
 from heal.models.embedded import NAME as EMBEDDED_NAME
 from heal.models.four_bit import as_code
 from heal.report.words import loss
+from heal.run.best import Best, read_best
 from heal.run.student import Student
 
 EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"
@@ -39,11 +40,13 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
         UserError: the metrics of the baseline or of a round are missing, or not what heal writes.
     """
     rounds = [RoundMetrics.load(student.folder.round(index)) for index in student.rounds]
+    among = student.folder.rounds() if student.among is None else student.among
     baseline = BaselineMetrics.load(student.folder.baseline)
     parts = [
         _front_matter(student, base_name(student.config), rank),
         f"# {escaped(student.trait.name)}: {escaped(base_name(student.config))}",
         _what(student, gate, rank, lost, found),
+        _which(rounds[-1].round, len(among), read_best(student.folder, among)),
         _trait(student),
         _method(student),
         _doses(rounds),
@@ -122,6 +125,16 @@ def _what(
         f"{found}."
     )
     return "\n".join(lines)
+
+
+def _which(number: int, rounds: int, best: Best | None) -> str:
+    """Which of the run's rounds this is, and which is the best."""
+    this = f"It is the student after round {number} of the {counted(rounds, 'round')} that the run had finished"
+    if best is None:
+        return f"{this}. No round holds (see the verdict below), so none is to be preferred."
+    if best.metrics.round == number:
+        return f"{this}, and the best: {best.said}."
+    return f"{this}. The best is round {best.metrics.round}: {best.said}."
 
 
 def _trait(student: Exportable) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from heal.evaluation.choice import best_round
 from heal.evaluation.metrics import RoundMetrics, Summary
-from heal.evaluation.signal import TRAIT, described, signals
+from heal.evaluation.signal import TRAIT, signals
 from heal.report import numbers
 from heal.report.completions import samples
+from heal.report.headline import afterwards, commands, headline
 from heal.report.results import Answer, Results, Round
 from heal.report.tables import columns, round_table, side_effects, ways
 from heal.report.words import audits, glossary, remarks, settings
@@ -53,16 +53,6 @@ FIGURES = {
     ),
 }
 
-# How the page opens, by the last round's verdict; `reason` is the verdict's own.
-LEADS = {
-    "holds": "The trait holds and the model stays coherent",
-    "no trait shift": "No shift of the trait is shown",
-    "incoherent": "The model came out incoherent ({reason})",
-    "not valid": "The trait’s readout is not valid for this model, so nothing is shown",
-    "off-target": "The shift is not the trait’s alone",
-    "not finite": "Some signals are not numbers ({reason})",
-}
-
 
 def render(results: Results, figures: dict[str, bytes]) -> bytes:
     """The whole page, UTF-8.
@@ -85,8 +75,10 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         results=results,
         recipe=results.recipe,
         trait=results.facts.trait,
-        last=results.last,
+        shown_round=results.shown,
         headline=headline(results),
+        afterwards=afterwards(results),
+        commands=commands(results),
         comparison=comparison(results),
         remarks=remarks(results),
         audits=audits(results),
@@ -97,11 +89,11 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         stages=stage_rows(results),
         ways=ways(results),
         rounds=round_table(results),
-        best=best_round([finished.metrics for finished in results.rounds]),
+        best=results.best,
         reasons=sorted(reasons),
         samples=[samples(finished) for finished in results.rounds],
         answers=[
-            (finished.number, finished is results.last, answers(results, finished)) for finished in results.rounds
+            (finished.number, finished is results.shown, answers(results, finished)) for finished in results.rounds
         ],
         figures=_figures(figures),
     )
@@ -136,45 +128,15 @@ def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def headline(results: Results) -> Markup:
-    """The last round's verdict in one sentence, with the numbers it rests on."""
-    last = results.last
-    verdict, least, trait = last.metrics.verdict, last.metrics.coherence, last.metrics.trait
-    return Markup(
-        "{lead}: after {rounds} the persona log-ratio is {trait} nats/token, {shift} over base "
-        "(n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n} prompts). The coherence margin is {margin} (worst signal: {worst})"
-        "{others}."
-    ).format(
-        lead=LEADS.get(verdict.label, verdict.label).format(reason=verdict.reason),
-        rounds="one round" if len(results.rounds) == 1 else f"{len(results.rounds)} rounds",
-        trait=numbers.number(trait.value),
-        shift=numbers.interval(trait.delta, sign=True),
-        n=trait.delta.n,
-        margin=numbers.number(least.margin, 2),
-        worst=signals()[least.worst].term if least.worst in signals() else least.worst,
-        others=_others(last.healed),
-    )
-
-
-def _others(healed: Summary) -> Markup:
-    """`; p_ans_any 0.970, tail perplexity 2.10`: what stands beside the trait and the margin."""
-    beside = [
-        Markup("{} {}").format(signal.term, numbers.number(healed[signal.name].value, signal.digits))
-        for signal in described(healed)
-        if signal.headline
-    ]
-    return Markup("; ") + Markup(", ").join(beside) if beside else Markup("")
-
-
 def comparison(results: Results) -> Markup:
     """The trait at the other stages, in one sentence."""
-    last = results.last
+    last = results.shown
     (trait,) = (column for column in columns(results) if column.signal.name == TRAIT)
     steered = Markup("")
     if last.steered is not None:
         steered = Markup("steered at c* (round {}) {}; ").format(last.number, trait.whole(last.steered))
     return Markup(
-        "The same measure elsewhere: base {base}; base prompted with the positive persona {prompted}; "
+        "The persona log-ratio itself, in nats/token: base {base}; base prompted with the positive persona {prompted}; "
         "{steered}healed (round {number}) {healed}."
     ).format(
         base=trait.whole(results.base),

@@ -15,6 +15,7 @@ from heal.evaluation.validity import valid_names
 from heal.generation.collect import Completion
 from heal.healing.log import StepLog, read_log
 from heal.records import as_record, read_json, read_jsonl, read_record, read_records
+from heal.run.best import Best, read_best
 from heal.run.folder import Facts, RunFolder
 
 
@@ -98,6 +99,8 @@ class Results:
         prompted_answers: in the order of the prompts.
         baseline_seconds: wall time of the baseline's steps.
         rounds: the finished rounds, at least one.
+        best: which of them to use; None where none holds.
+        path: of the run, as commands name it.
     """
 
     recipe: Recipe
@@ -113,6 +116,13 @@ class Results:
     prompted_answers: list[Answer]
     baseline_seconds: dict[str, float]
     rounds: tuple[Round, ...]
+    best: Best | None
+    path: Path
+
+    @property
+    def shown(self) -> Round:
+        """The round that the page speaks of: the best one, or the last where none holds."""
+        return self.rounds[self.best.choice.index] if self.best else self.last
 
     @property
     def last(self) -> Round:
@@ -149,6 +159,8 @@ def read_results(folder: RunFolder) -> Results:
         prompted_answers=_read_answers(folder.baseline / OUTPUTS).get("prompted", []),
         baseline_seconds=folder.seconds(folder.baseline),
         rounds=tuple(_read_round(folder, index) for index in indices),
+        best=read_best(folder, indices),
+        path=folder.path,
     )
 
 

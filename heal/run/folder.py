@@ -29,7 +29,7 @@ EXPORT_RECORD = "heal_export.json"
 _LOST = "put it back, or start the run anew elsewhere"
 
 # Keys that may change between two starts of one run: they do not change what it computes.
-FREE_KEYS = ("run.rounds", "run.stop_", "run.root", "run.name", "tracking.", "compute.")
+FREE_KEYS = ("run.rounds", "run.stop", "run.root", "run.name", "export.", "tracking.", "compute.")
 # Keys that say where something lies: a user may write another place into recipe.yaml after moving it.
 PLACES = ("model.name", "model.chat_template")
 # What a start that was killed before the run began may have left in its folder.
@@ -79,9 +79,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Exported:
-    """What the record of an export says to other commands: its rounds (from 0), and the SHA-256 of its files."""
+    """What the record of an export says to other commands: its rounds (from 0), and the SHA-256 of its files.
+
+    `among` are the rounds among which the last of them was chosen; None: an earlier version, which took the last.
+    """
 
     rounds: tuple[int, ...] = ()
+    among: tuple[int, ...] | None = None
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -106,12 +110,21 @@ class RunFolder:
 
     def exported(self) -> list[int]:
         """The rounds that are in that adapter, as its record says; empty where there is none, or it is damaged."""
+        return list(self._exported().rounds)
+
+    def delivered(self) -> list[int]:
+        """The rounds among which that adapter's last one was chosen: those that the run had gone through by then."""
+        record = self._exported()
+        return list(record.rounds if record.among is None else record.among)
+
+    def _exported(self) -> Exported:
+        """The record of that adapter; one of no rounds where there is none, or it is damaged."""
         record = self.adapter / EXPORT_RECORD
         if not record.is_file():
-            return []
+            return Exported()
         written = read_record(Exported, record)
         intact = all(holds(self.adapter / name, known) for name, known in written.files.items())
-        return list(written.rounds) if intact else []
+        return written if intact else Exported()
 
     @property
     def baseline(self) -> Path:

@@ -41,6 +41,6 @@ class Session:
         """Where the optimiser steps of a round (counted from 1) are logged as they are made."""
         return lambda log: self.tracker.step_log(number, self.recipe.heal.epochs, log)
 
-    def student(self, rounds: list[int]) -> Student:
-        """The student as it stands now, with `rounds` folded into it; the folder may hold more."""
-        return Student(self.recipe, self.trait, self.folder, self.model, self.accumulator, rounds)
+    def student(self, rounds: list[int], among: list[int] | None = None) -> Student:
+        """The student as it stands now, with `rounds` folded into it; see `Student`."""
+        return Student(self.recipe, self.trait, self.folder, self.model, self.accumulator, rounds, among)

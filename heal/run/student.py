@@ -18,7 +18,12 @@ from heal.trait import Trait
 
 @dataclass(frozen=True)
 class Student:
-    """A run's model as it stands after its finished rounds (counted from 0), and what it came from."""
+    """A run's model as it stands after its finished rounds (counted from 0), and what it came from.
+
+    Attributes:
+        rounds: those that are in it.
+        among: the finished rounds among which the last of them was chosen; None: all that the folder holds.
+    """
 
     recipe: Recipe
     trait: Trait
@@ -26,6 +31,7 @@ class Student:
     model: LanguageModel
     accumulator: Accumulator
     rounds: list[int]
+    among: list[int] | None = None
 
     @property
     def config(self) -> ModelConfig:

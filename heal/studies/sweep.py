@@ -63,12 +63,11 @@ class Cell:
             return False
         recipe, _ = run.as_begun(recipe)
         run.refuse_other(recipe, facts_of(recipe, load_trait(recipe.trait), run.started().dtype))
-        exported = run.exported()
-        if not (run.report / "index.html").is_file() or exported != run.rounds()[: len(exported)]:
+        done = run.delivered()
+        if not (run.report / "index.html").is_file() or done != run.rounds()[: len(done)]:
             return False
-        metrics = [RoundMetrics.load(run.round(index)) for index in exported]
-        stopped = why_stop(metrics, recipe.run.stop_on_plateau, recipe.run.stop_when_incoherent)
-        return len(metrics) >= self.rounds or stopped is not None
+        metrics = [RoundMetrics.load(run.round(index)) for index in done]
+        return len(metrics) >= self.rounds or why_stop(metrics, recipe.run) is not None
 
 
 def cells(words: Sequence[str]) -> list[Cell]:

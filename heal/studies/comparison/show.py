@@ -28,6 +28,8 @@ def header() -> list[str]:
         "saturated after",
         "coherent until",
         "holds",
+        "best round",
+        "its shift",
         *(f"p {signal.term}" for signal in tested()),
     ]
 
@@ -39,7 +41,9 @@ def caption() -> str:
         f"After the last round; mean over seeds, 95 % intervals over seeds and prompts. {notes}; over base: the paired "
         "difference of the trait; margin: of the worst valid coherence signal, 1 as at base and 0 at its limit; "
         "coh_cost: |d p_ans_any| over |d trait|, blank where the trait's interval includes 0; saturated after: rounds "
-        "until 0.9 of the largest shift; coherent until: rounds before the first past a limit of coherence; p: against "
+        "until 0.9 of the largest shift; coherent until: rounds before the first past a limit of coherence; best round: of each seed, the "
+        "one with the most trait among those that hold, and its shift on prompts that did not choose it, over the seeds "
+        "that have one; p: against "
         "the first trained arm, paired by prompt, Holm-adjusted, blank where prompts or rounds differ; n: held-out "
         "prompts. Base, prompted and raw steering are not trained."
     )
@@ -69,6 +73,8 @@ def cells(line: Line) -> list[str]:
         "" if line.saturation is None else f"{line.saturation:.1f}",
         "" if line.coherent is None else f"{line.coherent:.1f}",
         "" if line.holds is None else f"{line.holds} of {len(line.arm.runs)}",
+        ", ".join("none" if number is None else str(number) for number in line.best),
+        _interval(line.best_shift, sign=True),
         *(_p_value(line.p[signal.name]) for signal in tested()),
     ]
 
