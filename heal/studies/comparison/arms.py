@@ -240,8 +240,9 @@ def _best(arm: Arm, settings: Settings) -> tuple[tuple[int | None, ...], Estimat
         for run in arm.runs
     ]
     chosen = [(choice.scores, run.values(TRAIT, BASE)) for choice, run in zip(choices, arm.runs, strict=True) if choice]
-    shift = over_seeds(*zip(*chosen, strict=True), "mean", settings.resamples, settings.seed) if chosen else None
-    return tuple(choice and choice.index + 1 for choice in choices), shift
+    scores, base = [side[0] for side in chosen], [side[1] for side in chosen]
+    shift = over_seeds(scores, base, "mean", settings.resamples, settings.seed) if chosen else None
+    return tuple(None if choice is None else choice.index + 1 for choice in choices), shift
 
 
 def _cost(arm: Arm, settings: Settings) -> CoherenceCost | None:

@@ -41,11 +41,10 @@ def caption() -> str:
         f"After the last round; mean over seeds, 95 % intervals over seeds and prompts. {notes}; over base: the paired "
         "difference of the trait; margin: of the worst valid coherence signal, 1 as at base and 0 at its limit; "
         "coh_cost: |d p_ans_any| over |d trait|, blank where the trait's interval includes 0; saturated after: rounds "
-        "until 0.9 of the largest shift; coherent until: rounds before the first past a limit of coherence; best round: of each seed, the "
-        "one with the most trait among those that hold, and its shift on prompts that did not choose it, over the seeds "
-        "that have one; p: against "
-        "the first trained arm, paired by prompt, Holm-adjusted, blank where prompts or rounds differ; n: held-out "
-        "prompts. Base, prompted and raw steering are not trained."
+        "until 0.9 of the largest shift; coherent until: rounds before the first past a limit of coherence; best round "
+        "of each seed: the most trait among those that hold; its shift: on prompts that did not choose it, over the "
+        "seeds that have one; p: against the first trained arm, paired by prompt, Holm-adjusted, blank where prompts "
+        "or rounds differ; n: held-out prompts. Base, prompted and raw steering are not trained."
     )
 
 
