@@ -1,6 +1,6 @@
 """The loop, to be read beside the diagram of a round in the README:
 
-base -> extract -> calibrate -> generate and filter -> heal -> fold -> measure -> judge -> next round
+base -> extract -> calibrate -> generate and filter -> heal -> fold -> measure -> drift -> judge -> next round
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from heal.run.student import lora_seed
 from heal.steering.vector import SteeringVector
 from heal.steps.baseline import Baseline, measure_baseline, measure_doses
 from heal.steps.calibrate import Calibrate
+from heal.steps.drift import Drift
 from heal.steps.extract import Extract
 from heal.steps.generate import Generate
 from heal.steps.heal import ADAPTER, Heal
@@ -79,6 +80,9 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
         student.merge(run(Merge(model, student, collection.kept, recipe.compute.merge_limit), at).taken)
 
     after = run(measured.stage("healed", student.student), at)
+    drift = None
+    if not session.folder.finished(at, JUDGE):  # a round that an earlier version judged has none
+        drift = run(Drift(model, student, collection.kept, after.answers), at).figures
     first = earlier[0].vector if earlier else vector
     judged = run(
         Judge(
@@ -90,6 +94,7 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
             cosine_to_first=vector.cosine(first),
             steered=steered,
             healed=after,
+            drift=drift,
         ),
         at,
     )

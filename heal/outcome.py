@@ -30,8 +30,9 @@ def show_round(session: Session, metrics: RoundMetrics) -> None:
             "dose": f"c* {dose.c_star:.3f} at p95 {dose.p95:.2f} nats",
             "kept": f"{generation.kept} of {generation.made}",
             "loss": f"{training.loss:.3f}",
-            "D": f"{training.D_mean:.2f} nats",
-            "barrier on": f"{training.barrier_on:.0%}",
+            **({} if training.D_mean is None else {"D": f"{training.D_mean:.2f} nats"}),
+            **({} if training.barrier_on is None else {"barrier on": f"{training.barrier_on:.0%}"}),
+            **({} if metrics.drift is None else {"drift": metrics.drift.said}),
             "trait": interval(metrics.trait) + " nats/token",
             "over base": interval(metrics.trait.delta, sign=True),
             "coherence": f"{metrics.coherence.margin:.2f} ({metrics.coherence.worst})",
@@ -61,6 +62,9 @@ def round_values(metrics: RoundMetrics) -> dict[str, float]:
     }
     for part in ("dose", "generation", "training"):
         values |= {f"{part}/{name}": value for name, value in _numbers(asdict(getattr(metrics, part)))}
+    for texts, divergences in ({} if metrics.drift is None else metrics.drift.by_text).items():
+        for divergence, spread in divergences.items():
+            values |= {f"drift/{texts}/{divergence}_{name}": value for name, value in _numbers(asdict(spread))}
     for stage in ("steered", "healed"):
         values |= {f"{stage}/{name}": value for name, value in _signals(getattr(metrics, stage) or {})}
     values |= {f"valid/{name}": float(name in metrics.valid) for name in metrics.healed}

@@ -118,6 +118,19 @@ def token_divergences(
     return _pooled(language_model, divergences, states_p, states_q)
 
 
+def token_divergences_both_ways(
+    language_model: LanguageModel, states_p: Sequence[Tensor], states_q: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`KL(p || q)` and `KL(q || p)`, each as `token_divergences` gives it, from one product with the head."""
+
+    def divergences(p_ND: Tensor, q_ND: Tensor) -> Tensor:
+        p_NV, q_NV = language_model.logits(p_ND), language_model.logits(q_ND)
+        return torch.stack([kl_divergence(p_NV, q_NV), kl_divergence(q_NV, p_NV)], -1)
+
+    both = _pooled(language_model, divergences, states_p, states_q)
+    return [kl_N2[:, 0] for kl_N2 in both], [kl_N2[:, 1] for kl_N2 in both]
+
+
 @torch.no_grad()
 def _pooled(
     language_model: LanguageModel,

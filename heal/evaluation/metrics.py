@@ -70,15 +70,59 @@ class GenerationFigures:
 
 @dataclass(frozen=True)
 class TrainingFigures:
-    """Means over the last epoch's optimiser steps, and the last validation (None: nothing was held out)."""
+    """Means over the last epoch's optimiser steps, and the last validation (None: nothing was held out).
+
+    D is the barrier's own divergence: None where the recipe has no barrier. `DriftFigures` has every arm's.
+    """
 
     loss: float
     ce: float
-    D_mean: float
-    D_max: float
-    barrier_on: float
+    D_mean: float | None = None
+    D_max: float | None = None
+    barrier_on: float | None = None
     validation_ce: float | None = None
     validation_D: float | None = None
+
+    @property
+    def measured(self) -> "TrainingFigures":
+        """The same without a D of exactly 0, which is what earlier versions wrote where no divergence was computed."""
+        return self if self.D_max else replace(self, D_mean=None, D_max=None, barrier_on=None, validation_D=None)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A divergence over the `n` positions of some texts, nats; `rmse` is the root of the mean square."""
+
+    mean: float
+    rmse: float
+    p95: float
+    max: float
+    n: int
+
+
+@dataclass(frozen=True)
+class DriftFigures:
+    """How far the healed student is from base, in the same way whatever it was trained with (docs/method.md, Drift).
+
+    Attributes:
+        completions: on kept completions, by divergence: kl_fwd is KL(base || student), kl_rev KL(student || base).
+        answers: the same on the healed student's answers to the held-out prompts.
+    """
+
+    completions: dict[str, Spread] = field(default_factory=dict)
+    answers: dict[str, Spread] = field(default_factory=dict)
+
+    @property
+    def said(self) -> str:
+        """In one line: the root mean square of KL(student || base)."""
+        found = [(name, texts["kl_rev"]) for name, texts in self.by_text.items() if texts]
+        parts = [f"{spread.rmse:.2f} nats on {name} (p95 {spread.p95:.2f})" for name, spread in found]
+        return f"rms KL to base {', '.join(parts)}" if parts else "no text has tokens"
+
+    @property
+    def by_text(self) -> dict[str, dict[str, Spread]]:
+        """Both, by name."""
+        return {"completions": self.completions, "answers": self.answers}
 
 
 @dataclass(frozen=True)
@@ -139,6 +183,7 @@ class RoundMetrics:
         valid: names of the signals that are valid for the model.
         foundations: None where no scenes were asked.
         verdict: on the healed student.
+        drift: of the healed student from base; None in a run of a version that did not measure it.
     """
 
     round: int
@@ -152,6 +197,7 @@ class RoundMetrics:
     valid: tuple[str, ...]
     foundations: FoundationFigures | None
     verdict: Verdict
+    drift: DriftFigures | None = None
 
     @staticmethod
     def load(folder: Path) -> "RoundMetrics":
@@ -160,7 +206,8 @@ class RoundMetrics:
         Raises:
             UserError: no such file, or not one that heal writes.
         """
-        return replace(read_record(RoundMetrics, folder / METRICS), round=int(folder.name) + 1)
+        read = read_record(RoundMetrics, folder / METRICS)
+        return replace(read, round=int(folder.name) + 1, training=read.training.measured)
 
     @property
     def trait(self) -> SignalFigures:

@@ -186,17 +186,29 @@ def _doses(rounds: Sequence[RoundMetrics]) -> str:
     lines = [
         "## Dose by round",
         "",
-        "| round | c* | p95 KL, nats | on held-out prompts | kept | barrier on |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| round | c* | p95 KL, nats | on held-out prompts | kept | barrier on | KL to base on answers, rms |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for metrics in rounds:
         dose, generation = metrics.dose, metrics.generation
         audit = "not measured" if dose.audit_p95 is None else f"{dose.audit_p95:.2f}"
         lines.append(
             f"| {metrics.round} | {dose.c_star:.3f} | {dose.p95:.2f} ({escaped(dose.outcome)}) | {audit} | "
-            f"{generation.kept} of {generation.made} | {metrics.training.barrier_on:.0%} |"
+            f"{generation.kept} of {generation.made} | {_barrier_on(metrics)} | {_drift(metrics)} |"
         )
     return "\n".join(lines)
+
+
+def _barrier_on(metrics: RoundMetrics) -> str:
+    share = metrics.training.barrier_on
+    return "no barrier" if share is None else f"{share:.0%}"
+
+
+def _drift(metrics: RoundMetrics) -> str:
+    """Of the healed student from base, nats per token."""
+    if metrics.drift is None or not metrics.drift.answers:
+        return "not measured"
+    return f"{metrics.drift.answers['kl_rev'].rmse:.2f}"
 
 
 def _scores(baseline: BaselineMetrics, rounds: Sequence[RoundMetrics]) -> str:

@@ -21,7 +21,7 @@ class StepLog:
         step: optimiser steps done; 0 before the first.
         epoch: passes over the kept completions done, a fraction within each.
         phase: what the numbers are of: an optimiser step, or the completions held out.
-        values: by name: `loss`, `ce` and `D_mean`, `D_max` (nats), `barrier_on` (fraction of completions),
+        values: by name: `loss`, `ce`, with a barrier `D_mean`, `D_max` (nats), `barrier_on` (fraction of completions),
             `learning_rate`, `grad_norm`, `tokens_per_second` ...; at step 0 `kl_floor`. W&B has them under the same
             names, after the phase: `train/loss`.
     """

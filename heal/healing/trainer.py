@@ -38,12 +38,15 @@ class _Tally:
         d = self.divergences
         excess = sum(max(0.0, value - barrier.tau) for value in d) / len(d)
         ce = self.nll_sum / self.positions
-        return {
-            "loss": ce + barrier.strength * excess + self.extra.get("operator_norm_penalty", 0.0),
-            "ce": ce,
+        of_barrier = {
             "D_mean": sum(d) / len(d),
             "D_max": max(d),
             "barrier_on": sum(value > barrier.tau for value in d) / len(d),
+        }
+        return {
+            "loss": ce + barrier.strength * excess + self.extra.get("operator_norm_penalty", 0.0),
+            "ce": ce,
+            **(of_barrier if barrier.divergence.needs_reference else {}),
             "tokens_per_second": self.tokens / max(time.perf_counter() - self.since, 1e-9),
             **self.extra,
         }

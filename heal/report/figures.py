@@ -178,34 +178,37 @@ def _draw_quantile(axis: Axes, points: Sequence[tuple[float, float]], **style: A
 
 
 def training(results: Results) -> bytes:
-    """CE, D and the fraction of completions whose barrier is on, round after round."""
-    figure, axes = new_figure(3, 1, 7.0, sharex=True, heights=(1.2, 1.2, 0.8))
-    loss, divergence, barrier = axes
-    settings = results.recipe.heal
-    for finished, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
-        _draw_training(dict(zip(("ce", "D_mean", "barrier_on"), axes, strict=True)), finished, settings.epochs, colour)
-    if divergence_named(settings.barrier.divergence).needs_reference:
-        divergence.axhline(settings.barrier.tau, color=MUTED, linestyle=DASHES, linewidth=1)
-    loss.set_ylabel("CE, nats/token")
-    divergence.set_ylabel("D, nats")
-    barrier.set_ylabel("barrier on, fraction")
-    barrier.set_ylim(-0.05, 1.05)
-    divergence.set_ylim(bottom=-0.03 * divergence.get_ylim()[1])
-    count = len(results.rounds)
-    for axis in axes:
+    """CE and, with a barrier, D and the fraction of completions whose barrier is on, round after round."""
+    settings, count = results.recipe.heal, len(results.rounds)
+    barrier = divergence_named(settings.barrier.divergence).needs_reference
+    names = ("ce", "D_mean", "barrier_on") if barrier else ("ce",)
+    heights = (1.2, 1.2, 0.8)[: len(names)]
+    figure, drawn = new_figure(len(names), 1, 1.0 + 1.9 * sum(heights), sharex=True, heights=heights)
+    axes = dict(zip(names, drawn, strict=True))
+    for finished, colour in zip(results.rounds, round_colours(count), strict=True):
+        _draw_training(axes, finished, settings.epochs, colour)
+    axes["ce"].set_ylabel("CE, nats/token")
+    if barrier:
+        axes["D_mean"].axhline(settings.barrier.tau, color=MUTED, linestyle=DASHES, linewidth=1)
+        axes["D_mean"].set_ylabel("D, nats")
+        axes["D_mean"].set_ylim(bottom=-0.03 * axes["D_mean"].get_ylim()[1])
+        axes["barrier_on"].set_ylabel("barrier on, fraction")
+        axes["barrier_on"].set_ylim(-0.05, 1.05)
+    for axis in drawn:
         axis.grid(False, axis="x")
         axis.tick_params(axis="x", length=0)
         for edge in range(1, count):
             axis.axvline(edge, color=MUTED, linewidth=0.6, alpha=0.5)
-    barrier.set_xlim(-0.015 * count, 1.015 * count)
-    barrier.set_xticks([r.number - 0.5 for r in results.rounds], [f"round {r.number}" for r in results.rounds])
+    drawn[-1].set_xlim(-0.015 * count, 1.015 * count)
+    drawn[-1].set_xticks([r.number - 0.5 for r in results.rounds], [f"round {r.number}" for r in results.rounds])
     handles = [
         Line2D([], [], color=MUTED, linewidth=0.9, alpha=0.5, label="step"),
         Line2D([], [], color=MUTED, linewidth=2.2, label="mean of an epoch"),
         mark("D", MUTED, "validation", hollow=True),
-        Line2D([], [], color=MUTED, linestyle=":", linewidth=1, label="largest D of a step"),
-        Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="tau"),
     ]
+    if barrier:
+        handles.append(Line2D([], [], color=MUTED, linestyle=":", linewidth=1, label="largest D of a step"))
+        handles.append(Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="tau"))
     legend(figure, handles, 5)
     return png(figure)
 
@@ -228,7 +231,8 @@ def _draw_training(axes: dict[str, Axes], finished: Round, epochs: int, colour: 
         axis.plot(*_epoch_means(start, steps, name, epochs), color=colour, linewidth=2.2)
         at = [start + log.epoch / epochs for log in validations]
         axis.plot(at, _column(validations, name), color=colour, zorder=4, **diamond)
-    axes["D_mean"].plot(x, _column(steps, "D_max"), color=colour, linewidth=0.9, linestyle=":")
+    if "D_mean" in axes:
+        axes["D_mean"].plot(x, _column(steps, "D_max"), color=colour, linewidth=0.9, linestyle=":")
 
 
 def _column(logs: Sequence[StepLog], name: str) -> list[float]:

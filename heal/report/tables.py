@@ -141,6 +141,7 @@ def round_table(results: Results) -> list[Group]:
             ],
         ),
         Group("Healing, last epoch", _training_lines(line)),
+        Group("Drift from base after healing", _drift_lines(line)),
         Group("Direction", [line("cosine to round 1", "of the vectors", lambda r: number(r.metrics.cosine_to_first))]),
         Group(
             "Outcome",
@@ -175,15 +176,39 @@ def _dose_lines(results: Results, line: MakeLine) -> list[Line]:
 
 
 def _training_lines(line: MakeLine) -> list[Line]:
-    why = "no completions held out (heal.validation = 0)"
+    why, none = "no completions held out (heal.validation = 0)", "not measured: the recipe has no barrier"
     return [
         line("loss", "CE + barrier", lambda r: number(r.metrics.training.loss)),
         line("CE", "nats/token", lambda r: number(r.metrics.training.ce)),
-        line("D, mean", "nats", lambda r: number(r.metrics.training.D_mean)),
-        line("D, largest", "nats", lambda r: number(r.metrics.training.D_max)),
-        line("barrier on", "fraction of completions", lambda r: percent(r.metrics.training.barrier_on)),
+        line("D, mean", "nats", lambda r: number(r.metrics.training.D_mean, why=none)),
+        line("D, largest", "nats", lambda r: number(r.metrics.training.D_max, why=none)),
+        line("barrier on", "fraction of completions", lambda r: percent(r.metrics.training.barrier_on, why=none)),
         line("validation CE", "nats/token", lambda r: number(r.metrics.training.validation_ce, why=why)),
         line("validation D", "nats", lambda r: number(r.metrics.training.validation_D, why=why)),
+    ]
+
+
+def _drift_lines(line: MakeLine) -> list[Line]:
+    """Both divergences on both kinds of text: the root mean square, and the other figures below it."""
+
+    def cell(texts: str, divergence: str) -> Callable[[Round], Markup]:
+        def shown(finished: Round) -> Markup:
+            drift = finished.metrics.drift
+            spread = None if drift is None else drift.by_text[texts].get(divergence)
+            if spread is None:
+                return dash("not measured by the version that made this round" if drift is None else "no tokens")
+            rest = [number(value, 2) for value in (spread.mean, spread.p95, spread.max)]
+            return Markup('{}<span class="bounds">{}, {}, {}</span>').format(number(spread.rmse, 3), *rest)
+
+        return shown
+
+    return [
+        line(f"{label}, {texts}", "nats, rms; below: mean, p95, largest", cell(texts, divergence))
+        for texts in ("completions", "answers")
+        for divergence, label in (
+            ("kl_rev", "KL(student \N{PARALLEL TO} base)"),
+            ("kl_fwd", "KL(base \N{PARALLEL TO} student)"),
+        )
     ]
 
 

@@ -200,6 +200,11 @@ def _round_terms(results: Results) -> list[tuple[str, str]]:
         ("D", _divergence(barrier)),
         ("barrier on", f"fraction of completions with D above tau = {barrier.tau:g} nats"),
         (
+            "drift",
+            "KL divergences between the healed student and base in either direction, per position of every other kept "
+            "completion and of every other answer to a held-out prompt; the same measure whatever the loss was",
+        ),
+        (
             "cosine to round 1",
             "of this round’s vector with that of round 1: near 1, the student still moves the same way",
         ),
@@ -212,7 +217,7 @@ def _round_terms(results: Results) -> list[tuple[str, str]]:
 
 def _divergence(barrier: BarrierConfig) -> str:
     if not divergence_named(barrier.divergence).needs_reference:
-        return "0 in this run: its recipe has no divergence and so no barrier"
+        return "not measured in this run, whose recipe has no barrier; its drift is"
     anchor = "base model" if barrier.reference == "base" else "student before the round"
     per_token = f"{barrier.aggregate} of {divergence_label(barrier)} per token"
     return f"divergence of a completion from the {anchor}: {per_token}, nats"

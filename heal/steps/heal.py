@@ -39,11 +39,12 @@ class Healed:
         """Means over the last epoch's steps, and the last validation loss and divergence if there were any."""
         steps = [log for log in self.log if log.phase == "train" and "loss" in log.values]
         last = [log.values for log in steps if log.epoch > steps[-1].epoch - 1]
-        means = {name: sum(log[name] for log in last) / len(last) for name in ("loss", "ce", "D_mean", "barrier_on")}
+        names = [name for name in ("loss", "ce", "D_mean", "barrier_on") if name in last[0]]
+        means = {name: sum(log[name] for log in last) / len(last) for name in names}
         validation = next((log.values for log in reversed(self.log) if log.phase == "eval"), {})
         return TrainingFigures(
             **means,
-            D_max=max(log["D_max"] for log in last),
+            D_max=max(log["D_max"] for log in last) if "D_max" in last[0] else None,
             validation_ce=validation.get("ce"),
             validation_D=validation.get("D_mean"),
         )
@@ -93,7 +94,7 @@ class Heal(Step[Healed]):
 
     def finding(self, artifact: Healed) -> str:
         figures = artifact.figures
-        return (
-            f"loss {figures.loss:.3f}, D {figures.D_mean:.2f} nats, barrier on for {figures.barrier_on:.0%} "
-            f"(last epoch of {self.recipe.heal.epochs})"
-        )
+        barrier = "no barrier"
+        if figures.D_mean is not None and figures.barrier_on is not None:
+            barrier = f"D {figures.D_mean:.2f} nats, barrier on for {figures.barrier_on:.0%}"
+        return f"loss {figures.loss:.3f}, {barrier} (last epoch of {self.recipe.heal.epochs})"

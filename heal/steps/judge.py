@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from heal.evaluation.metrics import METRICS, DoseFigures, RoundMetrics, TrainingFigures
+from heal.evaluation.metrics import METRICS, DoseFigures, DriftFigures, RoundMetrics, TrainingFigures
 from heal.evaluation.results import OUTPUTS, Rows, StageResult, output_rows
 from heal.evaluation.scenes import foundation_figures
 from heal.generation.collect import Collection
@@ -40,6 +40,7 @@ class Judge(Step[Judged]):
         number: of the round, from 1.
         cosine_to_first: of the round's vector with that of round 1.
         steered: None where it was not measured.
+        drift: of the healed student; None where it was not measured.
     """
 
     number: int
@@ -50,6 +51,7 @@ class Judge(Step[Judged]):
     cosine_to_first: float
     steered: StageResult | None
     healed: StageResult
+    drift: DriftFigures | None = None
 
     name = JUDGE
     load = staticmethod(Judged.load)
@@ -76,6 +78,7 @@ class Judge(Step[Judged]):
             valid=tuple(sorted(self.baseline.valid)),
             foundations=foundation_figures(setup.trait, setup.vignettes, self.healed, base),
             verdict=self.baseline.verdict(healed),
+            drift=self.drift,
         )
         stages = [stage for stage in (base, self.steered, self.healed) if stage is not None]
         return Judged(metrics, [row for stage in stages for row in output_rows(stage)])

@@ -1,0 +1,84 @@
+"""Drift: how far healing has taken the student from base, measured in one way whatever the round was trained with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from heal.accumulator import Accumulator
+from heal.evaluation.metrics import DriftFigures, Spread
+from heal.evaluation.results import Answer
+from heal.generation.collect import Completion
+from heal.models.language_model import LanguageModel
+from heal.progress import Progress
+from heal.records import read_record, record_bytes
+from heal.run.files import Files
+from heal.run.step import Step
+from heal.scoring import completion_states, token_divergences_both_ways
+
+FIGURES = "drift.json"
+EVERY = 2  # completions and answers, of which one is scored: the two passes stay within 5 % of a round
+
+
+@dataclass(frozen=True)
+class Drifted:
+    """What was measured."""
+
+    figures: DriftFigures
+
+    def files(self) -> Files:
+        return {FIGURES: record_bytes(self.figures)}
+
+    @staticmethod
+    def load(folder: Path) -> "Drifted":
+        return Drifted(read_record(DriftFigures, folder / FIGURES))
+
+
+@dataclass(frozen=True)
+class Drift(Step[Drifted]):
+    """Both KL divergences between base and the student, per position of every other text, after the round is folded.
+
+    Attributes:
+        kept: the completions that the round was healed on.
+        answers: those of the healed student to the held-out prompts.
+    """
+
+    language_model: LanguageModel
+    accumulator: Accumulator
+    kept: Sequence[Completion]
+    answers: Sequence[Answer]
+
+    name = "drift"
+    load = staticmethod(Drifted.load)
+
+    def compute(self, progress: Progress) -> Drifted:
+        return Drifted(DriftFigures(self._spreads(self.kept), self._spreads(self.answers)))
+
+    def _spreads(self, texts: Sequence[Completion] | Sequence[Answer]) -> dict[str, Spread]:
+        """By divergence; empty where no text has tokens."""
+        scored = [text for text in texts if text.ids][::EVERY]
+        if not scored:
+            return {}
+        prompts, ids = [text.prompt_ids for text in scored], [text.ids for text in scored]
+        with self.accumulator.student():
+            student = completion_states(self.language_model, prompts, ids)
+        with self.accumulator.base():
+            base = completion_states(self.language_model, prompts, ids)
+        reverse, forward = token_divergences_both_ways(self.language_model, student, base)
+        return {"kl_fwd": spread(torch.cat(forward)), "kl_rev": spread(torch.cat(reverse))}
+
+    def finding(self, artifact: Drifted) -> str:
+        return artifact.figures.said
+
+
+def spread(kl_N: torch.Tensor) -> Spread:
+    """Of a divergence over positions, nats."""
+    kl_N = kl_N.double()
+    return Spread(
+        float(kl_N.mean()),
+        float(kl_N.square().mean().sqrt()),
+        float(kl_N.quantile(0.95)),
+        float(kl_N.max()),
+        len(kl_N),
+    )
