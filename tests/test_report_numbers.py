@@ -16,7 +16,8 @@ from heal.report.completions import DROPPED, KEPT, samples
 from heal.report.headline import afterwards, headline
 from heal.report.page import notes
 from heal.report.results import Answer, read_results
-from heal.report.tables import round_table
+from heal.report.signals import decides
+from heal.report.tables import ROWS, folded, prominent, round_table, stage_rows
 from heal.report.words import audits, glossary, remarks, settings
 from heal.run.best import read_best
 from heal.run.folder import RunFolder
@@ -207,7 +208,7 @@ def test_two_sided_one_armed_and_older_values_of_surgical_informedness_never_sha
 def test_every_side_effect_is_shown_at_base_and_healed_with_its_difference_and_n(run: RunFolder, html: str) -> None:
     base, healed = BaselineMetrics.load(run.baseline).base, RoundMetrics.load(run.round(1)).healed
     rows = rows_of(section(html, "side-effects"))
-    effects = [signals()[name] for name in base if signals()[name].is_side_effect]
+    effects = [signals()[name] for name in base if not decides(signals()[name])]
     assert {"question_informedness", "neutral_kl_p95", "answer_tokens"} < {signal.name for signal in effects}
     for signal in effects:
         before, after = (shown(summary[signal.name], signal.digits) for summary in (base, healed))
@@ -225,9 +226,40 @@ def test_trait_and_coherence_stand_in_the_stages_table_and_not_among_the_side_ef
     least = {TRAIT, "p_ans_any", "repetition_share", "tail_perplexity", "alive_share", "scaffold_nats"}
     assert least <= {signal.name for signal in beside}
     for signal in beside:
-        assert f">{signal.title}<" in stages, signal.name
+        assert f">{signal.title}<" in stages, signal.name  # as a column, or in the line of those that never change
         assert f">{signal.title}<" not in effects, signal.name
     assert "opposite persona" in stages
+
+
+def test_a_long_run_shows_ten_rounds_and_the_rest_one_click_away(tmp_path: Path) -> None:
+    results = read_results(write_run(tmp_path / "run", rounds=13))
+    rows = stage_rows(results)
+    rounds = [row for row in rows if row.name.startswith("round")]
+    assert len(rounds) == 26
+    shown_rounds = {row.finished.number for row in rounds if row.shown and row.finished}
+    assert shown_rounds == prominent(results)
+    assert len(shown_rounds) == sum(row.shown for row in rounds) == ROWS
+    assert {1, 13, results.shown.number} <= shown_rounds
+    assert prominent(results, 3) == {1, 13, results.shown.number} or results.shown.number == 13
+    html = page_of(RunFolder(tmp_path / "run"))
+    assert section(html, "stages").count('<tr class="healed more">') == 3
+    assert section(html, "stages").count('<tr class="steered more">') == 13
+    assert "16 more stages of the rounds" in html
+    assert "3 more rounds" in section(html, "rounds")
+
+
+def test_what_never_changes_is_one_line_and_not_a_column(run: RunFolder, html: str) -> None:
+    vary, still = folded(read_results(run))
+    assert {"alive_share", "repetition_share"} <= {column.signal.name for column in still}
+    assert TRAIT in {column.signal.name for column in vary}
+    table, line = section(html, "stages").split("</table>")
+    assert "The same at every stage: " in plain(line)
+    for column in still:
+        assert f">{column.signal.title}<" not in table
+        assert column.signal.title in line
+    table, line = section(html, "rounds").split("</table>")
+    assert "cosine to round 1 0.988" in plain(line)
+    assert "cosine" not in table
 
 
 def test_the_headline_decides(run: RunFolder, html: str) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from heal.report.drawing import NARROW
 from heal.report.figures import draw
 from heal.report.page import render
 from heal.report.results import read_results
@@ -19,7 +20,7 @@ def build_report(folder: RunFolder) -> Path:
     """
     results = read_results(folder)
     figures = draw(results)
-    page = render(results, figures)
+    page = render(results, figures, draw(results, NARROW))
     for name, content in figures.items():
         write_atomic(folder.report / f"{name}.png", content)
     target = folder.report / "index.html"

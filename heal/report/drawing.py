@@ -16,10 +16,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from heal.evaluation.stats import Estimate
 from heal.report.labels import Segment
 
-WIDTH = 6.3  # inches
+WIDTH, NARROW = 6.3, 3.5  # inches, for a page and for a telephone
 DPI = 200
 INK, MUTED, GRID = "#1f2328", "#5b626b", "#e7e8ea"
 PROMPTED = "#00796b"
+PAST = "#b3261e"  # a limit
 # Okabe and Ito's, which survive colour blindness; yellow left out on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vPXh"
@@ -40,10 +41,15 @@ def round_colours(count: int) -> list[Any]:
 
 
 def new_figure(
-    rows: int, columns: int, height: float, sharex: bool = False, heights: Sequence[float] | None = None
+    rows: int,
+    columns: int,
+    height: float,
+    sharex: bool = False,
+    heights: Sequence[float] | None = None,
+    width: float = WIDTH,
 ) -> tuple[Figure, list[Axes]]:
     """A white figure with quiet axes, in reading order."""
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, sharex=sharex, squeeze=False, height_ratios=heights)
     axes = [axis for line in grid for axis in line]

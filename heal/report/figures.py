@@ -21,7 +21,10 @@ from heal.report.drawing import (
     DASHES,
     INK,
     MUTED,
+    NARROW,
+    PAST,
     PROMPTED,
+    WIDTH,
     arms,
     drawable,
     legend,
@@ -32,30 +35,29 @@ from heal.report.drawing import (
     round_colours,
 )
 from heal.report.results import Results, Round
-from heal.report.signals import limit_at_base
+from heal.report.signals import decides, limit_at_base, moved
 from heal.report.trajectory import trajectory
 
-COLUMNS = 3  # of the small panels, one a signal
 
-
-def draw(results: Results) -> dict[str, bytes]:
-    """Every figure by name; the side effects where some were measured that are valid."""
-    measured = described(results.base)
+def draw(results: Results, width: float = WIDTH) -> dict[str, bytes]:
+    """Every figure by name, `width` inches wide; the side effects where some were measured that are valid and moved."""
+    moving = [signal for signal in described(results.base) if moved(results, signal)]
     figures = {
-        "trajectory": trajectory(results),
-        "signals": signals(results, [signal for signal in measured if not signal.is_side_effect]),
-        "calibration": calibration(results),
-        "training": training(results),
+        "trajectory": trajectory(results, width),
+        "signals": signals(results, [signal for signal in moving if decides(signal)], width),
+        "calibration": calibration(results, width),
+        "training": training(results, width),
     }
-    if effects := [signal for signal in measured if signal.is_side_effect and signal.name in results.valid]:
-        figures["side-effects"] = signals(results, effects)
+    if effects := [signal for signal in moving if not decides(signal) and signal.name in results.valid]:
+        figures["side-effects"] = signals(results, effects, width)
     return figures
 
 
-def signals(results: Results, shown: Sequence[Signal]) -> bytes:
-    """Each signal by round, with its interval: steered and healed against base and prompted."""
-    rows = max(-(-len(shown) // COLUMNS), 1)
-    figure, axes = new_figure(rows, COLUMNS, 0.9 + 1.85 * rows)
+def signals(results: Results, shown: Sequence[Signal], width: float = WIDTH) -> bytes:
+    """Each signal by round, with its interval and its limit: steered and healed against base and prompted."""
+    columns = 3 if width > NARROW else 2  # of small panels, one a signal
+    rows = max(-(-len(shown) // columns), 1)
+    figure, axes = new_figure(rows, columns, (0.9 if width > NARROW else 1.4) + 1.85 * rows, width=width)
     for axis, signal in zip(axes, shown, strict=False):
         _draw_signal(axis, signal, results)
     for axis in axes[len(shown) :]:
@@ -66,10 +68,10 @@ def signals(results: Results, shown: Sequence[Signal]) -> bytes:
         Line2D([], [], color=PROMPTED, linewidth=1.2, label="prompted, with interval"),
     ]
     if any(signal.limit is not None for signal in shown):
-        handles.append(Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="limit of coherence"))
+        handles.append(mark("s", PAST, "past the limit of coherence"))
     if any(signal.chance is not None for signal in shown):
         handles.append(Line2D([], [], color=MUTED, linestyle=":", linewidth=1, label="chance"))
-    legend(figure, handles, 3)
+    legend(figure, handles, 3 if width > NARROW else 1)
     return png(figure)
 
 
@@ -92,17 +94,31 @@ def _draw_signal(axis: Axes, signal: Signal, results: Results) -> None:
     _series(axis, [(0, results.base.get(signal.name)), *healed], -0.09, hollow=False)
     if signal.unit == "share":
         axis.set_ylim(-0.05, 1.05)
-    low, high = axis.get_ylim()
-    for level, line in ((limit_at_base(results, signal), DASHES), (signal.chance, ":")):
-        if level is not None and low <= level <= high:
-            axis.axhline(level, color=MUTED, linestyle=line, linewidth=1)
-    if signal.limit is not None and signal.limit.log and low > 0:
+    if signal.chance is not None and axis.get_ylim()[0] <= signal.chance <= axis.get_ylim()[1]:
+        axis.axhline(signal.chance, color=MUTED, linestyle=":", linewidth=1)
+    edge = limit_at_base(results, signal)
+    if signal.limit is not None and signal.limit.log and axis.get_ylim()[0] > 0:
         log_axis(axis, "y")
+    if edge is not None and signal.limit is not None:
+        _shade_past(axis, edge, signal.limit.kind == "ceiling")
     count = len(results.rounds)
     every = 1 + count // 9
     axis.set_xticks(range(0, count + 1, every), ["base", *(str(r.number) for r in results.rounds)][::every])
     axis.set_xlim(-0.4, count + 0.4)
     axis.tick_params(labelsize=7.5)
+
+
+def _shade_past(axis: Axes, edge: float, ceiling: bool) -> None:
+    """Shades what is past the limit, which is brought into view."""
+    low, high = axis.get_ylim()
+    if axis.get_yscale() == "log":
+        low, high = (min(low, edge / 1.3), high) if not ceiling else (low, max(high, edge * 1.3))
+    else:
+        room = 0.12 * max(high - low, abs(edge - (low if ceiling else high)))
+        low, high = (low, max(high, edge + room)) if ceiling else (min(low, edge - room), high)
+    axis.axhspan(*((edge, high) if ceiling else (low, edge)), color=PAST, alpha=0.13, linewidth=0)
+    axis.axhline(edge, color=PAST, linestyle=DASHES, linewidth=1)
+    axis.set_ylim(low, high)
 
 
 def _series(axis: Axes, points: Iterable[tuple[int, Estimate | None]], shift: float, hollow: bool) -> None:
@@ -125,9 +141,9 @@ def _series(axis: Axes, points: Iterable[tuple[int, Estimate | None]], shift: fl
     )
 
 
-def calibration(results: Results) -> bytes:
+def calibration(results: Results, width: float = WIDTH) -> bytes:
     """p95 and p50 of the per-token KL against the coefficient, the target, `c_star`, and the audit."""
-    figure, (axis,) = new_figure(1, 1, 5.0)
+    figure, (axis,) = new_figure(1, 1, 5.0, width=width)
     settings = results.recipe.calibration
     low = max(settings.target - settings.tolerance, settings.target * 0.01)
     axis.axhspan(low, settings.target + settings.tolerance, color=MUTED, alpha=0.13, linewidth=0)
@@ -152,7 +168,7 @@ def calibration(results: Results) -> bytes:
         Line2D([], [], color=MUTED, marker="*", markersize=12, linestyle="none", label="c*"),
         mark("D", MUTED, "audit at c*, held-out prompts", hollow=True),
     ]
-    legend(figure, handles, 3)
+    legend(figure, handles, 3 if width > NARROW else 2)
     return png(figure)
 
 
@@ -177,13 +193,13 @@ def _draw_quantile(axis: Axes, points: Sequence[tuple[float, float]], **style: A
     axis.plot([c for c, _ in shown], [kl for _, kl in shown], **({"markersize": 5} | style))
 
 
-def training(results: Results) -> bytes:
+def training(results: Results, width: float = WIDTH) -> bytes:
     """CE and, with a barrier, D and the fraction of completions whose barrier is on, round after round."""
     settings, count = results.recipe.heal, len(results.rounds)
     barrier = divergence_named(settings.barrier.divergence).needs_reference
     names = ("ce", "D_mean", "barrier_on") if barrier else ("ce",)
     heights = (1.2, 1.2, 0.8)[: len(names)]
-    figure, drawn = new_figure(len(names), 1, 1.0 + 1.9 * sum(heights), sharex=True, heights=heights)
+    figure, drawn = new_figure(len(names), 1, 1.0 + 1.9 * sum(heights), sharex=True, heights=heights, width=width)
     axes = dict(zip(names, drawn, strict=True))
     for finished, colour in zip(results.rounds, round_colours(count), strict=True):
         _draw_training(axes, finished, settings.epochs, colour)
@@ -200,7 +216,9 @@ def training(results: Results) -> bytes:
         for edge in range(1, count):
             axis.axvline(edge, color=MUTED, linewidth=0.6, alpha=0.5)
     drawn[-1].set_xlim(-0.015 * count, 1.015 * count)
-    drawn[-1].set_xticks([r.number - 0.5 for r in results.rounds], [f"round {r.number}" for r in results.rounds])
+    few = count <= (8 if width > NARROW else 4)
+    ticks = [r.number - 0.5 for r in results.rounds]
+    drawn[-1].set_xticks(ticks, [f"round {r.number}" if few else str(r.number) for r in results.rounds])
     handles = [
         Line2D([], [], color=MUTED, linewidth=0.9, alpha=0.5, label="step"),
         Line2D([], [], color=MUTED, linewidth=2.2, label="mean of an epoch"),
@@ -209,7 +227,7 @@ def training(results: Results) -> bytes:
     if barrier:
         handles.append(Line2D([], [], color=MUTED, linestyle=":", linewidth=1, label="largest D of a step"))
         handles.append(Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="tau"))
-    legend(figure, handles, 5)
+    legend(figure, handles, 5 if width > NARROW else 2)
     return png(figure)
 
 

@@ -6,18 +6,21 @@ the network and every script and style but the two whose hash it names.
 
 import base64
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from heal.evaluation.metrics import RoundMetrics, Summary
-from heal.evaluation.signal import TRAIT, signals
+from heal.evaluation.signal import TRAIT, Signal, described, signals
+from heal.evaluation.stats import Estimate
 from heal.report import numbers
 from heal.report.completions import samples
 from heal.report.headline import afterwards, commands, headline
 from heal.report.results import Answer, Results, Round
-from heal.report.tables import columns, round_table, side_effects, ways
+from heal.report.signals import moved
+from heal.report.tables import columns, folded, margin_cell, prominent, round_table, side_effects, stage_rows, ways
 from heal.report.words import audits, glossary, remarks, settings
 
 HERE = Path(__file__).resolve().parent
@@ -26,19 +29,20 @@ STAGES = ("base", "prompted", "steered", "healed")
 # What each figure shows: alternative text and caption.
 FIGURES = {
     "trajectory": (
-        "Trait against coherence: base, prompted, and each round's way over steered to healed.",
-        "Trait against coherence, round by round. Each round starts from the student before it (base in round 1): "
-        "steering moves it along the dotted line to the hollow mark, healing along the arrow to the filled one. "
-        "Up and to the right is better. The coherence margin is that of the worst valid signal: 1 as at base, 0 at its "
-        "limit. Thin crosses are 95 % intervals; the panels share the horizontal axis.",
+        "Trait against coherence margin: base, prompted, and each round's way over steered to healed.",
+        "Which round to use: trait against coherence margin. Each round starts from the student before it (base in "
+        "round 1): steering moves it along the dotted line to the hollow mark, healing along the arrow to the filled "
+        "one, which is named after the signal that binds its margin (1 as at base, 0 at its limit; shaded: past it). "
+        "Right is more of the trait; the ring is the best round. Thin lines are 95 % intervals of the trait.",
     ),
     "signals": (
-        "The trait and every signal of coherence by round, steered and healed, with base and prompted for comparison.",
-        "The trait and every signal of coherence by round, each with its 95 % interval. Base stands at the left of the "
-        "healed line; the green band is base under the positive persona as system prompt.",
+        "The trait and every signal with a limit by round, steered and healed, with base and prompted for comparison.",
+        "What decides a verdict: the trait, and every signal with a limit, by round with 95 % intervals. Base stands "
+        "at the left of the healed line; the green band is base under the positive persona as system prompt; past its "
+        "limit a panel is shaded.",
     ),
     "side-effects": (
-        "Everything else that was measured, by round, steered and healed, with base and prompted for comparison.",
+        "Everything else that was measured and moved, by round, steered and healed, with base and prompted.",
         "What else moved, by round, drawn as above; signals that are not valid for this model are left out.",
     ),
     "calibration": (
@@ -54,12 +58,24 @@ FIGURES = {
 }
 
 
-def render(results: Results, figures: dict[str, bytes]) -> bytes:
+@dataclass(frozen=True)
+class Figure:
+    """A figure as the page shows it: its number, its PNG as a URI, one for a telephone or "", and its texts."""
+
+    number: int
+    uri: str
+    narrow: str
+    alternative: str
+    caption: str
+
+
+def render(results: Results, figures: dict[str, bytes], narrow: Mapping[str, bytes] | None = None) -> bytes:
     """The whole page, UTF-8.
 
     Args:
         results: the run.
         figures: PNG bytes by name, as `figures.draw` gives them.
+        narrow: the same for a telephone; None: there the others are shown smaller.
     """
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -68,6 +84,7 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
     environment.filters |= {"number": numbers.number, "percent": numbers.percent}
     style, script = (own_text(name) for name in ("style.css", "page.js"))
     reasons = {reason for finished in results.rounds for row in finished.completions for reason in row.dropped}
+    (vary, still), stages = folded(results), stage_rows(results)
     html = environment.get_template("template.html").render(
         policy=policy(style, script),
         style=style,
@@ -84,9 +101,13 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         audits=audits(results),
         settings=settings(results),
         glossary=glossary(results),
-        columns=columns(results),
+        columns=vary,
+        constant=still,
         side_effects=side_effects(results),
-        stages=stage_rows(results),
+        stages=stages,
+        hidden_stages=sum(not row.shown for row in stages),
+        at_once=prominent(results),
+        margin=lambda row: margin_cell(results, row),
         ways=ways(results),
         rounds=round_table(results),
         best=results.best,
@@ -95,15 +116,25 @@ def render(results: Results, figures: dict[str, bytes]) -> bytes:
         answers=[
             (finished.number, finished is results.shown, answers(results, finished)) for finished in results.rounds
         ],
-        figures=_figures(figures),
+        figures=_figures(figures, narrow or {}),
+        unmoved=still_signals(results),
+        interval=numbers.interval,
     )
     return html.encode("utf-8", "replace")  # a lone surrogate in model text has no UTF-8
 
 
-def _figures(figures: dict[str, bytes]) -> dict[str, tuple[int, str, str, str]]:
-    """Each figure's number, PNG, alternative text and caption, in the order of the page."""
+def still_signals(results: Results) -> list[tuple[Signal, Estimate]]:
+    """What no figure draws because it never moved, with its value at base."""
+    return [(signal, results.base[signal.name]) for signal in described(results.base) if not moved(results, signal)]
+
+
+def _figures(figures: Mapping[str, bytes], narrow: Mapping[str, bytes]) -> dict[str, Figure]:
+    """Each figure by name, in the order of the page."""
     shown = [name for name in FIGURES if name in figures]
-    return {name: (number, data_uri(figures[name]), *FIGURES[name]) for number, name in enumerate(shown, start=1)}
+    return {
+        name: Figure(number, data_uri(figures[name]), data_uri(narrow[name]) if name in narrow else "", *FIGURES[name])
+        for number, name in enumerate(shown, start=1)
+    }
 
 
 def own_text(name: str) -> Markup:
@@ -145,22 +176,6 @@ def comparison(results: Results) -> Markup:
         number=last.number,
         healed=trait.whole(last.healed),
     )
-
-
-def stage_rows(results: Results) -> list[tuple[str, str, Summary, RoundMetrics | None]]:
-    """One row a stage: its name, its kind, its signals, and the round's metrics where it is healed."""
-    rows: list[tuple[str, str, Summary, RoundMetrics | None]] = [
-        ("base", "base", results.base, None),
-        ("prompted", "prompted", results.prompted, None),
-        ("opposite persona", "prompted", results.opposite, None),
-    ]
-    for alpha, summary in results.doses.items():
-        rows.append((f"base steered at {alpha:g} c*", "steered", summary, None))
-    for finished in results.rounds:
-        if finished.steered is not None:
-            rows.append((f"round {finished.number}, steered", "steered", finished.steered, None))
-        rows.append((f"round {finished.number}, healed", "healed", finished.healed, finished.metrics))
-    return rows
 
 
 def answers(results: Results, finished: Round) -> list[tuple[str, list[tuple[str, Answer | None]]]]:

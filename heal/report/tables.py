@@ -8,9 +8,13 @@ from markupsafe import Markup
 from heal.evaluation.asking.way import Tried
 from heal.evaluation.metrics import CoherenceCost, FoundationFigures, Summary
 from heal.evaluation.signal import Signal, Validity, described
+from heal.report.headline import term
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
 from heal.report.results import Results, Round
+from heal.report.signals import binding, decides
 from heal.report.words import no_audit
+
+ROWS = 10  # of rounds that a table shows at once
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,14 @@ class Column:
     validity: Validity | None = None
 
     @property
+    def validity_holds(self) -> bool:
+        """Whether the signal is valid for the model, as far as that was judged."""
+        return self.validity is None or self.validity.valid
+
+    @property
     def flag(self) -> Markup:
         """Empty where the signal is valid; else a word whose title says why it is not."""
-        if self.validity is None or self.validity.valid:
+        if self.validity is None or self.validity_holds:
             return Markup("")
         return Markup('<small class="invalid" title="{}">not valid here</small>').format(self.validity.why)
 
@@ -63,13 +72,65 @@ class Column:
 
 
 def columns(results: Results) -> list[Column]:
-    """One column a signal of the trait or of coherence, the trait first."""
-    return [column for column in _columns(results) if not column.signal.is_side_effect]
+    """One column for each signal that a verdict rests on: the trait, and what has a limit of coherence."""
+    return [column for column in _columns(results) if decides(column.signal)]
 
 
 def side_effects(results: Results) -> list[Column]:
     """Everything else that was measured: drift on neutral text, other foundations, lengths, refusals."""
-    return [column for column in _columns(results) if column.signal.is_side_effect]
+    return [column for column in _columns(results) if not decides(column.signal)]
+
+
+def prominent(results: Results, count: int = ROWS) -> frozenset[int]:
+    """The numbers of at most `count` rounds that a table shows at once: first, best, last, the rest evenly between."""
+    numbers = [finished.number for finished in results.rounds]
+    if len(numbers) <= count:
+        return frozenset(numbers)
+    chosen = [numbers[0], results.shown.number, numbers[-1]]
+    evenly = [numbers[round(place * (len(numbers) - 1) / (count - 1))] for place in range(count)]
+    return frozenset(list(dict.fromkeys(chosen + evenly))[:count])
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage as a row: its name and kind, its signals, the round that it is the end of, and whether it is shown."""
+
+    name: str
+    kind: str
+    signals: Summary
+    finished: Round | None = None
+    shown: bool = True
+
+
+def stage_rows(results: Results) -> list[StageRow]:
+    """One row a stage; of a long run those of at most ten rounds are shown at once, and the others on request."""
+    steered = sum(finished.steered is not None for finished in results.rounds)
+    both = len(results.rounds) + steered <= ROWS
+    at_once = prominent(results)
+    rows = [
+        StageRow("base", "base", results.base),
+        StageRow("prompted", "prompted", results.prompted),
+        StageRow("opposite persona", "prompted", results.opposite),
+        *(StageRow(f"base at {alpha:g} c*", "steered", summary) for alpha, summary in results.doses.items()),
+    ]
+    for finished in results.rounds:
+        name = f"round {finished.number}"
+        if finished.steered is not None:
+            rows.append(StageRow(f"{name}, steered", "steered", finished.steered, shown=both))
+        rows.append(StageRow(name, "healed", finished.healed, finished, finished.number in at_once))
+    return rows
+
+
+def folded(results: Results) -> tuple[list[Column], list[Column]]:
+    """The columns of the stages' table, and those that say the same at every stage, which one line replaces."""
+    rows = stage_rows(results)
+    vary: list[Column] = []
+    still: list[Column] = []
+    for column in columns(results):
+        values = {column.value(row.signals) for row in rows if column.signal.name in row.signals}
+        same = len(values) <= 1 and column.signal.role != "trait" and column.validity_holds
+        (still if same else vary).append(column)
+    return vary, still
 
 
 def _columns(results: Results) -> list[Column]:
@@ -87,6 +148,11 @@ class Line:
     note: str
     cells: list[Markup]
 
+    @property
+    def constant(self) -> bool:
+        """Whether several rounds say the same."""
+        return len(self.cells) > 1 and len(set(self.cells)) == 1
+
 
 @dataclass(frozen=True)
 class Group:
@@ -94,6 +160,16 @@ class Group:
 
     title: str
     lines: list[Line]
+
+    @property
+    def varying(self) -> list[Line]:
+        """The lines that say something of single rounds."""
+        return [line for line in self.lines if not line.constant]
+
+    @property
+    def constant(self) -> list[Line]:
+        """Those that say the same of every round."""
+        return [line for line in self.lines if line.constant]
 
 
 @dataclass(frozen=True)
@@ -257,6 +333,15 @@ def _outcome(finished: Round) -> Markup:
 def _kept(finished: Round) -> Markup:
     generation = finished.metrics.generation
     return Markup("{} of {}").format(generation.kept, generation.made)
+
+
+def margin_cell(results: Results, row: StageRow) -> Markup:
+    """The coherence margin of a stage, and the signal that binds it."""
+    least = row.finished.metrics.coherence if row.finished else binding(results, row.signals)
+    if least is None:
+        return dash("no signal of coherence is valid")
+    bound = "" if least.margin == 1 else term(least.worst)
+    return Markup('{}<span class="bounds">{}</span>').format(number(least.margin, 2), bound)
 
 
 def _margin(finished: Round) -> Markup:

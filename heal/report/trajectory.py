@@ -1,6 +1,5 @@
-"""The figure of a run's way: the trait against coherence, round by round."""
+"""The figure of a run's way: the trait against the coherence margin, and what binds it, round by round."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,161 +7,123 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from heal.evaluation.metrics import Summary
-from heal.evaluation.signal import TRAIT, described, signals
+from heal.evaluation.signal import TRAIT, signals
 from heal.evaluation.stats import Estimate
 from heal.report.drawing import (
-    DASHES,
     DOTS,
     INK,
     MUTED,
+    NARROW,
+    PAST,
     PROMPTED,
+    WIDTH,
     draw_point,
     drawable,
     legend,
-    log_axis,
     mark,
     new_figure,
     png,
     round_colours,
     settle,
 )
+from heal.report.headline import term
 from heal.report.labels import Label, Segment, place_labels
 from heal.report.results import Results
-from heal.report.signals import limit_at_base, margin
+from heal.report.signals import binding, margin
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A mark of the figure."""
+class Point:
+    """A stage in the figure; `label` says which it is and, where that is not base, which signal binds its margin."""
 
     label: str
     marker: str
     colour: Any
-    signals: Summary
+    trait: Estimate | None
+    margin: Estimate
     hollow: bool = False
+    best: bool = False
 
     @property
-    def trait(self) -> Estimate | None:
-        return self.signals.get(TRAIT)
+    def place(self) -> tuple[float, float] | None:
+        """None where it has none."""
+        return (self.trait.value, self.margin.value) if drawable(self.trait) and drawable(self.margin) else None
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One y-axis of the figure.
-
-    Attributes:
-        label: of the axis.
-        heights: of the stages' marks; None where a stage lacks the signal.
-        limit: past which a student is incoherent, if there is such a limit.
-        log: whether the axis is logarithmic.
-        inverted: whether higher is worse, so that the axis stands upside down.
-    """
-
-    label: str
-    heights: tuple[Estimate | None, ...]
-    limit: float | None
-    log: bool = False
-    inverted: bool = False
-
-
-def trajectory(results: Results) -> bytes:
-    """Trait against coherence: base, prompted, and each round's way over steered to healed."""
-    stages = _stages(results)
-    panels = _panels(results, stages)
-    ratios = [0.75, *[1.0] * (len(panels) - 1)]
-    figure, axes = new_figure(len(panels), 1, 0.9 + 3.2 * sum(ratios), sharex=True, heights=ratios)
-    obstacles = [_draw(axis, panel, stages) for axis, panel in zip(axes, panels, strict=True)]
-    axes[-1].set_xlabel(f"{signals()[TRAIT].note} (more of the trait to the right)")
-    legend(figure, _handles(results), 4)
+def trajectory(results: Results, width: float = WIDTH) -> bytes:
+    """Trait against coherence margin: base and prompted for reference, each round's way over steered to healed."""
+    wide = width > NARROW
+    points = _points(results)
+    figure, (axis,) = new_figure(1, 1, 5.2 if wide else 4.9, width=width)
+    lines = _draw(axis, points)
+    low, high = axis.get_ylim()
+    low, high = min(low, -0.25), max(high, 1.12)
+    axis.axhspan(low, 0, color=PAST, alpha=0.13, linewidth=0)
+    axis.axhline(0, color=PAST, linewidth=1)
+    axis.set_ylim(low, high)
+    axis.margins(x=0.12)
+    axis.set_ylabel("coherence margin (1 as at base)")
+    axis.set_xlabel(f"{signals()[TRAIT].note if wide else 'trait, nats/token'} (more to the right)")
+    legend(figure, _handles(results), 3 if wide else 2)
     renderer = settle(figure).get_renderer()
-    for axis, panel, lines in zip(axes, panels, obstacles, strict=True):
-        place_labels(axis, _labels(panel, stages), lines, renderer)
+    labels = [Label(*point.place, point.label, point.colour) for point in points if point.place and point.label]
+    place_labels(axis, labels, lines, renderer, 8.5 if wide else 7.5)
     return png(figure)
 
 
-def _stages(results: Results) -> list[Stage]:
+def _points(results: Results) -> list[Point]:
     """Base and prompted, then each round's steered (where it was measured) and healed."""
-    stages = [Stage("base", "s", INK, results.base), Stage("prompted", "D", PROMPTED, results.prompted)]
+
+    def point(name: str, marker: str, colour: Any, stage: Summary, hollow: bool = False, best: bool = False) -> Point:
+        least = binding(results, stage)
+        bound = f": {term(least.worst)}" if least is not None and least.margin < 1 and not hollow else ""
+        return Point(name + bound, marker, colour, stage.get(TRAIT), margin(results, stage), hollow, best)
+
+    points = [point("base", "s", INK, results.base), point("prompted", "D", PROMPTED, results.prompted)]
     for finished, colour in zip(results.rounds, round_colours(len(results.rounds)), strict=True):
         if finished.steered is not None:
-            stages.append(Stage(str(finished.number), "o", colour, finished.steered, hollow=True))
-        stages.append(Stage(str(finished.number), "o", colour, finished.healed))
-    return stages
+            points.append(point("", "o", colour, finished.steered, hollow=True))
+        best = results.best is not None and finished is results.shown
+        points.append(point(str(finished.number), "o", colour, finished.healed, best=best))
+    return points
 
 
-def _panels(results: Results, stages: Sequence[Stage]) -> list[Panel]:
-    """The coherence margin, and every signal whose description puts it here."""
-    panels = [Panel("coherence margin", tuple(margin(results, stage.signals) for stage in stages), 0.0)]
-    for signal in described(results.base):
-        if not signal.trajectory:
-            continue
-        limit = signal.limit
-        log, inverted = limit is not None and limit.log, signal.better == "lower"
-        notes = [text for text, holds in (("log", log), ("inverted", inverted)) if holds]
-        label = signal.term + (f" ({', '.join(notes)})" if notes else "")
-        heights = tuple(stage.signals.get(signal.name) for stage in stages)
-        panels.append(Panel(label, heights, limit_at_base(results, signal), log, inverted))
-    return panels
-
-
-def _draw(axis: Axes, panel: Panel, stages: Sequence[Stage]) -> list[Segment]:
-    """One panel; the lines in it, which its labels should keep off."""
+def _draw(axis: Axes, points: list[Point]) -> list[Segment]:
+    """The points and the ways between them; the lines in it, which labels should keep off."""
     lines: list[Segment] = []
-    for stage, height in zip(stages, panel.heights, strict=True):
-        lines += draw_point(axis, stage.trait, height, stage.marker, stage.colour, stage.hollow)
-    places = [_place(stage, height) for stage, height in zip(stages, panel.heights, strict=True)]
-    start = places[0]
-    for stage, end in zip(stages[2:], places[2:], strict=True):
+    for point in points:
+        lines += draw_point(axis, point.trait, point.margin, point.marker, point.colour, point.hollow)
+        if point.best and point.place is not None:
+            axis.plot(*point.place, marker="o", markersize=15, color="none", markeredgecolor=INK, markeredgewidth=1.6)
+    start = points[0].place
+    for point in points[2:]:
+        end = point.place
         if start is not None and end is not None:
-            _draw_way(axis, start, end, stage)
+            _draw_way(axis, start, end, point)
             lines.append((start, end))
         start = end
-    if panel.limit is not None:
-        axis.axhline(panel.limit, color=MUTED, linestyle=DASHES, linewidth=1, zorder=1)
-    axis.set_ylabel(panel.label)
-    if panel.log and axis.get_ylim()[0] > 0:
-        log_axis(axis, "y")
-    if panel.inverted:
-        axis.invert_yaxis()
     return lines
 
 
-def _draw_way(axis: Axes, start: tuple[float, float], end: tuple[float, float], stage: Stage) -> None:
+def _draw_way(axis: Axes, start: tuple[float, float], end: tuple[float, float], point: Point) -> None:
     """Steering is a dotted line, healing an arrow."""
-    style: dict[str, Any] = {"color": stage.colour, "shrinkA": 4, "shrinkB": 5, "mutation_scale": 10}
-    if stage.hollow:
-        style |= {"arrowstyle": "-", "linestyle": DOTS, "linewidth": 1.3}
+    style: dict[str, Any] = {"color": point.colour, "shrinkA": 4, "shrinkB": 5, "mutation_scale": 10, "alpha": 0.7}
+    if point.hollow:
+        style |= {"arrowstyle": "-", "linestyle": DOTS, "linewidth": 1.2}
     else:
-        style |= {"arrowstyle": "->", "linewidth": 1.6}
+        style |= {"arrowstyle": "->", "linewidth": 1.4}
     axis.annotate("", end, start, arrowprops=style, zorder=2)
-
-
-def _place(stage: Stage, height: Estimate | None) -> tuple[float, float] | None:
-    if not (drawable(stage.trait) and drawable(height)):
-        return None
-    return stage.trait.value, height.value
-
-
-def _labels(panel: Panel, stages: Sequence[Stage]) -> list[Label]:
-    labels = []
-    for stage, height in zip(stages, panel.heights, strict=True):
-        place = _place(stage, height)
-        if place is not None:
-            labels.append(Label(*place, stage.label, stage.colour))
-    return labels
 
 
 def _handles(results: Results) -> list[Line2D]:
     handles = [
         mark("s", INK, "base"),
         mark("D", PROMPTED, "prompted"),
-        mark("o", MUTED, "healed, with its round"),
-        Line2D([], [], color=MUTED, linewidth=1.6, marker=">", markevery=[1], markersize=5, label="healing"),
-        Line2D([], [], color=MUTED, linestyle=DASHES, linewidth=1, label="limit of coherence"),
+        mark("o", MUTED, "healed: what binds it"),
     ]
     if results.last.steered is not None:
-        handles += [
-            mark("o", MUTED, "steered, with its round", hollow=True),
-            Line2D([], [], color=MUTED, linestyle=DOTS, linewidth=1.3, label="steering"),
-        ]
-    return handles
+        handles.append(mark("o", MUTED, "steered", hollow=True))
+    if results.best is not None:
+        ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgewidth": 1.6}
+        handles.append(Line2D([], [], color=INK, linestyle="none", label="best round", **ring))
+    return [*handles, mark("s", PAST, "past a limit")]
