@@ -1,5 +1,6 @@
 """The report: everything that a run found, in one page that runs and loads nothing it should not."""
 
+import base64
 import io
 import os
 import re
@@ -23,7 +24,6 @@ from heal.report.build import build_report
 from heal.report.figures import draw
 from heal.report.labels import Label, place_labels
 from heal.report.results import read_results
-from heal.report.trajectory import trajectory
 from heal.report.words import glossary
 from heal.run.folder import RunFolder
 from tests.reported import (
@@ -104,9 +104,25 @@ def test_text_of_the_model_and_of_the_trait_runs_in_its_own_direction(html: str)
     assert [tag for tag, attributes in around if 'dir="auto"' not in attributes] == []
 
 
-def test_last_round_is_open_and_the_others_closed(page: Page) -> None:
-    opened = ["open" in details for details in page.all("details")]
-    assert opened == [False, True, False, True, False]  # completions of two rounds, answers of two rounds, recipe
+def test_the_best_round_is_open_and_everything_else_closed(run: RunFolder, html: str, page: Page) -> None:
+    best = read_results(run).shown.number
+    for name in ("completions", "answers"):
+        opened = ["open" in details for details in Page(section(html, name)).all("details")]
+        assert opened == [number == best for number in (1, 2)], name
+    assert sum("open" in details for details in page.all("details")) == 2
+
+
+def test_a_telephone_gets_figures_of_its_own(run: RunFolder, page: Page) -> None:
+    sources = page.all("source")
+    assert len(sources) == len(page.all("img")) == len(FIGURES)
+    for source, image in zip(sources, page.all("img"), strict=True):
+        assert source["srcset"]
+        assert source["srcset"] != image["src"]
+        narrow, wide = (
+            matplotlib.image.imread(io.BytesIO(base64.b64decode((uri or "").partition(",")[2])))
+            for uri in (source["srcset"], image["src"])
+        )
+        assert narrow.shape[1] < 0.6 * wide.shape[1]
 
 
 def test_a_run_without_the_steered_stage_has_neither_its_answers_nor_its_rows(tmp_path: Path, html: str) -> None:
@@ -198,15 +214,13 @@ def test_a_new_readout_has_its_column_panel_and_meaning(tmp_path: Path, monkeypa
     zeal = Signal("zeal", "share", "Zeal", "of answers", "how zealous it is", "coherence", limit=limit, trajectory=True)
     folder = write_run(tmp_path / "run", rounds=1)
     edit_baseline(folder, lambda metrics: replace(metrics, base=metrics.base | {"zeal": metrics.base["alive_share"]}))
-    before = trajectory(read_results(folder))
     every = signals() | {"zeal": zeal}
-    for module in ("evaluation.signal", "report.words", "report.page"):
+    for module in ("evaluation.signal", "report.words", "report.page", "report.headline"):
         monkeypatch.setattr(f"heal.{module}.signals", lambda: every)
     monkeypatch.setattr(EvaluationConfig, "min_zeal", 0.5, raising=False)
     results = read_results(folder)
     assert '<th scope="col">Zeal<small>of answers</small>' in section(page_of(folder), "stages")
     assert ("Zeal", "how zealous it is; floor 0.5 (n = 4 answers)") in glossary(results)
-    assert trajectory(results) != before
     assert "zeal" in {signal.name for signal in described(results.base)}  # what the panels are drawn from
 
 

@@ -59,7 +59,7 @@ def signals(results: Results, shown: Sequence[Signal], width: float = WIDTH) -> 
     rows = max(-(-len(shown) // columns), 1)
     figure, axes = new_figure(rows, columns, (0.9 if width > NARROW else 1.4) + 1.85 * rows, width=width)
     for axis, signal in zip(axes, shown, strict=False):
-        _draw_signal(axis, signal, results)
+        _draw_signal(axis, signal, results, notes=width > NARROW)
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
     handles = [
@@ -75,11 +75,12 @@ def signals(results: Results, shown: Sequence[Signal], width: float = WIDTH) -> 
     return png(figure)
 
 
-def _draw_signal(axis: Axes, signal: Signal, results: Results) -> None:
+def _draw_signal(axis: Axes, signal: Signal, results: Results, notes: bool) -> None:
     judged = results.validity.get(signal.name)
     valid = judged is None or judged.valid
+    note = (signal.note if notes else "") if valid else "not valid here"
     axis.set_title(
-        f"{signal.title}\n{signal.note if valid else 'not valid here'}",
+        f"{signal.title}\n{note}".strip(),
         fontsize=8.5,
         loc="left",
         color=INK if valid else MUTED,
@@ -116,6 +117,8 @@ def _shade_past(axis: Axes, edge: float, ceiling: bool) -> None:
     else:
         room = 0.12 * max(high - low, abs(edge - (low if ceiling else high)))
         low, high = (low, max(high, edge + room)) if ceiling else (min(low, edge - room), high)
+        spare = 0.04 * (high - low)
+        low, high = (low - spare, high) if ceiling else (low, high + spare)
     axis.axhspan(*((edge, high) if ceiling else (low, edge)), color=PAST, alpha=0.13, linewidth=0)
     axis.axhline(edge, color=PAST, linestyle=DASHES, linewidth=1)
     axis.set_ylim(low, high)

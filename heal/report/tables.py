@@ -127,8 +127,8 @@ def folded(results: Results) -> tuple[list[Column], list[Column]]:
     vary: list[Column] = []
     still: list[Column] = []
     for column in columns(results):
-        values = {column.value(row.signals) for row in rows if column.signal.name in row.signals}
-        same = len(values) <= 1 and column.signal.role != "trait" and column.validity_holds
+        values = [column.value(row.signals) for row in rows if column.signal.name in row.signals]
+        same = len(values) > 1 and len(set(values)) == 1 and column.signal.role != "trait" and column.validity_holds
         (still if same else vary).append(column)
     return vary, still
 
