@@ -286,6 +286,8 @@ def _stored(item: Key, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = str(value)
+    if item.type == int | bool:  # of a union OmegaConf converts nothing
+        return text.lower() == "true" if text.lower() in ("true", "false") else int(text)
     if not (item.takes_text or item.takes_texts):
         text = _NOT_FINITE.get(text.lower(), text)
     return "\\" + text if re.fullmatch(r"\\*\?\?\?", text) else _not_interpolated(text)

@@ -9,6 +9,7 @@ import pytest
 
 from heal.config import RunConfig
 from heal.dose.root import Outcome
+from heal.errors import UserError
 from heal.evaluation.choice import Choice, best_round, why_stop
 from heal.evaluation.metrics import (
     Coherence,
@@ -21,6 +22,7 @@ from heal.evaluation.metrics import (
 )
 from heal.evaluation.signal import MASS, TRAIT
 from heal.evaluation.stats import Estimate
+from heal.recipe import from_mapping, load_recipe, to_mapping
 from tests.stages import around, summary
 
 OUTCOME: Outcome = "tolerance"
@@ -135,6 +137,16 @@ def test_a_run_stops_by_itself_unless_one_key_says_no():
         assert why_stop(done, RunConfig()) is not None
         assert why_stop(done[:-1], RunConfig()) is None
         assert why_stop(done, RunConfig(stop=False)) is None
+
+
+def test_how_many_incoherent_rounds_is_a_number_or_as_in_older_recipes_yes_or_no():
+    for text, value in (("3", 3), ("true", True), ("false", False), ("0", 0)):
+        recipe = load_recipe([f"run.stop_when_incoherent={text}"])
+        assert recipe.run.stop_when_incoherent == value
+        assert from_mapping(to_mapping(recipe), "recipe.yaml") == recipe
+    for text in ("x", "-1", "1.5"):
+        with pytest.raises(UserError, match=r"run\.stop_when_incoherent"):
+            load_recipe([f"run.stop_when_incoherent={text}"])
 
 
 def test_a_readout_that_is_not_valid_for_the_model_stops_nothing():
