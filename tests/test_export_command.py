@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from heal.export.folder import read_record
+from heal.models.agreement import Agreement
 from heal.run.folder import RunFolder
 from tests import finished
 from tests.commanded import heal, refused
@@ -23,7 +24,7 @@ def test_the_command_exports_an_earlier_round_and_says_where_it_is(run: RunFolde
     assert "Frobenius" in done.stdout
     record = read_record(path)
     assert (record["rounds"], record["rank"]) == ([0], 2)
-    assert f"{record['error']:.1e}" in done.stdout
+    assert str(Agreement(**record["agreement"])) in done.stdout
 
 
 def test_the_command_exports_the_best_round_by_name(run: RunFolder) -> None:
