@@ -16,6 +16,7 @@ from heal.evaluation.asking.way import Asking
 from heal.evaluation.evaluate import evaluate, measure_all
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.readouts import free_answers, likelihood, persona, questions
+from heal.evaluation.readouts.thoughts import UNCLOSED
 from heal.evaluation.results import Answer, StageResult, headline, output_rows, summarise
 from heal.evaluation.signal import READOUTS, Measured, limited, signals
 from heal.evaluation.stats import Estimate, estimate, paired_difference
@@ -416,4 +417,7 @@ def test_a_stage_s_line_shows_the_trait_and_every_signal_with_a_limit(results: d
     line = headline(results["healed"])
     tails = [value for value in results["healed"].signal("tail_perplexity").values if not math.isnan(value)]
     assert f"tail_perplexity {median(tails):.2f}" in line
-    assert [part.split()[0] for part in line.split(", ")] == ["persona_log_ratio", *limited()]
+    assert [part.split()[0] for part in line.split(", ")] == [
+        "persona_log_ratio",
+        *(name for name in limited() if name != UNCLOSED.name),  # the model is not to think
+    ]

@@ -12,7 +12,7 @@ from heal.models.load import load_language_model
 from heal.records import read_json
 from heal.run.files import sha256
 from heal.run.folder import STEPS, RunFolder
-from heal.run.manifest import MANIFEST
+from heal.run.manifest import JUDGE, MANIFEST
 from heal.run.student import load_student
 from tests import running, tiny
 from tests.closeness import assert_near
@@ -61,7 +61,7 @@ def test_a_run_leaves_every_file_that_the_readme_names(whole: RunFolder) -> None
 
 def test_the_baseline_is_measured_before_any_round_in_this_order(whole: RunFolder) -> None:
     assert list(read_json(whole.baseline / MANIFEST)) == list(BASELINE)
-    assert list(read_json(whole.round(0) / MANIFEST)) == list(STEPS)
+    assert list(read_json(whole.round(0) / MANIFEST)) == [*STEPS[:-1], "drift", JUDGE]
 
 
 def test_every_signal_is_judged_and_each_round_says_which_ones_count(whole: RunFolder) -> None:

@@ -133,7 +133,7 @@ OTHERS = [  # the words, and what is said
     (["chat"], "run=... is needed"),
     (["chat", "run=none"], "not a run folder"),
     (["chat", "run=file"], "not a run folder"),
-    (["chat", "run=run"], "unknown key 'heal.tau'"),
+    (["chat", "run=run"], "facts.json is missing"),
     (["chat", "run=finished", "round=0"], "counted from 1"),
     (["chat", "run=finished", "round=99"], "round=99"),
     (["chat", "run=finished", "alpha=nan"], "finite"),
