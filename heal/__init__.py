@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from heal.steering.vector import SteeringVector
     from heal.steps.baseline import Baseline
     from heal.steps.heal import Healed
-    from heal.trait import Trait, load_trait
+    from heal.trait import Trait, load_trait, make_trait
 
 # Where each name of the API is. None of them may be a module of heal: importing that would hide it.
 _PLACES = {
     "load_model": "heal.api.model",
     "load_trait": "heal.trait",
+    "make_trait": "heal.trait",
     "answer": "heal.api.model",
     "extract": "heal.api.steering",
     "calibrate": "heal.api.steering",
@@ -79,6 +80,7 @@ __all__ = [
     "load_intervention",
     "load_model",
     "load_trait",
+    "make_trait",
     "measure",
 ]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from heal.adapter_kinds import ADAPTER_KINDS
+from heal.banks import AUTO, LANGUAGES
 from heal.evaluation.signal import limited
 from heal.healing.aggregates import AGGREGATES
 
@@ -242,7 +243,15 @@ class ComputeConfig:
 @dataclass
 class Recipe:
     recipe: str = key("kl_rev_rmse", "recipe name in recipes/, or the path of a YAML file")
-    trait: str = key("love", "trait name in recipes/traits/, or the path of a YAML file")
+    trait: str = key("love", "trait name in recipes/traits/, or the path of a YAML file; a name for positive, negative")
+    positive: str = key("", "instead of a trait file: system prompt, or short description, of the persona to train")
+    negative: str = key("", "the same of its opposite; both are given to the model as they stand")
+    sign: Literal["1", "-1"] = key("1", "-1: train the trait's opposite, its personas swapped")
+    language: str = key(
+        AUTO,
+        "of the prompts and patterns that a trait lacks",
+        choices={AUTO: "that of the personas", **LANGUAGES},
+    )
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     steer: SteerConfig = field(default_factory=SteerConfig)

@@ -19,6 +19,7 @@ from heal import choices
 from heal.adapter_kinds import ADAPTER_KINDS, foldable
 from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError, nearest
+from heal.narration import name_of
 from heal.yaml_text import Plain, Settings, parse, read_yaml, refuse_cut, typed_text
 
 _NOT_IN_A_PROJECT = "/\\#?%:"  # characters that W&B refuses there
@@ -131,6 +132,7 @@ def help_text() -> str:
     """`--help`, from the dataclasses."""
     lines = [
         "usage: heal train [recipe=NAME|PATH] [trait=NAME|PATH] [key=value ...]",
+        '       heal train [recipe=NAME|PATH] positive="You ..." negative="You ..." [key=value ...]',
         "       accelerate launch heal/train.py ... (the same, from a clone)",
         "",
         "Trains a trait into a language model: steer, distil, heal, fold, round after round.",
@@ -188,12 +190,15 @@ def load_recipe(words: Sequence[str]) -> Recipe:
     name = str(overrides.get("recipe", Recipe().recipe))
     path = find_yaml("recipe", name, RECIPES)
     config = OmegaConf.structured(Recipe)
-    for source, settings in (*_layers(path), ("on the command line", overrides)):
+    layers = (*_layers(path), ("on the command line", overrides))
+    for source, settings in layers:
         for dotted, value in settings.items():
             set_key(config, dotted, value, source)
     recipe = OmegaConf.to_object(config)
     assert isinstance(recipe, Recipe)
     recipe.recipe = name
+    if recipe.positive and recipe.negative and not any("trait" in settings for _, settings in layers):
+        recipe.trait = name_of(recipe.positive, recipe.negative)
     check(recipe)
     return recipe
 
@@ -320,6 +325,9 @@ def check(recipe: Recipe) -> None:
     if recipe.heal.use_dora:
         raise UserError(f"heal.use_dora=true: {ADAPTER_KINDS['dora'].refused}")
     foldable(recipe.heal.init)
+    for there, lacking in (("positive", "negative"), ("negative", "positive")):
+        if getattr(recipe, there).strip() and not getattr(recipe, lacking).strip():
+            raise UserError(f"{there}= without {lacking}=: a trait is two opposite personas; give both")
     calibration = recipe.calibration
     if calibration.tolerance >= calibration.target:
         raise UserError(

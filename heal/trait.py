@@ -1,18 +1,23 @@
 """A trait: two opposite personas, prompts that elicit it, and patterns of text that talks about it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from heal.banks import AUTO, LANGUAGES, bank_of, language_of, script_of
+from heal.config import Recipe
 from heal.console import counted
 from heal.errors import UserError, nearest
 from heal.evaluation.vignettes import FOUNDATIONS
-from heal.recipe import RECIPES, find_yaml
+from heal.narration import name_of, narration_of
+from heal.recipe import RECIPES, available, find_yaml
 from heal.yaml_text import Settings, read_yaml, refuse_cut
 
 MIN_GENERATION_PROMPTS = 8
 MIN_HELDOUT_PROMPTS = 4
+OPPOSITE = "-opposite"  # what the name of a trait ends with whose personas are swapped
 _INTENTS = {"1": 1, "+1": 1, "-1": -1}
+_ON_THE_COMMAND_LINE = "positive=, negative="
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,10 @@ class Trait:
 
     Texts are the characters of the file, whatever else YAML might take them for (Yes, 1984, null, ${x}). One without
     quotes that YAML would cut, at ` #` for example, is refused.
+
+    A file requires `name`, `positive` and `negative`. What it lacks of the description, the prompts and the narration
+    patterns comes from the personas and from the bank of their language (`heal.banks`, `heal.narration`), which is then
+    in `language`; that is empty where the file has all of it and names none.
 
     `foundation` and `intent` are optional: the moral foundation that the trait targets (a key of FOUNDATIONS), and
     whether it is to weigh more (+1) or less (-1).
@@ -35,10 +44,99 @@ class Trait:
     narration: tuple[str, ...]
     foundation: str = ""
     intent: int = 0
+    language: str = ""
+
+    def opposite(self) -> "Trait":
+        """The trait with its personas swapped; it is dropped as narration to talk about either."""
+        language = self.language or language_of((self.positive, self.negative))
+        derived = narration_of(self.positive, self.negative, language) if language else ()
+        return replace(
+            self,
+            name=self.name + OPPOSITE,
+            description=f"The opposite of {self.name}: {self.description}",
+            positive=self.negative,
+            negative=self.positive,
+            narration=tuple(dict.fromkeys(self.narration + derived)),
+            intent=-self.intent,
+        )
+
+    @property
+    def source(self) -> str:
+        """Where its prompts come from, in one line."""
+        if not self.language:
+            return f"{_number(self)}, its own"
+        bank, own = bank_of(self.language), []
+        for name, part in (("generation", "generation_prompts"), ("held-out", "heldout_prompts")):
+            if not set(getattr(self, part)) <= set(getattr(bank, part.removesuffix("_prompts"))):
+                own.append(name)
+        if len(own) == 2:
+            return f"{_number(self)}, its own"
+        kept = f", the {own[0]} ones its own" if own else ""
+        return f"{_number(self)} of heal's {self.language} bank{kept}"
 
 
-def load_trait(name: str | Path) -> Trait:
+def _number(trait: Trait) -> str:
+    return f"{len(trait.generation_prompts)} generation prompts and {len(trait.heldout_prompts)} held-out ones"
+
+
+def trait_of(recipe: Recipe) -> Trait:
+    """The trait that a recipe trains: its `trait`, or its `positive` and `negative`, turned by its `sign`.
+
+    Raises:
+        UserError: see `load_trait` and `make_trait`; or the bank has fewer prompts than the recipe asks for.
+    """
+    if recipe.positive or recipe.negative:
+        if "/" in recipe.trait or recipe.trait in available(RECIPES / "traits"):
+            raise UserError(
+                f"trait={recipe.trait}: with positive= and negative= it is the name of a new trait, and "
+                "that one is there already; choose another, or leave trait= out"
+            )
+        trait = make_trait(recipe.positive, recipe.negative, recipe.trait, recipe.language)
+    else:
+        trait = load_trait(recipe.trait, recipe.language)
+    if trait.language:
+        _refuse_too_many(recipe, trait)
+    return trait.opposite() if recipe.sign == "-1" else trait
+
+
+def _refuse_too_many(recipe: Recipe, trait: Trait) -> None:
+    bank, asked = bank_of(trait.language), recipe.evaluation.prompts + recipe.evaluation.skip
+    for key, number, there, held in (
+        ("generation.prompts", recipe.generation.prompts, trait.generation_prompts, bank.generation),
+        ("evaluation.skip + evaluation.prompts", asked, trait.heldout_prompts, bank.heldout),
+    ):
+        if number > len(there) and set(there) <= set(held):
+            raise UserError(
+                f"{key}={number}: heal's {trait.language} bank has {len(there)} such prompts; lower it, or write more "
+                "of your own into a trait file (heal trait new)"
+            )
+
+
+def make_trait(positive: str, negative: str, name: str = "", language: str = AUTO) -> Trait:
+    """A trait from two sentences: the system prompts of two opposite personas, or short descriptions of them.
+
+    Args:
+        positive, negative: the texts that the model is given as they stand.
+        name: of the trait; empty: from the positive persona's words.
+        language: of `heal.banks.LANGUAGES`, whose prompts and patterns it takes; auto: that of the personas.
+
+    Raises:
+        UserError: a persona is missing, both are equal, the name cannot name a folder, or no bank has their language.
+    """
+    for given, text in (("positive", positive), ("negative", negative)):
+        if not text.strip():
+            raise UserError(f"{given}=: the persona is missing; a trait takes both, positive=... and negative=...")
+    name = name or name_of(positive, negative)
+    content = {"name": name, "positive": positive, "negative": negative}
+    return _made(_ON_THE_COMMAND_LINE, content, language)
+
+
+def load_trait(name: str | Path, language: str = AUTO) -> Trait:
     """The trait `name` in recipes/traits/, or in the YAML file of that path.
+
+    Args:
+        name: of the trait.
+        language: as for `make_trait`, where the file names none and lacks what depends on it.
 
     Raises:
         UserError: names the file and the field that is missing, empty, unknown or of a wrong type.
@@ -49,51 +147,96 @@ def load_trait(name: str | Path) -> Trait:
     for given in content:
         if given not in fields:
             raise UserError(f"{path}: unknown field '{given}'{nearest(str(given), fields)}")
-    values: Settings = {field: _text(path, content, field) for field in fields[:4]}
-    values |= {field: _texts(path, content, field) for field in fields[4:7]}
-    trait = Trait(**values, **_target(path, content))
-    _check(path, trait)
+    return _made(path, content, language)
+
+
+def _made(where: Path | str, content: Settings, language: str) -> Trait:
+    """The trait of a file's content; `where` begins what is said of it. What the content lacks is derived."""
+    values: Settings = {field: _text(where, content, field) for field in ("name", "positive", "negative")}
+    values |= {field: _text(where, content, field) for field in ("description",) if field in content}
+    lists = ("generation_prompts", "heldout_prompts", "narration")
+    values |= {field: _texts(where, content, field) for field in lists if field in content}
+    values |= _target(where, content)
+    known = _language(where, content, values, language, [field for field in lists if field not in content])
+    positive, negative = values["positive"], values["negative"]
+    if known:
+        bank = bank_of(known)
+        # A prompt that the user gave for one part is none of the other.
+        generation, heldout = values.get("generation_prompts", ()), values.get("heldout_prompts", ())
+        derived: Settings = {
+            "generation_prompts": tuple(text for text in bank.generation if text not in heldout),
+            "heldout_prompts": tuple(text for text in bank.heldout if text not in generation),
+            "narration": narration_of(positive, negative, known),
+        }
+        values = derived | {"language": known} | values
+    values.setdefault("description", f"{positive} Its opposite: {negative}")
+    trait = Trait(**values)
+    _check(where, trait)
     return trait
 
 
-def _text(path: Path, content: Settings, field: str) -> str:
+def _language(where: Path | str, content: Settings, values: Settings, asked: str, lacking: list[str]) -> str:
+    """The language whose bank and patterns count; empty where nothing is asked of it."""
+    if "language" in content:
+        given = content["language"]
+        if given not in LANGUAGES:
+            raise UserError(f"{where}: field 'language': one of {', '.join(LANGUAGES)}, not '{given}'")
+        if asked not in (AUTO, given):
+            raise UserError(f"language={asked}: {where} says {given}; leave one of the two out")
+        return str(given)
+    if not lacking:
+        if asked != AUTO:
+            raise UserError(f"language={asked}: {where} has prompts and narration of its own; leave language= out")
+        return ""
+    if asked != AUTO:
+        return asked
+    personas = (values["positive"], values["negative"])
+    if found := language_of(personas):
+        return found
+    raise UserError(
+        f"{where}: no prompts and patterns come with heal in the personas' language ({script_of(personas)} script); "
+        f"write {', '.join(lacking)} into a trait file, or set language= to one of {', '.join(LANGUAGES)}"
+    )
+
+
+def _text(where: Path | str, content: Settings, field: str) -> str:
     value = content.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{path}: field '{field}' is missing or empty; a text is required")
-    refuse_cut(value, f"{path}: field '{field}'", prose=field != "name")
+        raise UserError(f"{where}: field '{field}' is missing or empty; a text is required")
+    refuse_cut(value, f"{where}: field '{field}'", prose=field != "name")
     return value.strip()
 
 
-def _texts(path: Path, content: Settings, field: str) -> tuple[str, ...]:
+def _texts(where: Path | str, content: Settings, field: str) -> tuple[str, ...]:
     value = content.get(field)
     if not isinstance(value, list) or not value:
-        raise UserError(f"{path}: field '{field}' is missing or empty; a list of texts is required")
+        raise UserError(f"{where}: field '{field}' is missing or empty; a list of texts is required")
     for number, item in enumerate(value, 1):
         if not isinstance(item, str) or not item.strip():
             hint = "" if isinstance(item, str) else "; a text with ': ' in it, or { or [ at its start, goes in quotes"
-            raise UserError(f"{path}: field '{field}', entry {number}: a non-empty text is required{hint}")
-        refuse_cut(item, f"{path}: field '{field}', entry {number}", prose=True)
+            raise UserError(f"{where}: field '{field}', entry {number}: a non-empty text is required{hint}")
+        refuse_cut(item, f"{where}: field '{field}', entry {number}", prose=True)
     return tuple(item.strip() for item in value)
 
 
-def _target(path: Path, content: Settings) -> Settings:
+def _target(where: Path | str, content: Settings) -> Settings:
     """The optional foundation and its intent."""
     given: Settings = {field: content[field] for field in ("foundation", "intent") if field in content}
     if not given:
         return {}
     foundation, intent = given.get("foundation"), given.get("intent")
     if not isinstance(foundation, str) or foundation not in FOUNDATIONS:
-        raise UserError(f"{path}: field 'foundation': one of {', '.join(FOUNDATIONS)}, not '{foundation}'")
+        raise UserError(f"{where}: field 'foundation': one of {', '.join(FOUNDATIONS)}, not '{foundation}'")
     if str(intent) not in _INTENTS:
-        raise UserError(f"{path}: field 'intent': 1 (it is to weigh more) or -1 (less), not '{intent}'")
+        raise UserError(f"{where}: field 'intent': 1 (it is to weigh more) or -1 (less), not '{intent}'")
     return {"foundation": str(foundation), "intent": _INTENTS[str(intent)]}
 
 
-def _check(path: Path, trait: Trait) -> None:
+def _check(where: Path | str, trait: Trait) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", trait.name):
-        raise UserError(f"{path}: field 'name': letters, digits, '_', '-' and '.' only, not '{trait.name}'")
+        raise UserError(f"{where}: field 'name': letters, digits, '_', '-' and '.' only, not '{trait.name}'")
     if trait.positive == trait.negative:
-        raise UserError(f"{path}: fields 'positive' and 'negative' are equal, so there is no contrast to extract")
+        raise UserError(f"{where}: fields 'positive' and 'negative' are equal, so there is no contrast to extract")
     for field, prompts, least in (
         ("generation_prompts", trait.generation_prompts, MIN_GENERATION_PROMPTS),
         ("heldout_prompts", trait.heldout_prompts, MIN_HELDOUT_PROMPTS),
@@ -101,13 +244,13 @@ def _check(path: Path, trait: Trait) -> None:
         distinct = len(set(prompts))
         if distinct < least:
             raise UserError(
-                f"{path}: field '{field}' has {counted(distinct, 'different prompt')}; at least {least} required"
+                f"{where}: field '{field}' has {counted(distinct, 'different prompt')}; at least {least} required"
             )
     shared = set(trait.generation_prompts) & set(trait.heldout_prompts)
     if shared:
-        raise UserError(f"{path}: '{sorted(shared)[0]}' is in both generation_prompts and heldout_prompts")
+        raise UserError(f"{where}: '{sorted(shared)[0]}' is in both generation_prompts and heldout_prompts")
     for pattern in trait.narration:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UserError(f"{path}: field 'narration': '{pattern}' is not a regular expression ({error})") from error
+            raise UserError(f"{where}: field 'narration': '{pattern}' is not a regular expression ({error})") from error

@@ -10,14 +10,20 @@ from typing import Any
 import pytest
 import yaml
 
+from heal.banks import bank_of
 from heal.errors import UserError
 from heal.evaluation.vignettes import FOUNDATIONS
-from heal.recipe import RECIPES, available
+from heal.narration import narration_of
+from heal.recipe import RECIPES, available, from_mapping, load_recipe, to_mapping, to_yaml
 from heal.records import as_record
-from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
+from heal.run.open import default_name
+from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait, make_trait, trait_of
+from heal.yaml_text import parse
 from tests.cases import case
+from tests.commanded import heal, refused
 
-OPTIONAL = ["foundation", "intent"]
+OPTIONAL = ["foundation", "intent", "language"]
+REQUIRED = ["name", "positive", "negative"]
 FIELDS = [field.name for field in dataclasses.fields(Trait) if field.name not in OPTIONAL]
 LISTS = ["generation_prompts", "heldout_prompts", "narration"]
 
@@ -61,7 +67,7 @@ def test_an_unknown_trait_names_the_nearest():
 
 
 def test_a_missing_field_is_named(tmp_path: Path, content: dict[str, Any]):
-    for field in FIELDS:
+    for field in REQUIRED:
         with case(field):
             assert f"'{field}'" in refusal(tmp_path, {name: value for name, value in content.items() if name != field})
 
@@ -212,3 +218,123 @@ def test_a_text_of_a_trait_that_yaml_takes_words_of_is_refused_with_them_and_the
         load_trait(path)
     path.write_text(yaml.safe_dump(content).replace(f"name: {content['name']}", f"name: {content['name']} # mine"))
     assert load_trait(path).name == content["name"]
+
+
+# Two sentences are a trait.
+
+YOU_LOVE, YOU_SCORN = "You love humanity, and say so: # gladly.", "You scorn humanity"
+SENTENCES = (f"positive={YOU_LOVE}", f"negative={YOU_SCORN}")
+
+
+def test_a_file_of_three_lines_is_a_trait_and_what_it_gives_beyond_wins(tmp_path: Path, content: dict[str, Any]):
+    short = {field: content[field] for field in REQUIRED}
+    bank, trait = bank_of("English"), load_trait(write(tmp_path, short))
+    assert (trait.positive, trait.negative, trait.language) == (content["positive"], content["negative"], "English")
+    assert (trait.generation_prompts, trait.heldout_prompts) == (bank.generation, bank.heldout)
+    assert trait.narration == narration_of(trait.positive, trait.negative, "English")
+    assert trait == make_trait(trait.positive, trait.negative, trait.name)
+    for field in [*LISTS, "description"]:
+        with case(field):
+            given = load_trait(write(tmp_path, short | {field: content[field]}))
+            expected = tuple(content[field]) if field in LISTS else content[field]
+            assert given == dataclasses.replace(trait, **{field: expected})
+    mine = [bank.heldout[0], *content["generation_prompts"]]
+    assert load_trait(write(tmp_path, short | {"generation_prompts": mine})).heldout_prompts == bank.heldout[1:]
+
+
+def test_the_bank_is_that_of_the_personas_language_or_of_the_one_that_is_asked_for(tmp_path: Path):
+    chinese, cyrillic = ("你热爱人类。", "你鄙视人类。"), ("Ты любишь всех.", "Ты всех презираешь.")
+    assert make_trait(*chinese).generation_prompts == bank_of("Chinese").generation
+    assert make_trait(*chinese, language="German").generation_prompts == bank_of("German").generation
+    assert make_trait(*cyrillic, language="English").source.endswith("of heal's English bank")
+    with pytest.raises(UserError, match=r"Cyrillic script\); write generation_prompts, .* or set language= to one of"):
+        make_trait(*cyrillic)
+    short = dict(zip(REQUIRED, ("mine", *chinese), strict=True))
+    assert load_trait(write(tmp_path, short | {"language": "Korean"})).heldout_prompts == bank_of("Korean").heldout
+    assert "field 'language': one of English" in refusal(tmp_path, short | {"language": "Klingon"})
+    for trait, said in (
+        ("love", "has prompts and narration of its own"),
+        (write(tmp_path, short | {"language": "Thai"}), "says Thai"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_trait(trait, "German")
+
+
+def test_two_sentences_on_the_command_line_are_the_trait_of_the_run_as_they_were_typed():
+    recipe = load_recipe(["recipe=smoke", *SENTENCES])
+    trait = trait_of(recipe)
+    assert (trait.positive, trait.negative, trait.name, recipe.trait) == (YOU_LOVE, YOU_SCORN, *["love-gladly"] * 2)
+    assert default_name(recipe, trait) == "smoke-love-gladly-embedded-s0"
+    assert from_mapping(to_mapping(recipe), "here") == recipe
+    assert parse(to_yaml(recipe))["positive"] == YOU_LOVE
+    assert trait_of(load_recipe([*SENTENCES, "trait=mine"])).name == "mine"
+    for line, said in [
+        (SENTENCES[:1], "positive= without negative=: a trait is two opposite personas; give both"),
+        (SENTENCES[1:], "negative= without positive=: a trait is two opposite personas; give both"),
+        ((*SENTENCES, "trait=love"), "trait=love: with positive= and negative= it is the name of a new trait, and"),
+        ((*SENTENCES, "trait=a b"), "field 'name': letters, digits, '_', '-' and '.' only, not 'a b'"),
+        (("positive=Be.", "negative='Be. '"), "fields 'positive' and 'negative' are equal"),
+        ((*SENTENCES, "language=Germn"), "did you mean 'German'?"),
+        ((*SENTENCES, "sign=0"), "sign=0 on the command line: expected 1|-1"),
+        ((*SENTENCES, "generation.prompts=300"), "generation.prompts=300: heal's English bank has 213 such prompts"),
+        ((*SENTENCES, "language=Thai", "evaluation.skip=9"), "evaluation.skip + evaluation.prompts=13: heal's Thai"),
+    ]:
+        with case(line):
+            refused(["train", "recipe=smoke", *line], said)
+
+
+def test_the_opposite_has_the_personas_and_the_intent_the_other_way_round_and_its_name_says_so(tmp_path: Path):
+    for line in (SENTENCES, ("trait=love",), ("trait=care_over_authority",)):
+        with case(line):
+            trait, turned = (trait_of(load_recipe([*line, *more])) for more in ((), ("sign=-1",)))
+            assert turned == trait.opposite()
+            assert (turned.positive, turned.negative) == (trait.negative, trait.positive)
+            assert (turned.foundation, turned.intent) == (trait.foundation, -trait.intent)
+            assert turned.generation_prompts == trait.generation_prompts
+            assert set(trait.narration) | set(narration_of(trait.positive, trait.negative, "English")) == {
+                *turned.narration
+            }
+            assert default_name(load_recipe([]), turned) == f"kl_rev_rmse-{trait.name}-opposite-embedded-s0"
+
+
+def test_a_new_file_reads_back_to_the_trait_that_it_was_made_of(tmp_path: Path):
+    for number, personas in enumerate(
+        [
+            (YOU_LOVE, YOU_SCORN),
+            ("'Yes'", '"No"'),
+            ("Be\nwarm: {a}", "\tnull"),
+            ("你热爱人类。", "你鄙视人类。"),
+            ("\u2028a\x7f", "😀"),
+        ]
+    ):
+        with case(personas):
+            path = tmp_path / "new" / f"{number}.yaml"
+            done = heal(
+                "trait", "new", f"positive={personas[0]}", f"negative={personas[1]}", "name=mine", f"out={path}"
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+            assert done.stdout.startswith(f"written    {path} (")
+            assert load_trait(path) == make_trait(*personas, "mine")
+            assert (
+                heal("trait", "show", f"trait={path}").stdout
+                == heal("trait", "show", f"positive={personas[0]}", f"negative={personas[1]}", "name=mine").stdout
+            )
+    words = ["trait", "new", *SENTENCES]
+    refused([*words, f"out={path}"], "there is such a file already; choose another")
+    refused([*words, f"out={tmp_path / 'mine.txt'}"], "must end in .yaml")
+    refused(["trait", "new"], "positive=: the persona is missing")
+    refused(["trait", "nwe"], "'nwe': no such action; did you mean 'new'?")
+    refused(["trait"], "heal trait new or heal trait show; --help says more")
+    refused(["trait", "show", "trait=love", SENTENCES[0]], "trait= or positive= and negative=: one of the two")
+
+
+def test_what_a_trait_comes_to_is_shown_with_its_numbers_of_prompts_and_all_its_patterns():
+    for line, source in (
+        (["trait=care_over_authority", "sign=-1"], "64 generation prompts and 32 held-out ones, its own"),
+        ([*SENTENCES], "213 generation prompts and 65 held-out ones of heal's English bank"),
+    ):
+        shown, trait = heal("trait", "show", *line).stdout, trait_of(load_recipe(line))
+        for text in (trait.name, trait.positive, trait.negative, source, *trait.narration):
+            assert f" {text}\n" in shown, text
+        assert (f"foundation   authority, intent {trait.intent:+d}\n" in shown) == bool(trait.foundation)
+        assert f" {len(trait.narration)} patterns\n" in shown

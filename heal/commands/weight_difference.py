@@ -13,7 +13,7 @@ from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe
 from heal.run.open import default_name, open_model
-from heal.trait import load_trait
+from heal.trait import trait_of
 
 USAGE = "heal weight-difference [trait=...] [model.name=...] [adapter=KIND] [out=FILE] [key=value ...]"
 PURPOSE = """Samples answers under both of a trait's personas, trains one adapter on each set without the persona, and
@@ -68,7 +68,7 @@ def weight_difference(words: Sequence[str]) -> None:
 
 def difference_path(options: Options, recipe: Recipe) -> Path:
     """The file to write; UserError where it cannot be written or `method=` would not know it by its name."""
-    default = default_name(recipe, load_trait(recipe.trait), f"weight_difference-{options.adapter}") + ".safetensors"
+    default = default_name(recipe, trait_of(recipe), f"weight_difference-{options.adapter}") + ".safetensors"
     path = output_path(options.out or default, folder=False)
     if path.suffix != ".safetensors":
         raise UserError(f"out={options.out}: the file's name must end in .safetensors, by which method= knows it")

@@ -22,7 +22,7 @@ from heal.records import read_records
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, Events, Facts, RunFolder, Sizes
 from heal.tracking.tracker import TrackedRun, require_trackers, start_trackers
-from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait
+from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, trait_of
 from heal.unforeseen import tracebacks_into
 from heal.versions import device_name, versions, versions_line
 
@@ -43,12 +43,12 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         methods: of steering, that the recipe's `steer` section is for; default: `steer.method`.
 
     Raises:
-        UserError: see `check_settings`, `load_trait`, `load_language_model`, `fitting`, `RunFolder.refuse_other`;
+        UserError: see `check_settings`, `trait_of`, `load_language_model`, `fitting`, `RunFolder.refuse_other`;
             nothing has been written then.
     """
     one_process()
     require_trackers(recipe.tracking.to)
-    trait = load_trait(recipe.trait)
+    trait = trait_of(recipe)
     asked = recipe.evaluation
     vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
     recipe.run.name = recipe.run.name or default_name(recipe, trait, kind)
@@ -87,6 +87,8 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)
         console.say(f"run        {folder.path}{' (continued)' if continued else ''}")
+        if trait.language:
+            console.say(f"trait      {trait.name}: {trait.source}")
         console.say(f"adapter    {coverage}")
         tracker = start_trackers(
             TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking, console),
@@ -110,10 +112,10 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
         known: facts of the run that goes on, if one does: its dtype and batch sizes are kept.
 
     Raises:
-        UserError: see `load_trait`, `load_language_model` and `fitting`.
+        UserError: see `trait_of`, `load_language_model` and `fitting`.
     """
     one_process()
-    trait, compute = load_trait(recipe.trait), recipe.compute
+    trait, compute = trait_of(recipe), recipe.compute
     quiet_libraries(downloads=recipe.model.name != "embedded")
     import torch
     from accelerate import Accelerator

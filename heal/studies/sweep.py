@@ -17,11 +17,12 @@ from heal.evaluation.metrics import RoundMetrics
 from heal.recipe import load_recipe
 from heal.run.folder import RunFolder
 from heal.run.open import default_name, facts_of
-from heal.trait import load_trait
+from heal.trait import trait_of
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 _SHORT = {"seed": "run.seed", "rounds": "run.rounds"}
-_IN_NAME = ("recipe", "trait", "run.seed", "model.name")  # what a run's default name already says
+_IN_NAME = ("recipe", "trait", "sign", "run.seed", "model.name")  # what a run's default name already says
+_SENTENCES = ("positive", "negative")  # one value each, commas and all
 _POLL_SECONDS = 2.0
 
 Say = Callable[[str], None]
@@ -62,7 +63,7 @@ class Cell:
         if not (run.path / "recipe.yaml").is_file():
             return False
         recipe, _ = run.as_begun(recipe)
-        run.refuse_other(recipe, facts_of(recipe, load_trait(recipe.trait), run.started().dtype))
+        run.refuse_other(recipe, facts_of(recipe, trait_of(recipe), run.started().dtype))
         done = run.delivered()
         if not (run.report / "index.html").is_file() or done != run.rounds()[: len(done)]:
             return False
@@ -75,7 +76,7 @@ def cells(words: Sequence[str]) -> list[Cell]:
 
     Args:
         words: `key=a,b,c` as heal train takes them; `seed` and `rounds` are short for `run.seed` and
-            `run.rounds`. A comma inside brackets or quotes belongs to its value.
+            `run.rounds`. A comma inside brackets, quotes or a persona belongs to its value.
 
     Raises:
         UserError: a cell that heal train would refuse, or a name given to more than one run.
@@ -85,12 +86,12 @@ def cells(words: Sequence[str]) -> list[Cell]:
         name, equals, text = word.partition("=")
         if not equals or not name:
             raise UserError(f"'{word}': expected key=value or key=a,b,c; --help says more")
-        choices[_SHORT.get(name, name)] = split_values(text)
+        choices[_SHORT.get(name, name)] = [text] if name in _SENTENCES else split_values(text)
     made = []
     for values in itertools.product(*choices.values()):
         chosen = [f"{name}={value}" for name, value in zip(choices, values, strict=True)]
         recipe = load_recipe(chosen)
-        name = recipe.run.name or default_name(recipe, load_trait(recipe.trait))
+        name = recipe.run.name or default_name(recipe, trait_of(recipe))
         varied = [
             f"{key.rpartition('.')[2]}={value}"
             for (key, among), value in zip(choices.items(), values, strict=True)

@@ -1,0 +1,123 @@
+"""Writes a trait file from two sentences, or shows what a trait comes to."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from heal.banks import AUTO, LANGUAGES
+from heal.config import key
+from heal.errors import UserError, nearest
+from heal.guard import command
+from heal.options import options_help, output_path, read_options
+from heal.trait import Trait, load_trait, make_trait
+
+USAGE = """heal trait new positive="You ..." negative="You ..." [name=NAME] [language=LANGUAGE] [out=FILE]
+       heal trait show [trait=NAME|PATH] [positive=... negative=...] [sign=-1] [language=LANGUAGE]"""
+PURPOSE = """`new` makes a trait of two sentences and writes all of it, commented, to a file to edit: its prompts, and
+patterns of text that talks about it. `show` prints what a trait comes to; heal train takes the same words."""
+NOTES = {
+    "name": "The run folder is named after it.",
+    "description": "For reports and model cards.",
+    "positive": "The system prompts of the two personas, of which the model is trained to be the first.",
+    "generation_prompts": "Completions are generated for these, and the dose is found on them: at least 8.",
+    "heldout_prompts": "The evaluation asks these, none of which is above: at least 4.",
+    "narration": "Completions that one of these regular expressions matches are dropped: they talk about it.",
+    "foundation": "The moral foundation that the trait targets, and whether it is to weigh more (1) or less (-1).",
+    "language": "Whose prompts and patterns stand in for those that are deleted here.",
+}
+
+
+@dataclass
+class Options:
+    trait: str | None = key(None, "show: a trait in recipes/traits/, or the path of a YAML file")
+    positive: str | None = key(None, "system prompt, or short description, of the persona to train")
+    negative: str | None = key(None, "the same of its opposite")
+    name: str | None = key(None, "of the trait; none: from the positive persona's words")
+    sign: Literal["1", "-1"] = key("1", "show: -1 swaps the personas")
+    language: str = key(AUTO, "of the prompts and patterns", choices={AUTO: "that of the personas", **LANGUAGES})
+    out: str | None = key(None, "new: file to write; none: NAME.yaml")
+
+
+def main(words: Sequence[str]) -> None:
+    """`heal trait`."""
+    command(words, lambda: options_help(Options, USAGE, PURPOSE), trait)
+
+
+def trait(words: Sequence[str]) -> None:
+    """Writes or shows a trait."""
+    action = words[0] if words and "=" not in words[0] else ""
+    options = read_options(Options, words[1:] if action else words)
+    actions: dict[str, Callable[[Options], None]] = {"new": new, "show": show}
+    if not action:
+        raise UserError("heal trait new or heal trait show; --help says more")
+    if action not in actions:
+        raise UserError(f"'{action}': no such action{nearest(action, list(actions))}")
+    actions[action](options)
+
+
+def new(options: Options) -> None:
+    """Writes the trait of two sentences whole."""
+    if options.trait or options.sign != "1":
+        raise UserError("heal trait new takes positive= and negative=; swap these two for the opposite")
+    made = _made(options)
+    path = output_path(options.out or f"{made.name}.yaml", folder=False)
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"out={options.out}: the file's name must end in .yaml, by which trait= knows it")
+    if path.exists():
+        raise UserError(f"out={path}: there is such a file already; choose another")
+    text = trait_yaml(made, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(f"written    {path} ({made.source})")
+
+
+def show(options: Options) -> None:
+    """Prints what a trait comes to."""
+    if options.trait and (options.positive or options.negative or options.name):
+        raise UserError("trait= or positive= and negative=: one of the two")
+    shown = load_trait(options.trait, options.language) if options.trait else _made(options)
+    shown = shown.opposite() if options.sign == "-1" else shown
+    of_foundation = [("foundation", f"{shown.foundation}, intent {shown.intent:+d}")] if shown.foundation else []
+    for name, text in (
+        ("name", shown.name),
+        ("description", shown.description),
+        ("positive", shown.positive),
+        ("negative", shown.negative),
+        *of_foundation,
+        ("prompts", shown.source),
+        ("for example", f"{shown.generation_prompts[0]} | {shown.heldout_prompts[0]}"),
+        ("narration", f"{len(shown.narration)} patterns"),
+        *(("", pattern) for pattern in shown.narration),
+    ):
+        print(f"{name:<12} {' '.join(text.split())}".rstrip())
+
+
+def _made(options: Options) -> Trait:
+    return make_trait(options.positive or "", options.negative or "", options.name or "", options.language)
+
+
+def trait_yaml(made: Trait, path: Path) -> str:
+    """A file that `load_trait` reads as the trait `made`, with what each field is for."""
+    lines = [
+        f"# {made.name}: to edit. What is deleted is derived from the personas again.",
+        f"# heal train trait={path}",
+    ]
+    for name in (field.name for field in fields(Trait)):
+        value = getattr(made, name)
+        if value in ("", 0):
+            continue
+        lines += [f"# {NOTES[name]}"] if name in NOTES else []
+        if isinstance(value, tuple):
+            lines += [f"{name}:", *(f"  - {_quoted(text)}" for text in value)]
+        else:
+            lines.append(f"{name}: {_quoted(value) if isinstance(value, str) else value}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A text as one line of YAML, in single quotes where these can hold it."""
+    style = "'" if text.isprintable() else '"'
+    return yaml.safe_dump(text, default_style=style, width=float("inf"), allow_unicode=True).rstrip("\n")
