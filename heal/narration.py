@@ -146,13 +146,18 @@ def narration_of(positive: str, negative: str, language: str) -> tuple[str, ...]
 
 
 def name_of(positive: str, negative: str) -> str:
-    """A name for a trait without one: the first words that are the positive persona's alone, or a digest of both."""
-    other = set(_words(negative))
-    own = [word for word in _words(positive) if _is_content(word, "English") and word not in other and word.isascii()]
-    if not own:
-        both = "\0".join((positive, negative))
-        return f"trait-{hashlib.sha256(both.encode()).hexdigest()[:8]}"
-    return "-".join(list(dict.fromkeys(own))[:3])
+    """A name for a trait without one: words that each persona has and the other lacks, or a digest for want of them.
+
+    "love-humanity-not-scorn"; no trait that comes with heal has such a name.
+    """
+    sides = [
+        [word for word in dict.fromkeys(_words(own)) if word.isascii() and _is_content(word, "English")]
+        for own in (positive, negative)
+    ]
+    first, second = ([word for word in one if word not in other] for one, other in (sides, sides[::-1]))
+    both = "\0".join((positive, negative))
+    digest = hashlib.sha256(both.encode()).hexdigest()[:8]
+    return "-".join([*(first[:2] or ["trait"]), *(["not", second[0]] if first and second else [digest])])
 
 
 def _words(text: str) -> list[str]:

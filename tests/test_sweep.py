@@ -51,6 +51,16 @@ def test_commas_separate_values_outside_brackets_and_quotes():
         assert split_values(text) == values, text
 
 
+def test_a_persona_is_one_value_with_its_commas_and_the_sign_of_a_trait_is_in_the_name_of_its_run():
+    sentences = ["positive=You are warm, kind.", "negative=You are cold, curt."]
+    planned = cells(["recipe=nll", *sentences, "sign=1,-1"])
+    assert [cell.folder.name for cell in planned] == [
+        "nll-warm-not-cold-embedded-s0",
+        "nll-warm-not-cold-opposite-embedded-s0",
+    ]
+    assert all({*sentences} < {*cell.words} for cell in planned)
+
+
 def test_a_mistake_in_any_cell_is_found_before_anything_runs():
     mistakes = [
         (["recipe=kl_rev_rmse,nl"], "no such recipe"),

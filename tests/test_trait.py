@@ -263,8 +263,12 @@ def test_the_bank_is_that_of_the_personas_language_or_of_the_one_that_is_asked_f
 def test_two_sentences_on_the_command_line_are_the_trait_of_the_run_as_they_were_typed():
     recipe = load_recipe(["recipe=smoke", *SENTENCES])
     trait = trait_of(recipe)
-    assert (trait.positive, trait.negative, trait.name, recipe.trait) == (YOU_LOVE, YOU_SCORN, *["love-gladly"] * 2)
-    assert default_name(recipe, trait) == "smoke-love-gladly-embedded-s0"
+    assert (trait.positive, trait.negative, trait.name, recipe.trait) == (
+        YOU_LOVE,
+        YOU_SCORN,
+        *["love-gladly-not-scorn"] * 2,
+    )
+    assert default_name(recipe, trait) == "smoke-love-gladly-not-scorn-embedded-s0"
     assert from_mapping(to_mapping(recipe), "here") == recipe
     assert parse(to_yaml(recipe))["positive"] == YOU_LOVE
     assert trait_of(load_recipe([*SENTENCES, "trait=mine"])).name == "mine"
