@@ -243,8 +243,10 @@ class ComputeConfig:
 @dataclass
 class Recipe:
     recipe: str = key("kl_rev_rmse", "recipe name in recipes/, or the path of a YAML file")
-    trait: str = key("love", "trait name in recipes/traits/, or the path of a YAML file; a name for positive, negative")
-    positive: str = key("", "instead of a trait file: system prompt, or short description, of the persona to train")
+    trait: str = key("love", "trait name in recipes/traits/, or the path of a YAML file")
+    positive: str = key(
+        "", "instead of a trait file, trait= its name: system prompt, or short description, of its persona"
+    )
     negative: str = key("", "the same of its opposite; both are given to the model as they stand")
     sign: Literal["1", "-1"] = key("1", "-1: train the trait's opposite, its personas swapped")
     language: str = key(

@@ -86,10 +86,10 @@ def trait_of(recipe: Recipe) -> Trait:
         UserError: see `load_trait` and `make_trait`; or the bank has fewer prompts than the recipe asks for.
     """
     if recipe.positive or recipe.negative:
-        if "/" in recipe.trait or recipe.trait in available(RECIPES / "traits"):
+        if recipe.trait.endswith((".yaml", ".yml")) or recipe.trait in available(RECIPES / "traits"):
             raise UserError(
-                f"trait={recipe.trait}: with positive= and negative= it is the name of a new trait, and "
-                "that one is there already; choose another, or leave trait= out"
+                f"trait={recipe.trait}: with positive= and negative= it is the name of a new trait, and this one "
+                "has a file; choose another, or leave trait= out"
             )
         trait = make_trait(recipe.positive, recipe.negative, recipe.trait, recipe.language)
     else:

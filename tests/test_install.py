@@ -62,6 +62,7 @@ for name in heal.recipe.available(heal.recipe.RECIPES):
     heal.recipe.load_recipe([f"recipe={name}"])
 for name in heal.recipe.available(heal.recipe.RECIPES / "traits"):
     heal.trait.load_trait(name)
+heal.trait.make_trait("Be warm.", "Be cold.")
 print(heal.__file__, heal.recipe.RECIPES, sep="\\n")
 heal.cli.main(["train", "--help"])
 """

@@ -276,6 +276,7 @@ def test_two_sentences_on_the_command_line_are_the_trait_of_the_run_as_they_were
         (SENTENCES[:1], "positive= without negative=: a trait is two opposite personas; give both"),
         (SENTENCES[1:], "negative= without positive=: a trait is two opposite personas; give both"),
         ((*SENTENCES, "trait=love"), "trait=love: with positive= and negative= it is the name of a new trait, and"),
+        ((*SENTENCES, "trait=mine.yaml"), "this one has a file; choose another, or leave trait= out"),
         ((*SENTENCES, "trait=a b"), "field 'name': letters, digits, '_', '-' and '.' only, not 'a b'"),
         (("positive=Be.", "negative='Be. '"), "fields 'positive' and 'negative' are equal"),
         ((*SENTENCES, "language=Germn"), "did you mean 'German'?"),
