@@ -83,7 +83,7 @@ def trait_of(recipe: Recipe) -> Trait:
     """The trait that a recipe trains: its `trait`, or its `positive` and `negative`, turned by its `sign`.
 
     Raises:
-        UserError: see `load_trait` and `make_trait`; or the bank has fewer prompts than the recipe asks for.
+        UserError: see `load_trait` and `make_trait`; or `trait` names a file beside `positive` and `negative`.
     """
     if recipe.positive or recipe.negative:
         if recipe.trait.endswith((".yaml", ".yml")) or recipe.trait in available(RECIPES / "traits"):
@@ -94,22 +94,7 @@ def trait_of(recipe: Recipe) -> Trait:
         trait = make_trait(recipe.positive, recipe.negative, recipe.trait, recipe.language)
     else:
         trait = load_trait(recipe.trait, recipe.language)
-    if trait.language:
-        _refuse_too_many(recipe, trait)
     return trait.opposite() if recipe.sign == "-1" else trait
-
-
-def _refuse_too_many(recipe: Recipe, trait: Trait) -> None:
-    bank, asked = bank_of(trait.language), recipe.evaluation.prompts + recipe.evaluation.skip
-    for key, number, there, held in (
-        ("generation.prompts", recipe.generation.prompts, trait.generation_prompts, bank.generation),
-        ("evaluation.skip + evaluation.prompts", asked, trait.heldout_prompts, bank.heldout),
-    ):
-        if number > len(there) and set(there) <= set(held):
-            raise UserError(
-                f"{key}={number}: heal's {trait.language} bank has {len(there)} such prompts; lower it, or write more "
-                "of your own into a trait file (heal trait new)"
-            )
 
 
 def make_trait(positive: str, negative: str, name: str = "", language: str = AUTO) -> Trait:

@@ -97,7 +97,7 @@ TRAIN = {  # words after `heal train recipe=smoke`
     "recipe=/": "no such file",
     f"recipe={LONG}": "File name too long",
     "trait=list.yaml": "a mapping of keys was expected",
-    "trait=nokeys.yaml": "field 'description' is missing",
+    "trait=nokeys.yaml": "field 'positive' is missing",
     "trait=empty.yaml": "field 'name' is missing",
     "trait=": "no such trait",
     "run.root=file": "run.root=file: nothing can be written to file",

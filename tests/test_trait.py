@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from heal.banks import bank_of
+from heal.counts import refuse_missing_prompts
 from heal.errors import UserError
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.narration import narration_of
@@ -281,11 +282,16 @@ def test_two_sentences_on_the_command_line_are_the_trait_of_the_run_as_they_were
         (("positive=Be.", "negative='Be. '"), "fields 'positive' and 'negative' are equal"),
         ((*SENTENCES, "language=Germn"), "did you mean 'German'?"),
         ((*SENTENCES, "sign=0"), "sign=0 on the command line: expected 1|-1"),
-        ((*SENTENCES, "generation.prompts=300"), "generation.prompts=300: heal's English bank has 213 such prompts"),
-        ((*SENTENCES, "language=Thai", "evaluation.skip=9"), "evaluation.skip + evaluation.prompts=13: heal's Thai"),
     ]:
         with case(line):
             refused(["train", "recipe=smoke", *line], said)
+    for words, said in (
+        (["generation.prompts=214"], "generation.prompts=214: love-gladly-not-scorn has 213 generation prompts; "),
+        (["language=Thai", "evaluation.skip=9"], "evaluation.prompts=4: love-gladly-not-scorn has 3 held-out prompts"),
+    ):
+        recipe = load_recipe(["recipe=smoke", *SENTENCES, *words])
+        with pytest.raises(UserError, match=said):
+            refuse_missing_prompts(recipe, trait_of(recipe))
 
 
 def test_the_opposite_has_the_personas_and_the_intent_the_other_way_round_and_its_name_says_so(tmp_path: Path):

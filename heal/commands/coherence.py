@@ -16,7 +16,7 @@ from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe
 from heal.run.open import open_model
-from heal.trait import load_trait
+from heal.trait import trait_of
 
 if TYPE_CHECKING:
     from heal.run.step import A, Step
@@ -44,7 +44,7 @@ def coherence(words: Sequence[str]) -> None:
     own, others = split_words(Options, words)
     out = output_path(read_options(Options, own).out, folder=True)
     recipe = load_recipe(others)
-    refuse_missing_prompts(recipe, load_trait(recipe.trait), ["evaluation.prompts"])
+    refuse_missing_prompts(recipe, trait_of(recipe), ["evaluation.prompts"])
     console, settings, seed = Console(), recipe.evaluation, recipe.run.seed
     model, trait, _ = open_model(recipe, console)
     from heal.evaluation.signal import limits_of

@@ -40,7 +40,7 @@ def weight_difference(words: Sequence[str]) -> None:
     own, others = split_words(Options, words)
     options, recipe = read_options(Options, own), load_recipe(others)
     path = difference_path(options, recipe)
-    refuse_missing_prompts(recipe, load_trait(recipe.trait), ["generation.prompts"])
+    refuse_missing_prompts(recipe, trait_of(recipe), ["generation.prompts"])
     console = Console()
     model, trait, _ = open_model(recipe, console)
     from heal.run.files import write_atomic
