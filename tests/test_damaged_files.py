@@ -72,6 +72,19 @@ def test_what_reads_a_run_reads_what_was_written_or_names_the_file_in_one_line(t
     assert refused > 25
 
 
+def test_a_last_round_whose_manifest_is_gone_is_named_and_not_left_out(tmp_path: Path):
+    reported.write_run(tmp_path / "whole", rounds=2)
+    whole, name = read(RunFolder(tmp_path / "whole")), f"rounds/01/{MANIFEST}"
+    for damage in DAMAGES:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "run")
+        damage.do(tmp_path / "run" / name, tmp_path / "whole" / "rounds" / "00" / MANIFEST, random.Random(0))
+        with case(damage.name), pytest.raises(UserError) as error:
+            read(RunFolder(tmp_path / "run"))
+        assert "rounds/01/" in str(error.value)
+    assert read(RunFolder(tmp_path / "whole")) == whole
+
+
 class Written(Step["Written"]):
     """A step whose one file says what it read of the step before it."""
 

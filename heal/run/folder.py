@@ -19,13 +19,14 @@ from heal.errors import UserError
 from heal.recipe import flatten, from_mapping, keys_by_name, to_mapping, to_yaml
 from heal.records import digest, read_record, read_sealed, sealed_bytes
 from heal.run.files import Files, append_line, holds, write_atomic
-from heal.run.manifest import JUDGE, MANIFEST, Manifest
+from heal.run.manifest import JUDGE, MANIFEST, SUMMARIES, Manifest
 from heal.trait import Trait
 from heal.yaml_text import read_yaml
 
 FORMAT = 2  # of a run folder; 1 had stages.json for manifests
 STEPS = ("extract", "calibrate", "generate", "steered", "heal", "healed", JUDGE)  # of a round
 EXPORT_RECORD = "heal_export.json"
+_UNLIKE = "missing or not what the run wrote; the command that made the run makes it again, or says why not"
 _LOST = "put it back, or start the run anew elsewhere"
 
 # Keys that may change between two starts of one run: they do not change what it computes.
@@ -157,7 +158,10 @@ class RunFolder:
         self._refuse_damaged(self.baseline, self.doses)
         while last is None or len(finished) <= last:
             at = self.round(len(finished))
-            if any(step not in self._manifest(at).steps for step in steps):
+            known = self._manifest(at).steps
+            if not known and any((at / name).exists() for name in SUMMARIES):  # a finished round without its manifest
+                raise UserError(f"{at / MANIFEST}: {_UNLIKE}")
+            if any(step not in known for step in steps):
                 break
             self._refuse_damaged(at)
             finished.append(len(finished))
@@ -168,10 +172,7 @@ class RunFolder:
         for folder in folders:
             for step in self._manifest(folder).steps:
                 for path in self.damaged(folder, step):
-                    raise UserError(
-                        f"{path}: missing or not what the run wrote; the command that made the run makes it again, or "
-                        "says why not"
-                    )
+                    raise UserError(f"{path}: {_UNLIKE}")
 
     def steps(self) -> tuple[str, ...]:
         """The steps of a round of this run, in order."""

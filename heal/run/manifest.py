@@ -14,7 +14,7 @@ JUDGE = "judge"  # the step that only sums up what the steps before it measured
 
 _FORMAT_1 = "stages.json"  # what the manifest was called, with other steps in it: see `_from_format_1`
 _REMEDY = "delete it to do the steps of its folder again"
-_SUMMARIES = ("metrics.json", "outputs.jsonl")
+SUMMARIES = ("metrics.json", "outputs.jsonl")  # the files of JUDGE
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _from_format_1(stages: Mapping[str, Finished]) -> dict[str, Finished]:
     """The steps of a folder whose last one measured and summed up at once: `evaluate` was `healed` and `judge`."""
     steps: dict[str, Finished] = {}
     for name, entry in stages.items():
-        summaries = {file: known for file, known in entry.files.items() if file in _SUMMARIES}
+        summaries = {file: known for file, known in entry.files.items() if file in SUMMARIES}
         measured = {file: known for file, known in entry.files.items() if file not in summaries}
         steps["healed" if name == "evaluate" else name] = replace(entry, files=measured)
         if summaries:
