@@ -107,7 +107,7 @@ class Storm:
             self.put(self.whole)
             said = self.reader(name)
             assert said.status == 0, said.err
-            self.read[name] = (said.out, self.result(name))
+            self.read[name] = (said.timeless, self.result(name))
 
     def _undisturbed(self, to: Path, *more: str) -> None:
         self.clear()
@@ -274,7 +274,7 @@ class Storm:
             alright = said.refused and str(self.there) in line and not changed
             return REFUSED if alright else WRONG, name, f"{line} {', '.join(changed)}".strip()
         if reader:
-            alike = (said.out, self.result(reader)) == self.read[reader]
+            alike = (said.timeless, self.result(reader)) == self.read[reader]
             return SAME if alike else WRONG, name, line
         names = different(self.expected, after)
         alike = not names and storming.events_are_whole(self.there)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -35,6 +36,12 @@ class Said:
     out: str
     err: str
     seconds: float
+
+    @property
+    def timeless(self) -> str:
+        """Standard output without what depends on how long things took."""
+        lines = [re.sub(r" +\([^()]* s\)$", "", line) for line in self.out.splitlines()]
+        return "\n".join(line for line in lines if not line.endswith(" left"))
 
     @property
     def refused(self) -> bool:
