@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,17 +17,11 @@ from heal.generation.relevance import tail_perplexities
 from heal.models.language_model import LanguageModel
 from heal.scoring import completion_states, token_divergences, token_logprobs
 from heal.steering.extract import extract
+from heal.studies.bench import limits as measuring
 from heal.studies.bench import serial
-from heal.studies.bench.timing import (
-    Row,
-    count_flops,
-    interleaved,
-    limit_share,
-    matmul_rate,
-    median_seconds,
-    peak_bytes,
-    print_rows,
-)
+from heal.studies.bench.limits import Cost, Limits, copy_rate, count_flops, decoding_bytes, matmul_rate
+from heal.studies.bench.table import Row, Table
+from heal.studies.bench.timing import interleaved, median_seconds, peak_bytes
 from heal.trait import Trait
 from tests.cases import case
 from tests.closeness import assert_near
@@ -63,15 +58,27 @@ def test_a_run_takes_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch):
     assert median_seconds({"a": work, "b": work}, 3, CPU) == {"a": 3.0, "b": 2.0}
 
 
-def test_the_matmul_rate_of_a_machine_that_takes_a_second_for_each_clock_tick(monkeypatch: pytest.MonkeyPatch):
+def test_the_rates_of_a_machine_that_takes_a_second_for_each_clock_tick(monkeypatch: pytest.MonkeyPatch):
     ticks = iter(range(1000))
-    monkeypatch.setattr("heal.studies.bench.timing.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("heal.studies.bench.limits.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(measuring, "MATRIX_GPU", 32)
     assert matmul_rate(CPU, torch.float32, size=64, seconds=3.0) == 2 * 64**3
-    assert matmul_rate(torch.device("meta"), torch.float32, seconds=3.0) == 2 * 8192**3  # off the CPU
+    assert matmul_rate(torch.device("meta"), torch.float32, seconds=3.0) == 2 * 32**3  # off the CPU
+    assert copy_rate(CPU, size=1000, seconds=3.0) == 2 * 1000
 
 
-def test_half_of_what_the_machine_multiplies_in_that_time_is_half_of_the_limit():
-    assert limit_share(flops=3e9, seconds=2.0, rate=3e9) == 0.5
+def test_the_share_is_that_of_the_nearer_limit_and_says_what_could_not_be_counted():
+    machine = Limits(flops=3e9, bandwidth=1e9)
+    for cost, fraction, limit in [
+        (Cost(3 * 10**9), 0.5, "arithmetic"),
+        (Cost(3 * 10**9, moved=5 * 10**8), 0.5, "arithmetic"),
+        (Cost(3 * 10**9, moved=15 * 10**8), 0.75, "memory"),
+        (Cost(None, moved=10**9, note="no formula"), 0.5, "memory"),
+        (Cost(None, note="no formula"), None, ""),
+    ]:
+        with case(cost):
+            found = machine.share(cost, seconds=2.0)
+            assert (found.fraction, found.limit, found.note) == (fraction, limit, cost.note)
 
 
 # Memory.
@@ -114,16 +121,22 @@ def test_memory_taken_inside_a_backward_pass_is_seen():
     assert 60 * MEGA <= found < 60 * MEGA + 100
 
 
-# FLOPs.
+# FLOPs and bytes.
+
+
+def flops(work: Callable[[], object]) -> int:
+    counted = count_flops(work)
+    assert counted.flops is not None
+    return counted.flops
 
 
 def test_the_flops_of_a_matmul_are_twice_the_products_of_its_sizes():
     a, b, c = torch.randn(5, 7), torch.randn(7, 11), torch.randn(11)
-    assert count_flops(lambda: a @ b) == 2 * 5 * 7 * 11
-    assert count_flops(lambda: torch.addmm(c, a, b)) == 2 * 5 * 7 * 11
-    assert count_flops(lambda: torch.bmm(a.expand(3, 5, 7), b.expand(3, 7, 11))) == 3 * 2 * 5 * 7 * 11
+    assert flops(lambda: a @ b) == 2 * 5 * 7 * 11
+    assert flops(lambda: torch.addmm(c, a, b)) == 2 * 5 * 7 * 11
+    assert flops(lambda: torch.bmm(a.expand(3, 5, 7), b.expand(3, 7, 11))) == 3 * 2 * 5 * 7 * 11
     with torch.inference_mode():
-        assert count_flops(lambda: linear(a, b.T, c)) == 2 * 5 * 7 * 11
+        assert flops(lambda: linear(a, b.T, c)) == 2 * 5 * 7 * 11
 
 
 def test_the_flops_of_a_lora_layer_leave_out_the_frozen_weight_s_gradient():
@@ -133,7 +146,7 @@ def test_the_flops_of_a_lora_layer_leave_out_the_frozen_weight_s_gradient():
     b = torch.randn(out, rank, requires_grad=True)
     forward = 2 * tokens * (width * out + width * rank + rank * out)
     backward = 2 * tokens * (rank * out + rank * out + width * rank)  # dB, d(Ax), dA
-    assert count_flops(lambda: (linear(x, weight) + linear(linear(x, a), b)).sum().backward()) == forward + backward
+    assert flops(lambda: (linear(x, weight) + linear(linear(x, a), b)).sum().backward()) == forward + backward
 
 
 def test_the_flops_of_attention_are_two_products_forward_and_five_backward():
@@ -141,15 +154,58 @@ def test_the_flops_of_attention_are_two_products_forward_and_five_backward():
         with case(causal):
             q, k, v = (torch.randn(2, 4, 10, 8, requires_grad=True) for _ in range(3))
             product = 2 * (2 * 4) * 10 * 10 * 8
-            assert count_flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal)) == 2 * product
-            found = count_flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward())
+            assert flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal)) == 2 * product
+            found = flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward())
             assert found == 7 * product
+
+
+def test_heads_that_share_keys_count_each():
+    q = torch.randn(2, 4, 10, 8, requires_grad=True)
+    k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
+    product = 2 * (2 * 4) * 10 * 10 * 8
+    assert flops(lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True)) == 2 * product
+    assert flops(lambda: scaled_dot_product_attention(q, k, v, enable_gqa=True).sum().backward()) == 7 * product
+
+
+def test_an_operation_whose_flops_cannot_be_counted_is_named_and_still_done(monkeypatch: pytest.MonkeyPatch):
+    def refuses(*args, **kwargs) -> int:
+        raise AssertionError("shapes are incompatible")
+
+    monkeypatch.setitem(measuring.flop_registry, torch.ops.aten.bmm, refuses)
+    a, b, made = torch.randn(3, 5, 7), torch.randn(3, 7, 11), []
+    counted = count_flops(lambda: made.append(torch.bmm(a, b)))
+    assert (counted.flops, made[0].shape) == (None, (3, 5, 11))
+    assert "FLOPs not counted" in counted.note
+    assert "aten.bmm" in counted.note
+    assert flops(lambda: a[0] @ b[0]) == 2 * 5 * 7 * 11
+
+
+def test_decoding_reads_the_weights_for_each_token_and_the_cache_that_transformers_keeps(
+    architectures: dict[str, LanguageModel],
+):
+    for name, tiny in architectures.items():
+        with case(name):
+            rows, tokens = prompts(tiny, 2), 5
+            embedding, head = tiny.model.get_input_embeddings(), tiny.model.get_output_embeddings()
+            read = sum(weight.nbytes for weight in tiny.model.parameters())
+            read -= embedding.weight.nbytes if embedding.weight is not head.weight else 0
+            cache = 0
+            for row in rows:
+                for step in range(1, tokens):
+                    ids_1T = torch.tensor([[*row, *[5] * step]])
+                    with torch.no_grad():
+                        layers = tiny.model(input_ids=ids_1T, use_cache=True).past_key_values.layers
+                    past = [getattr(layer, "sliding_window", None) or ids_1T.shape[1] for layer in layers]
+                    for layer, window in zip(layers, past, strict=True):
+                        each = layer.keys[0, :, 0].nbytes + layer.values[0, :, 0].nbytes
+                        cache += each * min(window, ids_1T.shape[1])
+            assert decoding_bytes(tiny, [len(row) for row in rows], tokens) == tokens * read + cache
 
 
 def test_the_flops_of_a_step_grow_with_the_completions(tiny_folder: Path):
     def step(pairs: list) -> int:
         model, accumulator = student(tiny_folder)
-        return count_flops(
+        return flops(
             lambda: serial.heal(
                 model,
                 accumulator,
@@ -174,26 +230,17 @@ def test_a_row_is_json_with_every_field():
     assert Row(**json.loads(json.dumps(asdict(row)))) == row
 
 
-def test_a_table_shows_every_row_and_leaves_blank_what_was_not_measured(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    rows = [Row("heal", 2.0, 6.0, 3.0, 0.25, 1234.0, 3 * 2**20, "[bold]as it is"), Row("x", 0.5)]
-    print_rows(rows, "a round")
-    pipe = capsys.readouterr().out
-    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("COLUMNS", "120")):
-        monkeypatch.setenv(name, value)
-    print_rows(rows, "a round")
-    terminal = capsys.readouterr().out
-    assert ("\x1b" in pipe, "\x1b" in terminal) == (False, True)
-    for text in ("a round", "heal", "2.000", "6.000", "3.00", "25.0%", "1,234", "3.0", "[bold]as it is", "0.500"):
-        assert text in pipe
-        assert text in terminal
-    assert "None" not in pipe + terminal
-    _, header, first, second = pipe.splitlines()
-    end = header.index("seconds") + len("seconds")
-    assert (first[:end].split()[-1], second.split()) == ("2.000", ["x", "0.500"])
+def test_a_table_grows_by_one_aligned_line_as_each_row_comes_and_leaves_blank_what_was_not_measured():
+    lines: list[str] = []
+    table = Table(lines.append)
+    table.add(Row("heal", 2.0, 6.0, 3.0, 0.25, 1234.0, 3 * 2**20, "as it is", "memory"))
+    assert len(lines) == 2
+    table.add(Row("history_decode_16 llama-3.1-8b", None, note="not measured: out of memory"))
+    header, first, second = lines
+    assert first.split() == ["heal", "2.000", "6.000", "3.00", "25.0%", "memory", "1,234", "3.0", "as", "it", "is"]
+    assert second.split() == ["history_decode_16", "llama-3.1-8b", "not", "measured:", "out", "of", "memory"]
+    assert header.index("note") == first.index("as it is") == second.index("not measured")
+    assert first[: header.index("seconds") + len("seconds")].endswith(" 2.000")
 
 
 # The plain round.

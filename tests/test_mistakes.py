@@ -186,6 +186,7 @@ OTHERS = [  # the words, and what is said
     (["bench", "nope"], "expected key=value"),
     (["bench", "device=gpu"], "device=gpu"),
     (["bench", "recipe=nope"], "no such recipe"),
+    (["bench", "device=cpu", "shape=gemma-3-4"], "no shape 'gemma-3-4'; did you mean 'gemma-3-4b'?"),
 ]
 
 

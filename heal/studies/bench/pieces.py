@@ -1,50 +1,45 @@
 """The benchmarks: each compares one piece of a round with its plain counterpart, in turn, in one process.
 
-A piece is a function of a `Setting` and a matmul rate that gives rows; `ratio` is this over its baseline.
+A piece is a function of a `Setting` and the device's limits that gives rows; `ratio` is this over its baseline.
 """
 
-import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
-from trl import SFTTrainer
 
 from heal.accumulator import Accumulator
-from heal.config import HealConfig
 from heal.decoding import decode
 from heal.dose.calibrate import Goal, calibrate, path_divergences
-from heal.generation.collect import Completion
 from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
-from heal.healing.heal import heal, left_as_it_was, training_arguments
-from heal.healing.log import StepLog
 from heal.healing.references import References, batch_states, compute
-from heal.healing.rows import Batch, Collator, StepOrder, steps_of, training_rows
+from heal.healing.rows import Batch, Collator, training_rows
+from heal.models.cached import padded
 from heal.models.language_model import LanguageModel
 from heal.steering.extract import contexts, pair_activations
 from heal.steering.sites import Site
+from heal.studies.bench.limits import Cost, Limits, count_flops, decoding_bytes
 from heal.studies.bench.setting import Setting
-from heal.studies.bench.timing import Row, count_flops, interleaved, limit_share, median_seconds, peak_bytes
+from heal.studies.bench.table import Row
+from heal.studies.bench.timing import interleaved, median_seconds, peak_bytes
+from heal.studies.bench.training import PlainSFT, Trained, training
 
-Piece = Callable[[Setting, float], Iterator[Row]]
+Piece = Callable[[Setting, Limits], Iterator[Row]]
 
 REPEATS = 3
-_LENGTH = 16  # tokens decoded
+LENGTH, LENGTH_GPU = 16, 64  # tokens decoded
+ROWS = 24  # side by side
 
 
-def heal_piece(setting: Setting, rate: float) -> Iterator[Row]:
+def heal_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
     """A healing step with the reverse-KL rmse barrier against trl's SFTTrainer doing plain SFT on the same rows."""
     config = training(setting)
     few = setting.rows[: config.batch_size]
@@ -56,16 +51,12 @@ def heal_piece(setting: Setting, rate: float) -> Iterator[Row]:
         seconds["theirs"] += theirs.step_seconds(setting.rows)
     step, plain = (statistics.median(steps) for steps in seconds.values())
     once, twice = (count_flops(partial(ours.train, few, n)) for n in (1, 2))
+    one_step = None if once.flops is None or twice.flops is None else twice.flops - once.flops
     tokens = sum(len(row.prompt_ids) + len(row.ids) for row in few)
-    yield Row(
-        "heal_step",
-        step,
-        plain,
-        step / plain,
-        limit_share(twice - once, step, rate),
-        tokens / step,
-        note=f"{config.batch_size} completions; baseline: trl plain SFT, same rows and LoRA",
-    )
+    baseline = f"trl plain SFT with{'' if theirs.kernels else 'out'} Liger's kernels"
+    note = f"{config.batch_size} completions; baseline: {baseline}, same rows and LoRA"
+    row = Row("heal_step", step, plain, step / plain, tokens_per_second=tokens / step, note=note)
+    yield _shared(row, limits, Cost(one_step, note=once.note))
     device = setting.model.device
     memory, plain_memory = (peak_bytes(partial(arm.train, few, 1), device) for arm in (ours, theirs))
     yield Row(
@@ -74,11 +65,11 @@ def heal_piece(setting: Setting, rate: float) -> Iterator[Row]:
         plain,
         memory / plain_memory,
         peak_bytes=memory,
-        note=f"ratio of peaks above the model; trl plain SFT {plain_memory / 2**20:,.0f} MiB",
+        note=f"ratio of peaks above the model; {baseline} {plain_memory / 2**20:,.0f} MiB",
     )
 
 
-def barrier_piece(setting: Setting, rate: float) -> Iterator[Row]:
+def barrier_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
     """The chunked barrier against the dense loss: value and gradient in the hidden states of one batch."""
     model, accumulator = setting.model, setting.accumulator
     batch = one_batch(setting)
@@ -100,18 +91,10 @@ def barrier_piece(setting: Setting, rate: float) -> Iterator[Row]:
         (cross_entropy(logits_NV, target_N) + dense_kl(logits_NV, reference_NV).mean()).backward()
 
     seconds = median_seconds({"chunked": chunked, "dense": dense}, 2 * REPEATS + 1, model.device)
-    flops, note = count_flops(chunked), f"{len(target_N)} positions; baseline: the dense loss"
-    ratio = seconds["chunked"] / seconds["dense"]
-    share = limit_share(flops, seconds["chunked"], rate)
-    yield Row(
-        "barrier_time",
-        seconds["chunked"],
-        seconds["dense"],
-        ratio,
-        share,
-        len(target_N) / seconds["chunked"],
-        note=note,
-    )
+    ratio, speed = seconds["chunked"] / seconds["dense"], len(target_N) / seconds["chunked"]
+    note = f"{len(target_N)} positions; baseline: the dense loss"
+    row = Row("barrier_time", seconds["chunked"], seconds["dense"], ratio, tokens_per_second=speed, note=note)
+    yield _shared(row, limits, count_flops(chunked))
     memory, whole = (peak_bytes(work, model.device) for work in (chunked, dense))
     yield Row(
         "barrier_memory",
@@ -123,7 +106,7 @@ def barrier_piece(setting: Setting, rate: float) -> Iterator[Row]:
     )
 
 
-def reference_piece(setting: Setting, rate: float) -> Iterator[Row]:
+def reference_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
     """A batch's reference states read from the cache against computing them again."""
     model, accumulator = setting.model, setting.accumulator
     batch = one_batch(setting)
@@ -143,48 +126,85 @@ def reference_piece(setting: Setting, rate: float) -> Iterator[Row]:
     yield Row("reference_cached", seconds["cached"], seconds["again"], seconds["cached"] / seconds["again"])
 
 
-def generate_piece(setting: Setting, rate: float) -> Iterator[Row]:
-    """Steered against unsteered decoding, and many rows side by side against one by one."""
-    vector, rows = setting.vector, 24
+def generate_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
+    """Decoding against transformers' generate, steered against unsteered, and many rows against one by one."""
+    vector, tokens = setting.vector, LENGTH if setting.model.device.type == "cpu" else LENGTH_GPU
     model = replace(setting.model, end_ids=frozenset())  # every row has equally many tokens in either arm
-    prompts = setting.prompts(rows)
+    prompts, device = setting.prompts(ROWS), model.device
+    note = f"{ROWS} rows of {tokens} tokens; baseline: "
     with setting.accumulator.student():
         arms = {
-            "steered": lambda: decode(model, prompts, _LENGTH, vector, [0.5] * rows),
-            "plain": lambda: decode(model, prompts, _LENGTH),
+            "steered": lambda: decode(model, prompts, tokens, vector, [0.5] * ROWS),
+            "plain": lambda: decode(model, prompts, tokens),
+            "transformers": lambda: transformers_generate(model, prompts, tokens),
         }
-        seconds = median_seconds(arms, 2 * REPEATS + 1, model.device)
-        share = limit_share(count_flops(arms["steered"]), seconds["steered"], rate)
-        ratio, speed = seconds["steered"] / seconds["plain"], rows * _LENGTH / seconds["steered"]
-        note = f"{rows} rows of {_LENGTH} tokens; baseline: unsteered"
-        yield Row("steered_generate", seconds["steered"], seconds["plain"], ratio, share, speed, note=note)
-        single = replace(model, batching=replace(model.batching, rows=1))
-        seconds = median_seconds(
-            {"all": arms["plain"], "one": lambda: decode(single, prompts, _LENGTH)}, 1, model.device
-        )
-        ratio, speed = seconds["all"] / seconds["one"], rows * _LENGTH / seconds["all"]
-        yield Row("batched_generate", seconds["all"], seconds["one"], ratio, None, speed, note="baseline: row by row")
+        seconds = median_seconds(arms, 2 * REPEATS + 1, device)
+        read = decoding_bytes(model, [len(prompt) for prompt in prompts], tokens)
+        for name, arm, baseline, said in (
+            ("generate", "plain", "transformers", "transformers' generate, the same rows and tokens"),
+            ("steered_generate", "steered", "plain", "unsteered"),
+        ):
+            ratio, speed = seconds[arm] / seconds[baseline], ROWS * tokens / seconds[arm]
+            row = Row(name, seconds[arm], seconds[baseline], ratio, tokens_per_second=speed, note=note + said)
+            row = replace(row, peak_bytes=peak_bytes(arms[arm], device))
+            yield _shared(row, limits, replace(count_flops(arms[arm]), moved=read))
+        single, few = replace(model, batching=replace(model.batching, rows=1)), LENGTH
+        both = {"all": lambda: decode(model, prompts, few), "one": lambda: decode(single, prompts, few)}
+        seconds = median_seconds(both, 1, device)
+        ratio, speed = seconds["all"] / seconds["one"], ROWS * few / seconds["all"]
+        note = f"{ROWS} rows of {few} tokens; baseline: row by row"
+        yield Row("batched_generate", seconds["all"], seconds["one"], ratio, tokens_per_second=speed, note=note)
 
 
-def extract_piece(setting: Setting, rate: float) -> Iterator[Row]:
+def extract_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
     """Extraction that stops after the last block it reads against one that continues to the last block."""
-    model, texts, band = setting.model, contexts(16), setting.model.band(setting.recipe.steer.band)
+    model, trait, texts = setting.model, setting.trait, contexts(16)
     with setting.accumulator.student():
-        sites = [Site(layer) for layer in band]
+        sites = [Site(layer) for layer in model.band(setting.recipe.steer.band)]
         arms = {
-            "stops": lambda: pair_activations(model, setting.trait, texts, sites),
-            "goes on": lambda: pair_activations(model, setting.trait, texts, [*sites, Site(len(model.blocks) - 1)]),
+            "stops": lambda: pair_activations(model, trait, texts, sites),
+            "goes on": lambda: pair_activations(model, trait, texts, [*sites, Site(len(model.blocks) - 1)]),
         }
         seconds = median_seconds(arms, REPEATS, model.device)
-        share = limit_share(count_flops(arms["stops"]), seconds["stops"], rate)
-    note = f"{len(texts)} pairs; baseline: no early stop"
-    yield Row(
-        "extract_stop", seconds["stops"], seconds["goes on"], seconds["stops"] / seconds["goes on"], share, note=note
+        cost, memory = count_flops(arms["stops"]), peak_bytes(arms["stops"], model.device)
+    read = sum(len(model.chat.ids(persona, text)) for persona in (trait.positive, trait.negative) for text in texts)
+    row = Row(
+        "extract_stop",
+        seconds["stops"],
+        seconds["goes on"],
+        seconds["stops"] / seconds["goes on"],
+        tokens_per_second=read / seconds["stops"],
+        peak_bytes=memory,
+        note=f"{len(texts)} pairs; baseline: no early stop",
     )
+    yield _shared(row, limits, cost)
 
 
-def calibrate_piece(setting: Setting, rate: float) -> Iterator[Row]:
-    """Decoding passes of a calibration, cold and from starts as far off as rounds drift; `ratio` counts them."""
+def pass_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
+    """One pass of a calibration: every candidate's paths decoded side by side, then scored without the vector."""
+    settings = setting.recipe.calibration
+    model = replace(setting.model, end_ids=frozenset())
+    prompts = setting.prompts(max(8, settings.prompts))
+    doses = [0.5 * (1 + index) for index in range(settings.candidates)]
+    with setting.accumulator.student():
+        arms = {"pass": lambda: path_divergences(model, setting.vector, doses, prompts, settings.tokens)}
+        seconds = median_seconds(arms, REPEATS, model.device)["pass"]
+        cost, memory = count_flops(arms["pass"]), peak_bytes(arms["pass"], model.device)
+        read = decoding_bytes(model, [len(prompt) for prompt in prompts] * len(doses), settings.tokens)
+    rows = len(prompts) * len(doses)
+    row = Row(
+        "calibration_pass",
+        seconds,
+        tokens_per_second=rows * settings.tokens / seconds,
+        peak_bytes=memory,
+        note=f"{rows} rows of {settings.tokens} tokens, decoded and scored",
+    )
+    yield _shared(row, limits, replace(cost, moved=read))
+
+
+def calibrate_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
+    """A pass, then a calibration's passes, cold and from starts as far off as rounds drift; `ratio` counts them."""
+    yield from pass_piece(setting, limits)
     settings, model = setting.recipe.calibration, setting.model
     prompts = setting.prompts(max(8, settings.prompts))
 
@@ -209,7 +229,7 @@ def calibrate_piece(setting: Setting, rate: float) -> Iterator[Row]:
     yield Row("calibration_warm", seconds, ratio=worst.passes, note=note)
 
 
-def history_piece(setting: Setting, rate: float) -> Iterator[Row]:
+def history_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
     """A healing step and a decode with 8 and 16 folded rounds against none."""
     config = training(setting)
     rows, prompts = setting.rows[: 2 * config.batch_size], setting.prompts(8)
@@ -225,13 +245,8 @@ def history_piece(setting: Setting, rate: float) -> Iterator[Row]:
         note = f"{rounds} folded rounds; baseline: none"
         yield Row(f"history_step_{rounds}", step, none, step / none, note=note)
         said, none = statistics.median(decodes[str(rounds)]), statistics.median(decodes["0"])
-        speed = len(prompts) * _LENGTH / said
+        speed = len(prompts) * LENGTH / said
         yield Row(f"history_decode_{rounds}", said, none, said / none, None, speed, note=note)
-
-
-def training(setting: Setting) -> HealConfig:
-    """The recipe's training, reduced to what is part of every step."""
-    return replace(setting.recipe.heal, validation=0.0, gradient_norms_every=0, epochs=2)
 
 
 def one_batch(setting: Setting) -> Batch:
@@ -251,77 +266,30 @@ def decoding(model: LanguageModel, accumulator: Accumulator, prompts: list[list[
 
     def work() -> None:
         with accumulator.student():
-            decode(model, prompts, _LENGTH)
+            decode(model, prompts, LENGTH)
 
     return work
 
 
-class Trained:
-    """Healing as in a round; the time of a step excludes what precedes the first one."""
-
-    def __init__(self, model: LanguageModel, accumulator: Accumulator, config: HealConfig):
-        self._model, self._accumulator, self._config = model, accumulator, config
-
-    def step_seconds(self, rows: list[Completion]) -> list[float]:
-        ended = self.train(rows, self._config.epochs)
-        return [after - before for before, after in pairwise(ended)]
-
-    def train(self, rows: list[Completion], epochs: int) -> list[float]:
-        """Trains on `rows`; the times at which the steps ended."""
-        ended: list[float] = []
-
-        def on_log(log: StepLog) -> None:
-            if log.step:
-                ended.append(time.perf_counter())
-
-        with tempfile.TemporaryDirectory() as folder:
-            config = replace(self._config, epochs=epochs)
-            heal(
-                self._model,
-                self._accumulator,
-                rows,
-                config,
-                round_index=0,
-                seed=0,
-                reference_bytes=2**30,
-                scratch=Path(folder),
-                on_log=on_log,
-            )
-        return ended
+def transformers_generate(model: LanguageModel, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """Exactly `tokens` greedy tokens after each prompt by transformers' own `generate`, padded on the left."""
+    ids_BT, real_BT = padded(list(prompts), model.pad_id, model.device)
+    said_BT = model.model.generate(
+        input_ids=ids_BT,
+        attention_mask=real_BT,
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=[model.model.get_output_embeddings().weight.shape[0]],  # which is none
+        pad_token_id=model.pad_id,
+        repetition_penalty=1.0,
+    )
+    said: list[list[int]] = said_BT[:, ids_BT.shape[1] :].tolist()
+    return said
 
 
-class PlainSFT(Trained):
-    """trl's SFTTrainer on the same rows in the same steps, with the same LoRA, its own collator and loss."""
-
-    def train(self, rows: list[Completion], epochs: int) -> list[float]:
-        size = self._config.batch_size * self._config.accumulation
-        made = training_rows(self._model, rows)
-        order = [index for step in steps_of(made, range(len(made)), size, 0, 0, "steps") for index in step]
-        labelled = [
-            {"input_ids": row.input_ids, "labels": [-100] * row.start + row.completion}
-            for row in (made[index] for index in order)
-        ]
-        ended: list[float] = []
-
-        class Clock(TrainerCallback):
-            def on_step_end(self, *args, **kwargs) -> None:
-                ended.append(time.perf_counter())
-
-        class SameSteps(SFTTrainer):
-            def _get_train_sampler(self, *args, **kwargs) -> StepOrder:
-                return StepOrder(len(labelled), size, 0, 0, "epoch")
-
-        steps = -(-len(rows) // size) * epochs
-        with tempfile.TemporaryDirectory() as folder, left_as_it_was(self._accumulator.peft_model):
-            trainer = SameSteps(
-                model=self._accumulator.peft_model,
-                args=training_arguments(
-                    replace(self._config, epochs=epochs), steps, 0, folder, False, self._model.device
-                ),
-                train_dataset=Dataset.from_list(labelled),
-                processing_class=copy.copy(self._model.chat.tokenizer),
-                callbacks=[Clock()],
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        return ended
+def _shared(row: Row, limits: Limits, cost: Cost) -> Row:
+    """The row with its share of the nearer limit, or why there is none."""
+    assert row.seconds is not None
+    share = limits.share(cost, row.seconds)
+    note = "; ".join(text for text in (row.note, share.note) if text)
+    return replace(row, limit_share=share.fraction, limit=share.limit, note=note)

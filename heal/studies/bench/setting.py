@@ -5,14 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config
+from transformers.initialization import no_init_weights
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 
 from heal.accumulator import Accumulator
 from heal.config import ModelConfig, Recipe
 from heal.decoding import Sampling, decode
 from heal.generation.collect import Completion
+from heal.memory import memory_told
 from heal.models.batch_sizes import batching_for
+from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
@@ -49,7 +52,30 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
         tie_word_embeddings=True,
         max_position_embeddings=8192,
     ),
+    "qwen3-8b": lambda: Qwen3Config(
+        vocab_size=151_936,
+        hidden_size=4096,
+        intermediate_size=12_288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=False,
+        max_position_embeddings=8192,
+    ),
+    "llama-3.1-8b": lambda: LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=False,
+        max_position_embeddings=8192,
+    ),
 }
+_NOISE = 2**22 + 15  # random numbers that all weights repeat; odd, so that no two rows of a weight are alike
 
 
 @dataclass
@@ -126,15 +152,46 @@ def loader(config: ModelConfig, device: torch.device) -> Callable[[], LanguageMo
 
 
 def random_loader(name: str, like: LanguageModel, device: torch.device) -> Callable[[], LanguageModel]:
-    """A function that makes a model of one of SHAPES with random weights in bfloat16 and the tokenizer of `like`."""
+    """A function that makes a model of one of SHAPES with random weights in bfloat16 and the tokenizer of `like`.
+
+    The first model is tried and the sizes of its passes are measured; the others take over what was found.
+    """
+    found: list[tuple[Batching, bool, bool]] = []
 
     def load() -> LanguageModel:
-        with torch.device(device):
-            model = AutoModelForCausalLM.from_config(SHAPES[name](), dtype=torch.bfloat16)
-        model.eval().requires_grad_(False)
+        with memory_told(f"while making random weights of {name}'s shape", "use a device with more memory"):
+            model = random_model(SHAPES[name](), device)
         made = LanguageModel(model, copy.copy(like.chat), name, like.end_ids, like.pad_id, like.config)
-        check_supported(made)
-        made.batching = batching_for(made)
+        if not found:
+            check_supported(made)
+            found.append((batching_for(made), made.shares, made.pads))
+        batching, made.shares, made.pads = found[0]
+        made.batching = replace(batching)
         return made
 
     return load
+
+
+def random_model(config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
+    """A frozen model in bfloat16 on `device`, its matrices filled with normal numbers.
+
+    transformers' own initialisation draws every weight twice, which takes minutes on a CPU. Here a few million numbers
+    are drawn, the same for every device, and repeated, each weight continuing where the last one ended.
+    """
+    with torch.device(device), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.tie_weights()
+    model.eval().requires_grad_(False)
+    drawn_K = torch.randn(_NOISE, generator=generator("bench", "weights"))
+    noise_K = (config.initializer_range * drawn_K).to(device, torch.bfloat16)
+    start = 0
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            weight.zero_()
+        elif weight.dim() > 1:  # a norm's stays what its module made it
+            left_N = weight.view(-1)
+            while left_N.numel():
+                taken_N = noise_K[start : start + left_N.numel()]
+                left_N[: len(taken_N)] = taken_N
+                left_N, start = left_N[len(taken_N) :], (start + len(taken_N)) % _NOISE
+    return model

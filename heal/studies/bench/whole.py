@@ -19,8 +19,9 @@ from heal.healing.heal import heal
 from heal.steering.extract import contexts, extract
 from heal.steering.vector import SteeringVector
 from heal.studies.bench import serial
+from heal.studies.bench.limits import Limits
 from heal.studies.bench.setting import Setting
-from heal.studies.bench.timing import Row
+from heal.studies.bench.table import Row
 
 PAIRS = 64
 CALIBRATED, CALIBRATION_TOKENS, EVALUATIONS = 4, 20, 16
@@ -29,13 +30,13 @@ HEALED, EPOCHS = 16, 2
 ANSWERED, ANSWER_TOKENS, ASKED = 8, 32, 16
 
 
-def round_piece(setting: Setting, rate: float) -> Iterator[Row]:
+def round_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
     """Each piece of a round both ways, once, in turn; the row `round` is their sum.
 
     Both ways continue from the same vector, dose and completions, so each piece does the same work.
     """
     both = _Both(setting)
-    rows = []
+    totals = [0.0, 0.0]
     for piece in (both.extract, both.calibrate, both.generate, both.filter, both.heal, both.evaluate):
         ours, plainly, note = piece()
         begin = time.perf_counter()
@@ -43,9 +44,9 @@ def round_piece(setting: Setting, rate: float) -> Iterator[Row]:
         middle = time.perf_counter()
         plainly()
         seconds, baseline = middle - begin, time.perf_counter() - middle
-        rows.append(Row(f"round_{piece.__name__}", seconds, baseline, seconds / baseline, note=note))
-        yield rows[-1]
-    seconds, baseline = sum(row.seconds for row in rows), sum(row.baseline_seconds or 0.0 for row in rows)
+        totals = [totals[0] + seconds, totals[1] + baseline]
+        yield Row(f"round_{piece.__name__}", seconds, baseline, seconds / baseline, note=note)
+    seconds, baseline = totals
     note = "all of them; baseline: one prompt, one completion, one dose at a time"
     yield Row("round", seconds, baseline, seconds / baseline, note=note)
 
