@@ -3,6 +3,8 @@
 Shape suffixes: B rows, T positions, D hidden size.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,12 @@ class CachedRows:
             use_cache=True,
         ).last_hidden_state[:, -1]
 
+    @property
+    def bytes(self) -> int:
+        """Of what the cache holds: keys, values and recurrent states, without the room that it keeps to spare."""
+        held = (tensor for layer in self._cache.layers for tensor in _tensors(vars(layer).values()))
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
     def select(self, index_B: Tensor) -> None:
         """Takes these rows, in this order; one may be taken more than once."""
         self._cache.reorder_cache(index_B)  # every kind of layer has it, recurrent ones too
@@ -52,3 +60,12 @@ def padded(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Te
     ids_BT = [[pad_id] * (width - len(row)) + row for row in rows]
     real_BT = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids_BT, device=device), torch.tensor(real_BT, device=device)
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    """The tensors among `values`, and those in mappings among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value.values())

@@ -75,10 +75,35 @@ def extract(
     """
     if not texts:
         raise ValueError("extract: no contexts")
-    how = method_named(method)
+    sites = sites_of(language_model, method_named(method), layers)
+    activations = pair_activations(language_model, trait, texts, sites, progress)
+    return vector_of(language_model, trait, method, sites, activations, settings)
+
+
+def vector_of(
+    language_model: LanguageModel,
+    trait: Trait,
+    method: str,
+    sites: Sequence[Site],
+    activations: tuple[Activations, Activations],
+    settings: Mapping[str, Any] | None = None,
+) -> SteeringVector:
+    """A method fitted to activations that `pair_activations` read at `sites`, and perhaps at others.
+
+    Args:
+        language_model: that they were read from, as it stands.
+        trait: whose personas were contrasted.
+        method: the name of a file of heal/steering/methods.
+        sites: where it acts.
+        activations: under the positive and the negative persona, by site.
+        settings: of the method, as `method_settings` gives them; None: the recipe's defaults.
+
+    Raises:
+        UserError: no such method.
+        RoundError: the activations are not finite, or do not say where to steer.
+    """
+    how, (positive, negative) = method_named(method), activations
     given = dict(method_settings(SteerConfig(method=method)) if settings is None else settings)
-    sites = sites_of(language_model, how, layers)
-    positive, negative = pair_activations(language_model, trait, texts, sites, progress)
     bases = _bases(language_model, how, sites)
     states: dict[Site, State] = {}
     for site in sites:

@@ -20,7 +20,7 @@ from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.results import OUTPUTS, Rows, StageResult, output_rows
 from heal.evaluation.scenes import target_of
 from heal.evaluation.signal import MIN_MASS, Evidence, Limits, Validity, limited, limits_of
-from heal.evaluation.subject import Gates, Setup, Subject
+from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.validity import doubts, valid_names, validity
 from heal.evaluation.verdict import coherence, verdict
 from heal.evaluation.vignettes import Vignette
@@ -33,7 +33,7 @@ from heal.run.manifest import JUDGE
 from heal.run.session import Session
 from heal.run.step import Runs, Step
 from heal.steps.calibrate import Dosed
-from heal.steps.measure import Examination, held_out_prompts
+from heal.steps.measure import Examination, setup_of
 from heal.trait import Trait
 
 PROBE, WAYS = "probe.json", "ways.json"
@@ -176,20 +176,7 @@ def examination_of(
         as_before: every forced choice in the one way that there was before several were tried.
     """
     probe = run(ChooseProbe(language_model, base, recipe.model.system), at).probe
-    setup = Setup(
-        language_model=language_model,
-        trait=trait,
-        base=base,
-        system=recipe.model.system,
-        prompts=held_out_prompts(trait, recipe.evaluation),
-        tokens=recipe.evaluation.tokens,
-        max_repetition=recipe.filter.max_repetition,
-        questions=recipe.evaluation.questions,
-        vignettes=vignettes,
-        thinking=recipe.evaluation.thinking,
-        probe=probe.format,
-        neutral_texts=NeutralTexts(language_model, recipe.model.system, recipe.evaluation.neutral_texts),
-    )
+    setup = replace(setup_of(recipe, language_model, base, trait, vignettes), probe=probe.format)
     if not as_before:
         choose = ChooseWays(Subject(setup, "base", base), recipe.evaluation.resamples, recipe.run.seed)
         setup = replace(setup, asking=run(choose, at).asking)

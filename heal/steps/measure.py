@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from heal.config import EvaluationConfig
+from heal.config import EvaluationConfig, Recipe
 from heal.console import counted
 from heal.errors import UserError
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.metrics import Summary
+from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe
 from heal.evaluation.results import StageResult, headline, summarise
 from heal.evaluation.subject import Gates, Setup, Subject
+from heal.evaluation.vignettes import Vignette
+from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.randomness import derive_seed, shuffled
 from heal.run.step import Step
@@ -32,6 +35,30 @@ def held_out_prompts(trait: Trait, settings: EvaluationConfig) -> list[str]:
             "2 needed"
         )
     return prompts[settings.skip : settings.skip + settings.prompts]
+
+
+def setup_of(
+    recipe: Recipe, language_model: LanguageModel, base: Gates, trait: Trait, vignettes: tuple[Vignette, ...] = ()
+) -> Setup:
+    """What the recipe asks the model at every stage, before the ways of asking are chosen for it.
+
+    Raises:
+        UserError: see `held_out_prompts`.
+    """
+    asked = recipe.evaluation
+    return Setup(
+        language_model=language_model,
+        trait=trait,
+        base=base,
+        system=recipe.model.system,
+        prompts=held_out_prompts(trait, asked),
+        tokens=asked.tokens,
+        max_repetition=recipe.filter.max_repetition,
+        questions=asked.questions,
+        vignettes=vignettes,
+        thinking=asked.thinking,
+        neutral_texts=NeutralTexts(language_model, recipe.model.system, asked.neutral_texts),
+    )
 
 
 @dataclass(frozen=True)

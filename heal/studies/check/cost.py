@@ -1,0 +1,233 @@
+"""What a round of a recipe will cost here: time measured on small pieces and scaled to its sizes, and memory."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import psutil
+import torch
+
+from heal.accumulator import Accumulator
+from heal.config import Recipe
+from heal.decoding import decode
+from heal.evaluation.results import Answer
+from heal.generation.collect import Completion
+from heal.models.cached import CachedRows
+from heal.models.language_model import LanguageModel
+from heal.run.student import build_accumulator
+from heal.studies.bench.pieces import Trained
+from heal.trait import Trait
+
+FEW, MANY = 4, 16  # tokens: two decodings whose difference is the time of a step without reading the prompts
+PASSES = 2  # of a calibration: the first round takes more, the later ones fewer
+FORWARD = 1 / 3  # of the time of a healing step: what a pass without gradients takes
+BASELINE = 4  # stages: base, base under either persona, and as much again for choosing the ways of asking
+ADAM = 16  # bytes of a trained parameter: itself, its gradient and two moments, float32
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What was timed, in seconds.
+
+    Attributes:
+        prompt: extraction, for a prompt read up to the last block of the recipe's band.
+        path_token: calibration, for a token of a path, scored with the vector on and off.
+        stage: measuring one stage as the recipe asks.
+        read, step: decoding side by side as many completions as a round does: reading the prompts, and a token of each.
+        rows: that many completions.
+        score: the filter's readings, for a completion.
+        heal: an optimiser step with the barrier; NaN where no answer had a token to train on.
+    """
+
+    prompt: float
+    path_token: float
+    stage: float
+    read: float
+    step: float
+    rows: int
+    score: float
+    heal: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding."""
+        return self.rows / self.step
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes.
+
+    Attributes:
+        weights: of the model.
+        lora: of what a round trains, with gradients and optimiser moments, and of the history before the last round.
+        merged: of the merged weights that are kept beside the base's from the second round on.
+        cache: keys and values of the completions that are decoded side by side.
+        process: resident memory of this process now.
+        device: what the device has in all.
+    """
+
+    weights: int
+    lora: int
+    merged: int
+    cache: int
+    process: int
+    device: int
+
+    @property
+    def needed(self) -> int:
+        """All of it but activations, which are not estimated."""
+        return self.weights + self.lora + self.merged + self.cache
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The estimate for a run.
+
+    Attributes:
+        pieces: that it rests on.
+        seconds: of each step of a round.
+        baseline: seconds before the first round.
+        rounds: of the recipe.
+        memory: what is held.
+    """
+
+    pieces: Pieces
+    seconds: dict[str, float]
+    baseline: float
+    rounds: int
+    memory: Memory
+
+    @property
+    def round(self) -> float:
+        """Seconds of a round."""
+        return sum(self.seconds.values())
+
+    @property
+    def run(self) -> float:
+        """Seconds of the run, without its report and export."""
+        return self.baseline + self.rounds * self.round
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Wall seconds of `work()`."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def scaled(recipe: Recipe, pieces: Pieces, memory: Memory) -> Cost:
+    """The recipe's sizes times what the pieces took; every completion is taken to be kept."""
+    calibration, generation, heal = recipe.calibration, recipe.generation, recipe.heal
+    completions = generation.prompts * len(generation.alphas)
+    candidates = PASSES * calibration.candidates * calibration.prompts + calibration.audit_prompts
+    decoding = math.ceil(completions / pieces.rows) * (pieces.read + generation.tokens * pieces.step)
+    checked = generation.prompts / pieces.rows * generation.tokens / 2 * pieces.step  # base's own answers
+    size = heal.batch_size * heal.accumulation
+    held_out = round(heal.validation * completions)
+    steps = math.ceil((completions - held_out) / size)
+    passes = completions / size + heal.epochs * held_out / size  # the reference once, the validation every epoch
+    seconds = {
+        "extract": 2 * recipe.steer.pairs * pieces.prompt,
+        "calibrate": candidates * calibration.tokens * pieces.path_token,
+        "generate": decoding + (checked if recipe.filter.min_on_prompt else 0.0) + completions * pieces.score,
+        "steered": pieces.stage if recipe.evaluation.steered else 0.0,
+        "heal": (heal.epochs * steps + FORWARD * passes) * pieces.heal,
+        "healed": pieces.stage,
+    }
+    baseline = (BASELINE + len(recipe.evaluation.doses)) * pieces.stage
+    return Cost(pieces, seconds, baseline, recipe.run.rounds, memory)
+
+
+def decoding_seconds(language_model: LanguageModel, recipe: Recipe, trait: Trait) -> tuple[int, float, float]:
+    """The completions decoded side by side, seconds of reading their prompts, and of decoding a token of each."""
+    completions = recipe.generation.prompts * len(recipe.generation.alphas)
+    rows = min(completions, language_model.batching.rows)
+    endless = replace(language_model, end_ids=frozenset())
+    texts = trait.generation_prompts
+    prompts = [language_model.chat.ids(recipe.model.system, texts[row % len(texts)]) for row in range(rows)]
+    few, many = (timed(partial(decode, endless, prompts, tokens)) for tokens in (FEW, MANY))
+    step = max(many - few, many / 4) / (MANY - FEW)  # on a busy machine the shorter one may have been the slower
+    return rows, max(many - MANY * step, 0.0), step
+
+
+def healing_seconds(
+    language_model: LanguageModel, accumulator: Accumulator, recipe: Recipe, answers: Sequence[Answer]
+) -> float:
+    """The median of two optimiser steps on answers; NaN where none has a token."""
+    said = [answer for answer in answers if answer.ids]
+    if not said:
+        return math.nan
+    size = recipe.heal.batch_size * recipe.heal.accumulation
+    rows = [
+        Completion(number, answer.prompt, 1.0, answer.prompt_ids, answer.ids, answer.text, answer.ended, 1.0, 0.0, ())
+        for number, answer in enumerate(said[number % len(said)] for number in range(size))
+    ]
+    settings = replace(recipe.heal, validation=0.0, gradient_norms_every=0, epochs=3)
+    return statistics.median(Trained(language_model, accumulator, settings).step_seconds(rows))
+
+
+def memory(language_model: LanguageModel, accumulator: Accumulator, recipe: Recipe, trait: Trait, rows: int) -> Memory:
+    """What a run of the recipe holds, and what this process holds now."""
+    trained = list(accumulator.trainable().values())
+    adapters = {id(parameter) for parameter in trained}
+    weights = [p for p in language_model.model.parameters() if id(p) not in adapters]
+    count = sum(parameter.numel() for parameter in trained)
+    merged = 0
+    if accumulator.merges or accumulator.rounds_merged:
+        merged = sum(_bytes(layer.get_base_layer().weight) for layer in accumulator.current_layers())
+    device = language_model.device
+    on_gpu = device.type == "cuda"
+    return Memory(
+        sum(_bytes(parameter) for parameter in weights),
+        count * (ADAM + 4 * (recipe.run.rounds - 1)),
+        merged if recipe.run.rounds > 1 else 0,
+        rows * _cached(language_model, recipe, trait),
+        psutil.Process().memory_info().rss,
+        torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total,
+    )
+
+
+@torch.inference_mode()
+def _cached(language_model: LanguageModel, recipe: Recipe, trait: Trait) -> int:
+    """Bytes in the cache of one completion of full length to the longest prompt."""
+    longest = max(language_model.longest_prompt(recipe.model.system, prompt) for prompt in trait.generation_prompts)
+    width = min(longest + language_model.thinking + recipe.generation.tokens, language_model.context)
+    rows = CachedRows(language_model, 1)
+    rows.read(torch.full((1, width), language_model.pad_id, device=language_model.device))
+    return rows.bytes
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def measured(
+    language_model: LanguageModel,
+    recipe: Recipe,
+    trait: Trait,
+    answers: Sequence[Answer],
+    *,
+    prompt: float,
+    path_token: float,
+    stage: float,
+    score: float,
+) -> Cost:
+    """The cost of a run of the recipe; the model carries adapters afterwards.
+
+    Args:
+        language_model: the base, without adapters.
+        recipe: whose sizes count.
+        trait: its generation prompts.
+        answers: to train on while a healing step is timed.
+        prompt, path_token, stage, score: see `Pieces`.
+    """
+    rows, read, step = decoding_seconds(language_model, recipe, trait)
+    accumulator = build_accumulator(language_model, recipe)
+    accumulator.start_round(0)
+    heal = healing_seconds(language_model, accumulator, recipe, answers)
+    held = memory(language_model, accumulator, recipe, trait, rows)
+    return scaled(recipe, Pieces(prompt, path_token, stage, read, step, rows, score, heal), held)
