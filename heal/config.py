@@ -64,6 +64,7 @@ class RunConfig:
         2, "end it after so many rounds in a row past a limit of coherence; true: 1; 0 or false: never", 0, before=False
     )
     stop_on_plateau: int = key(3, "end it when the trait has not grown for so many rounds; 0: never", 0, before=0)
+    stop_when_unreadable: bool = key(False, "stop before the first round where the trait cannot be read on base")
 
 
 @dataclass

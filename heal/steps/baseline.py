@@ -19,7 +19,7 @@ from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
 from heal.evaluation.results import OUTPUTS, Rows, StageResult, output_rows
 from heal.evaluation.scenes import target_of
-from heal.evaluation.signal import MIN_MASS, Evidence, Limits, Validity, limited, limits_of
+from heal.evaluation.signal import MIN_MASS, TRAIT, Evidence, Limits, Validity, limited, limits_of
 from heal.evaluation.subject import Gates, Subject
 from heal.evaluation.validity import doubts, valid_names, validity
 from heal.evaluation.verdict import coherence, verdict
@@ -37,6 +37,7 @@ from heal.steps.measure import Examination, setup_of
 from heal.trait import Trait
 
 PROBE, WAYS = "probe.json", "ways.json"
+CHECK = "choose another trait text or a larger model (heal check, with the same words, says what to change)"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def measure_baseline(session: Session) -> Baseline:
     """The baseline of a run: what was measured before is read.
 
     Raises:
-        UserError: base itself is past every limit of coherence.
+        UserError: base itself is past every limit of coherence; with `run.stop_when_unreadable`, the trait cannot be
+            read on it.
     """
     examination = examine(session)
     baseline = of_base(examination, limits_of(session.recipe.evaluation), session.run, session.folder.baseline)
@@ -92,6 +94,11 @@ def measure_baseline(session: Session) -> Baseline:
     session.tracker.event("validity", found)
     session.tracker.table("ways", way_rows(baseline.metrics.asking))
     refuse_incoherent(baseline)
+    if why := unreadable(baseline):
+        said = f"the trait cannot be read on this model, so that no round will hold; {CHECK}"
+        if session.recipe.run.stop_when_unreadable:
+            raise UserError(f"run.stop_when_unreadable=true: {said} ({why})")
+        session.console.warn(f"{said}; run.stop_when_unreadable=true stops here")
     return baseline
 
 
@@ -122,6 +129,12 @@ def refuse_incoherent(baseline: Baseline) -> None:
             "base itself is past every limit of coherence, so no round could be judged; raise the limits "
             f"({', '.join(f'evaluation.{limit.key}' for limit in limited().values())}) or take another model"
         )
+
+
+def unreadable(baseline: Baseline) -> str:
+    """Why the trait cannot be read on this model, in words; empty where it can."""
+    judged = baseline.validity.get(TRAIT)
+    return "" if judged is None or judged.valid else judged.why
 
 
 def measure_doses(session: Session, baseline: Baseline, dosed: Dosed) -> None:

@@ -11,6 +11,7 @@ from heal.studies.check.cost import Cost, Memory
 from heal.studies.check.measure import Check
 from heal.studies.check.read import Separation
 from heal.studies.check.steer import Steered
+from heal.studies.interventions.show import folded
 
 FIGURE = "check.png"
 
@@ -69,7 +70,7 @@ def figure(check: Check) -> bytes:
     steer.axvline(sum(own) / 2, color=MUTED, linestyle=DASHES, linewidth=1)
     steer.axhline(0, color=MUTED, linewidth=1)
     steer.set_xlim(0, 1)
-    steer.set_xlabel("centre of the band, fraction of the depth\n(dashed: the recipe's)")
+    steer.set_xlabel("depth of the band's centre\n(dashed: the recipe's)")
     steer.set_ylabel("trait over base per nat, 1/token")
     legend(drawn, handles, min(3, len(handles)))
     return png(drawn)
@@ -82,9 +83,9 @@ def _draw_separations(axis: Axes, separations: Sequence[Separation]) -> None:
         for estimate, offset, colour in ((one.apart, 0.12, COLOURS[0]), (one.over_base, -0.12, MUTED)):
             _interval(axis, estimate, place + offset, colour)
     axis.axvline(0, color=MUTED, linestyle=DASHES, linewidth=1)
-    axis.set_yticks(places, [one.signal.replace("_", "\n") for one in separations])
+    axis.set_yticks(places, [folded(f"{one.signal}_({one.unit})") for one in separations], fontsize=8)
     axis.set_ylim(-0.6, len(separations) - 0.4)
-    axis.set_xlabel("positive persona over the negative (blue)\nand over base (grey), " + separations[0].unit)
+    axis.set_xlabel("positive persona over\nthe negative (blue), over base (grey)")
 
 
 def _interval(axis: Axes, estimate: Estimate, place: float, colour: str) -> None:

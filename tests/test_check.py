@@ -1,0 +1,253 @@
+"""`heal check`: whether a run is worth starting, and what to change if not."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from heal.config import SteerConfig
+from heal.evaluation.signal import TRAIT
+from heal.evaluation.stats import Estimate
+from heal.evaluation.subject import Subject
+from heal.models.cached import CachedRows
+from heal.models.language_model import LanguageModel
+from heal.recipe import load_recipe
+from heal.steering.extract import contexts, extract
+from heal.steering.settings import method_settings
+from heal.steps.measure import setup_of
+from heal.studies.check.cost import ADAM, BASELINE, FORWARD, PASSES, Cost, Memory, Pieces, scaled
+from heal.studies.check.endings import LONGER, Endings, endings
+from heal.studies.check.read import Separation
+from heal.studies.check.remarks import Remark, remarks
+from heal.studies.check.show import table
+from heal.studies.check.steer import Place, Plan, Steered, fit_all, places
+from heal.trait import Trait
+from tests import tiny as tiny_models
+from tests.cases import case
+from tests.commanded import heal, refused
+from tests.running import words
+
+FEW = ("pairs=4", "prompts=2", "tokens=4", "answers=4", "bands=0.75")
+SHORT = ("evaluation.questions=2", "evaluation.tokens=6", "evaluation.resamples=100")
+
+
+def surely(value: float, width: float = 0.05, n: int = 8) -> Estimate:
+    return Estimate(value, value - width, value + width, n)
+
+
+READ = Separation(TRAIT, "nats/token", 0.05, 0.25, -0.25, surely(0.5), surely(0.2), True, "why")
+OWN = Place("mean_diff", (0.45, 0.55), (3, 4))
+DEEP = Place("pca", (0.65, 0.75), (6,))
+
+
+def steered(place: Place = OWN, shift: float = 0.25, more: float = 0.0, **changes) -> Steered:
+    made = Steered(place, place is OWN, 1.0, 1.0, "", surely(shift), surely(shift), surely(more), 3.0, 1.0, 0.0, ())
+    return replace(made, **changes)
+
+
+ENDS = Endings(40, 0.75, 160, 48, 8)
+SMALL = Memory(100, 10, 5, 5, 200, 1000)
+COST = scaled(load_recipe(["recipe=smoke"]), Pieces(0.1, 0.01, 5.0, 1.0, 0.5, 8, 0.1, 2.0), SMALL)
+
+
+def said(
+    read: Sequence[Separation] = (READ,),
+    tried: Sequence[Steered] = (steered(),),
+    ends: Endings = ENDS,
+    cost: Cost = COST,
+) -> list[Remark]:
+    return remarks(read, tried, ends, cost)
+
+
+def test_each_thing_that_is_amiss_is_one_line_that_says_what_to_change() -> None:
+    foundation = replace(READ, signal="clr_care", unit="nats")
+    unread = replace(READ, apart=surely(0.01), positive=0.060, negative=0.056)
+    amiss = {
+        "the trait cannot be read: .*0.060 .* against 0.056 .*another trait text or a larger model": said([unread]),
+        "cannot be read": said([replace(READ, valid=False)]),
+        "hardly takes on the persona": said([replace(READ, apart=surely(0.07))]),
+        "clr_care does not read the trait": said([READ, replace(foundation, apart=surely(-1.0))]),
+        "the trait cannot be steered: .*largest shift is .0.010": said(tried=[steered(shift=0.01)]),
+        "the recipe's place does not shift the trait .*steer.band=.0.65,0.75. shifts it by 0.750": said(
+            tried=[steered(shift=0.01), steered(DEEP, 0.75, 0.74)]
+        ),
+        "steer.method=pca steer.band=.0.65,0.75. shifts it by 0.750 per nat, 3.0 times as much as the recipe's": said(
+            tried=[steered(), steered(DEEP, 0.75, 0.5)]
+        ),
+        "not on target: the search": said(tried=[steered(miss="the search ended")]),
+        "not coherent .looping answers 50%.*lower calibration.target": said(
+            tried=[steered(incoherent=("looping answers 50% > 0.25",))]
+        ),
+        "no answer ended within 40 tokens.*generation.tokens=152 ": said(ends=replace(ENDS, within=0.0, p90=152)),
+        "25% of the answers.*more than generation.tokens=160": said(ends=replace(ENDS, within=0.25, p90=None)),
+        "the device has 0.0": said(cost=replace(COST, memory=replace(SMALL, device=119))),
+    }
+    fatal = ("cannot be read", "cannot be steered")
+    for pattern, found in amiss.items():
+        with case(pattern):
+            (only,) = found
+            assert re.search(pattern, only.text)
+            assert only.fatal == any(text in pattern for text in fatal)
+
+
+def test_nothing_is_said_where_nothing_is_amiss() -> None:
+    foundation = replace(READ, signal="clr_care", unit="nats")
+    better_by_chance = steered(DEEP, 0.75, 0.01)
+    a_little_better = steered(DEEP, 0.3, 0.06)
+    better_but_broken = steered(DEEP, 0.75, 0.5, incoherent=("looping answers 50% > 0.25",))
+    for tried in ([], [better_by_chance], [a_little_better], [better_but_broken]):
+        with case(tried):
+            assert said([READ, foundation], [steered(), *tried]) == []
+
+
+def test_what_makes_a_run_pointless_is_said_first() -> None:
+    found = said(tried=[steered(shift=0.0)], ends=replace(ENDS, within=0.0))
+    assert [remark.fatal for remark in found] == [True, False]
+
+
+def test_the_shift_per_nat_is_the_shift_over_the_kl_that_was_spent() -> None:
+    assert steered(shift=0.5, kl=2.0).per_nat == Estimate(0.25, 0.225, 0.275, 8)
+    assert math.isnan(steered(kl=0.0).per_nat.value)
+    assert not steered(kl=0.0, shift=0.0).works
+
+
+def test_vectors_of_one_pass_are_those_of_a_pass_of_their_own(tiny: LanguageModel, tiny_trait: Trait) -> None:
+    methods = ("mean_diff", "pca", "sspace")
+    plan = Plan(methods, ((0.2, 0.5), (0.7, 0.75), (0.74, 0.76)), 4, 2, 4, 4)
+    vectors = fit_all(SteerConfig(), tiny, tiny_trait, plan)
+    assert [(place.method, place.blocks) for place in vectors] == [
+        (method, blocks) for method in methods for blocks in ((0, 1), (2,))
+    ]
+    assert list(vectors) == places(tiny, plan)
+    for place, vector in vectors.items():
+        settings = method_settings(SteerConfig(method=place.method))
+        alone = extract(tiny, tiny_trait, contexts(4), place.method, place.blocks, settings=settings)
+        with case(place):
+            assert vector.states.keys() == alone.states.keys()
+            for site, state in alone.states.items():
+                assert all(torch.allclose(vector.states[site][name], kept, rtol=1e-4) for name, kept in state.items())
+
+
+def test_an_answer_that_was_cut_is_the_answer_within_the_budget(tiny: LanguageModel, tiny_trait: Trait) -> None:
+    recipe = load_recipe(["recipe=smoke"])
+    setup = replace(setup_of(recipe, tiny, nullcontext, tiny_trait), prompts=tiny_trait.generation_prompts, tokens=6)
+    found, cut = endings(setup)
+    whole = Subject(replace(setup, tokens=LONGER * 6), "base", nullcontext).answer()
+    assert cut == Subject(setup, "base", nullcontext).answer()
+    assert (found.budget, found.looked, found.n) == (6, 24, 8)
+    assert found.within == sum(answer.ended for answer in cut) / 8
+    lengths = sorted(len(answer.ids) if answer.ended else math.inf for answer in whole)
+    assert found.p90 == (None if lengths[7] == math.inf else lengths[7])
+
+
+def test_the_cost_of_a_round_is_its_sizes_times_the_pieces() -> None:
+    recipe = load_recipe(
+        [
+            "steer.pairs=10",
+            "calibration.candidates=4",
+            "calibration.prompts=5",
+            "calibration.audit_prompts=6",
+            "calibration.tokens=7",
+            "generation.prompts=8",
+            "generation.alphas=[0.5,1.0]",
+            "generation.tokens=20",
+            "heal.batch_size=2",
+            "heal.accumulation=2",
+            "heal.epochs=3",
+            "heal.validation=0.25",
+            "run.rounds=4",
+        ]
+    )
+    pieces = Pieces(prompt=0.1, path_token=0.01, stage=5.0, read=1.0, step=0.5, rows=8, score=0.25, heal=2.0)
+    cost = scaled(recipe, pieces, SMALL)
+    assert cost.seconds == pytest.approx(
+        {
+            "extract": 2 * 10 * 0.1,
+            "calibrate": (PASSES * 4 * 5 + 6) * 7 * 0.01,
+            "generate": 2 * (1.0 + 20 * 0.5) + 20 / 2 * 0.5 + 16 * 0.25,
+            "steered": 5.0,
+            "heal": (3 * 3 + FORWARD * (16 / 4 + 3 * 4 / 4)) * 2.0,
+            "healed": 5.0,
+        }
+    )
+    assert cost.round == pytest.approx(sum(cost.seconds.values()))
+    assert cost.run == pytest.approx(BASELINE * 5.0 + 4 * cost.round)
+    assert pieces.tokens_per_second == 16
+
+
+def test_the_cache_s_bytes_are_keys_and_values_of_what_was_read(tiny: LanguageModel) -> None:
+    config = tiny.model.config
+    rows = CachedRows(tiny, 3)
+    with torch.no_grad():
+        rows.read(torch.full((3, 11), 5))
+        rows.read(torch.full((3, 1), 5))
+    assert rows.bytes == 3 * 12 * 2 * config.num_key_value_heads * config.head_dim * 4 * config.num_hidden_layers
+
+
+def test_the_table_has_a_line_a_place_and_says_what_is_amiss_with_it() -> None:
+    tried = [steered(), steered(DEEP, 0.75, 0.5, miss="far off", incoherent=("looping answers 50% > 0.25",))]
+    head, *lines = table(tried)
+    assert head.split()[:4] == ["method", "band", "blocks", "c*"]
+    assert lines[0].startswith("mean_diff  [0.45,0.55]  3-4 ")
+    assert lines[1].startswith("pca        [0.65,0.75]  6 ")
+    assert lines[1].endswith("not on target; looping answers 50% > 0.25")
+    assert "+0.750 [+0.700, +0.800]" in lines[1]
+
+
+def test_the_command_says_what_it_found_and_writes_it_down(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = heal("check", f"out={out}", *FEW, *words(tiny_folder, tmp_path, *SHORT))
+    record = json.loads((out / "check.json").read_text())
+    fatal = [remark["text"] for remark in record["remarks"] if remark["fatal"]]
+    assert done.returncode == (1 if fatal else 0), done.stderr
+    assert done.stderr == (f"heal: not worth starting: {'; '.join(fatal)}\n" if fatal else "")
+    assert done.stdout.endswith("check.png\n" if fatal else "check.png\nworth starting\n")
+    assert [f"  change     {remark['text']}" in done.stdout for remark in record["remarks"]].count(False) == 0
+    assert {one["signal"] for one in record["separations"]} == {TRAIT}
+    assert [(one["place"]["band"], one["of_recipe"]) for one in record["steered"]] == [
+        ([0.45, 0.55], True),
+        ([0.7, 0.8], False),
+    ]
+    cost = record["cost"]
+    weights = sum(path.stat().st_size for path in tiny_folder.glob("*.safetensors"))
+    assert cost["memory"]["weights"] == pytest.approx(weights, rel=0.05)
+    assert cost["memory"]["lora"] % (ADAM + 4) == 0
+    assert all(seconds > 0 for seconds in cost["seconds"].values())
+    assert (out / "check.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_model_that_does_not_hear_its_persona_is_not_worth_a_run(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "deaf"
+    model = tiny_models.forgetful(tiny_folder)
+    model.model.save_pretrained(folder)
+    model.chat.tokenizer.save_pretrained(folder)
+    line = words(folder, tmp_path, *SHORT)
+    done = heal("check", f"out={tmp_path / 'out'}", *FEW, *line)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("heal: not worth starting: the trait cannot be read: ")
+    assert "the trait cannot be steered: " in done.stderr
+    done = heal("train", "run.stop_when_unreadable=true", *line)
+    assert done.returncode == 2, done.stdout
+    assert "heal: run.stop_when_unreadable=true: the trait cannot be read on this model" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_mistake_is_one_line_before_a_model_is_loaded() -> None:
+    mistakes = {
+        ("bands=0.5,deep",): "bands=0.5,deep: expected numbers, separated by commas",
+        ("bands=0.5,1.5",): "bands=0.5,1.5: the centre of a band is a fraction of the depth, from 0 to 1",
+        ("methods=mean_dif",): "methods=mean_dif: 'mean_dif' is no steering method; did you mean 'mean_diff'?",
+        ("pairs=1",): "pairs=1: out of range",
+        ("answers=1",): "answers=1: out of range",
+        ("out=README.md",): "out=README.md: nothing can be written to README.md",
+        ("trait=lvoe",): "did you mean 'love'?",
+        ("method=pca",): "unknown key 'method'; did you mean 'methods'?",
+    }
+    for line, message in mistakes.items():
+        refused(["check", *line], message)
