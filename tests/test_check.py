@@ -140,7 +140,7 @@ def test_an_answer_that_was_cut_is_the_answer_within_the_budget(tiny: LanguageMo
     found, cut = endings(setup)
     whole = Subject(replace(setup, tokens=LONGER * 6), "base", nullcontext).answer()
     assert cut == Subject(setup, "base", nullcontext).answer()
-    assert (found.budget, found.looked, found.n) == (6, 24, 8)
+    assert (found.budget, found.looked, found.n) == (6, LONGER * 6, 8)
     assert found.within == sum(answer.ended for answer in cut) / 8
     lengths = sorted(len(answer.ids) if answer.ended else math.inf for answer in whole)
     assert found.p90 == (None if lengths[7] == math.inf else lengths[7])

@@ -9,7 +9,7 @@ from heal.evaluation.results import Answer
 from heal.evaluation.subject import Setup, Subject
 from heal.progress import Progress, silent
 
-LONGER = 4  # times the budget in which answers are let run on, to see how long they are
+LONGER = 3  # times the budget in which answers are let run on, to see how long they are
 
 
 @dataclass(frozen=True)
