@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from heal.config import SteerConfig
+from heal.evaluation.readouts import moral_foundations
 from heal.evaluation.signal import TRAIT
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Subject
+from heal.evaluation.vignettes import read_vignettes
 from heal.models.cached import CachedRows
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
@@ -23,7 +25,7 @@ from heal.steering.settings import method_settings
 from heal.steps.measure import setup_of
 from heal.studies.check.cost import ADAM, BASELINE, FORWARD, PASSES, Cost, Memory, Pieces, scaled
 from heal.studies.check.endings import LONGER, Endings, endings
-from heal.studies.check.read import Separation
+from heal.studies.check.read import Separation, separations
 from heal.studies.check.remarks import Remark, remarks
 from heal.studies.check.show import table
 from heal.studies.check.steer import Place, Plan, Steered, fit_all, places
@@ -80,12 +82,12 @@ def test_each_thing_that_is_amiss_is_one_line_that_says_what_to_change() -> None
         "steer.method=pca steer.band=.0.65,0.75. shifts it by 0.750 per nat, 3.0 times as much as the recipe's": said(
             tried=[steered(), steered(DEEP, 0.75, 0.5)]
         ),
-        "not on target: the search": said(tried=[steered(miss="the search ended")]),
+        "out of reach: the search": said(tried=[steered(miss="the search ended")]),
         "not coherent .looping answers 50%.*lower calibration.target": said(
             tried=[steered(incoherent=("looping answers 50% > 0.25",))]
         ),
         "no answer ended within 40 tokens.*generation.tokens=152 ": said(ends=replace(ENDS, within=0.0, p90=152)),
-        "25% of the answers.*more than generation.tokens=160": said(ends=replace(ENDS, within=0.25, p90=None)),
+        "25% of the answers.*more than 160; raise generation.tokens": said(ends=replace(ENDS, within=0.25, p90=None)),
         "the device has 0.0": said(cost=replace(COST, memory=replace(SMALL, device=119))),
     }
     fatal = ("cannot be read", "cannot be steered")
@@ -115,6 +117,29 @@ def test_the_shift_per_nat_is_the_shift_over_the_kl_that_was_spent() -> None:
     assert steered(shift=0.5, kl=2.0).per_nat == Estimate(0.25, 0.225, 0.275, 8)
     assert math.isnan(steered(kl=0.0).per_nat.value)
     assert not steered(kl=0.0, shift=0.0).works
+
+
+def test_a_trait_s_foundation_is_read_the_way_round_that_the_trait_means_it(
+    tiny: LanguageModel, tiny_trait: Trait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = tmp_path / "apart.jsonl"
+    few.write_text("".join(moral_foundations.APART.read_text().splitlines(keepends=True)[:4]))
+    monkeypatch.setattr(moral_foundations, "APART", few)
+    recipe = load_recipe(["recipe=smoke", "evaluation.prompts=2", "evaluation.tokens=4", "evaluation.resamples=100"])
+    scenes = read_vignettes("embedded", 7)
+    found = {}
+    for intent in (1, -1):
+        trait = replace(tiny_trait, foundation="care", intent=intent)
+        setup = setup_of(recipe, tiny, nullcontext, trait, scenes)
+        base = Subject(setup, "base", nullcontext).answer()
+        found[intent] = separations(recipe, setup, base)
+        assert [one.signal for one in found[intent]] == [TRAIT, "clr_care"]
+    (trait_up, up), (trait_down, down) = found.values()
+    assert trait_up == trait_down
+    assert trait_up.apart.value == pytest.approx(trait_up.positive - trait_up.negative)
+    assert up.apart.value == pytest.approx(up.positive - up.negative)
+    assert down.apart == Estimate(-up.apart.value, -up.apart.high, -up.apart.low, up.apart.n)
+    assert up.over_base.value == pytest.approx(up.positive - up.base)
 
 
 def test_vectors_of_one_pass_are_those_of_a_pass_of_their_own(tiny: LanguageModel, tiny_trait: Trait) -> None:
@@ -196,7 +221,7 @@ def test_the_table_has_a_line_a_place_and_says_what_is_amiss_with_it() -> None:
     assert head.split()[:4] == ["method", "band", "blocks", "c*"]
     assert lines[0].startswith("mean_diff  [0.45,0.55]  3-4 ")
     assert lines[1].startswith("pca        [0.65,0.75]  6 ")
-    assert lines[1].endswith("not on target; looping answers 50% > 0.25")
+    assert lines[1].endswith("out of reach; looping answers 50% > 0.25")
     assert "+0.750 [+0.700, +0.800]" in lines[1]
 
 
@@ -214,7 +239,9 @@ def test_the_command_says_what_it_found_and_writes_it_down(tiny_folder: Path, tm
         ([0.45, 0.55], True),
         ([0.7, 0.8], False),
     ]
+    assert record["worth_starting"] == (not fatal)
     cost = record["cost"]
+    assert cost["round"] == pytest.approx(sum(cost["seconds"].values()))
     weights = sum(path.stat().st_size for path in tiny_folder.glob("*.safetensors"))
     assert cost["memory"]["weights"] == pytest.approx(weights, rel=0.05)
     assert cost["memory"]["lora"] % (ADAM + 4) == 0

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from heal.config import Recipe
 from heal.console import Console, counted
@@ -13,7 +13,7 @@ from heal.evaluation.results import headline
 from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import read_vignettes
 from heal.models.language_model import LanguageModel
-from heal.records import record_bytes
+from heal.records import json_bytes
 from heal.run.files import Files
 from heal.steps.measure import setup_of
 from heal.studies.check.cost import Cost, measured
@@ -58,7 +58,11 @@ class Check:
         return [remark.text for remark in self.remarks if remark.fatal]
 
     def files(self) -> Files:
-        return {FILE: record_bytes(self)}
+        record = asdict(self)
+        for entry, one in zip(record["steered"], self.steered, strict=True):
+            entry["per_nat"] = asdict(one.per_nat)
+        record["cost"] |= {"round": self.cost.round, "run": self.cost.run}
+        return {FILE: json_bytes(record | {"worth_starting": not self.pointless})}
 
 
 class Clock:
@@ -91,9 +95,6 @@ def check(recipe: Recipe, model: LanguageModel, trait: Trait, plan: Plan, consol
     """
     asked = recipe.evaluation
     vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
-    scenes = vignettes or (
-        read_vignettes("embedded", asked.vignette_count, asked.perspectives) if trait.foundation else ()
-    )
     setup = setup_of(recipe, model, nullcontext, trait, vignettes)
     prompts = prompts_of(recipe, trait, plan)
     answering = replace(setup, prompts=prompts.audit, tokens=recipe.generation.tokens)
@@ -102,7 +103,7 @@ def check(recipe: Recipe, model: LanguageModel, trait: Trait, plan: Plan, consol
         base = evaluate(Subject(setup, "base", nullcontext), line.progress)
         line.result(headline(base))
     with console.step("personas") as line:
-        read = separations(recipe, setup, base.answers, scenes, line.progress)
+        read = separations(recipe, setup, base.answers, line.progress)
         line.result("; ".join(f"{one.signal} {one.apart:+.3f} between the personas" for one in read))
     with console.step("answers") as line:
         ends, plain = endings(answering, line.progress)

@@ -8,10 +8,10 @@ from heal.evaluation.asking.choose import choose
 from heal.evaluation.metrics import Summary
 from heal.evaluation.readouts import moral_foundations, persona
 from heal.evaluation.results import Answer, StageResult, summarise
-from heal.evaluation.signal import Evidence, Signal
+from heal.evaluation.scenes import target_of
+from heal.evaluation.signal import Evidence, Signal, signals
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Setup, Subject
-from heal.evaluation.vignettes import Vignette
 from heal.progress import Progress, silent
 from heal.randomness import derive_seed
 
@@ -44,26 +44,20 @@ class Separation:
         return self.valid and self.apart.low > 0
 
 
-def separations(
-    recipe: Recipe,
-    setup: Setup,
-    base: Sequence[Answer],
-    scenes: tuple[Vignette, ...],
-    progress: Progress = silent,
-) -> list[Separation]:
-    """The persona log-ratio first, then the foundation that the trait means, if it means one.
+def separations(recipe: Recipe, setup: Setup, base: Sequence[Answer], progress: Progress = silent) -> list[Separation]:
+    """The persona log-ratio first, then the foundation that the trait means, where there is one and scenes are asked.
 
     Args:
         recipe: its `evaluation` section and its seed count.
         setup: what a run's stages are asked.
         base: base's answers to the setup's prompts.
-        scenes: on which the foundation is read.
         progress: told (stages measured, stages).
     """
     trait, resamples = setup.trait, recipe.evaluation.resamples
     seed = derive_seed(recipe.run.seed, "bootstrap")
-    asked = replace(setup, vignettes=scenes)
-    if trait.foundation and scenes:
+    foundation = target_of(trait, setup.vignettes)
+    asked = setup if foundation else replace(setup, vignettes=())
+    if foundation:
         choice = moral_foundations.choice(asked)
         if chosen := choose(choice, Subject(asked, "base", setup.base), resamples, seed):
             asked = replace(asked, asking={choice.name: chosen})
@@ -80,8 +74,8 @@ def separations(
     )
     over_base = summarise(prompted, of_base, resamples, seed)
     found = [_separation(persona.PERSONA, 1, evidence, over_base)]
-    if trait.foundation and scenes:
-        found.append(_separation(moral_foundations.CLR[trait.foundation], trait.intent, evidence, over_base))
+    if foundation:
+        found.append(_separation(signals()[foundation.signal], foundation.intent, evidence, over_base))
     return found
 
 

@@ -65,7 +65,9 @@ def _of_steering(steered: Sequence[Steered]) -> Iterator[Remark]:
         times = best.per_nat.value / own.per_nat.value
         yield Remark(f"{_gain(best)}, {times:.1f} times as much as the recipe's ({own.per_nat.value:.3f})")
     if own.miss:
-        yield Remark(f"the recipe's vector is not on target: {own.miss}")
+        yield Remark(
+            f"the recipe's dose is out of reach: {own.miss}; lower calibration.target or take another steer.method"
+        )
     if own.incoherent:
         yield Remark(
             f"at the recipe's dose the answers are not coherent ({'; '.join(own.incoherent)}): "
@@ -85,11 +87,12 @@ def _of_endings(endings: Endings) -> Iterator[Remark]:
     if endings.within >= FEW_END:
         return
     share = "no answer" if endings.within == 0 else f"{endings.within:.0%} of the answers"
-    many = f"generation.tokens={endings.p90}" if endings.p90 else f"more than generation.tokens={endings.looked}"
-    yield Remark(
-        f"{share} ended within {endings.budget} tokens, so that the student hardly learns to stop: {many} holds nine "
-        "of ten"
+    need = (
+        f"generation.tokens={endings.p90} holds nine of ten"
+        if endings.p90
+        else f"nine of ten need more than {endings.looked}; raise generation.tokens, or take a model that is brief"
     )
+    yield Remark(f"{share} ended within {endings.budget} tokens, so that the student hardly learns to stop: {need}")
 
 
 def _of_cost(cost: Cost) -> Iterator[Remark]:

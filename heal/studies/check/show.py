@@ -122,7 +122,7 @@ def _separation(one: Separation) -> str:
 
 def _cells(one: Steered) -> list[str]:
     blocks = one.place.blocks
-    notes = [*(["not on target"] if one.miss else []), *one.incoherent]
+    notes = [*(["out of reach"] if one.miss else []), *one.incoherent]
     return [
         one.place.method,
         f"[{one.place.band[0]:g},{one.place.band[1]:g}]",

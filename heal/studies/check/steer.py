@@ -33,7 +33,7 @@ from heal.trait import Trait
 
 READOUTS = (persona, free_answers, likelihood)
 FEWEST = 2  # answers that an interval needs
-TOLERANCE = 0.1  # of the target
+TOLERANCE, MAX_PASSES = 0.2, 3  # of a dose: of the target, and decoding passes
 
 Fractions = tuple[float, float]
 
@@ -81,7 +81,7 @@ class Steered:
         of_recipe: whether it is the place of the recipe.
         c_star: the coefficient.
         kl: the p95 of the per-token KL there, nats.
-        miss: how a search that is not on target ended; empty where it is.
+        miss: in words, that no coefficient reaches the target; empty where one does.
         trait: the persona log-ratio, nats per token.
         shift: its paired difference to base's answers.
         more: of `shift`, what it is per nat above that of the recipe's place; 0 for that itself.
@@ -198,13 +198,19 @@ class Trial:
     def dose(self, vector: SteeringVector, progress: Progress = silent) -> Calibration:
         """The coefficient at the recipe's KL, less exactly than in a run: shifts are divided by the KL that it has."""
         goal = Goal.of(self.recipe.calibration)
+        rough = replace(
+            goal,
+            tolerance=max(goal.tolerance, TOLERANCE * goal.target),
+            max_passes=min(goal.max_passes, MAX_PASSES),
+            reference="student",
+        )
         return find_dose(
             self.setup.language_model,
             vector,
             replace(self.prompts, audit=()),
             system=self.setup.system,
             tokens=self.plan.tokens,
-            goal=replace(goal, tolerance=max(goal.tolerance, TOLERANCE * goal.target), reference="student"),
+            goal=rough,
             progress=progress,
         )
 
@@ -226,7 +232,7 @@ class Trial:
             outcome is own,
             calibration.c_star,
             calibration.value,
-            "" if calibration.on_target else calibration.miss,
+            calibration.miss if calibration.outcome == "unreachable" else "",
             Estimate(trait.value, trait.low, trait.high, trait.n),
             trait.delta,
             paired_difference(self._per_nat(outcome), self._per_nat(own), "mean", asked.resamples, seed),
