@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from heal.config import SteerConfig
+from heal.errors import UserError
 from heal.evaluation.readouts import moral_foundations
 from heal.evaluation.signal import TRAIT
 from heal.evaluation.stats import Estimate
@@ -28,7 +29,7 @@ from heal.studies.check.endings import LONGER, Endings, endings
 from heal.studies.check.read import Separation, separations
 from heal.studies.check.remarks import Remark, remarks
 from heal.studies.check.show import table
-from heal.studies.check.steer import Place, Plan, Steered, fit_all, places
+from heal.studies.check.steer import Place, Plan, Steered, fit_all, places, prompts_of
 from heal.trait import Trait
 from tests import tiny as tiny_models
 from tests.cases import case
@@ -157,6 +158,15 @@ def test_vectors_of_one_pass_are_those_of_a_pass_of_their_own(tiny: LanguageMode
             assert vector.states.keys() == alone.states.keys()
             for site, state in alone.states.items():
                 assert all(torch.allclose(vector.states[site][name], kept, rtol=1e-4) for name, kept in state.items())
+
+
+def test_no_prompt_is_both_of_a_dose_and_answered_and_too_few_are_refused(tiny_trait: Trait) -> None:
+    recipe = load_recipe(["recipe=smoke"])
+    prompts = prompts_of(recipe, tiny_trait, Plan(("pca",), ((0.4, 0.6),), 4, 5, 4, 4))
+    assert (len(prompts.calibration), len(prompts.audit)) == (5, 3)
+    assert set(prompts.calibration) | set(prompts.audit) == set(tiny_trait.generation_prompts)
+    with pytest.raises(UserError, match=r"prompts=7 answers=4: leaves 1 prompt of the 8 generation prompts of warm"):
+        prompts_of(recipe, tiny_trait, Plan(("pca",), ((0.4, 0.6),), 4, 7, 4, 4))
 
 
 def test_an_answer_that_was_cut_is_the_answer_within_the_budget(tiny: LanguageModel, tiny_trait: Trait) -> None:
