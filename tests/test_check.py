@@ -160,13 +160,15 @@ def test_vectors_of_one_pass_are_those_of_a_pass_of_their_own(tiny: LanguageMode
                 assert all(torch.allclose(vector.states[site][name], kept, rtol=1e-4) for name, kept in state.items())
 
 
-def test_no_prompt_is_both_of_a_dose_and_answered_and_too_few_are_refused(tiny_trait: Trait) -> None:
+def test_no_prompt_is_both_of_a_dose_and_answered_and_more_than_there_are_is_refused(tiny_trait: Trait) -> None:
     recipe = load_recipe(["recipe=smoke"])
-    prompts = prompts_of(recipe, tiny_trait, Plan(("pca",), ((0.4, 0.6),), 4, 5, 4, 4))
+    prompts = prompts_of(recipe, tiny_trait, Plan(("pca",), ((0.4, 0.6),), 4, 5, 4, 3))
     assert (len(prompts.calibration), len(prompts.audit)) == (5, 3)
     assert set(prompts.calibration) | set(prompts.audit) == set(tiny_trait.generation_prompts)
-    with pytest.raises(UserError, match=r"prompts=7 answers=4: leaves 1 prompt of the 8 generation prompts of warm"):
-        prompts_of(recipe, tiny_trait, Plan(("pca",), ((0.4, 0.6),), 4, 7, 4, 4))
+    with pytest.raises(
+        UserError, match=r"prompts \+ answers=9: warm has 8 generation prompts; ask for at most so many"
+    ):
+        prompts_of(recipe, tiny_trait, Plan(("pca",), ((0.4, 0.6),), 4, 5, 4, 4))
 
 
 def test_an_answer_that_was_cut_is_the_answer_within_the_budget(tiny: LanguageModel, tiny_trait: Trait) -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from heal.choices import names
 from heal.config import SteerConfig, key
 from heal.console import Console
-from heal.environment import quiet_libraries, refuse_several_processes
+from heal.counts import refuse_missing_prompts, refuse_more_than
+from heal.environment import quiet_libraries
 from heal.errors import RoundError, UserError, nearest
 from heal.guard import command
+from heal.launcher import one_process
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe
 from heal.run.open import default_name, open_model
@@ -54,9 +56,12 @@ def check(words: Sequence[str]) -> None:
     """Measures, prints what was found and what is amiss, and writes both; RoundError where a run is pointless."""
     own, others = split_words(Options, words)
     options, recipe = read_options(Options, own), load_recipe(others)
-    refuse_several_processes()
+    one_process()
     plan_words = methods(options.methods, recipe.steer.method), bands(options.bands, recipe.steer)
-    name = recipe.run.name or default_name(recipe, load_trait(recipe.trait))
+    trait = load_trait(recipe.trait)
+    refuse_missing_prompts(recipe, trait)
+    refuse_more_than("prompts + answers", options.prompts + options.answers, trait, held_out=False)
+    name = recipe.run.name or default_name(recipe, trait)
     out = output_path(options.out or str(Path("checks") / name), folder=True)
     console = Console()
     console.say("loading the libraries ...")

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from heal.config import Recipe, SteerConfig
-from heal.console import counted
+from heal.counts import refuse_more_than
 from heal.dose.calibrate import Calibration, Goal
 from heal.dose.find import Prompts, find_dose
-from heal.errors import UserError
 from heal.evaluation.readouts import free_answers, likelihood, persona
 from heal.evaluation.results import Answer, StageResult, summarise
 from heal.evaluation.signal import TRAIT, Evidence, limits_of
@@ -32,7 +31,6 @@ from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
 READOUTS = (persona, free_answers, likelihood)
-FEWEST = 2  # answers that an interval needs
 TOLERANCE, MAX_PASSES = 0.2, 3  # of a dose: of the target, and decoding passes
 
 Fractions = tuple[float, float]
@@ -156,16 +154,11 @@ def prompts_of(recipe: Recipe, trait: Trait, plan: Plan) -> Prompts:
     """The generation prompts of the doses, and those that are answered.
 
     Raises:
-        UserError: too few are left to answer.
+        UserError: the trait has fewer.
     """
+    refuse_more_than("prompts + answers", plan.prompts + plan.answers, trait, held_out=False)
     drawn = replace(recipe.calibration, prompts=plan.prompts, audit_prompts=plan.answers)
-    prompts = Prompts.drawn(trait, drawn, recipe.run.seed)
-    if len(prompts.audit) < FEWEST:
-        raise UserError(
-            f"prompts={plan.prompts} answers={plan.answers}: leaves {counted(len(prompts.audit), 'prompt')} of the "
-            f"{len(trait.generation_prompts)} generation prompts of {trait.name} to answer; {FEWEST} needed"
-        )
-    return prompts
+    return Prompts.drawn(trait, drawn, recipe.run.seed)
 
 
 @dataclass(frozen=True)
