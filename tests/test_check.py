@@ -13,7 +13,7 @@ import torch
 
 from heal.config import SteerConfig
 from heal.errors import UserError
-from heal.evaluation.readouts import moral_foundations
+from heal.evaluation.readouts import moral_foundations, questions
 from heal.evaluation.signal import TRAIT
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Subject
@@ -123,9 +123,7 @@ def test_the_shift_per_nat_is_the_shift_over_the_kl_that_was_spent() -> None:
 def test_a_trait_s_foundation_is_read_the_way_round_that_the_trait_means_it(
     tiny: LanguageModel, tiny_trait: Trait, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = tmp_path / "apart.jsonl"
-    few.write_text("".join(moral_foundations.APART.read_text().splitlines(keepends=True)[:4]))
-    monkeypatch.setattr(moral_foundations, "APART", few)
+    monkeypatch.setattr(moral_foundations, "APART", first_lines(moral_foundations.APART, 4, tmp_path))
     recipe = load_recipe(["recipe=smoke", "evaluation.prompts=2", "evaluation.tokens=4", "evaluation.resamples=100"])
     scenes = read_vignettes("embedded", 7)
     found = {}
@@ -261,7 +259,17 @@ def test_the_command_says_what_it_found_and_writes_it_down(tiny_folder: Path, tm
     assert (out / "check.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_model_that_does_not_hear_its_persona_is_not_worth_a_run(tiny_folder: Path, tmp_path: Path) -> None:
+def first_lines(path: Path, count: int, folder: Path) -> Path:
+    """A file of the first `count` lines of another."""
+    few = folder / path.name
+    few.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:count]), encoding="utf-8")
+    return few
+
+
+def test_a_model_that_does_not_hear_its_persona_is_not_worth_a_run(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "APART", first_lines(questions.APART, 4, tmp_path))
     folder = tmp_path / "deaf"
     model = tiny_models.forgetful(tiny_folder)
     model.model.save_pretrained(folder)
@@ -284,6 +292,7 @@ def test_a_mistake_is_one_line_before_a_model_is_loaded() -> None:
         ("methods=mean_dif",): "methods=mean_dif: 'mean_dif' is no steering method; did you mean 'mean_diff'?",
         ("pairs=1",): "pairs=1: out of range",
         ("answers=1",): "answers=1: out of range",
+        ("answers=61",): "prompts + answers=65: love has 64 generation prompts; ask for at most so many",
         ("out=README.md",): "out=README.md: nothing can be written to README.md",
         ("trait=lvoe",): "did you mean 'love'?",
         ("method=pca",): "unknown key 'method'; did you mean 'methods'?",
