@@ -16,7 +16,7 @@ from heal.launcher import one_process
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe
 from heal.run.open import default_name, open_model
-from heal.trait import load_trait
+from heal.trait import trait_of
 
 if TYPE_CHECKING:
     pass
@@ -58,7 +58,7 @@ def check(words: Sequence[str]) -> None:
     options, recipe = read_options(Options, own), load_recipe(others)
     one_process()
     plan_words = methods(options.methods, recipe.steer.method), bands(options.bands, recipe.steer)
-    trait = load_trait(recipe.trait)
+    trait = trait_of(recipe)
     refuse_missing_prompts(recipe, trait)
     refuse_more_than("prompts + answers", options.prompts + options.answers, trait, held_out=False)
     name = recipe.run.name or default_name(recipe, trait)
