@@ -18,7 +18,7 @@ from heal.generation.collect import Completion
 from heal.models.cached import CachedRows
 from heal.models.language_model import LanguageModel
 from heal.run.student import build_accumulator
-from heal.studies.bench.pieces import Trained
+from heal.studies.bench.training import Trained
 from heal.trait import Trait
 
 FEW, MANY = 4, 16  # tokens: two decodings whose difference is the time of a step without reading the prompts
