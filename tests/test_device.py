@@ -51,7 +51,7 @@ def on_the_device(folder: Path, *checks: str) -> str:
 
 
 def test_the_device_has_a_memory_of_its_own_and_refuses_what_a_gpu_refuses(tmp_path: Path):
-    on_the_device(tmp_path, "rules", "lines")
+    on_the_device(tmp_path, "rules", "lines", "bases")
 
 
 def test_a_step_of_decoding_or_training_asks_no_more_of_the_device_than_it_did(tmp_path: Path):

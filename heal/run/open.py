@@ -122,7 +122,7 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
 
     from heal.models.batch_sizes import batching_for
     from heal.models.load import load_language_model
-    from heal.models.precision import resolve_dtype
+    from heal.models.precision import resolve_dtype, set_tensor_cores
 
     torch.set_num_threads(compute.threads or usable_cores())
     if compute.deterministic:
@@ -132,6 +132,7 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
         dtype, why = getattr(torch, known.dtype), "as when the run started"
     else:
         dtype, why = resolve_dtype(recipe.model.dtype, device)
+    set_tensor_cores(dtype, device)
     name = str(dtype).removeprefix("torch.")
     kernels = "; deterministic kernels" if compute.deterministic else ""
     console.say(f"versions   {versions_line()}, device {device_name(device)}")

@@ -135,17 +135,19 @@ def fit(
 def _bases(
     language_model: LanguageModel, method: Method, sites: Sequence[Site]
 ) -> dict[Site, dict[str, Tensor | None]]:
-    """The weights that a method takes its basis from, by site."""
+    """The weights that a method takes its basis from, by site; Gram matrices on a GPU where the model is there."""
     if method.basis == "none":
         return {}
+    # Eigenvectors of one of 8,192 rows take one CPU thread minutes; devices of other types may lack float64.
+    device = language_model.device if language_model.device.type == "cuda" else torch.device("cpu")
     if method.basis == "band":
-        gram_DD = band_gram(language_model, [site.layer for site in sites])
+        gram_DD = band_gram(language_model, [site.layer for site in sites]).to(device)
         return {site: {"gram_DD": gram_DD, "bias_D": None} for site in sites}
     bases: dict[Site, dict[str, Tensor | None]] = {}
     for site in sites:
         module = module_at(language_model, site)
         weight_OI = weight_in_force(module)
-        bases[site] = {"gram_DD": weight_OI @ weight_OI.T, "bias_D": bias_of(module)}
+        bases[site] = {"gram_DD": (weight_OI @ weight_OI.T).to(device), "bias_D": bias_of(module)}
     return bases
 
 

@@ -94,10 +94,11 @@ def coupling(cost_IJ: Tensor, source_I: Tensor, target_J: Tensor, entropy: float
 def modes(gram_DD: Tensor) -> tuple[Tensor, Tensor]:
     """Left singular vectors `[D, K]` and singular values `[K]` of a weight, from its Gram matrix `W W^T`.
 
-    Modes whose singular value is under a millionth of the largest are left out.
+    Modes whose singular value is under a millionth of the largest are left out. Computed where the Gram matrix is, in
+    float64; what comes out is on the CPU.
     """
     with one_thread():
-        square_D, u_DD = torch.linalg.eigh(gram_DD.double())
+        square_D, u_DD = (found.cpu() for found in torch.linalg.eigh(gram_DD.double()))
     s_D = square_D.clamp_min(0).sqrt()
     kept = s_D > _DEAD * s_D[-1]
     if not kept.any():

@@ -22,6 +22,7 @@ from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.packing import pack
+from heal.steering.extract import extract
 from tests import machine, tiny
 from tests.cases import case
 from tests.device.rounds import SIZES, run
@@ -113,6 +114,15 @@ def lines(folder: Path) -> None:
         accumulator.fold()
 
 
+def bases(folder: Path) -> None:
+    """The eigenvectors that a basis of weights needs are computed on the device, in float64, and kept on the CPU."""
+    model = on_device("llama", folder, torch.bfloat16)
+    with device.counted() as counted:
+        vector = extract(model, tiny.trait(), ["Hello.", "Bye."], "sspace", [1, 2])
+    assert counted.by_name["aten::_linalg_eigh"] == 4, counted.by_name
+    assert {tensor.device.type for state in vector.states.values() for tensor in state.values()} == {"cpu"}
+
+
 def training(folder: Path) -> None:
     """A step of healing starts no more kernels, and waits for the device no more often, than it did."""
     model = on_device("llama", folder)
@@ -150,6 +160,7 @@ def rounds(folder: Path) -> None:
     """Two rounds, then what is done with a run, and a study of interventions."""
     session = run("llama", folder, "device")
     assert session.model.device == DEVICE
+    assert torch.get_float32_matmul_precision() == "highest"
     path = session.folder.path
     main(["chat", f"run={path}", "prompt=Hello", "tokens=8"])
     main(["export", f"run={path}"])
@@ -168,6 +179,7 @@ def halved(folder: Path) -> None:
     with device.limited(room):
         session = run("gemma3_text", folder, "halved", "model.dtype=bfloat16", "run.rounds=1")
     assert session.model.model.dtype == torch.bfloat16
+    assert torch.get_float32_matmul_precision() == "high"
     assert device.refused() > before
     assert device.peak() <= room
     assert session.model.batching.tokens < 4096
