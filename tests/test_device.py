@@ -82,4 +82,4 @@ def test_a_run_on_a_device_comes_to_the_cpu_s_numbers_and_can_be_used(tmp_path: 
 
 
 def test_a_run_that_does_not_fit_the_device_s_memory_goes_on_with_smaller_passes(tmp_path: Path):
-    on_the_device(tmp_path, "sizes", "halved")
+    on_the_device(tmp_path, "sizes", "halved", "planned")

@@ -3,8 +3,6 @@
 Shape suffixes: B rows, T positions, D hidden size.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-
 import torch
 from torch import Tensor
 
@@ -44,9 +42,10 @@ class CachedRows:
 
     @property
     def bytes(self) -> int:
-        """Of what the cache holds: keys, values and recurrent states, without the room that it keeps to spare."""
-        held = (tensor for layer in self._cache.layers for tensor in _tensors(vars(layer).values()))
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        """Of what the cache holds: keys and values, and the states of recurrent layers."""
+        fields = [field for layer in self._cache.layers for field in vars(layer).values()]
+        states = [state for field in fields if isinstance(field, dict) for state in field.values()]
+        return sum(value.nbytes for value in (*fields, *states) if isinstance(value, Tensor))
 
     def select(self, index_B: Tensor) -> None:
         """Takes these rows, in this order; one may be taken more than once."""
@@ -60,12 +59,3 @@ def padded(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[Te
     ids_BT = [[pad_id] * (width - len(row)) + row for row in rows]
     real_BT = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids_BT, device=device), torch.tensor(real_BT, device=device)
-
-
-def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
-    """The tensors among `values`, and those in mappings among them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value.values())

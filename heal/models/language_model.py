@@ -149,9 +149,16 @@ class LanguageModel:
     @property
     def head_positions(self) -> int:
         """Number of positions whose logits and reference logits fit `batching.head_bytes`."""
-        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        return max(1, self.batching.head_bytes // self._position_bytes)
+
+    def head_bytes(self, positions: int) -> int:
+        """Bytes over the vocabulary that a loss over so many positions holds at once."""
+        return min(positions, self.head_positions) * self._position_bytes
+
+    @property
+    def _position_bytes(self) -> int:
         copies = _HEAD_COPIES if self.device.type == "cpu" else _HEAD_COPIES_GPU
-        return max(1, self.batching.head_bytes // (copies * 4 * vocabulary))
+        return copies * 4 * int(self.model.get_output_embeddings().weight.shape[0])
 
     def over_positions(self, count: int, work: Callable[[slice], None]) -> None:
         """Applies `work` to as many of `count` positions at once as `head_positions`, fewer where memory runs out.

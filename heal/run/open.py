@@ -27,7 +27,9 @@ from heal.unforeseen import tracebacks_into
 from heal.versions import device_name, versions, versions_line
 
 if TYPE_CHECKING:
+    from heal.accumulator import Accumulator
     from heal.models.language_model import LanguageModel
+    from heal.run.memory_plan import MemoryPlan
     from heal.run.session import Session
 
 _NAME = 200  # bytes of a run's name: file systems take 255, and its .log and temporary names are longer
@@ -80,9 +82,11 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         refuse_missing_prompts(recipe, trait, counts)
     refuse_other_prompts(folder, recipe, model)
     _, coverage = adapted_linears(model, model.band(recipe.heal.band))
+    held_out_prompts(trait, asked)  # too few are refused before anything is written
+    accumulator = build_accumulator(model, recipe)
+    plan, doubts = (None, []) if kind else _planned(recipe, model, accumulator, trait)  # a study trains nothing
     sizes = Sizes(model.batching.rows, model.batching.tokens)
     facts = replace(facts, dtype=dtype, batching=sizes, coverage=coverage)
-    held_out_prompts(trait, asked)  # too few are refused before anything is written
     with folder.locked():
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)
@@ -97,10 +101,22 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         tracker.event("versions", versions() | {"device": device_name(model.device)})
         if kept:
             console.say(f"keeps      {', '.join(f'{name}={value}' for name, value in kept.items())}, as it began")
+        if plan is not None:
+            console.say(f"memory     {plan.line(device_name(model.device))}")
+            console.warn(*doubts)
+            tracker.event("memory", plan.event())
         console.say(f"tracking   {tracker.state}")
         with tracebacks_into(folder.path):
-            accumulator = build_accumulator(model, recipe)
             yield Session(recipe, trait, folder, model, accumulator, console, tracker, vignettes)
+
+
+def _planned(
+    recipe: Recipe, model: "LanguageModel", accumulator: "Accumulator", trait: Trait
+) -> tuple["MemoryPlan", list[str]]:
+    """What the run needs of memory, and warnings; see `heal.run.memory_plan.planned`."""
+    from heal.run.memory_plan import planned  # with the trainer's libraries, which a study can do without
+
+    return planned(recipe, model, accumulator, trait)
 
 
 def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> tuple["LanguageModel", Trait, str]:

@@ -1,0 +1,334 @@
+"""What a run will need of its device's memory, said before its first round, and held against what there is.
+
+Weights, LoRA and history are counted. What passes hold is measured on a GPU (heal/models/footprint.py) at a few tokens,
+and taken at the sizes of the recipe's largest passes, which are known before: its longest prompts, full token budgets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from heal.accumulator import Accumulator
+from heal.config import Recipe
+from heal.errors import UserError
+from heal.evaluation.asking.choose import FIRST
+from heal.evaluation.readouts.questions import APART, OPTIONS
+from heal.healing.heal import checkpoint_blocks, left_as_it_was
+from heal.memory import LESS, memory_told
+from heal.models.footprint import Footprints, footprints
+from heal.models.language_model import LanguageModel
+from heal.models.packing import MIN_SHARED, shared, tree_nodes
+from heal.records import read_jsonl
+from heal.steering.extract import contexts
+from heal.trait import Trait
+
+FITS = 0.9  # of the memory: what passes are cut down to, because allocators lose some between their blocks
+SURE = 1.25  # times the memory: what is refused, because the estimate may be a fifth too high
+_SAMPLED = 4  # float32 tensors over the vocabulary that choosing the next tokens holds
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Rows decoded side by side: how many, tokens of the longest prompt, those not read once for all, and budget."""
+
+    rows: int
+    prompt: int
+    rest: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """The largest passes of a run.
+
+    Attributes:
+        decoded: decoding, by what it is for.
+        scored: rows of token ids that are scored or extracted from.
+        trained: a training batch: trees, nodes of the largest one, and completion tokens of all.
+        references: completion tokens of a round, whose reference states are kept in main memory.
+    """
+
+    decoded: tuple[Decoded, ...]
+    scored: tuple[tuple[tuple[int, ...], ...], ...]
+    trained: tuple[int, int, int]
+    references: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a run needs of its device.
+
+    Attributes:
+        weights: of the base.
+        lora: of the round's LoRA; so much again for each round of the history.
+        history: of all rounds.
+        merged: of the merged weights of the history.
+        optimiser: AdamW's state.
+        decoding, scoring: the most that such a pass holds, cache included.
+        cache: of `decoding`, keys, values and states.
+        healing: the most that a training pass holds.
+        folding: the most that folding a round holds.
+        rows, tokens, head: the sizes of the passes; head, bytes over the vocabulary.
+        room: what the device has for all of it.
+        references: of main memory, the reference's hidden states.
+    """
+
+    weights: int
+    lora: int
+    history: int
+    merged: int
+    optimiser: int
+    decoding: int
+    cache: int
+    scoring: int
+    healing: int
+    folding: int
+    rows: int
+    tokens: int
+    head: int
+    room: int
+    references: int
+
+    @property
+    def standing(self) -> int:
+        """What is there whatever is computed."""
+        return self.weights + self.lora + self.history + self.merged
+
+    @property
+    def passes(self) -> dict[str, int]:
+        """The most that each kind of work holds beside it."""
+        healing = self.optimiser + self.healing
+        return {"decoding": self.decoding, "scoring": self.scoring, "healing": healing, "folding": self.folding}
+
+    @property
+    def most(self) -> int:
+        """The most that any of them holds."""
+        return max(self.passes.values())
+
+    @property
+    def largest(self) -> str:
+        """Which of them that is."""
+        return max(self.passes, key=lambda name: self.passes[name])
+
+    @property
+    def need(self) -> int:
+        """The most that is held at once."""
+        return self.standing + self.most
+
+    def line(self, where: str) -> str:
+        """The plan in one line."""
+        standing = {"weights": self.weights, "LoRA": self.lora, "history": self.history, "merged weights": self.merged}
+        parts = ", ".join(f"{name} {size(held)}" for name, held in standing.items() if held)
+        return (
+            f"about {size(self.need)} of {size(self.room)} on {where}: {parts}; beside them decoding "
+            f"{size(self.decoding)} ({self.rows} rows, cache {size(self.cache)}), scoring {size(self.scoring)} "
+            f"({self.tokens} tokens), healing {size(self.optimiser + self.healing)} (AdamW {size(self.optimiser)})"
+        )
+
+    def event(self) -> dict[str, Any]:
+        """What is recorded of it."""
+        return asdict(self) | {"need": self.need}
+
+
+def size(held: float) -> str:
+    """Bytes in the unit in which people read them."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20)):
+        if held >= factor:
+            return f"{held / factor:.1f} {unit}"
+    return f"{held / 2**10:.0f} KiB"
+
+
+def planned(
+    recipe: Recipe, model: LanguageModel, accumulator: Accumulator, trait: Trait
+) -> tuple[MemoryPlan, list[str]]:
+    """The plan of a run, and what there is to warn of; on a GPU `model.batching` shrinks to what fits.
+
+    Raises:
+        UserError: even the smallest passes do not fit; says which keys to change.
+    """
+
+    def checkpointed() -> None:
+        if recipe.heal.gradient_checkpointing:
+            checkpoint_blocks(model)
+
+    with left_as_it_was(accumulator.peft_model), memory_told("while measuring what the passes of a run take"):
+        taken = footprints(model, checkpointed)
+    need = Need(recipe, model, accumulator, work_of(recipe, model, trait), taken)
+    batching = model.batching
+    _refuse(need.at(1, 1, 1), model.device, recipe.model.name)
+    plan = asked = need.at(batching.rows, batching.tokens, batching.head_bytes)
+    warnings = []
+    if model.device.type == "cuda":  # on a CPU sizes follow a rule, so that a run repeats byte for byte
+        plan = need.cut_down(asked)
+        if plan != asked:
+            batching.shrink_rows(plan.rows, 0)
+            batching.shrink_tokens(plan.tokens, 0)
+            batching.shrink_head(plan.head, 0)
+            warnings.append(
+                f"smaller passes, because {size(asked.need)} would be needed and {size(plan.room)} are there: "
+                f"{asked.rows} -> {plan.rows} rows decoded side by side, {asked.tokens} -> {plan.tokens} tokens "
+                f"scored, {size(asked.head)} -> {size(plan.head)} over the vocabulary"
+            )
+    if plan.need > plan.room:
+        warnings.append(
+            f"memory may run out while {plan.largest}: about {size(plan.need)} are needed and {size(plan.room)} are "
+            f"there on {model.device}"
+        )
+    return plan, warnings
+
+
+def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
+    """The largest passes that a recipe asks for."""
+    system, chat = recipe.model.system, model.chat
+    generation, calibration, evaluation = recipe.generation, recipe.calibration, recipe.evaluation
+
+    def decoded(rows: int, systems: Sequence[str], prompts: Sequence[str], tokens: int) -> Decoded:
+        longest = max(model.longest_prompt(system, prompt) for system in systems for prompt in prompts)
+        rest, tokens = longest, tokens + model.thinking
+        if longest + tokens <= model.longest_shared:
+            ids = [chat.ids(systems[0], prompt) for prompt in prompts]
+            common = min(shared(ids[0], other) for other in ids)
+            rest = longest - common if common >= MIN_SHARED else longest
+        return Decoded(rows, longest, max(1, rest), tokens)
+
+    answers = len(generation.alphas) * generation.prompts
+    prompts = sorted((chat.ids(system, prompt) for prompt in trait.generation_prompts), key=len, reverse=True)
+    doses = range(len(generation.alphas))
+    completed = [
+        (*prompt, *[dose] * (generation.tokens - 1)) for prompt in prompts[: generation.prompts] for dose in doses
+    ]
+    personas = [
+        tuple(chat.ids(persona, text))
+        for persona in (trait.positive, trait.negative)
+        for text in contexts(recipe.steer.pairs)
+    ]
+    questions = [
+        tuple(chat.ids(system, "\n".join([row["question"], *row["options"][first:], *row["options"][:first]])))
+        for row in read_jsonl(APART)[:FIRST]
+        for first in range(OPTIONS)
+    ]
+    batch = completed[: recipe.heal.batch_size]
+    trees = model.trees(batch)
+    nodes = max(tree_nodes(batch, tree) for tree in trees)
+    return Work(
+        decoded=(
+            decoded(answers, [system], trait.generation_prompts, generation.tokens),
+            decoded(
+                calibration.prompts * calibration.candidates, [system], trait.generation_prompts, calibration.tokens
+            ),
+            decoded(evaluation.prompts, [system], trait.heldout_prompts, evaluation.tokens),
+            decoded(evaluation.prompts, [trait.positive, trait.negative], trait.heldout_prompts, evaluation.tokens),
+        ),
+        scored=(tuple(personas), tuple(questions), tuple(completed)),
+        trained=(len(trees), nodes, len(batch) * generation.tokens),
+        references=answers * generation.tokens,
+    )
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run needs, by the sizes of its passes."""
+
+    recipe: Recipe
+    model: LanguageModel
+    accumulator: Accumulator
+    work: Work
+    taken: Footprints
+
+    def at(self, rows: int, tokens: int, head: int) -> MemoryPlan:
+        """The plan with passes of at most so many rows and tokens, and bytes over the vocabulary."""
+        model, rounds, taken = self.model, self.recipe.run.rounds, self.taken
+        lora = sum(parameter.nbytes for parameter in self.accumulator.trainable().values())
+        weights = sum(tensor.nbytes for tensor in (*model.model.parameters(), *model.model.buffers())) - lora
+        if model.device.type == "cuda":  # with what belongs to no parameter, such as the scales of 4 bits
+            weights = torch.cuda.memory_allocated(model.device) - lora
+        bases = [layer.get_base_layer().weight for layer in self.accumulator.current_layers()]
+        merges = self.accumulator.merges or self.accumulator.rounds_merged
+        width, itemsize = model.model.config.get_text_config().hidden_size, model.model.dtype.itemsize
+        trees, nodes, positions = self.work.trained
+        references = min(self.work.references * width * itemsize, self.recipe.compute.reference_memory * 2**20)
+        healing = max(
+            taken.kept.bytes(trees, nodes) + min(head, model.head_bytes(positions)),
+            taken.trained.bytes(trees, nodes),
+            3 * lora,  # gradients, and AdamW's step
+        )
+        healing += positions * width * (2 * itemsize + 8)  # states of both sides, and their gradients
+        scoring = [taken.scored.bytes(*shape) for ids in self.work.scored for shape in _shapes(model, ids, tokens)]
+        decoding, cache = max(self._decoding(part, min(rows, part.rows)) for part in self.work.decoded)
+        return MemoryPlan(
+            weights=weights,
+            lora=lora,
+            history=rounds * lora,
+            merged=sum(base.nbytes for base in bases) if merges else 0,
+            optimiser=2 * lora,
+            decoding=decoding,
+            cache=cache,
+            scoring=max(*scoring, min(head, model.head_bytes(self.work.references))),
+            healing=healing + (references if model.device.type == "cpu" else 0),
+            folding=rounds * lora + (8 * max(base.numel() for base in bases) if merges else 0),
+            rows=rows,
+            tokens=tokens,
+            head=head,
+            room=_room(model.device, weights + lora),
+            references=references,
+        )
+
+    def _decoding(self, part: Decoded, rows: int) -> tuple[int, int]:
+        """The most that decoding so many rows holds, and its cache at the end."""
+        taken, length = self.taken, part.prompt + part.tokens
+        beginning = rows * (taken.cached_row + taken.cached_token * part.prompt)
+        cache = rows * (taken.cached_row + taken.cached_token * length)
+        vocabulary = self.model.model.get_output_embeddings().weight.shape[0]
+        chosen = _SAMPLED * 4 * rows * vocabulary + taken.scored.bytes(rows, 1, length)
+        return max(beginning + taken.scored.bytes(rows, part.rest, part.prompt), cache + chosen), cache
+
+    def cut_down(self, plan: MemoryPlan) -> MemoryPlan:
+        """The plan with its sizes halved until what they decide fits."""
+        limit = FITS * plan.room - plan.standing
+        rows, tokens, head = plan.rows, plan.tokens, plan.head
+        longest = max(len(row) for ids in self.work.scored for row in ids)
+        while rows > 1 and self.at(rows, tokens, 1).decoding > limit:
+            rows //= 2
+        while tokens > longest and self.at(rows, tokens, 1).scoring > limit:
+            tokens //= 2
+        if self.at(rows, tokens, 1).most <= limit:
+            while self.at(rows, tokens, head).most > limit:
+                head //= 2
+        return self.at(rows, tokens, head)
+
+
+def _shapes(model: LanguageModel, ids: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, int]]:
+    """Trees, and nodes of the largest one, of each pass over rows of token ids."""
+    return [(len(trees), max(tree_nodes(ids, tree) for tree in trees)) for trees in model.plan(ids, tokens)]
+
+
+def _room(device: torch.device, held: int) -> int:
+    """Bytes that the device has for a run of which it holds `held` already."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    return psutil.virtual_memory().available + held
+
+
+def _refuse(smallest: MemoryPlan, device: torch.device, name: str) -> None:
+    """UserError where even the smallest passes are sure not to fit."""
+    there = smallest.room
+    if device.type != "cuda":  # what others hold may be freed, or swapped
+        there = psutil.virtual_memory().total + psutil.swap_memory().total
+    if smallest.need <= SURE * there:
+        return
+    what = "folding" if smallest.standing > there else smallest.largest
+    advice = {
+        "healing": "lower heal.batch_size and raise heal.accumulation by as much, or set "
+        "heal.gradient_checkpointing=true",
+        "decoding": "lower generation.tokens and evaluation.tokens",
+        "scoring": "lower generation.tokens",
+        "folding": "set compute.merge_history=false, or lower heal.rank or run.rounds",
+    }[what]
+    raise UserError(
+        f"model.name={name}: even the smallest passes do not fit the memory of {device}: about {size(smallest.need)} "
+        f"are needed ({size(smallest.standing)} for weights and adapters, {size(smallest.passes[what])} for {what}) "
+        f"and {size(there)} are there; {advice}, or {LESS}"
+    )
