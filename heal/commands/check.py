@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from heal.choices import names
 from heal.config import SteerConfig, key
@@ -17,9 +16,6 @@ from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe
 from heal.run.open import default_name, open_model
 from heal.trait import trait_of
-
-if TYPE_CHECKING:
-    pass
 
 USAGE = "heal check [model.name=...] [trait=...] [recipe=...] [bands=0.3,0.5,0.7] [methods=a,b] [key=value ...]"
 PURPOSE = """Measures on the base, with little of everything, what decides whether a run can work: can the trait be read

@@ -7,16 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import psutil
-import torch
-
 from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.decoding import decode
 from heal.evaluation.results import Answer
 from heal.generation.collect import Completion
-from heal.models.cached import CachedRows
 from heal.models.language_model import LanguageModel
+from heal.run.memory_plan import MemoryPlan, planned
 from heal.run.student import build_accumulator
 from heal.studies.bench.training import Trained
 from heal.trait import Trait
@@ -25,7 +22,6 @@ FEW, MANY = 4, 16  # tokens: two decodings whose difference is the time of a ste
 PASSES = 2  # of a calibration: the first round takes more, the later ones fewer
 FORWARD = 1 / 3  # of the time of a healing step: what a pass without gradients takes
 BASELINE = 4  # stages: base, base under either persona, and as much again for choosing the ways of asking
-ADAM = 16  # bytes of a trained parameter: itself, its gradient and two moments, float32
 
 
 @dataclass(frozen=True)
@@ -58,32 +54,6 @@ class Pieces:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes.
-
-    Attributes:
-        weights: of the model.
-        lora: of what a round trains, with gradients and optimiser moments, and of the history before the last round.
-        merged: of the merged weights that are kept beside the base's from the second round on.
-        cache: keys and values of the completions that are decoded side by side.
-        process: resident memory of this process now.
-        device: what the device has in all.
-    """
-
-    weights: int
-    lora: int
-    merged: int
-    cache: int
-    process: int
-    device: int
-
-    @property
-    def needed(self) -> int:
-        """All of it but activations, which are not estimated."""
-        return self.weights + self.lora + self.merged + self.cache
-
-
-@dataclass(frozen=True)
 class Cost:
     """The estimate for a run.
 
@@ -92,14 +62,14 @@ class Cost:
         seconds: of each step of a round.
         baseline: seconds before the first round.
         rounds: of the recipe.
-        memory: what is held.
+        memory: what it needs of the device's.
     """
 
     pieces: Pieces
     seconds: dict[str, float]
     baseline: float
     rounds: int
-    memory: Memory
+    memory: MemoryPlan
 
     @property
     def round(self) -> float:
@@ -119,7 +89,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def scaled(recipe: Recipe, pieces: Pieces, memory: Memory) -> Cost:
+def scaled(recipe: Recipe, pieces: Pieces, memory: MemoryPlan) -> Cost:
     """The recipe's sizes times what the pieces took; every completion is taken to be kept."""
     calibration, generation, heal = recipe.calibration, recipe.generation, recipe.heal
     completions = generation.prompts * len(generation.alphas)
@@ -170,41 +140,6 @@ def healing_seconds(
     return statistics.median(Trained(language_model, accumulator, settings).step_seconds(rows))
 
 
-def memory(language_model: LanguageModel, accumulator: Accumulator, recipe: Recipe, trait: Trait, rows: int) -> Memory:
-    """What a run of the recipe holds, and what this process holds now."""
-    trained = list(accumulator.trainable().values())
-    adapters = {id(parameter) for parameter in trained}
-    weights = [p for p in language_model.model.parameters() if id(p) not in adapters]
-    count = sum(parameter.numel() for parameter in trained)
-    merged = 0
-    if accumulator.merges or accumulator.rounds_merged:
-        merged = sum(_bytes(layer.get_base_layer().weight) for layer in accumulator.current_layers())
-    device = language_model.device
-    on_gpu = device.type == "cuda"
-    return Memory(
-        sum(_bytes(parameter) for parameter in weights),
-        count * (ADAM + 4 * (recipe.run.rounds - 1)),
-        merged if recipe.run.rounds > 1 else 0,
-        rows * _cached(language_model, recipe, trait),
-        psutil.Process().memory_info().rss,
-        torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total,
-    )
-
-
-@torch.inference_mode()
-def _cached(language_model: LanguageModel, recipe: Recipe, trait: Trait) -> int:
-    """Bytes in the cache of one completion of full length to the longest prompt."""
-    longest = max(language_model.longest_prompt(recipe.model.system, prompt) for prompt in trait.generation_prompts)
-    width = min(longest + language_model.thinking + recipe.generation.tokens, language_model.context)
-    rows = CachedRows(language_model, 1)
-    rows.read(torch.full((1, width), language_model.pad_id, device=language_model.device))
-    return rows.bytes
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def measured(
     language_model: LanguageModel,
     recipe: Recipe,
@@ -229,5 +164,5 @@ def measured(
     accumulator = build_accumulator(language_model, recipe)
     accumulator.start_round(0)
     heal = healing_seconds(language_model, accumulator, recipe, answers)
-    held = memory(language_model, accumulator, recipe, trait, rows)
-    return scaled(recipe, Pieces(prompt, path_token, stage, read, step, rows, score, heal), held)
+    plan, _ = planned(recipe, language_model, accumulator, trait)
+    return scaled(recipe, Pieces(prompt, path_token, stage, read, step, rows, score, heal), plan)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from heal.evaluation.signal import PERSONA_SIZES, TRAIT
+from heal.run.memory_plan import size
 from heal.studies.check.cost import Cost
 from heal.studies.check.endings import Endings
 from heal.studies.check.read import Separation
@@ -96,9 +97,9 @@ def _of_endings(endings: Endings) -> Iterator[Remark]:
 
 
 def _of_cost(cost: Cost) -> Iterator[Remark]:
-    held = cost.memory
-    if held.needed > held.device:
+    plan = cost.memory
+    if plan.need > plan.room:
         yield Remark(
-            f"a run holds {held.needed / 2**30:.1f} GiB without activations, and the device has "
-            f"{held.device / 2**30:.1f}: take a smaller model, model.load_4bit=true or compute.merge_history=false"
+            f"memory may run out while {plan.largest}: about {size(plan.need)} are needed and {size(plan.room)} are "
+            "there; take a smaller model, model.load_4bit=true or compute.merge_history=false"
         )

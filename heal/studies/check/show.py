@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from heal.evaluation.stats import Estimate
 from heal.report.drawing import COLOURS, DASHES, MARKERS, MUTED, arms, drawable, legend, mark, new_figure, png
-from heal.studies.check.cost import Cost, Memory
+from heal.studies.check.cost import Cost
 from heal.studies.check.measure import Check
 from heal.studies.check.read import Separation
 from heal.studies.check.steer import Steered
@@ -143,22 +143,9 @@ def _cost(cost: Cost) -> list[str]:
     return [
         f"cost       {_minutes(cost.round)} a round ({steps} s), {_minutes(cost.run)} for {cost.rounds} rounds with "
         f"the baseline; {cost.pieces.tokens_per_second:.0f} tokens/s decoded by {cost.pieces.rows} rows",
-        f"memory     {_memory(cost.memory)}",
+        f"memory     {cost.memory.line('the device')}",
     ]
 
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _memory(held: Memory) -> str:
-    parts = {"weights": held.weights, "LoRA": held.lora, "merged weights": held.merged, "cache": held.cache}
-    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
-    return (
-        f"{_size(held.needed)} without activations ({listed}); this process now {_size(held.process)}; "
-        f"the device has {_size(held.device)}"
-    )
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
