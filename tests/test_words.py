@@ -82,7 +82,8 @@ def test_words_are_those_of_the_language():
 
 def test_words_of_texts_in_latin_letters_are_runs_of_letters_and_digits():
     texts = [line for file in sorted(DATA.glob("*.jsonl")) for line in file.read_text(encoding="utf-8").splitlines()]
-    values = [value for text in texts for value in json.loads(text).values() if isinstance(value, str)]
+    rows = [row for row in map(json.loads, texts) if row.get("language", "English") in ("English", "German", "Spanish")]
+    values = [value for row in rows for value in row.values() if isinstance(value, str)]
     assert len(values) > 800
     for text in values:
         with case(text):
