@@ -81,7 +81,8 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
 
     after = run(measured.stage("healed", student.student), at)
     drift = None
-    if not session.folder.finished(at, JUDGE):  # a round that an earlier version judged has none
+    # A round that an earlier version judged has none.
+    if session.folder.finished(at, Drift.name) or not session.folder.finished(at, JUDGE):
         drift = run(Drift(model, student, collection.kept, after.answers), at).figures
     first = earlier[0].vector if earlier else vector
     judged = run(
