@@ -159,18 +159,19 @@ def test_another_recipe_in_the_same_folder_is_refused_and_shows_what_differs(
     assert "Traceback" not in log.read_text()
 
 
-def test_a_damaged_adapter_with_later_rounds_on_it_is_refused_by_name(
+def test_a_damaged_file_with_later_rounds_on_it_is_refused_by_name_before_another_round_is_made(
     tiny_folder: Path, tmp_path: Path, whole: RunFolder
 ) -> None:
-    shutil.copytree(whole.path.parent, tmp_path / "copy")
-    root = tmp_path / "copy"
-    path = run_folder(root).round(0) / "adapter" / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-10])
-    log = tmp_path / "log.txt"
-    line = running.words(tiny_folder, whole.path.parent, "run.name=there", f"run.root={root}")
-    status = running.finish(line, log)
-    assert status == 2, log.read_text()
-    assert str(path) in log.read_text()
+    for name in ("adapter/adapter_model.safetensors", "drift.json"):  # of a step that the next needs, and of none
+        root, log = tmp_path / name / "runs", tmp_path / name / "log.txt"
+        shutil.copytree(whole.path.parent, root)
+        path = run_folder(root).round(0) / name
+        path.write_bytes(path.read_bytes()[:-10])
+        more = ("run.name=there", f"run.root={root}", "run.rounds=3")
+        status = running.finish(running.words(tiny_folder, whole.path.parent, *more), log)
+        assert status == 2, log.read_text()
+        assert str(path) in log.read_text()
+        assert not run_folder(root).round(2).exists()
 
 
 def test_a_terminated_run_says_that_the_same_command_continues(tiny_folder: Path, tmp_path: Path) -> None:
