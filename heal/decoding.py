@@ -97,6 +97,7 @@ def decode(
         )
     results: dict[int, Decoded] = {}
     loop = None if loop_share is None else max(SHORTEST_LOOP, int(loop_share * tokens) + 1)
+    rules = _Rules(tokens, sampling, loop, until, keep_states)
 
     def run(rows: Sequence[int]) -> None:
         uniforms_BT = None
@@ -105,17 +106,7 @@ def decode(
         shift = None
         if intervention is not None and coefficients is not None:
             shift = intervention, [coefficients[row] for row in rows]
-        batch = _Batch(
-            language_model,
-            [prompts[row] for row in rows],
-            tokens,
-            shift,
-            loop,
-            until,
-            keep_states,
-            sampling,
-            uniforms_BT,
-        )
+        batch = _Batch(language_model, [prompts[row] for row in rows], rules, shift, uniforms_BT)
         while not batch.done and batch.step < tokens:
             batch.advance()
             progress(len(results) + batch.finished_count, len(prompts))
@@ -131,6 +122,17 @@ def decode(
     return [results[row] for row in range(len(prompts))]
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for every row: token budget, how tokens are drawn, tokens of a loop that end it, what else does."""
+
+    tokens: int
+    sampling: Sampling
+    loop: int | None
+    until: Until | None
+    keep_states: bool
+
+
 class _Batch:
     """Rows decoded together over one cache; rows that end leave it.
 
@@ -142,21 +144,14 @@ class _Batch:
         self,
         language_model: LanguageModel,
         prompts: Sequence[Sequence[int]],
-        tokens: int,
+        rules: _Rules,
         shift: tuple[Intervention, list[float]] | None,
-        loop: int | None,
-        until: Until | None,
-        keep_states: bool,
-        sampling: Sampling,
         uniforms_BT: Tensor | None,
     ):
-        self.language_model = language_model
-        self.sampling = sampling
+        self.language_model, self.rules = language_model, rules
         self.uniforms_BT = None if uniforms_BT is None else uniforms_BT.to(language_model.device)
-        self.tokens = tokens
         self.intervention: Intervention | None = shift[0] if shift else None
         self.coefficients: list[float] = shift[1] if shift else []
-        self.loop, self.until = loop, until
         self.active = list(range(len(prompts)))  # row of the batch that each line of the tensors holds
         self.line_B = torch.arange(len(prompts), device=language_model.device)  # the same, on the device
         self.step = 0  # tokens that every line has
@@ -165,7 +160,7 @@ class _Batch:
         self.state = ["running"] * len(prompts)
         # By row and period: how many tokens in succession equal the one a period before.
         self.repeats = [[0] * LONGEST_PERIOD for _ in prompts]
-        self.states: list[list[Tensor]] | None = [[] for _ in prompts] if keep_states else None
+        self.states: list[list[Tensor]] | None = [[] for _ in prompts] if rules.keep_states else None
         read, self.rows = self._read_beginning(prompts)
         rest = [list(prompt[read:]) for prompt in prompts]
         self.real_BT: Tensor | None  # where the input holds tokens, 1, and padding, 0; None: tokens alone
@@ -173,7 +168,7 @@ class _Batch:
 
     def _read_beginning(self, prompts: Sequence[Sequence[int]]) -> tuple[int, CachedRows]:
         """Reads the prompts' common beginning; its length (0 where that is inexact or does not pay), and the rows."""
-        longest = max(map(len, prompts)) + self.tokens
+        longest = max(map(len, prompts)) + self.rules.tokens
         count = min(min(shared(prompts[0], prompt) for prompt in prompts), min(map(len, prompts)) - 1)
         kinds = sorted(set(self.coefficients)) or [0.0]
         # Padding lies between the beginning and the rest, where a sliding window would count it.
@@ -205,7 +200,7 @@ class _Batch:
         On a device whose work is only queued, looking at a token waits for all of it: there several steps are queued
         first. What a row says after its end is not looked at.
         """
-        steps = min(self.together, self.tokens - self.step)
+        steps = min(self.together, self.rules.tokens - self.step)
         with self._shifted([self.coefficients[row] for row in self.active if self.coefficients]):
             said = [self._next(step) for step in range(self.step, self.step + steps)]
         self.step += steps
@@ -228,7 +223,7 @@ class _Batch:
         h_BD = self.rows.read(self.input_BT, self.real_BT)
         logits_BV = self.language_model.logits(h_BD)
         u_B = None if self.uniforms_BT is None else self.uniforms_BT[self.line_B, step]
-        token_B = choose(logits_BV, self.sampling, u_B)
+        token_B = choose(logits_BV, self.rules.sampling, u_B)
         self.input_BT, self.real_BT = token_B[:, None], None
         return token_B, torch.isfinite(logits_BV.amax(-1)), h_BD
 
@@ -238,15 +233,15 @@ class _Batch:
         for index in range(min(LONGEST_PERIOD, len(said))):
             repeats[index] = repeats[index] + 1 if said[-1 - index] == token else 0
         said.append(token)
-        if self.until is not None and self.until(said):
+        if self.rules.until is not None and self.rules.until(said):
             self.state[row] = "stopped"
         elif token in self.language_model.end_ids:
             self.state[row] = "ended"
-        elif len(said) == self.tokens:
+        elif len(said) == self.rules.tokens:
             self.state[row] = "full"
-        elif self.loop is not None:
+        elif self.rules.loop is not None:
             runs = [(repeated + period, period) for period, repeated in enumerate(repeats, start=1) if repeated]
-            if any(length >= max(self.loop, 3 * period) for length, period in runs):
+            if any(length >= max(self.rules.loop, 3 * period) for length, period in runs):
                 self.state[row] = "looped"
 
     def _trim(self) -> None:

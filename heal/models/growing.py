@@ -42,40 +42,37 @@ class _Buffer:
         )
 
 
-class GrowingLayer(DynamicLayer):
-    """A `DynamicLayer` without its concatenation."""
+class _InPlace:
+    """A cache layer's keys and values, each the last part of a buffer of its own."""
 
     keys: Tensor
     values: Tensor
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
         self._buffers = _Buffer(), _Buffer()
 
+    def _appended(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:  # type: ignore[attr-defined]  # by transformers' layer
+            self.lazy_initialization(key_states, value_states)  # type: ignore[attr-defined]
+        keys, values = self._buffers
+        return keys.append(self.keys, key_states), values.append(self.values, value_states)
+
+
+class GrowingLayer(_InPlace, DynamicLayer):
+    """A `DynamicLayer` without its concatenation."""
+
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.keys = self._buffers[0].append(self.keys, key_states)
-        self.values = self._buffers[1].append(self.values, value_states)
+        self.keys, self.values = self._appended(key_states, value_states)
         return self.keys, self.values
 
 
-class GrowingWindow(DynamicSlidingWindowLayer):
+class GrowingWindow(_InPlace, DynamicSlidingWindowLayer):
     """A `DynamicSlidingWindowLayer` without its concatenation; it keeps no past beyond the window."""
 
-    keys: Tensor
-    values: Tensor
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self._buffers = _Buffer(), _Buffer()
-
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+        keys, values = self._appended(key_states, value_states)
         self.cumulative_length += key_states.shape[-2]
-        keys = self._buffers[0].append(self.keys, key_states)
-        values = self._buffers[1].append(self.values, value_states)
         kept = slice(max(0, keys.shape[-2] - self.sliding_window + 1), None)
         self.keys, self.values = keys[:, :, kept], values[:, :, kept]
         return keys, values
