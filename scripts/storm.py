@@ -96,7 +96,8 @@ class Storm:
             for path in self.folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             tiny.save("llama", self.folder / "model")
-            mistakes.write_files(self.files)
+            self.files.mkdir()
+            mistakes.prepare(self.files, (self.folder / "model").resolve())
             self._undisturbed(self.other, "run.seed=1")
             self._undisturbed(self.whole)
             self.clear()
@@ -155,7 +156,10 @@ class Storm:
             for name in ("export", "report")
         ]
         stops = [Unit("stops", self.stopped), Unit("stops reading", self.stopped_reading)]
-        wrong = [Unit(f"mistake {words}", lambda draw, words=words: self.mistaken(words)) for words in self.mistakes()]
+        wrong = [
+            Unit(f"mistake {number}", lambda draw, words=words, said=said: self.mistaken(words, said))
+            for number, (words, said) in enumerate(mistakes.lines())
+        ]
         damaged = [Unit(f"damage {n}", self.damaged) for n in range(self.damages)]
         disk = [Unit("disk", self.full_disk)]
         groups = [disk, stops, runs, reads, wrong, damaged]
@@ -239,19 +243,16 @@ class Storm:
             return Try(row, WRONG, what, f"exit {said.status} after {said.seconds:.1f} s: {said.last}")
         return Try(row, SAME, what, f"{said.seconds:.2f} s" if said.status else "it was over")
 
-    def mistakes(self) -> list[tuple[str, ...]]:
-        lines = [*((*self.line, word) for word in mistakes.TRAIN), *(words.split() for words in mistakes.OTHERS)]
-        places = {"run": self.whole, "files": self.files}
-        return [tuple(word.format(**places) for word in line) for line in lines]
-
-    def mistaken(self, words: tuple[str, ...]) -> list[Try]:
-        """A command line or a file that is a mistake: one line, exit status 2, and nothing written."""
-        self.clear()
-        said = self.heal(list(words))
-        written = different(self.expected, contents(self.whole)) + sorted(map(str, self.work.rglob("*")))
-        alright = said.refused and said.status == 2 and not written
-        what = words[-1] if words[0] == "train" else " ".join(words)
-        return [Try("mistakes in words and files", REFUSED if alright else WRONG, what, said.err.strip() or said.last)]
+    def mistaken(self, words: list[str], expected: str) -> list[Try]:
+        """A command line or a file that is a mistake: one line that says so, exit status 2, and nothing written."""
+        before = sorted(map(str, self.files.rglob("*")))
+        said = self.heal(words, place=self.files)
+        written = sorted(map(str, self.files.rglob("*"))) != before
+        alright = said.refused and said.status == 2 and expected in said.err and not written
+        what = (words[-1] if words[0] == "train" else " ".join(words))[:80]
+        return [
+            Try("mistakes in words and files", REFUSED if alright else WRONG, what, (said.err.strip() or said.last))
+        ]
 
     def damaged(self, draw: random.Random) -> list[Try]:
         """A file of a run is damaged; the same command continues, or a reading command reads."""

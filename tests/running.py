@@ -48,10 +48,12 @@ def words(folder: Path, root: Path, *more: str) -> list[str]:
     return [*LOOSE, threads, f"model.name={folder}", f"trait={trait}", f"run.root={root}", *more]
 
 
-def _child(words: list[str], out: str, err: str) -> None:
+def _child(words: list[str], out: str, err: str, place: str | None) -> None:
     for number, log in enumerate((out, err), start=1):
         with open(log, "a", encoding="utf-8") as output:
             os.dup2(output.fileno(), number)
+    if place is not None:
+        os.chdir(place)
     from heal.cli import main
 
     machine.prepare()
@@ -59,9 +61,9 @@ def _child(words: list[str], out: str, err: str) -> None:
     sys.stdout.flush()
 
 
-def begin(words: Sequence[str], out: Path, err: Path) -> BaseProcess:
-    """Starts `heal WORDS`; what it prints goes to `out` and `err`."""
-    process = _context.Process(target=_child, args=(list(words), str(out), str(err)))
+def begin(words: Sequence[str], out: Path, err: Path, place: Path | None = None) -> BaseProcess:
+    """Starts `heal WORDS` in the folder `place` (None: here); what it prints goes to `out` and `err`."""
+    process = _context.Process(target=_child, args=(list(words), str(out), str(err), place and str(place)))
     process.start()
     return process
 

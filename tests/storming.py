@@ -63,6 +63,7 @@ def command(
     after: float | None = None,
     when: Callable[[], bool] | None = None,
     seconds: float = 300.0,
+    place: Path | None = None,
 ) -> Said:
     """Runs `heal WORDS` in a process of its own; with `after` or `when` it gets the signal `number` then.
 
@@ -73,11 +74,12 @@ def command(
         after: seconds after which it is sent.
         when: sent as soon as that is so.
         seconds: beyond which the command counts as hanging and is killed.
+        place: the current folder of the command; None: that of this process.
     """
     out, err = folder / "stdout.txt", folder / "stderr.txt"
     for path in (out, err):
         path.write_bytes(b"")
-    process, start, sent = begin(list(words), out, err), time.monotonic(), None
+    process, start, sent = begin(list(words), out, err, place), time.monotonic(), None
     while process.is_alive():
         now = time.monotonic()
         due = (after is not None and now - start >= after) or (when is not None and when())
