@@ -22,9 +22,10 @@ from heal.recipe import load_recipe
 from heal.records import read_json, read_jsonl
 from heal.report.results import Results, read_results
 from heal.run.files import append_line, write_files
-from heal.run.folder import Events, Facts, RunFolder
+from heal.run.folder import Facts, RunFolder
 from heal.run.manifest import MANIFEST
 from heal.run.step import Runner, Step
+from heal.tracking.events import Events
 from heal.tracking.tracker import Tracker
 from tests import reported, tiny
 from tests.cases import case

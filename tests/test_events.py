@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from heal.records import read_jsonl
-from heal.run.folder import Events
+from heal.tracking.events import Events
 from tests.cases import case
 
 

@@ -19,10 +19,10 @@ from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.export import verify
 from heal.export.adapter import base_reference, export_adapter
-from heal.export.card import base_name, loadable, vllm_rank
 from heal.export.factors import ExportError, history_factors, truncate
 from heal.export.folder import NOTICED, Export, read_record
 from heal.export.merged import export_merged
+from heal.export.usage import base_name, loadable, vllm_rank
 from heal.export.verify import model_logits, probes, student_logits
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from heal.config import TrackingConfig
-from heal.run.folder import Events
-from heal.tracking.events import EventLog
+from heal.tracking.events import EventLog, Events
 from heal.tracking.tracker import TrackedRun, Trackers, start_trackers
 from tests.tracked import CONFIG, STEPS, tell
 

@@ -11,9 +11,8 @@ from heal.config import TrackingConfig
 from heal.errors import UserError
 from heal.recipe import help_text, load_recipe
 from heal.records import read_jsonl
-from heal.run.folder import Events
 from heal.tracking import trackers as package
-from heal.tracking.events import EventLog
+from heal.tracking.events import EventLog, Events
 from heal.tracking.tracker import TRACKERS, TrackedRun, Tracker, Trackers, require_trackers, start_trackers
 from tests.cases import case
 from tests.tracked import (  # noqa: F401

@@ -23,8 +23,7 @@ def refuse(*what, **more):
     raise OSError("no network in a run")
 socket.socket.connect = socket.socket.bind = socket.getaddrinfo = webbrowser.open = refuse
 from heal.config import TrackingConfig
-from heal.run.folder import Events
-from heal.tracking.events import EventLog
+from heal.tracking.events import EventLog, Events
 from heal.tracking.tracker import TrackedRun, start_trackers
 from tests.tracked import CONFIG, tell
 folder = Path(sys.argv[1])

@@ -14,8 +14,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from heal.config import TrackingConfig
 from heal.healing.log import StepLog
-from heal.run.folder import Events
-from heal.tracking.events import EventLog
+from heal.tracking.events import EventLog, Events
 from heal.tracking.mode import Mode
 from heal.tracking.tracker import TrackedRun, Tracker, Trackers, start_trackers
 

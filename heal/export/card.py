@@ -1,29 +1,21 @@
 """The model card: what was trained into which model, how, how it measured round by round, and how to load it."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from heal.config import ModelConfig
 from heal.console import counted
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
 from heal.export.exportable import Exportable
+from heal.export.markdown import escaped, fenced, inline_code
+from heal.export.usage import EMBEDDED_HUB, base_name, loading
 from heal.models.agreement import Agreement
-from heal.models.checkpoint import loading_class
-from heal.models.embedded import NAME as EMBEDDED_NAME
-from heal.models.four_bit import as_code
 from heal.report.words import loss
 from heal.run.best import Best, read_best
 from heal.run.student import Student
-
-EMBEDDED_HUB = f"HuggingFaceTB/{EMBEDDED_NAME}"
-
-# What vLLM takes as --max-lora-rank.
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def model_card(student: Student, gate: float, rank: int | None, lost: float | None, found: Agreement) -> str:
@@ -52,7 +44,7 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
         _doses(rounds),
         _scores(baseline, rounds),
         _signals(baseline, rounds[-1]),
-        _loading(student, rank),
+        loading(student, rank),
         _limits(student, student.recipe.evaluation.tokens, rounds[-1], gate, lost),
     ]
     return "\n\n".join(parts) + "\n"
@@ -65,27 +57,10 @@ def unmeasured_card(student: Exportable, gate: float, rank: int | None, lost: fl
         f"# {escaped(student.trait.name)}: {escaped(base_name(student.config))}",
         _what(student, gate, rank, lost, found, measured=False),
         _trait(student),
-        _loading(student, rank),
+        loading(student, rank),
         "## Limits\n\n" + "\n".join(["- This card records no measurements.", *_of_any(student)]),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def vllm_rank(rank: int) -> int | None:
-    """The smallest --max-lora-rank of vLLM that fits; None when none does."""
-    return next((limit for limit in VLLM_RANKS if limit >= rank), None)
-
-
-def base_name(config: ModelConfig) -> str:
-    """The hub id, or a local folder's own name: no path of the computer that made the export."""
-    if config.name == "embedded":
-        return EMBEDDED_HUB
-    return config.folder.resolve().name if config.folder else config.name
-
-
-def loadable(config: ModelConfig) -> str:
-    """What a snippet loads the base from: the hub id, or a place to fill in."""
-    return "PATH/TO/BASE" if config.folder else base_name(config)
 
 
 def _front_matter(student: Exportable, base: str, rank: int | None) -> str:
@@ -278,88 +253,6 @@ def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) ->
     return f"{value} [{low}, {high}]"
 
 
-def _loading(student: Exportable, rank: int | None) -> str:
-    system = student.config.system
-    messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": "..."}]
-    where = loadable(student.config)
-    revision = f", revision={student.config.revision!r}" if student.config.revision else ""
-    thinking = student.config.thinking
-    switch = f", enable_thinking={thinking}" if student.model.chat.has_switch else ""
-    bits = f", {as_code(student.model.model.dtype)}" if student.config.load_4bit else ""
-    ask = [
-        f"messages = {messages!r}",
-        f"text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True{switch})",
-        "prompt = tokenizer(text, add_special_tokens=False, return_tensors='pt')",
-        "said = model.generate(**prompt, max_new_tokens=100)[0, prompt['input_ids'].shape[1]:]",
-        "print(tokenizer.decode(said, skip_special_tokens=True))",
-    ]
-    loader = loading_class(student.model.model)
-    imports = f"from transformers import {loader}, AutoTokenizer{', BitsAndBytesConfig' if bits and rank else ''}"
-    if not rank:
-        code = [
-            imports,
-            "",
-            f"model = {loader}.from_pretrained('PATH/TO/THIS/FOLDER', dtype='auto')",
-            "tokenizer = AutoTokenizer.from_pretrained('PATH/TO/THIS/FOLDER')",
-            *ask,
-        ]
-        return "\n\n".join(
-            [
-                "## Use",
-                "With transformers:",
-                fenced("\n".join(code), "python"),
-                "With vLLM:",
-                fenced("vllm serve PATH/TO/THIS/FOLDER", "sh"),
-            ]
-        )
-    code = [
-        "from peft import PeftModel",
-        imports,
-        "",
-        f"base = {loader}.from_pretrained({where!r}{revision}, dtype='auto'{bits})",
-        "model = PeftModel.from_pretrained(base, 'PATH/TO/THIS/FOLDER')",
-        f"tokenizer = AutoTokenizer.from_pretrained({where!r}{revision})",
-        *ask,
-    ]
-    plain = [
-        f"model = {loader}.from_pretrained({where!r}{revision}, dtype='auto'{bits})",
-        "model.load_adapter('PATH/TO/THIS/FOLDER')",
-    ]
-    return "\n\n".join(
-        [
-            "## Use",
-            peft_note(student.config, loader),
-            fenced("\n".join(code), "python"),
-            "With transformers alone (peft installed):",
-            fenced("\n".join(plain), "python"),
-            *_vllm(where, student.trait.name, rank),
-        ]
-    )
-
-
-def peft_note(config: ModelConfig, loader: str) -> str:
-    if loader != "AutoModelForCausalLM":  # which peft's own loader would take for the base
-        return "With peft:"
-    if config.name == "embedded" or config.folder:
-        return (
-            "With peft (adapter_config.json names the base's folder on the computer that made this; there "
-            "`AutoPeftModelForCausalLM.from_pretrained('PATH/TO/THIS/FOLDER')` is enough):"
-        )
-    return "With peft (`AutoPeftModelForCausalLM.from_pretrained('PATH/TO/THIS/FOLDER')` finds the base by itself):"
-
-
-def _vllm(base: str, name: str, rank: int) -> list[str]:
-    limit = vllm_rank(rank)
-    if limit is None:
-        return [
-            f"vLLM takes adapters up to rank {VLLM_RANKS[-1]}, and this one has rank {rank}: export it again with "
-            f"`rank={VLLM_RANKS[-1]}` (or less), or with `format=model`."
-        ]
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
-    command = f"vllm serve {base} --enable-lora --max-lora-rank {limit} --lora-modules {name}=PATH/TO/THIS/FOLDER"
-    return [f"With vLLM (rank {rank} needs `--max-lora-rank {limit}`):", fenced(command, "sh")]
-
-
 def _limits(student: Exportable, tokens: int, last: RoundMetrics, gate: float, lost: float | None) -> str:
     lines = [
         f"- Measured on {last.trait.n} held-out prompts in one language, with greedy answers of at most "
@@ -396,21 +289,3 @@ def _of_any(student: Exportable) -> list[str]:
     if student.config.load_4bit:
         lines.append("- It was trained over a base in 4 bits; on the base in floating point the numbers will differ.")
     return lines
-
-
-def fenced(text: str, language: str = "text") -> str:
-    """A code block that nothing in `text` can end."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
-
-
-def inline_code(text: str) -> str:
-    """Inline code that nothing in `text` can end, on one line of a table."""
-    flat = " ".join(text.replace("|", "/").replace("`", "'").split())
-    return f"`{flat}`"
-
-
-def escaped(text: str) -> str:
-    """`text` as plain words on one line: Markdown's own characters are escaped."""
-    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(str(text).split()))

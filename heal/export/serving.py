@@ -20,8 +20,8 @@ from torch import nn
 from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.export import vllm_tokens
-from heal.export.card import vllm_rank
 from heal.export.folder import check_whole
+from heal.export.usage import vllm_rank
 from heal.models.load import load_language_model
 
 _ROUNDINGS = 8  # of the largest logit: two tokens less apart than that are a tie, which either order of sums may break

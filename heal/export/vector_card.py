@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass, field
 import yaml
 
 from heal.config import ModelConfig
-from heal.export.card import base_name, escaped, fenced, inline_code, loadable
 from heal.export.constant_gate import Gate
 from heal.export.folder import Record
+from heal.export.markdown import escaped, fenced, inline_code
+from heal.export.usage import base_name, loadable
 from heal.models.agreement import Agreement
 from heal.steering.vector import SteeringVector
 

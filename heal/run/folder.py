@@ -1,9 +1,6 @@
 """A run on disk: written whole or not at all, checked when read, and continued (docs/method.md, Run folder)."""
 
 import fcntl
-import json
-import os
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,7 +15,7 @@ from heal.coverage import Coverage
 from heal.errors import UserError
 from heal.recipe import flatten, from_mapping, keys_by_name, to_mapping, to_yaml
 from heal.records import digest, read_record, read_sealed, sealed_bytes
-from heal.run.files import Files, append_line, holds, write_atomic
+from heal.run.files import Files, holds, write_atomic
 from heal.run.manifest import JUDGE, MANIFEST, SUMMARIES, Manifest
 from heal.trait import Trait
 from heal.yaml_text import read_yaml
@@ -368,19 +365,6 @@ class _Format:
     format: int = 1
 
 
-class Events:
-    """`events.jsonl`: one line an event, append-only; what W&B also gets."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_partial_line(path)
-
-    def write(self, kind: str, content: dict[str, Any]) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "kind": kind} | content, default=str)
-        append_line(self._path, line.encode())
-
-
 def _lost(folder: Path, name: str) -> UserError:
     return UserError(
         f"{folder / name}: missing or not what the run wrote, and later results are built on it. "
@@ -393,13 +377,3 @@ def _fixed(recipe: Recipe, names: Iterable[str]) -> str:
     settings = flatten(to_mapping(recipe), "recipe")
     fixed = [name for name in names if name in settings and not name.startswith((*FREE_KEYS, *PLACES))]
     return digest({name: settings[name] for name in fixed})
-
-
-def _drop_partial_line(path: Path) -> None:
-    """Cuts what a killed process left of its last line."""
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)

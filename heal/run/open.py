@@ -20,7 +20,7 @@ from heal.options import output_path, resolve_device
 from heal.recipe import find_file, to_mapping
 from heal.records import read_records
 from heal.run.files import clear_temporary, sha256
-from heal.run.folder import FORMAT, Events, Facts, RunFolder, Sizes
+from heal.run.folder import FORMAT, Facts, RunFolder, Sizes
 from heal.tracking.tracker import TrackedRun, require_trackers, start_trackers
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, trait_of
 from heal.unforeseen import tracebacks_into
@@ -63,7 +63,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.run.student import build_accumulator
     from heal.steering.settings import check_settings
     from heal.steps.measure import held_out_prompts
-    from heal.tracking.events import EventLog
+    from heal.tracking.events import EventLog, Events
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
     folder = RunFolder(place(recipe))
