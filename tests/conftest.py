@@ -76,3 +76,11 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Tensor]]:
 
     monkeypatch.setattr(healing, "HealTrainer", Watched)
     return seen
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A recipe without keys: everything is at its default."""
+    path = tmp_path / "plain.yaml"
+    path.write_text("# nothing\n")
+    return path

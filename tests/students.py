@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from heal.accumulator import Accumulator
+from heal.accumulator import CURRENT, Accumulator
 from heal.generation.collect import Completion
 from heal.models.language_model import LanguageModel
 from heal.randomness import generator
@@ -47,6 +47,12 @@ def weights(accumulator: Accumulator, part: str) -> dict[str, Tensor]:
     }
     assert found
     return found
+
+
+def only_current_trains(accumulator: Accumulator) -> bool:
+    """Whether what has gradients is `current`, and nothing else."""
+    names = [name for name, _ in accumulator.peft_model.named_parameters() if f".{CURRENT}." in name]
+    return list(accumulator.trainable()) == names and len(names) > 0
 
 
 @torch.no_grad()
