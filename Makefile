@@ -35,7 +35,7 @@ lint: install
 support: install
 	$(BIN)/python scripts/support.py
 
-# An hour of kills, stops, mistakes, damaged files and full disks: docs/reliability.md. The same command continues it.
+# A quarter of an hour of kills, stops, mistakes, damaged files, full disks: docs/reliability.md. Continues likewise.
 storm: install
 	$(BIN)/python scripts/storm.py
 
