@@ -234,6 +234,7 @@ class ComputeConfig:
         0, "MiB of tensors over the vocabulary held at once; 0: 128 on a CPU, 1/32 of a GPU's memory, at most 2048", 0
     )
     reference_memory: int = key(2048, "MiB of the reference's hidden states kept in memory; more goes to disk", 0)
+    graphs: bool = key(True, "on a GPU, record a step of decoding as a CUDA graph where the model allows it")
     merge_history: bool = key(True, "keep merged weights of the history beside the base's, so that it costs no time")
     merge_limit: float = key(
         0.01, "in 16 bits: largest mean KL, nats per token, that rounding merged weights may cost", 0.0

@@ -15,6 +15,7 @@ from heal.models.batching import in_parts
 from heal.models.cached import CachedRows, padded
 from heal.models.language_model import LanguageModel
 from heal.models.packing import MIN_SHARED, shared
+from heal.models.recorded import Recorded
 from heal.progress import Progress, silent
 from heal.randomness import generator
 from heal.steering.intervention import Intervention
@@ -22,6 +23,7 @@ from heal.steering.intervention import Intervention
 LONGEST_PERIOD = 8  # tokens of the piece that a loop repeats
 SHORTEST_LOOP = 16  # tokens
 _QUEUED = 8  # steps
+_RECORDED = 16  # steps that pay for recording one
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,7 @@ def decode(
         if intervention is not None and coefficients is not None:
             shift = intervention, [coefficients[row] for row in rows]
         batch = _Batch(language_model, [prompts[row] for row in rows], rules, shift, uniforms_BT)
-        while not batch.done and batch.step < tokens:
-            batch.advance()
-            progress(len(results) + batch.finished_count, len(prompts))
+        batch.run(lambda: progress(len(results) + batch.finished_count, len(prompts)))
         results.update(zip(rows, batch.completions(), strict=True))
 
     order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
@@ -153,8 +153,8 @@ class _Batch:
         self.intervention: Intervention | None = shift[0] if shift else None
         self.coefficients: list[float] = shift[1] if shift else []
         self.active = list(range(len(prompts)))  # row of the batch that each line of the tensors holds
-        self.line_B = torch.arange(len(prompts), device=language_model.device)  # the same, on the device
         self.step = 0  # tokens that every line has
+        self.step_1 = torch.zeros(1, dtype=torch.long, device=language_model.device)  # the same, where it draws
         self.together = steps_at_once(language_model.device)
         self.said: list[list[int]] = [[] for _ in prompts]
         self.state = ["running"] * len(prompts)
@@ -194,38 +194,74 @@ class _Batch:
     def done(self) -> bool:
         return self.finished_count == len(self.state)
 
-    def advance(self) -> None:
-        """Adds tokens to every running row, as many as are looked at together, and drops rows that have finished.
+    def run(self, looked: Callable[[], None]) -> None:
+        """Decodes until every row has finished; `looked` is called whenever what they said was looked at."""
+        while not self.done and self.step < self.rules.tokens:
+            with self._shifted([self.coefficients[row] for row in self.active if self.coefficients]):
+                if self._fix():
+                    recorded = self._recorded()
+                    while not self._sparse:
+                        self._advance(recorded)
+                        looked()
+                else:
+                    self._advance(self._next)
+                    looked()
+            self._trim()
+
+    def _advance(self, next_tokens: Callable[[], tuple[Tensor, ...]]) -> None:
+        """Adds tokens to every running row, as many as are looked at together.
 
         On a device whose work is only queued, looking at a token waits for all of it: there several steps are queued
         first. What a row says after its end is not looked at.
         """
         steps = min(self.together, self.rules.tokens - self.step)
-        with self._shifted([self.coefficients[row] for row in self.active if self.coefficients]):
-            said = [self._next(step) for step in range(self.step, self.step + steps)]
+        said = [next_tokens() for _ in range(steps)]
         self.step += steps
-        finite_BT = torch.stack([finite_B for _, finite_B, _ in said], dim=1).tolist()
-        token_BT = torch.stack([token_B for token_B, _, _ in said], dim=1).tolist()
+        finite_BT = torch.stack([finite_B for _, finite_B, *_ in said], dim=1).tolist()
+        token_BT = torch.stack([token_B for token_B, *_ in said], dim=1).tolist()
         for line, row in enumerate(self.active):
-            for index, (_, _, h_BD) in enumerate(said):
+            for index, (_, _, *states) in enumerate(said):
                 if self.state[row] != "running":
                     break
                 if not finite_BT[line][index]:
                     self.state[row] = "not finite"
                     break
                 if self.states is not None:
-                    self.states[row].append(h_BD[line])
+                    self.states[row].append(states[0][line])
                 self._add(row, token_BT[line][index])
-        self._trim()
 
-    def _next(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Each line's next token, whether its logits were finite, and the states that it was chosen from."""
+    def _next(self) -> tuple[Tensor, ...]:
+        """Each line's next token, whether its logits were finite, and, if kept, the states it was chosen from."""
         h_BD = self.rows.read(self.input_BT, self.real_BT)
         logits_BV = self.language_model.logits(h_BD)
-        u_B = None if self.uniforms_BT is None else self.uniforms_BT[self.line_B, step]
+        u_B = None
+        if self.uniforms_BT is not None:
+            u_B = self.uniforms_BT.index_select(1, self.step_1)[:, 0]
+            self.step_1.add_(1)
         token_B = choose(logits_BV, self.rules.sampling, u_B)
         self.input_BT, self.real_BT = token_B[:, None], None
-        return token_B, torch.isfinite(logits_BV.amax(-1)), h_BD
+        said = token_B, torch.isfinite(logits_BV.amax(-1))
+        return said if self.states is None else (*said, h_BD)
+
+    def _fix(self) -> bool:
+        """Makes the rows ready to be recorded, where the model may be and enough tokens remain to pay for it."""
+        remaining = self.rules.tokens - self.step
+        if not self.language_model.records or not self.step or remaining < _RECORDED:
+            return False
+        return self.rows.is_fixed or self.rows.fix(remaining)
+
+    def _recorded(self) -> Recorded:
+        """`_next` as one recording, which reads each token from where the one before wrote it."""
+        input_B1 = self.input_BT.clone()
+
+        def step() -> tuple[Tensor, ...]:
+            self.input_BT = input_B1
+            said = self._next()
+            input_B1.copy_(self.input_BT)
+            self.input_BT = input_B1
+            return said
+
+        return Recorded(step)
 
     def _add(self, row: int, token: int) -> None:
         """Appends a token to a row; ends it where the caller says so, at an end of turn, a full budget or a loop."""
@@ -244,14 +280,22 @@ class _Batch:
             if any(length >= max(self.rules.loop, 3 * period) for length, period in runs):
                 self.state[row] = "looped"
 
+    @property
+    def _sparse(self) -> bool:
+        """Whether a quarter of the lines has finished, or all of them."""
+        running = sum(self.state[row] == "running" for row in self.active)
+        return running <= 0.75 * len(self.active)
+
     def _trim(self) -> None:
         """Drops finished rows from the tensors once a quarter of them has finished."""
         lines = [line for line, row in enumerate(self.active) if self.state[row] == "running"]
-        if not lines or len(lines) > 0.75 * len(self.active):
+        if not lines or not self._sparse:
             return
         index_B = torch.tensor(lines, device=self.input_BT.device)
         self.rows.select(index_B)
-        self.input_BT, self.line_B = self.input_BT[index_B], self.line_B[index_B]
+        self.input_BT = self.input_BT[index_B]
+        if self.uniforms_BT is not None:
+            self.uniforms_BT = self.uniforms_BT[index_B]
         self.active = [self.active[line] for line in lines]
 
     def completions(self) -> list[Decoded]:

@@ -131,6 +131,19 @@ def test_looking_every_few_steps_decides_nothing(
                             assert_near(one.states_ND, other.states_ND)
 
 
+def test_memory_that_stays_where_it_is_decides_nothing(
+    ending: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU records, step by step: rows of several lengths that leave at different steps, sliding windows."""
+    monkeypatch.setattr(decoding, "Recorded", lambda work: work)
+    monkeypatch.setattr(decoding, "_RECORDED", 1)
+    for name, model in ending.items():
+        asked = (prompts(model), TOKENS, vector(model), [0.0, 0.5, 1.0, 0.5, -0.5])
+        for options in ({"loop_share": 0.2}, {"sampling": SAMPLED, "seeds": SEEDS}):
+            with case(name, options):
+                assert decode(replace(model, records=True), *asked, **options) == decode(model, *asked, **options)
+
+
 def test_a_row_has_ended_exactly_where_its_last_token_ends_a_turn(ending: dict[str, LanguageModel]):
     for name, model in ending.items():
         with case(name):

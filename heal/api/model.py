@@ -15,11 +15,13 @@ from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
+from heal.models.supported import record_steps
 from heal.options import resolve_device
 from heal.responding import respond
 from heal.steering.intervention import Intervention
 
-_MODEL = Keywords("model", "compute.decode_batch", "compute.batch_tokens", "compute.head_memory", without=("name",))
+_COMPUTE = tuple(f"compute.{name}" for name in ("decode_batch", "batch_tokens", "head_memory", "graphs"))
+_MODEL = Keywords("model", *_COMPUTE, without=("name",))
 
 
 @_MODEL.documented
@@ -46,7 +48,7 @@ def load_model(name: str | Path = "embedded", *, device: str | torch.device = "a
     where = resolve_device(str(device))
     dtype, _ = resolve_dtype(config.dtype, where)
     model = load_language_model(config, dtype, where)
-    for notice in model.notices:
+    for notice in (*model.notices, *(record_steps(model) if compute.graphs else ())):
         warnings.warn(notice, stacklevel=2)
     model.batching = batching_for(model, compute.decode_batch, compute.batch_tokens, compute.head_memory * 2**20)
     return model

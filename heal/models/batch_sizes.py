@@ -15,6 +15,7 @@ from heal.models.language_model import LanguageModel
 
 _PROMPT = 64  # tokens in the cache while decoding is timed
 _FIRST_ROWS, _FIRST_TOKENS = 16, 1024
+_MOST_ROWS = 2048  # few runs decode as many, and trying more takes seconds
 _HEAD_SHARE, _HEAD_MOST = 32, 2**31  # of a GPU's memory, the part that the head may take, and bytes at most
 
 
@@ -47,7 +48,7 @@ def measured_rows(language_model: LanguageModel) -> int:
         return rows / _seconds(step, language_model.device)
 
     with torch.inference_mode():
-        return fastest(rate, _FIRST_ROWS)
+        return fastest(rate, _FIRST_ROWS, _MOST_ROWS)
 
 
 def measured_tokens(language_model: LanguageModel) -> int:

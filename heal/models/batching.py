@@ -14,7 +14,6 @@ from heal.memory import out_of_memory, told
 T = TypeVar("T")
 
 WORTH = 1.1  # a doubled batch must be this much faster to be kept
-_LARGEST = 2**20
 
 
 @dataclass
@@ -92,15 +91,16 @@ def in_parts(
         in_parts(part, work, shrink, split, halvings + 1)
 
 
-def fastest(rate: Callable[[int], float], start: int) -> int:
+def fastest(rate: Callable[[int], float], start: int, most: int = 2**20) -> int:
     """The size at which doubling stops paying: the rate grows by less than 10 %, or memory runs out.
 
     Args:
         rate: size -> items per second; may run out of memory.
         start: the smallest size tried, even; half of it is returned where it does not fit.
+        most: the largest size tried.
     """
     size, best = start // 2, 0.0
-    while size < _LARGEST:
+    while size < most:
         try:
             doubled_rate = rate(2 * size)
         except RuntimeError as error:

@@ -39,6 +39,7 @@ class LanguageModel:
         batching: how many rows and tokens go through the model per pass.
         shares: whether rows that begin alike may share a pass (every layer takes a mask).
         pads: whether rows of different lengths may be decoded side by side, padded on the left.
+        records: whether steps of decoding are recorded as a CUDA graph (heal/models/recorded.py).
         thinking: token budget of the thought before an answer; 0: the model answers at once.
         notices: what loading it found that its user should know, a line each.
     """
@@ -52,6 +53,7 @@ class LanguageModel:
     batching: Batching = field(default_factory=Batching)
     shares: bool = True
     pads: bool = True
+    records: bool = False
     thinking: int = 0
     notices: tuple[str, ...] = ()
 

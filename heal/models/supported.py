@@ -16,6 +16,7 @@ from heal.models.architectures import is_recurrent, residual
 from heal.models.cached import CachedRows, padded
 from heal.models.language_model import LanguageModel
 from heal.models.packing import MIN_SHARED
+from heal.models.recorded import NotRecorded, Recorded
 
 # Relative KL, as powers of the dtype's epsilon. Between two orders of the same sums, at the median position of each row
 # (a rare token can amplify rounding a thousandfold): float32 6e-7, float16 2e-3, bfloat16 1e-2; SmolLM2-135M has 1e-11,
@@ -123,6 +124,35 @@ def pads_exactly(language_model: LanguageModel) -> bool:
     alone_BTD = torch.cat([_alone(language_model, row) for row in rows])
     same = _same(language_model, together_BTD.flatten(0, 1), beside_BTD.flatten(0, 1))
     return same and _near(language_model, together_BTD, alone_BTD)
+
+
+def record_steps(language_model: LanguageModel) -> list[str]:
+    """On a GPU, tries whether steps of decoding can be recorded and sets `records`; a line that says why not."""
+    reason = _why_not_recorded(language_model) if language_model.device.type == "cuda" else ""
+    language_model.records = language_model.device.type == "cuda" and not reason
+    return [f"kernels of decoding are started one by one, which is slower: {reason}"] if reason else []
+
+
+@torch.inference_mode()
+def _why_not_recorded(language_model: LanguageModel) -> str:
+    rows = [list(row) for row in (_ROWS if language_model.pads else _ROWS[2:])]
+    ids_BT, real_BT = padded(rows, language_model.pad_id, language_model.device)
+    cached = CachedRows(language_model, len(rows))
+    cached.read(ids_BT, real_BT)
+    if not cached.fix(len(_GOES_ON)):
+        return "its layers keep more than keys and values"
+    token_B1 = torch.zeros(len(rows), 1, dtype=torch.long, device=language_model.device)
+    step = Recorded(lambda: (cached.read(token_B1),))
+    states: list[Tensor] = []
+    for token in _GOES_ON:
+        token_B1.fill_(token)
+        try:
+            states.append(*step())
+        except NotRecorded as error:
+            return error.reason
+    if not _near(language_model, torch.stack(states, dim=1), _go_on(language_model, ids_BT, real_BT)):
+        return "a recorded step says something else"
+    return ""
 
 
 def _check_leaving(language_model: LanguageModel, where: str) -> None:

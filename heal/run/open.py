@@ -139,6 +139,7 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     from heal.models.batch_sizes import batching_for
     from heal.models.load import load_language_model
     from heal.models.precision import resolve_dtype, set_tensor_cores
+    from heal.models.supported import record_steps
 
     torch.set_num_threads(compute.threads or usable_cores())
     if compute.deterministic:
@@ -155,6 +156,8 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     console.say(f"model      {recipe.model.name} in {name} on {device} ({why}{kernels})")
     model = load_language_model(recipe.model, dtype, device)
     console.warn(*model.notices)
+    if compute.graphs:
+        console.warn(*record_steps(model))
     sizes = Sizes() if known is None else known.batching
     model.batching = batching_for(
         model,

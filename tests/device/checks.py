@@ -25,10 +25,12 @@ from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.packing import pack
+from heal.models.supported import record_steps
 from heal.records import read_jsonl
 from heal.run.open import opened
 from heal.run.session import Session
 from heal.steering.extract import extract
+from heal.steering.methods import METHODS
 from tests import machine, tiny
 from tests.cases import case
 from tests.device.rounds import SIZES, recipe, run
@@ -40,7 +42,8 @@ DEVICE = torch.device("cuda", 0)
 ROWS = 20
 # Per token of 20 rows in a Llama of four blocks: kernels and waits. Attention is not fused here and counts six; the
 # mask that transformers makes anew each step counts 25, and one wait; what was said is looked at every eight steps.
-DECODING = {"greedy": (235.5, 1.25), "steered": (239.5, 1.25), "sampled": (252.5, 1.25)}
+DECODING = {"greedy": (235.5, 1.25), "steered": (239.5, 1.25), "sampled": (253.5, 1.25)}
+RECORDED = (3.5, 0.25)  # the same in a recorded step, whatever the model: the graph, and its results set aside
 
 LOSSES = 36  # kernels for each chunk of positions, none of which waits
 TRAINING = (775, 14)  # kernels and waits of an optimiser step of 8 completions, two of whose four blocks are trained
@@ -83,14 +86,53 @@ def decoding(folder: Path) -> None:
     }
     for kind, keywords in kinds.items():
         with case(kind):
-            counts = []
-            for tokens in (16, 32):
-                with device.counted() as counted:
-                    decode(model, prompts, tokens, **keywords)
-                counts.append(counted)
-            kernels, waits = ((getattr(counts[1], of) - getattr(counts[0], of)) / 16 for of in ("kernels", "waits"))
-            assert kernels <= DECODING[kind][0], (kernels, counts[1].by_name)
-            assert waits <= DECODING[kind][1], (waits, counts[1].by_name)
+            kernels, waits, by_name = a_step(model, prompts, (16, 32), **keywords)
+            assert kernels <= DECODING[kind][0], (kernels, by_name)
+            assert waits <= DECODING[kind][1], (waits, by_name)
+
+
+def a_step(model: LanguageModel, prompts: list[list[int]], tokens: tuple[int, int], **keywords) -> tuple:
+    """Kernels and waits of each step between two token budgets, and those of the whole by name."""
+    counts = []
+    for budget in tokens:
+        with device.counted() as counted:
+            decode(model, prompts, budget, **keywords)
+        counts.append(counted)
+    steps = tokens[1] - tokens[0]
+    return *((getattr(counts[1], of) - getattr(counts[0], of)) / steps for of in ("kernels", "waits")), counts[
+        1
+    ].by_name
+
+
+def graphs(folder: Path) -> None:
+    """Recorded steps say what steps say that are not, under every method and as rows leave, and start together."""
+    for architecture in ("llama", "gemma3_text", "qwen3"):
+        model = on_device(architecture, folder)
+        assert record_steps(model) == []
+        prompts = [model.chat.ids("You are helpful.", "Say it. " * (1 + row % 5)) for row in range(8)]
+        seeds = [(0, row) for row in range(8)]
+        vectors = {"random": tiny.vector(model)}
+        if architecture == "llama":
+            pairs = [f"Say {row}." for row in range(8)]
+            vectors |= {name: extract(model, tiny.trait(), pairs, name, [1, 2]) for name in METHODS}
+        for name, vector in vectors.items():
+            with case(architecture, name):
+                steered = {"intervention": vector, "coefficients": [0.1 * row for row in range(8)]}
+                drawn = {"sampling": Sampling(1.0, 0.95, 64), "seeds": seeds, "until": lambda said: sum(said) % 13 == 0}
+                recorded = decode(model, prompts, 48, **steered, **drawn)
+                model.records = False
+                assert recorded == decode(model, prompts, 48, **steered, **drawn)
+                assert len({len(row.ids) for row in recorded}) > 2  # rows left at different steps
+                model.records = True
+        kernels, waits, by_name = a_step(model, prompts, (64, 80))
+        assert (kernels, waits) <= RECORDED, (kernels, waits, by_name)
+
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: None if output[0, 0, 0] > 0 else output)
+    assert "one by one, which is slower: CUDA error: operation not permitted" in record_steps(model)[0]
+    assert not model.records
+    model.records = True
+    with pytest.raises(RoundError, match=r"set compute\.graphs=false"):
+        decode(model, prompts, 32)
 
 
 def sizes(folder: Path) -> None:

@@ -1,5 +1,6 @@
 // A device of type CUDA that computes on the CPU. What it adds are the rules of a GPU: a memory of its own, of limited
-// size and counted; no operation between its tensors and the CPU's; counts of kernels and of waits for the device.
+// size and counted; no operation between its tensors and the CPU's; counts of kernels and of waits for the device; graphs
+// of operations that are recorded without being run, and run together.
 //
 // Every operation that reaches the device goes through `run_on_cpu`: each of its tensors lends its memory to a CPU
 // tensor, the CPU's kernel runs, and what comes out becomes the device's. Written against the headers of torch 2.13.
@@ -112,6 +113,8 @@ void count(const std::string& what) {
   counts[what]++;
 }
 
+int64_t recording = 0;  // the graph that is being recorded; 0: none
+
 // Operations whose result the CPU has to know before it goes on.
 const std::set<std::string> WAITS = {"aten::_local_scalar_dense", "aten::_unique2", "aten::bincount", "aten::equal",
                                      "aten::masked_select",       "aten::nonzero",  "aten::repeat_interleave",
@@ -138,8 +141,8 @@ void each_tensor(const c10::IValue& value, Visit visit) {
   }
 }
 
-// Refuses what a GPU refuses, and counts the rest.
-void check_and_count(const c10::FunctionSchema& schema, at::ArrayRef<c10::IValue> values) {
+// Refuses what a GPU refuses, and counts the rest; whether the CPU has to wait for the result.
+bool check_and_count(const c10::FunctionSchema& schema, at::ArrayRef<c10::IValue> values) {
   const std::string& name = schema.name();
   bool any_on_device = false, masked = false;
   std::string elsewhere;
@@ -160,7 +163,9 @@ void check_and_count(const c10::FunctionSchema& schema, at::ArrayRef<c10::IValue
   TORCH_CHECK(!any_on_device || elsewhere.empty(),
               "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
               "(argument ", elsewhere, " of ", name, ")");
-  count((is_view(schema) ? "view " : masked || WAITS.count(name) ? "wait " : "kernel ") + name);
+  const bool waits = masked || WAITS.count(name);
+  if (!recording) count((is_view(schema) ? "view " : waits ? "wait " : "kernel ") + name);
+  return waits;
 }
 
 // ---- the CPU's kernels on the device's memory ----
@@ -248,10 +253,9 @@ c10::IValue changed(const c10::IValue& value, Change change) {
   return value;
 }
 
-void run_on_cpu(const c10::OperatorHandle& operation, c10::DispatchKeySet, torch::jit::Stack* stack) {
+void compute(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
   const auto& schema = operation.schema();
   const size_t first = stack->size() - schema.arguments().size();
-  check_and_count(schema, at::ArrayRef<c10::IValue>(stack->data() + first, stack->size() - first));
   Sides sides;
   for (size_t i = first; i < stack->size(); i++)
     (*stack)[i] = changed((*stack)[i], [&](const at::Tensor& tensor) { return sides.lent(tensor); });
@@ -261,9 +265,79 @@ void run_on_cpu(const c10::OperatorHandle& operation, c10::DispatchKeySet, torch
     (*stack)[i] = changed((*stack)[i], [&](const at::Tensor& tensor) { return sides.returned(tensor); });
 }
 
+// ---- graphs: operations with the memory that they read and write ----
+
+struct Operation {
+  c10::OperatorHandle handle;
+  torch::jit::Stack arguments, results;
+};
+std::map<int64_t, std::vector<Operation>> graphs;
+
+void* memory_of(const at::Tensor& tensor) { return const_cast<void*>(tensor.storage().data()); }
+
+// By the memory that a recording wrote to, what was there before.
+std::map<void*, std::pair<at::Tensor, std::string>> before_recording;
+
+void remember(const at::Tensor& tensor) {
+  const auto* bytes = static_cast<const char*>(memory_of(tensor));
+  if (!before_recording.count(memory_of(tensor)))
+    before_recording[memory_of(tensor)] = {tensor, std::string(bytes, tensor.storage().nbytes())};
+}
+
+// Operations are computed all the same, for the shapes of their results; `end_recording` undoes what they did.
+void record(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
+  const auto& schema = operation.schema();
+  const size_t first = stack->size() - schema.arguments().size();
+  torch::jit::Stack arguments(stack->begin() + first, stack->end());
+  for (size_t i = 0; i < arguments.size(); i++) {
+    const auto* alias = schema.arguments()[i].alias_info();
+    if (alias && alias->isWrite())
+      each_tensor(arguments[i], [&](const at::Tensor& tensor) { if (on_device(tensor)) remember(tensor); });
+  }
+  compute(operation, stack);
+  torch::jit::Stack results(stack->end() - schema.returns().size(), stack->end());
+  graphs[recording].push_back({operation, std::move(arguments), std::move(results)});
+}
+
+void end_recording() {
+  for (const auto& [memory, before] : before_recording) memcpy(memory, before.second.data(), before.second.size());
+  before_recording.clear();
+  recording = 0;
+}
+
+void replay(const Operation& operation) {
+  torch::jit::Stack stack = operation.arguments;
+  compute(operation.handle, &stack);
+  const size_t first = stack.size() - operation.results.size();
+  for (size_t i = 0; i < operation.results.size(); i++) {
+    std::vector<at::Tensor> made, place;
+    each_tensor(stack[first + i], [&](const at::Tensor& tensor) { made.push_back(tensor); });
+    each_tensor(operation.results[i], [&](const at::Tensor& tensor) { place.push_back(tensor); });
+    for (size_t j = 0; j < made.size(); j++)
+      if (on_device(made[j]) && memory_of(made[j]) != memory_of(place[j]))
+        memcpy(memory_of(place[j]), memory_of(made[j]), place[j].storage().nbytes());
+  }
+}
+
+void run_on_cpu(const c10::OperatorHandle& operation, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const auto& schema = operation.schema();
+  const size_t first = stack->size() - schema.arguments().size();
+  const bool waits = check_and_count(schema, at::ArrayRef<c10::IValue>(stack->data() + first, stack->size() - first));
+  if (!recording) return compute(operation, stack);
+  TORCH_CHECK(!waits, "CUDA error: operation not permitted when stream is capturing (", schema.name(), ")");
+  record(operation, stack);
+}
+
 // ---- what takes no tensor of the device, or tensors of both ----
 
 at::Tensor& copy_(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
+  TORCH_CHECK(!recording || (on_device(to) && on_device(from)),
+              "CUDA error: operation not permitted when stream is capturing (a copy between the device and the CPU)");
+  if (recording) {
+    torch::jit::Stack stack{to, from, false};
+    record(c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", ""), &stack);
+    return to;
+  }
   if (on_device(to) && on_device(from))
     count("kernel aten::copy_");
   else if (on_device(to))
@@ -338,6 +412,27 @@ int64_t device_peak() { return peak; }
 int64_t device_refused() { return refused; }
 void device_reset_peak() { peak = allocated.load(); }
 void device_limit(int64_t bytes) { limit = bytes; }
+
+int64_t device_graph_begin() {
+  static int64_t last = 0;
+  graphs[++last];
+  return recording = last;
+}
+void device_graph_end() { end_recording(); }
+void device_graph_drop(int64_t graph) { graphs.erase(graph); }
+
+// What went wrong, or an empty text.
+const char* device_graph_replay(int64_t graph) {
+  static std::string text;
+  text.clear();
+  count("kernel graph");
+  try {
+    for (const auto& operation : graphs.at(graph)) replay(operation);
+  } catch (const std::exception& error) {
+    text = error.what();
+  }
+  return text.c_str();
+}
 
 // One line a count, "WHAT<tab>N"; then the counts begin again at 0.
 const char* device_counts() {

@@ -18,7 +18,10 @@ _library = ctypes.CDLL(str(library()))
 _library.device_counts.restype = ctypes.c_char_p
 for _reading in (_library.device_allocated, _library.device_reserved, _library.device_peak, _library.device_refused):
     _reading.restype = ctypes.c_int64
-_library.device_limit.argtypes = [ctypes.c_int64]
+_library.device_graph_begin.restype = ctypes.c_int64
+_library.device_graph_replay.restype = ctypes.c_char_p
+for _reading in (_library.device_limit, _library.device_graph_replay, _library.device_graph_drop):
+    _reading.argtypes = [ctypes.c_int64]
 
 sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # it looks for kernels of a real GPU
 
@@ -92,6 +95,29 @@ def counted() -> Iterator[Counts]:
         counts.waits += int(number) * (kind == "wait")
 
 
+class Graph:
+    """`torch.cuda.CUDAGraph` on the device."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def replay(self) -> None:
+        if failed := _library.device_graph_replay(self.number).decode():
+            raise RuntimeError(failed)
+
+    def __del__(self) -> None:
+        _library.device_graph_drop(self.number)
+
+
+@contextmanager
+def _recording(graph: Graph) -> Iterator[None]:
+    graph.number = _library.device_graph_begin()
+    try:
+        yield
+    finally:
+        _library.device_graph_end()
+
+
 def _statistics(device: object = None) -> dict[str, int]:
     return {"allocated_bytes.all.current": allocated(), "allocated_bytes.all.peak": peak()}
 
@@ -120,6 +146,8 @@ for _name, _answer in {
     "set_rng_state": lambda state, device=None: None,
     "manual_seed": lambda seed: None,
     "manual_seed_all": lambda seed: None,
+    "CUDAGraph": Graph,
+    "graph": _recording,
 }.items():
     setattr(torch.cuda, _name, _answer)
 

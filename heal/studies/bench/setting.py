@@ -19,7 +19,7 @@ from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.precision import resolve_dtype
-from heal.models.supported import check_supported
+from heal.models.supported import check_supported, record_steps
 from heal.randomness import generator
 from heal.run.student import build_accumulator
 from heal.steering.extract import extract_as
@@ -146,6 +146,7 @@ def loader(config: ModelConfig, device: torch.device) -> Callable[[], LanguageMo
     def load() -> LanguageModel:
         model = load_language_model(config, dtype, device)
         model.batching = batching_for(model)
+        record_steps(model)
         return model
 
     return load
@@ -156,7 +157,7 @@ def random_loader(name: str, like: LanguageModel, device: torch.device) -> Calla
 
     The first model is tried and the sizes of its passes are measured; the others take over what was found.
     """
-    found: list[tuple[Batching, bool, bool]] = []
+    found: list[tuple[Batching, bool, bool, bool]] = []
 
     def load() -> LanguageModel:
         with memory_told(f"while making random weights of {name}'s shape", "use a device with more memory"):
@@ -164,8 +165,9 @@ def random_loader(name: str, like: LanguageModel, device: torch.device) -> Calla
         made = LanguageModel(model, copy.copy(like.chat), name, like.end_ids, like.pad_id, like.config)
         if not found:
             check_supported(made)
-            found.append((batching_for(made), made.shares, made.pads))
-        batching, made.shares, made.pads = found[0]
+            record_steps(made)
+            found.append((batching_for(made), made.shares, made.pads, made.records))
+        batching, made.shares, made.pads, made.records = found[0]
         made.batching = replace(batching)
         return made
 
