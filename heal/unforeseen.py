@@ -12,6 +12,7 @@ from pathlib import Path
 
 from heal.errors import RoundError, UserError
 from heal.memory import memory_told
+from heal.parallel import Elsewhere
 from heal.versions import versions_line
 
 HERE = Path(__file__).resolve().parent
@@ -28,7 +29,7 @@ def tracebacks_into(folder: Path) -> Iterator[None]:
     try:
         with memory_told("in the run"):
             yield
-    except (UserError, RoundError, OSError, Unforeseen):
+    except (UserError, RoundError, OSError, Unforeseen, Elsewhere):
         raise
     except Exception as error:
         raise Unforeseen(kept(error, folder / TRACEBACKS)) from error

@@ -30,8 +30,8 @@ LOOSE = (
     "generation.tokens=24",
 )
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
     [
         *("torch", "transformers", "peft", "trl", "datasets", "wandb", "heal.loop", "heal.run.open"),
         *("heal.run.student", "heal.report.build", "heal.export.adapter", "heal.studies.comparison.show"),
@@ -63,7 +63,7 @@ def _child(words: list[str], out: str, err: str, place: str | None) -> None:
 
 def begin(words: Sequence[str], out: Path, err: Path, place: Path | None = None) -> BaseProcess:
     """Starts `heal WORDS` in the folder `place` (None: here); what it prints goes to `out` and `err`."""
-    process = _context.Process(target=_child, args=(list(words), str(out), str(err), place and str(place)))
+    process = context.Process(target=_child, args=(list(words), str(out), str(err), place and str(place)))
     process.start()
     return process
 

@@ -110,12 +110,13 @@ def test_accelerate_launch_takes_the_same_words() -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_several_processes_are_refused_in_one_line_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(["train", "recipe=smoke"], "2 processes were launched")
-    monkeypatch.setenv("RANK", "1")
-    done = heal("train", "recipe=smoke")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+def test_a_command_of_one_process_refuses_several_in_one_line_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank, said in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        done = heal("report", "run=runs/none")
+        assert (done.returncode, done.stdout, done.stderr.count("2 processes were launched")) == (2, "", said)
+        assert done.stderr.count("\n") == said
 
 
 def test_a_mistake_is_one_line_with_a_hint_and_nothing_is_written(tmp_path) -> None:

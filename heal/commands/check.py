@@ -11,7 +11,6 @@ from heal.counts import refuse_missing_prompts, refuse_more_than
 from heal.environment import quiet_libraries
 from heal.errors import RoundError, UserError, nearest
 from heal.guard import command
-from heal.launcher import one_process
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe
 from heal.run.open import default_name, open_model
@@ -52,7 +51,6 @@ def check(words: Sequence[str]) -> None:
     """Measures, prints what was found and what is amiss, and writes both; RoundError where a run is pointless."""
     own, others = split_words(Options, words)
     options, recipe = read_options(Options, own), load_recipe(others)
-    one_process()
     plan_words = methods(options.methods, recipe.steer.method), bands(options.bands, recipe.steer)
     trait = trait_of(recipe)
     refuse_missing_prompts(recipe, trait)

@@ -15,7 +15,6 @@ from heal.counts import COUNTS, STUDY_COUNTS, refuse_missing_prompts, refuse_mis
 from heal.environment import deterministic_kernels, quiet_libraries, usable_cores
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
-from heal.launcher import one_process
 from heal.options import output_path, resolve_device
 from heal.recipe import find_file, to_mapping
 from heal.records import read_records
@@ -48,7 +47,6 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         UserError: see `check_settings`, `trait_of`, `load_language_model`, `fitting`, `RunFolder.refuse_other`;
             nothing has been written then.
     """
-    one_process()
     require_trackers(recipe.tracking.to)
     trait = trait_of(recipe)
     asked = recipe.evaluation
@@ -130,7 +128,6 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     Raises:
         UserError: see `trait_of`, `load_language_model` and `fitting`.
     """
-    one_process()
     trait, compute = trait_of(recipe), recipe.compute
     quiet_libraries(downloads=recipe.model.name != "embedded")
     import torch

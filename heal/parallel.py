@@ -1,0 +1,382 @@
+"""Several processes that compute one run: rows are dealt out, the first alone writes and speaks, all end together.
+
+Every process runs the same program on the same inputs. Where rows become numbers, `over_rows` has each process compute
+its share and gives everybody the results of all; where there is one process, all of them are its share. Whatever
+touches the run folder is done `by_first`. An error in either is raised in every process. Nothing here imports torch
+until there are several processes.
+
+What travels is announced before it is sent, so that processes that have parted company notice it: they end, and do
+not wait for each other.
+"""
+
+import io
+import os
+import pickle
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import wraps
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from heal.errors import RoundError, UserError
+from heal.launcher import Launched, on_cpu
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributed import ProcessGroup, Store
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+JOINING = timedelta(minutes=5)  # until every process that was announced is there
+_WAITING = timedelta(days=7)  # for a process that uploads, or has more to compute
+_SPOKEN, _OVER = "spoken", "over"  # keys of the store
+_LINGER = 2.0  # seconds
+
+
+class Lost(RoundError):
+    """Another process has ended, and nobody knows why."""
+
+
+class Elsewhere(Exception):
+    """An error that another process has, and tells."""
+
+
+@dataclass
+class _World:
+    """The processes of this run.
+
+    Attributes:
+        this: which of them this one is.
+        store: of keys that all of them see.
+        control: gloo, for what is small: nobody waits inside a GPU's collective for a process that has failed.
+        alone: whether this process computes by itself, so that nothing is dealt out.
+        sent: bytes that it handed over to the others.
+    """
+
+    this: Launched
+    store: "Store"
+    control: "ProcessGroup"
+    alone: bool = False
+    sent: int = 0
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of a piece of work: a value or an error, and in which process."""
+
+    rank: int
+    value: Any = None
+    error: Exception | None = None
+
+
+@dataclass
+class _State:
+    world: _World | None = field(default=None)
+
+
+_STATE = _State()
+
+
+def start(this: Launched, joining: timedelta = JOINING) -> None:
+    """Joins the other processes that the launcher started; nothing where there is one.
+
+    A process on a machine with GPUs takes the one of its local rank, unless the launcher asks for CPUs.
+
+    Raises:
+        UserError: they are not all there within `joining`, or are more than there are GPUs.
+    """
+    if this.size == 1:
+        return
+    import torch
+    from torch import distributed as dist
+
+    gpus = 0 if on_cpu() else torch.cuda.device_count()
+    if 0 < gpus < this.local_size:
+        raise UserError(
+            f"{this.local_size} processes were launched on a machine with {gpus} GPUs; start as many as there are GPUs"
+        )
+    if gpus:
+        torch.cuda.set_device(this.local_rank)
+    try:
+        store, _, _ = next(dist.rendezvous("env://", this.rank, this.size, timeout=joining))
+        store = dist.PrefixStore("heal", store)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            store=store,
+            rank=this.rank,
+            world_size=this.size,
+            timeout=joining,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"{this.size} processes were announced (WORLD_SIZE), but did not find each other within "
+            f"{joining.total_seconds():g} s ({_first_line(error)}); start them all with torchrun or accelerate launch"
+        ) from error
+    world = _World(this, store, dist.new_group(backend="gloo", timeout=_WAITING))
+    _STATE.world = world
+    together(lambda: None)
+
+
+def finish() -> None:
+    """Parts from the other processes, all of which have come to their end."""
+    if _STATE.world is None:
+        return
+    from torch import distributed as dist
+
+    together(lambda: None)
+    _STATE.world = None
+    dist.destroy_process_group()
+
+
+def size() -> int:
+    """How many processes there are."""
+    return 1 if _STATE.world is None else _STATE.world.this.size
+
+
+def here() -> int:
+    """How many of them are on this machine."""
+    return 1 if _STATE.world is None else _STATE.world.this.local_size
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return 0 if _STATE.world is None else _STATE.world.this.rank
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return rank() == 0
+
+
+def sent() -> int:
+    """Bytes that this process has handed over to the others so far."""
+    return 0 if _STATE.world is None else _STATE.world.sent
+
+
+def speaks() -> bool:
+    """Whether this process says why all of them end: the first that asks does."""
+    world = _STATE.world
+    if world is None:
+        return True
+    try:
+        return bool(world.store.add(_SPOKEN, 1) == 1)
+    except RuntimeError:  # the store ended with the process that held it, the first
+        return world.this.rank == 1
+
+
+def part() -> None:
+    """Called before a process ends early: the first, if it holds the store, waits a moment for those that ask it."""
+    world = _STATE.world
+    if world is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    until = time.monotonic() + _LINGER
+    with suppress(RuntimeError):
+        over = world.store.add(_OVER, 1)
+        while world.this.rank == 0 and over < world.this.size and time.monotonic() < until:
+            time.sleep(0.02)
+            over = world.store.add(_OVER, 0)
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """What `work` returns in every process, in the order of their ranks, in every process; tensors come to the CPU.
+
+    Nothing inside `work` is dealt out.
+
+    Raises:
+        Exception: the first error of any process. What only its process can tell is an `Elsewhere` in the others.
+        Lost: a process ended meanwhile.
+    """
+    world = _shared()
+    if world is None:
+        return [work()]
+    return _settled(world, _gathered(world, _attempt(world, work)))
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """What `work` returns in the first process, which alone does it; see `together`."""
+    world = _shared()
+    if world is None:
+        return work()
+    outcome = _attempt(world, work) if world.this.rank == 0 else None
+    value: T = _settled(world, [_from_first(world, outcome)])[0]
+    return value
+
+
+def first_alone(function: Callable[P, T]) -> Callable[P, T]:
+    """The function as the first process alone calls it; the others get what it returns, or its error."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        return by_first(lambda: function(*args, **kwargs))
+
+    return called
+
+
+def local_first(work: Callable[[], T]) -> T:
+    """What `work` returns here; one process of each machine does it before the others, which find its files there."""
+    world = _shared()
+    if world is None:
+        return work()
+    found: list[T] = []
+    for turn in (True, False):
+        mine = (world.this.local_rank == 0) == turn
+        together(lambda mine=mine: found.append(work()) if mine else None)  # type: ignore[misc]
+    return found[0]
+
+
+def over_rows(count: int, work: Callable[[range], Sequence[T]]) -> list[T]:
+    """What `work` returns for all of `count` rows, each process given a contiguous share of them.
+
+    Args:
+        count: of rows.
+        work: a share of them -> one result a row; may be asked for any share but an empty one. Nothing inside it is
+            dealt out.
+    """
+    if _shared() is None:
+        return list(work(range(count))) if count else []
+    share = shares(count, size())[rank()]
+    parts = together(lambda: list(work(share)) if share else [])
+    return [result for part in parts for result in part]
+
+
+def shares(count: int, parts: int) -> list[range]:
+    """`count` rows in so many contiguous parts, the first of which have one more where they do not divide."""
+    least, more = divmod(count, parts)
+    starts = [part * least + min(part, more) for part in range(parts + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]
+
+
+def summed(tensors: Sequence["Tensor"]) -> None:
+    """Makes each tensor the sum of what it is in all processes, in place; all of one dtype and on one device.
+
+    Every process must get here: see that none has failed first (`together`).
+    """
+    world = _shared()
+    if world is None or not tensors:
+        return
+    import torch
+    from torch import distributed as dist
+
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    with _others_there():
+        dist.all_reduce(flat)
+    world.sent += flat.numel() * flat.element_size()
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def _shared() -> _World | None:
+    """The processes, where work is dealt out now; None where this one computes by itself."""
+    world = _STATE.world
+    return None if world is None or world.alone else world
+
+
+def _attempt(world: _World, work: Callable[[], Any]) -> _Outcome:
+    world.alone = True
+    try:
+        return _Outcome(world.this.rank, work())
+    except Exception as error:
+        return _Outcome(world.this.rank, error=error)
+    finally:
+        world.alone = False
+
+
+def _settled(world: _World, outcomes: Sequence[_Outcome]) -> list[Any]:
+    """The values; raises the first error, which its own process raises with its traceback."""
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return [outcome.value for outcome in outcomes]
+
+
+def _gathered(world: _World, mine: _Outcome) -> list[_Outcome]:
+    """The outcomes of all processes; its own is the very one that was given."""
+    import torch
+    from torch import distributed as dist
+
+    content = _packed(mine)
+    lengths = _announced(world, "together", len(content))
+    padded = torch.zeros(max(lengths), dtype=torch.uint8)
+    padded[: len(content)] = torch.frombuffer(content, dtype=torch.uint8)
+    received = [torch.empty_like(padded) for _ in lengths]
+    with _others_there():
+        dist.all_gather(received, padded, group=world.control)
+    world.sent += len(content)
+    return [
+        mine if number == world.this.rank else _unpacked(bytes(each[:length].numpy()))
+        for number, (each, length) in enumerate(zip(received, lengths, strict=True))
+    ]
+
+
+def _from_first(world: _World, outcome: _Outcome | None) -> _Outcome:
+    import torch
+    from torch import distributed as dist
+
+    content = bytearray() if outcome is None else _packed(outcome)
+    length = _announced(world, "by_first", len(content))[0]
+    buffer = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(length, dtype=torch.uint8)
+    with _others_there():
+        dist.broadcast(buffer, 0, group=world.control)
+    world.sent += len(content)
+    return _unpacked(bytes(buffer.numpy())) if outcome is None else outcome
+
+
+def _announced(world: _World, kind: str, length: int) -> list[int]:
+    """How many bytes each process is about to send; all must be about to do the same."""
+    import torch
+    from torch import distributed as dist
+
+    mine = torch.tensor([zlib.crc32(kind.encode()), length])
+    received = [torch.empty_like(mine) for _ in range(world.this.size)]
+    with _others_there():
+        dist.all_gather(received, mine, group=world.control)
+    kinds, lengths = zip(*(each.tolist() for each in received), strict=True)
+    assert len(set(kinds)) == 1, f"{kind}: another process does something else; they have parted company"
+    return list(lengths)
+
+
+@contextmanager
+def _others_there() -> Iterator[None]:
+    """Turns a broken connection into `Lost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost("another process of this run ended without a word (killed, perhaps for memory).") from error
+
+
+def _packed(outcome: _Outcome) -> bytearray:
+    """The outcome as bytes, tensors without what else their storage holds."""
+    if outcome.error is not None and not isinstance(outcome.error, UserError | RoundError | OSError):
+        outcome = _Outcome(outcome.rank, error=Elsewhere(f"in process {outcome.rank}"))
+    import torch
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return NotImplemented
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            return _tensor, (flat.view(torch.uint8).numpy().tobytes(), flat.dtype, tuple(value.shape))
+
+    file = io.BytesIO()
+    Pickler(file, pickle.HIGHEST_PROTOCOL).dump(outcome)
+    return bytearray(file.getbuffer())
+
+
+def _unpacked(content: bytes) -> _Outcome:
+    outcome: _Outcome = pickle.loads(content)  # from a process of this run
+    return outcome
+
+
+def _tensor(content: bytes, dtype: Any, shape: tuple[int, ...]) -> "Tensor":
+    import torch
+
+    return torch.frombuffer(bytearray(content), dtype=dtype).view(shape) if content else torch.empty(shape, dtype=dtype)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
