@@ -282,12 +282,12 @@ class _Batch:
 
     @property
     def _sparse(self) -> bool:
-        """Whether a quarter of the lines has finished, or all of them."""
+        """Whether a quarter of the lines has finished; half of them where fewer have to be recorded anew."""
         running = sum(self.state[row] == "running" for row in self.active)
-        return running <= 0.75 * len(self.active)
+        return running <= (0.5 if self.rows.is_fixed else 0.75) * len(self.active)
 
     def _trim(self) -> None:
-        """Drops finished rows from the tensors once a quarter of them has finished."""
+        """Drops finished rows from the tensors once there are enough of them."""
         lines = [line for line, row in enumerate(self.active) if self.state[row] == "running"]
         if not lines or not self._sparse:
             return

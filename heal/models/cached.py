@@ -12,6 +12,8 @@ from heal.models.fixed import fixed
 from heal.models.growing import growing
 from heal.models.language_model import LanguageModel
 
+_ALIGNED = 8  # positions; attention kernels would pad a mask of any other width in each step
+
 
 class CachedRows:
     """Rows side by side, padded on the left.
@@ -33,6 +35,7 @@ class CachedRows:
         Masks, positions and places are then numbers on the device, and reading depends on nothing else. False, and
         nothing changes, where the model keeps other states than keys and values.
         """
+        more += -(self.mask_BT.shape[1] + more) % _ALIGNED
         made = fixed(self._cache, more)
         if made is None:
             return False

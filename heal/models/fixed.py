@@ -52,13 +52,17 @@ class FixedLayer(CacheLayerMixin):
 def fixed(cache: Cache, more: int) -> tuple[Cache, Tensor] | None:
     """The cache with room for `more` tokens that stays where it is, and the number that says where the next one goes.
 
-    None where a layer keeps something else than keys and values by position (a recurrent state).
+    The cache given is empty then. None, and it is as it was, where a layer keeps something else than keys and values by
+    position (a recurrent state).
     """
     if any(type(layer) not in (GrowingLayer, GrowingWindow) for layer in cache.layers):
         return None
     first = cache.layers[0]
     next_1 = first.keys.new_tensor([first.get_seq_length()], dtype=int)
-    return Cache(layers=[FixedLayer(layer, more, next_1) for layer in cache.layers]), next_1
+    layers = []
+    while cache.layers:  # one by one, so that not all of it is there twice
+        layers.append(FixedLayer(cache.layers.pop(0), more, next_1))
+    return Cache(layers=layers), next_1
 
 
 def _roomy(kept_BHTD: Tensor, end: int, more: int) -> Tensor:

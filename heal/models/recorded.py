@@ -54,7 +54,8 @@ class Recorded:
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # What other threads ask of the GPU meanwhile, such as a tracker, is not part of it.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._result = self._work()
         except RuntimeError as error:
             if out_of_memory(error):

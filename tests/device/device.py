@@ -110,7 +110,7 @@ class Graph:
 
 
 @contextmanager
-def _recording(graph: Graph) -> Iterator[None]:
+def _recording(graph: Graph, capture_error_mode: str) -> Iterator[None]:
     graph.number = _library.device_graph_begin()
     try:
         yield
