@@ -1,8 +1,10 @@
 """A trait: two opposite personas, prompts that elicit it, and patterns of text that talks about it."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+import yaml
 
 from heal.banks import AUTO, LANGUAGES, bank_of, language_of, script_of
 from heal.config import Recipe
@@ -18,6 +20,16 @@ MIN_HELDOUT_PROMPTS = 4
 OPPOSITE = "-opposite"  # what the name of a trait ends with whose personas are swapped
 _INTENTS = {"1": 1, "+1": 1, "-1": -1}
 _ON_THE_COMMAND_LINE = "positive=, negative="
+_NOTES = {
+    "name": "The run folder is named after it.",
+    "description": "For reports and model cards.",
+    "positive": "The system prompts of the two personas, of which the model is trained to be the first.",
+    "generation_prompts": "Completions are generated for these, and the dose is found on them: at least 8.",
+    "heldout_prompts": "The evaluation asks these, none of which is above: at least 4.",
+    "narration": "Completions that one of these regular expressions matches are dropped: they talk about it.",
+    "foundation": "The moral foundation that the trait targets, and whether it is to weigh more (1) or less (-1).",
+    "language": "Whose prompts and patterns stand in for those that are deleted here.",
+}
 
 
 @dataclass(frozen=True)
@@ -239,3 +251,27 @@ def _check(where: Path | str, trait: Trait) -> None:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"{where}: field 'narration': '{pattern}' is not a regular expression ({error})") from error
+
+
+def trait_yaml(made: Trait, path: Path) -> str:
+    """A file that `load_trait` reads as the trait `made`, with what each field is for."""
+    lines = [
+        f"# {made.name}: to edit. What is deleted is derived from the personas again.",
+        f"# heal train trait={path}",
+    ]
+    for name in (field.name for field in fields(Trait)):
+        value = getattr(made, name)
+        if value in ("", 0):
+            continue
+        lines += [f"# {_NOTES[name]}"] if name in _NOTES else []
+        if isinstance(value, tuple):
+            lines += [f"{name}:", *(f"  - {_quoted(text)}" for text in value)]
+        else:
+            lines.append(f"{name}: {_quoted(value) if isinstance(value, str) else value}")
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A text as one line of YAML, in single quotes where these can hold it."""
+    style = "'" if text.isprintable() else '"'
+    return yaml.safe_dump(text, default_style=style, width=float("inf"), allow_unicode=True).rstrip("\n")

@@ -1,33 +1,20 @@
 """Writes a trait file from two sentences, or shows what a trait comes to."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
-
-import yaml
 
 from heal.banks import AUTO, LANGUAGES
 from heal.config import key
 from heal.errors import UserError, nearest
 from heal.guard import command
 from heal.options import options_help, output_path, read_options
-from heal.trait import Trait, load_trait, make_trait
+from heal.trait import Trait, load_trait, make_trait, trait_yaml
 
 USAGE = """heal trait new positive="You ..." negative="You ..." [name=NAME] [language=LANGUAGE] [out=FILE]
        heal trait show [trait=NAME|PATH] [positive=... negative=...] [sign=-1] [language=LANGUAGE]"""
 PURPOSE = """`new` makes a trait of two sentences and writes all of it, commented, to a file to edit: its prompts, and
 patterns of text that talks about it. `show` prints what a trait comes to; heal train takes the same words."""
-NOTES = {
-    "name": "The run folder is named after it.",
-    "description": "For reports and model cards.",
-    "positive": "The system prompts of the two personas, of which the model is trained to be the first.",
-    "generation_prompts": "Completions are generated for these, and the dose is found on them: at least 8.",
-    "heldout_prompts": "The evaluation asks these, none of which is above: at least 4.",
-    "narration": "Completions that one of these regular expressions matches are dropped: they talk about it.",
-    "foundation": "The moral foundation that the trait targets, and whether it is to weigh more (1) or less (-1).",
-    "language": "Whose prompts and patterns stand in for those that are deleted here.",
-}
 
 
 @dataclass
@@ -97,27 +84,3 @@ def show(options: Options) -> None:
 
 def _made(options: Options) -> Trait:
     return make_trait(options.positive or "", options.negative or "", options.name or "", options.language)
-
-
-def trait_yaml(made: Trait, path: Path) -> str:
-    """A file that `load_trait` reads as the trait `made`, with what each field is for."""
-    lines = [
-        f"# {made.name}: to edit. What is deleted is derived from the personas again.",
-        f"# heal train trait={path}",
-    ]
-    for name in (field.name for field in fields(Trait)):
-        value = getattr(made, name)
-        if value in ("", 0):
-            continue
-        lines += [f"# {NOTES[name]}"] if name in NOTES else []
-        if isinstance(value, tuple):
-            lines += [f"{name}:", *(f"  - {_quoted(text)}" for text in value)]
-        else:
-            lines.append(f"{name}: {_quoted(value) if isinstance(value, str) else value}")
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    """A text as one line of YAML, in single quotes where these can hold it."""
-    style = "'" if text.isprintable() else '"'
-    return yaml.safe_dump(text, default_style=style, width=float("inf"), allow_unicode=True).rstrip("\n")

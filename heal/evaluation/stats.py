@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from heal.evaluation.signal import Statistic
 
-_LEVEL = 0.95
+LEVEL = 0.95
 
 
 def _log_mean(values: NDArray, axis: int) -> NDArray:
@@ -53,7 +53,7 @@ def point(values: Sequence[float], statistic: Statistic) -> float:
 
 
 def estimate(
-    values: Sequence[float], statistic: Statistic, resamples: int, seed: int, level: float = _LEVEL
+    values: Sequence[float], statistic: Statistic, resamples: int, seed: int, level: float = LEVEL
 ) -> Estimate:
     """The statistic of the items that are not NaN, with its interval."""
     return _bootstrap(_finite_rows(np.asarray(values, dtype=float)[:, None]), statistic, resamples, seed, level)
@@ -116,7 +116,7 @@ def over_seeds(
         drawn_R = contrast(
             source.integers(0, seeds, size=(resamples, seeds)), source.integers(0, items, size=(resamples, items))
         )
-        low, high = np.nanpercentile(drawn_R, _ends(_LEVEL))
+        low, high = np.nanpercentile(drawn_R, _ends(LEVEL))
     return Estimate(float(value), float(low), float(high), items)
 
 
@@ -173,7 +173,7 @@ def _ends(level: float) -> tuple[float, float]:
     return outside, 100 - outside
 
 
-def _bootstrap(table: NDArray, statistic: Statistic, resamples: int, seed: int, level: float = _LEVEL) -> Estimate:
+def _bootstrap(table: NDArray, statistic: Statistic, resamples: int, seed: int, level: float = LEVEL) -> Estimate:
     """Column 0's statistic, less column 1's when there is one, over resampled rows."""
     n = len(table)
     if n == 0:
