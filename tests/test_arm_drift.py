@@ -14,7 +14,7 @@ from heal.progress import silent
 from heal.records import record_bytes
 from heal.report.results import read_results
 from heal.report.tables import round_table
-from heal.steps.drift import EVERY, Drift
+from heal.steps.drift import EVERY, POSITIONS, Drift
 from tests.finished import round_metrics
 from tests.reported import plain, rewrite, write_run
 from tests.students import student
@@ -29,7 +29,7 @@ def completion(index: int, ids: tuple[int, ...]) -> Completion:
 def test_drift_is_both_divergences_of_every_other_text_per_position(tiny_folder: Path):
     """Against logits that were computed text by text, without the batched scorer."""
     model, accumulator = student(tiny_folder, torch.float32, rounds=2)
-    rows = [completion(index, ids) for index, ids in enumerate(((3, 4, 6), (8,), (), (9, 2), (7, 7, 3, 5)))]
+    rows = [completion(index, ids) for index, ids in enumerate(((3, 4, 6) * 6, (8,), (), (9, 2), (7, 7, 3, 5)))]
     found = Drift(model, accumulator, rows, []).compute(silent).figures
     scored = [row for row in rows if row.ids][::EVERY]
     assert len(scored) == 2
@@ -50,7 +50,16 @@ def test_drift_is_both_divergences_of_every_other_text_per_position(tiny_folder:
             assert value == pytest.approx(float(expected), rel=1e-3), name
         assert spread.n == sum(len(row.ids) for row in scored)
         assert spread.max > 1e-3
+        for stretch in found.by_position["completions"] if name == "kl_rev" else ():
+            rows_N = kl_N.split([len(row.ids) for row in scored])
+            here_N = torch.cat([row_N[stretch.first - 1 : stretch.last] for row_N in rows_N])
+            assert stretch.n == len(here_N)
+            for value, expected in ((stretch.mean, here_N.mean()), (stretch.p95, here_N.quantile(0.95))):
+                assert value == pytest.approx(float(expected), rel=1e-3)
+    stretches = [(stretch.first, stretch.last) for stretch in found.by_position["completions"]]
+    assert stretches == [(1, POSITIONS), (POSITIONS + 1, 2 * POSITIONS), (2 * POSITIONS + 1, 18)]
     assert found.answers == {}
+    assert "answers" not in found.by_position
     told = round_values(replace(round_metrics(0), drift=found))
     assert told["drift/completions/kl_rev_rmse"] == found.completions["kl_rev"].rmse
     assert not [name for name in told if name.startswith("drift/answers")]
@@ -61,7 +70,7 @@ def test_what_was_not_measured_is_never_printed_as_a_number(tmp_path: Path):
     folder = write_run(tmp_path / "run", rounds=1)
     before = RoundMetrics.load(folder.round(0))
     old = TrainingFigures(1.7, 1.6, 0.0, 0.0, 0.0, validation_ce=1.55, validation_D=0.0)
-    rewrite(folder, METRICS, record_bytes(RoundMetrics(**(vars(before) | {"training": old}))))
+    rewrite(folder, METRICS, record_bytes(replace(before, training=old, drift=None)))
     results = read_results(folder)
     read = results.last.metrics.training
     assert (read.loss, read.validation_ce) == (1.7, 1.55)

@@ -101,16 +101,30 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class PositionSpread:
+    """KL(student || base) at the `n` positions of some texts from `first` to `last`, counted from 1; nats."""
+
+    first: int
+    last: int
+    mean: float
+    p95: float
+    n: int
+
+
+@dataclass(frozen=True)
 class DriftFigures:
     """How far the healed student is from base, in the same way whatever it was trained with (docs/method.md, Drift).
 
     Attributes:
         completions: on kept completions, by divergence: kl_fwd is KL(base || student), kl_rev KL(student || base).
         answers: the same on the healed student's answers to the held-out prompts.
+        by_position: kl_rev along the texts, by their name (`completions`, `answers`); empty in a run of a version that
+            did not measure it.
     """
 
     completions: dict[str, Spread] = field(default_factory=dict)
     answers: dict[str, Spread] = field(default_factory=dict)
+    by_position: dict[str, tuple[PositionSpread, ...]] = field(default_factory=dict)
 
     @property
     def said(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from heal.accumulator import Accumulator
-from heal.evaluation.metrics import DriftFigures, Spread
+from heal.evaluation.metrics import DriftFigures, PositionSpread, Spread
 from heal.evaluation.results import Answer
 from heal.generation.collect import Completion
 from heal.models.language_model import LanguageModel
@@ -18,6 +18,7 @@ from heal.run.step import Step
 from heal.scoring import completion_states, token_divergences_both_ways
 
 FIGURES = "drift.json"
+POSITIONS = 8  # of a text that one figure of its drift by position speaks of
 EVERY = 2  # completions and answers, of which one is scored: the two passes stay within 5 % of a round
 
 
@@ -53,10 +54,16 @@ class Drift(Step[Drifted]):
     load = staticmethod(Drifted.load)
 
     def compute(self, progress: Progress) -> Drifted:
-        return Drifted(DriftFigures(self._spreads(self.kept), self._spreads(self.answers)))
+        texts = {"completions": self._divergences(self.kept), "answers": self._divergences(self.answers)}
+        spreads = {
+            name: {divergence: spread(torch.cat(rows)) for divergence, rows in found.items()}
+            for name, found in texts.items()
+        }
+        by_position = {name: along(found["kl_rev"]) for name, found in texts.items() if found}
+        return Drifted(DriftFigures(**spreads, by_position=by_position))
 
-    def _spreads(self, texts: Sequence[Completion] | Sequence[Answer]) -> dict[str, Spread]:
-        """By divergence; empty where no text has tokens."""
+    def _divergences(self, texts: Sequence[Completion] | Sequence[Answer]) -> dict[str, list[torch.Tensor]]:
+        """Each divergence at the positions of every text that is scored; empty where no text has tokens."""
         scored = [text for text in texts if text.ids][::EVERY]
         if not scored:
             return {}
@@ -66,7 +73,7 @@ class Drift(Step[Drifted]):
         with self.accumulator.base():
             base = completion_states(self.language_model, prompts, ids)
         reverse, forward = token_divergences_both_ways(self.language_model, student, base)
-        return {"kl_fwd": spread(torch.cat(forward)), "kl_rev": spread(torch.cat(reverse))}
+        return {"kl_fwd": forward, "kl_rev": reverse}
 
     def finding(self, artifact: Drifted) -> str:
         return artifact.figures.said
@@ -82,3 +89,14 @@ def spread(kl_N: torch.Tensor) -> Spread:
         float(kl_N.max()),
         len(kl_N),
     )
+
+
+def along(rows: Sequence[torch.Tensor]) -> tuple[PositionSpread, ...]:
+    """Of a divergence at the positions of each text, nats: by stretches of POSITIONS, as far as any text goes."""
+    found = []
+    for start in range(0, max(map(len, rows)), POSITIONS):
+        parts = [kl_N[start : start + POSITIONS] for kl_N in rows]
+        here = spread(torch.cat(parts))
+        last = start + max(map(len, parts))
+        found.append(PositionSpread(start + 1, last, here.mean, here.p95, here.n))
+    return tuple(found)
