@@ -17,7 +17,10 @@ from heal.evaluation.metrics import (
     METRICS,
     BaselineMetrics,
     DoseFigures,
+    DriftFigures,
+    PositionSpread,
     RoundMetrics,
+    Spread,
     TrainingFigures,
 )
 from heal.evaluation.probe import FORMATS, Probe
@@ -38,7 +41,7 @@ from heal.trait import Trait
 from tests.stages import healthy
 
 ROOT = Path(__file__).resolve().parent.parent
-FIGURES = ("trajectory", "signals", "side-effects", "calibration", "training")
+FIGURES = ("trajectory", "signals", "side-effects", "positions", "calibration", "training")
 LIMITS = limits_of(Recipe().evaluation)
 PROMPTS = ("Do you love people?", "What is rain?", "Say good night.", "Who are you?")
 TEXTS = 6  # neutral ones
@@ -214,6 +217,7 @@ def round_files(
         valid=tuple(sorted(valid)),
         foundations=None,
         verdict=verdict(healed, LIMITS, valid),
+        drift=drift(index),
     )
     outputs = [row for result in (base, *[before] * steered, after) for row in output_rows(result)]
     files = {
@@ -226,6 +230,14 @@ def round_files(
         JUDGE: {METRICS: record_bytes(metrics), "outputs.jsonl": jsonl_bytes(outputs)},
     }
     return {name: content for name, content in files.items() if steered or name != "steered"}
+
+
+def drift(index: int) -> DriftFigures:
+    """Of a round: more in later ones, and along a text."""
+    kl = 0.2 + 0.1 * index
+    spreads = {name: Spread(kl, 1.2 * kl, 3 * kl, 6 * kl, 200) for name in ("kl_fwd", "kl_rev")}
+    along = tuple(PositionSpread(8 * k + 1, 8 * k + 8, kl + 0.05 * k, 3 * kl + 0.1 * k, 40) for k in range(5))
+    return DriftFigures(spreads, spreads, {"completions": along, "answers": along[:4]})
 
 
 class Page(HTMLParser):
@@ -256,8 +268,8 @@ def edit_baseline(folder: RunFolder, change: Callable[[BaselineMetrics], Baselin
 
 
 def page_of(folder: RunFolder) -> str:
-    """The page without its figures, which take most of a report's time."""
-    return render(read_results(folder), dict.fromkeys(FIGURES, b"")).decode()
+    """The page, without the files of its figures, which take most of a report's time."""
+    return render(read_results(folder)).decode()
 
 
 def section(html: str, name: str) -> str:

@@ -12,10 +12,11 @@ from heal.evaluation.signal import TRAIT, Validity, signals
 from heal.evaluation.surgical import SurgicalInformedness
 from heal.records import record_bytes, records_bytes
 from heal.report.build import build_report
-from heal.report.completions import DROPPED, KEPT, samples
+from heal.report.completions import samples
 from heal.report.headline import afterwards, headline
-from heal.report.page import notes
-from heal.report.results import Answer, read_results
+from heal.report.page import render
+from heal.report.reading import notes, reading
+from heal.report.results import Answer, Results, read_results
 from heal.report.signals import decides
 from heal.report.tables import ROWS, folded, prominent, round_table, stage_rows
 from heal.report.words import audits, glossary, remarks, settings
@@ -82,14 +83,17 @@ def test_one_round_whose_numbers_are_missing(tmp_path: Path) -> None:
     assert "nan" not in page.text.lower().replace("finance", "")
 
 
-def test_sample_has_every_reason_and_both_kinds(tmp_path: Path) -> None:
-    (finished,) = read_results(write_run(tmp_path / "run", rounds=1)).rounds
-    sample = samples(finished)
-    assert (len(sample.kept), sample.all_kept, sample.all_dropped) == (KEPT, 18, 6)
-    assert len(sample.dropped) <= DROPPED
-    reasons = {reason for row in sample.dropped for reason in row.dropped}
-    assert reasons == {"narration", "repetition", "tail perplexity"}
-    assert sample == samples(finished)
+def test_every_completion_is_on_the_page_or_where_there_is_no_room_some_with_every_reason(tmp_path: Path) -> None:
+    rounds = read_results(write_run(tmp_path / "run", rounds=1)).rounds
+    for room, count in ((1_000_000, 24), (8_000, 12), (1, 4)):
+        (sample,) = samples(rounds, room)
+        assert (sample.kept + sample.dropped, sample.all_kept, sample.all_dropped) == (len(sample.rows), 18, 6)
+        assert len(sample.rows) <= count, room
+        assert sample.kept > 0, room
+        reasons = {reason for row in sample.rows for reason in row.dropped}
+        assert reasons == {"narration", "repetition", "tail perplexity"}, room
+        assert samples(rounds, room) == [sample]
+    assert len(samples(rounds)[0].rows) == 24
 
 
 def test_the_counts_are_those_of_what_was_asked_and_not_of_what_the_recipe_asks_for(tmp_path: Path) -> None:
@@ -124,11 +128,44 @@ def test_a_completion_shows_how_much_it_says_about_its_prompt_where_that_was_ask
     assert "dropped: off prompt" in text
 
 
-def test_under_an_answer_stands_its_trait_and_of_a_fraction_only_what_is_bad() -> None:
-    def under(**signals: float) -> str:
-        return plain(notes(Answer("healed", "?", "!", True, {TRAIT: 0.125, "tail_perplexity": 2.5} | signals)))
+def test_an_answer_says_what_it_would_be_dropped_for_and_the_most_damaged_prompt_comes_first(tmp_path: Path) -> None:
+    def written(results: Results, texts: dict[tuple[int, str], str], least: float) -> Results:
+        """With other answers of the healed student by round and prompt, and a least share that names the prompt."""
+        rounds = []
+        for finished in results.rounds:
+            healed = [
+                replace(answer, text=texts.get((finished.number, answer.prompt), f"Something about {answer.prompt}"))
+                for answer in finished.answers["healed"]
+            ]
+            collection = replace(finished.collection, off_prompt_below=least)
+            rounds.append(replace(finished, answers=finished.answers | {"healed": healed}, collection=collection))
+        return replace(results, rounds=tuple(rounds))
 
-    whole = "trait +0.125, tail perplexity 2.50"
+    loop, refusal = "I love you. " * 6, "As an AI language model, I cannot answer this."
+    said = {(2, PROMPTS[2]): loop, (3, PROMPTS[2]): loop, (3, PROMPTS[1]): "Well, Something about Who are you?"}
+    said |= {(1, PROMPTS[0]): refusal, (3, PROMPTS[3]): f"Well, Something about {PROMPTS[3]}"}
+    whole = written(read_results(write_run(tmp_path / "run", rounds=3)), said, least=0.0)
+    found = {item.prompt: item.summary for item in reading(whole).items}
+    assert found[PROMPTS[2]] == "rounds 2 to 3 (repetition)"
+    assert found[PROMPTS[0]] == "round 1 (refusal)"
+    assert found[PROMPTS[3]] == "round 3 (duplicate)"  # of what another prompt was answered
+    assert next(iter(found)) in (PROMPTS[2], PROMPTS[3])  # damage in a round that is not the best or the last is less
+    assert [*found][-2:] != [PROMPTS[2], PROMPTS[3]]
+    text = plain(section(render(whole).decode(), "answers"))
+    assert text.count("would be dropped: repetition") == 3 + (whole.shown.number == 2)  # rounds 2 and 3, and beside
+
+    astray = reading(written(whole, {}, least=1e6)).items
+    assert all("off prompt" in said.dropped for item in astray for course in item.courses for said in course.said)
+    few = reading(whole, room=1)
+    assert (few.items, few.left_out) == (reading(whole).items[:1], len(PROMPTS) - 1)
+
+
+def test_under_an_answer_stand_its_trait_tail_and_relevance_and_of_a_fraction_only_what_is_bad() -> None:
+    def under(**signals: float) -> str:
+        measured = {TRAIT: 0.125, "tail_perplexity": 2.5, "relevance": 0.25, "answer_tokens": 9.0}
+        return plain(notes(Answer("healed", "?", "!", True, measured | signals)))
+
+    whole = "trait +0.125, tail perplexity 2.50, relevance 0.250"
     assert under(identified_share=1.0, repetition_share=0.0, ended_share=0.0, refusal_share=1.0) == whole
     bad = under(identified_share=0.0, repetition_share=1.0)
     assert {*bad.split(", ")} == {*whole.split(", "), "not on prompt", signals()["repetition_share"].term}

@@ -1,8 +1,8 @@
-"""The report of a run, from its folder alone: figures and one self-contained page."""
+"""The report of a run, from its folder alone: one self-contained page, and its figures as pictures."""
 
 from pathlib import Path
 
-from heal.report.drawing import NARROW
+from heal.report.canvas import png
 from heal.report.figures import draw
 from heal.report.page import render
 from heal.report.results import read_results
@@ -19,10 +19,9 @@ def build_report(folder: RunFolder) -> Path:
         UserError: the folder is no run, no round of it is finished, or a file is not what heal writes.
     """
     results = read_results(folder)
-    figures = draw(results)
-    page = render(results, figures, draw(results, NARROW))
-    for name, content in figures.items():
-        write_atomic(folder.report / f"{name}.png", content)
+    page = render(results)
+    for name, canvas in draw(results).items():
+        write_atomic(folder.report / f"{name}.png", png(canvas))
     target = folder.report / "index.html"
     write_atomic(target, page)
     return target

@@ -1,9 +1,8 @@
-"""What all figures of the report share: colours, quiet axes, marks, and PNG bytes without pyplot or global state."""
+"""What the pictures of the studies share: colours, quiet axes, marks, and PNG bytes without pyplot or global state."""
 
 import io
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -13,14 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from heal.evaluation.stats import Estimate
-from heal.report.labels import Segment
-
-WIDTH, NARROW = 6.3, 3.5  # inches, for a page and for a telephone
+WIDTH = 6.3  # inches
 DPI = 200
 INK, MUTED, GRID = "#1f2328", "#5b626b", "#e7e8ea"
-PROMPTED = "#00796b"
-PAST = "#b3261e"  # a limit
 # Okabe and Ito's, which survive colour blindness; yellow left out on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vPXh"
@@ -75,51 +69,6 @@ def log_axis(axis: Axes, which: Literal["x", "y"]) -> None:
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     side.set_minor_locator(NullLocator())
     side.set_minor_formatter(NullFormatter())
-
-
-def draw_point(
-    axis: Axes, x: Estimate | None, y: Estimate | None, marker: str, colour: Any, hollow: bool = False
-) -> list[Segment]:
-    """A stage with its two intervals, and these as lines; nothing when either value is not a finite number."""
-    if not (drawable(x) and drawable(y)):
-        return []
-    (left, right), (down, up) = arms(x), arms(y)
-    axis.errorbar(
-        [x.value],
-        [y.value],
-        xerr=[[left], [right]],
-        yerr=[[down], [up]],
-        fmt="none",
-        ecolor=colour,
-        elinewidth=0.9,
-        alpha=0.35,
-        zorder=1,
-    )
-    axis.plot(
-        [x.value],
-        [y.value],
-        marker=marker,
-        markersize=8,
-        color=colour,
-        linestyle="none",
-        markerfacecolor="white" if hollow else colour,
-        markeredgewidth=1.6,
-        zorder=3,
-    )
-    across = ((x.value - left, y.value), (x.value + right, y.value))
-    return [across, ((x.value, y.value - down), (x.value, y.value + up))]
-
-
-def drawable(estimate: Estimate | None) -> TypeGuard[Estimate]:
-    """Whether an estimate has a place in a figure; a signal that was not measured (None) has none."""
-    return estimate is not None and math.isfinite(estimate.value)
-
-
-def arms(estimate: Estimate) -> tuple[float, float]:
-    """The lengths of the interval's two arms; 0 where an end is not finite."""
-    lengths = (estimate.value - estimate.low, estimate.high - estimate.value)
-    below, above = (max(length, 0.0) if math.isfinite(length) else 0.0 for length in lengths)
-    return below, above
 
 
 def mark(marker: str, colour: str, label: str, hollow: bool = False) -> Line2D:

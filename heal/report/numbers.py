@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from heal.evaluation.stats import Estimate
 
@@ -63,3 +63,8 @@ def duration(seconds: float) -> str:
 def plain(value: Any) -> str:
     """A setting as short text: `0.5`, `1e-4`."""
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def size_of(text: str) -> int:
+    """Bytes of a text in the page."""
+    return len(escape(text).encode(errors="replace"))

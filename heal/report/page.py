@@ -6,25 +6,27 @@ the network and every script and style but the two whose hash it names.
 
 import base64
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from heal.evaluation.signal import TRAIT, Signal, described, signals
+from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
 from heal.report import numbers
+from heal.report.canvas import palette, svg
 from heal.report.completions import samples
+from heal.report.figures import draw
 from heal.report.headline import afterwards, commands, headline
-from heal.report.results import Answer, Results, Round
+from heal.report.plot import NARROW, WIDE
+from heal.report.reading import notes, reading
+from heal.report.results import Results
 from heal.report.signals import moved
 from heal.report.tables import columns, folded, margin_cell, prominent, round_table, side_effects, stage_rows, ways
 from heal.report.words import audits, glossary, remarks, settings
 
 HERE = Path(__file__).resolve().parent
-STAGES = ("base", "prompted", "steered", "healed")
 
 # What each figure shows: alternative text and caption.
 FIGURES = {
@@ -45,6 +47,12 @@ FIGURES = {
         "Everything else that was measured and moved, by round, steered and healed, with base and prompted.",
         "What else moved, by round, drawn as above; signals that are not valid for this model are left out.",
     ),
+    "positions": (
+        "KL of the healed student to base by position in a text, by round: mean and 95th percentile.",
+        "Where in a text the student leaves base: KL(student ‖ base) per position, over stretches of tokens, of every "
+        "other answer and every other kept completion. A rise along the text is where loops begin; fewer texts reach "
+        "the later positions (n under the pointer).",
+    ),
     "calibration": (
         "Per-token KL against the steering coefficient, with the target and c*, for each round.",
         "The search for the dose: KL between the model with and without the vector, per token of the steered paths. "
@@ -60,29 +68,21 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as the page shows it: its number, its PNG as a URI, one for a telephone or "", and its texts."""
+    """A figure as the page shows it: its number, its SVG for a page and for a telephone, and its caption."""
 
     number: int
-    uri: str
-    narrow: str
-    alternative: str
+    drawn: Markup
     caption: str
 
 
-def render(results: Results, figures: dict[str, bytes], narrow: Mapping[str, bytes] | None = None) -> bytes:
-    """The whole page, UTF-8.
-
-    Args:
-        results: the run.
-        figures: PNG bytes by name, as `figures.draw` gives them.
-        narrow: the same for a telephone; None: there the others are shown smaller.
-    """
+def render(results: Results) -> bytes:
+    """The whole page, UTF-8."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals |= {"dash": numbers.dash, "duration": numbers.duration, "notes": notes}
     environment.filters |= {"number": numbers.number, "percent": numbers.percent}
-    style, script = (own_text(name) for name in ("style.css", "page.js"))
+    style, script = page_style(), own_text("page.js")
     reasons = {reason for finished in results.rounds for row in finished.completions for reason in row.dropped}
     (vary, still), stages = folded(results), stage_rows(results)
     html = environment.get_template("template.html").render(
@@ -112,11 +112,10 @@ def render(results: Results, figures: dict[str, bytes], narrow: Mapping[str, byt
         rounds=round_table(results),
         best=results.best,
         reasons=sorted(reasons),
-        samples=[samples(finished) for finished in results.rounds],
-        answers=[
-            (finished.number, finished is results.shown, answers(results, finished)) for finished in results.rounds
-        ],
-        figures=_figures(figures, narrow or {}),
+        doses=sorted({row.alpha for finished in results.rounds for row in finished.completions}),
+        samples=samples(results.rounds),
+        reading=reading(results),
+        figures=_figures(results),
         unmoved=still_signals(results),
         interval=numbers.interval,
     )
@@ -128,13 +127,19 @@ def still_signals(results: Results) -> list[tuple[Signal, Estimate]]:
     return [(signal, results.base[signal.name]) for signal in described(results.base) if not moved(results, signal)]
 
 
-def _figures(figures: Mapping[str, bytes], narrow: Mapping[str, bytes]) -> dict[str, Figure]:
+def _figures(results: Results) -> dict[str, Figure]:
     """Each figure by name, in the order of the page."""
-    shown = [name for name in FIGURES if name in figures]
+    wide, narrow = draw(results, WIDE), draw(results, NARROW)
+    shown = [(name, *texts) for name, texts in FIGURES.items() if name in wide]
     return {
-        name: Figure(number, data_uri(figures[name]), data_uri(narrow[name]) if name in narrow else "", *FIGURES[name])
-        for number, name in enumerate(shown, start=1)
+        name: Figure(number, svg(wide[name], says, "wide") + svg(narrow[name], says, "narrow"), caption)
+        for number, (name, says, caption) in enumerate(shown, start=1)
     }
+
+
+def page_style() -> Markup:
+    """The style of this page and of others that show figures of a canvas."""
+    return Markup("{}\n{}").format(Markup(palette()), own_text("style.css"))
 
 
 def own_text(name: str) -> Markup:
@@ -143,7 +148,7 @@ def own_text(name: str) -> Markup:
 
 
 def policy(style: str, script: str) -> str:
-    """The page's Content-Security-Policy: nothing from anywhere but the figures and the two inline texts."""
+    """The page's Content-Security-Policy: nothing from anywhere but the two inline texts."""
 
     def digest(text: str) -> str:
         return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -152,11 +157,6 @@ def policy(style: str, script: str) -> str:
         f"default-src 'none'; img-src data:; style-src 'sha256-{digest(style)}'; "
         f"script-src 'sha256-{digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-
-
-def data_uri(png: bytes) -> str:
-    """A PNG as a URI that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def comparison(results: Results) -> Markup:
@@ -176,31 +176,3 @@ def comparison(results: Results) -> Markup:
         number=last.number,
         healed=trait.whole(last.healed),
     )
-
-
-def answers(results: Results, finished: Round) -> list[tuple[str, list[tuple[str, Answer | None]]]]:
-    """The answers of a round by prompt: base, prompted, steered, healed side by side; None: not on disk."""
-    by_stage = finished.answers | {"prompted": results.prompted_answers}
-    stages = [stage for stage in STAGES if stage != "steered" or finished.steered is not None]
-    rows = []
-    for place, base in enumerate(by_stage.get("base", [])):
-        said = [(stage, by_stage.get(stage, [])) for stage in stages]
-        rows.append((base.prompt, [(stage, rest[place] if place < len(rest) else None) for stage, rest in said]))
-    return rows
-
-
-def notes(answer: Answer) -> Markup:
-    """What stands under an answer: its trait, and what is in the headline; of a fraction only what is bad."""
-    shown = [signal for name, signal in signals().items() if name in answer.signals]
-    texts = []
-    for signal in shown:
-        value, is_trait = answer.signals[signal.name], signal.role == "trait"
-        if not (is_trait or signal.headline):
-            continue
-        if signal.unit == "share":
-            bad = 0 if signal.better == "higher" else 1
-            texts += [Markup("{}{}").format("" if bad else "not ", signal.term)] * (value == bad)
-        else:
-            number = numbers.number(value, signal.digits, is_trait, "no tokens to score")
-            texts.append(Markup("{} {}").format(signal.term, number))
-    return Markup(", ").join(texts)

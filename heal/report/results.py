@@ -12,9 +12,9 @@ from heal.evaluation.metrics import METRICS, BaselineMetrics, RoundMetrics, Summ
 from heal.evaluation.results import OUTPUTS
 from heal.evaluation.signal import Validity
 from heal.evaluation.validity import valid_names
-from heal.generation.collect import Completion
+from heal.generation.collect import Collection, Completion
 from heal.healing.log import StepLog, read_log
-from heal.records import as_record, read_json, read_jsonl, read_record, read_records
+from heal.records import as_record, read_json, read_jsonl, read_record
 from heal.run.best import Best, read_best
 from heal.run.folder import Facts, RunFolder
 
@@ -56,7 +56,7 @@ class Round:
     Attributes:
         metrics: metrics.json.
         calibration: every evaluation of the dose, and the audit.
-        completions: all that were sampled, kept or not.
+        collection: all that were sampled, kept or not.
         training: every optimiser step and validation, in order.
         answers: by stage (base, steered, healed), in the order of the prompts.
         seconds: wall time by step of the round.
@@ -64,7 +64,7 @@ class Round:
 
     metrics: RoundMetrics
     calibration: Calibration
-    completions: tuple[Completion, ...]
+    collection: Collection
     training: tuple[StepLog, ...]
     answers: dict[str, list[Answer]]
     seconds: dict[str, float]
@@ -73,6 +73,10 @@ class Round:
     def number(self) -> int:
         """From 1."""
         return self.metrics.round
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        return self.collection.rows
 
     @property
     def steered(self) -> Summary | None:
@@ -178,7 +182,7 @@ def _read_round(folder: RunFolder, index: int) -> Round:
     return Round(
         metrics=RoundMetrics.load(path),
         calibration=read_record(Calibration, path / "calibration.json"),
-        completions=tuple(read_records(Completion, path / "completions.jsonl")),
+        collection=Collection.load(path),
         training=tuple(read_log(path / "training.jsonl")),
         answers=_read_answers(path / OUTPUTS),
         seconds=folder.seconds(path),

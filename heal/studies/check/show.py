@@ -6,7 +6,8 @@ from itertools import cycle
 from matplotlib.axes import Axes
 
 from heal.evaluation.stats import Estimate
-from heal.report.drawing import COLOURS, DASHES, MARKERS, MUTED, arms, drawable, legend, mark, new_figure, png
+from heal.report.drawing import COLOURS, DASHES, MARKERS, MUTED, legend, mark, new_figure, png
+from heal.report.plot import arms, drawable
 from heal.studies.check.cost import Cost
 from heal.studies.check.measure import Check
 from heal.studies.check.read import Separation

@@ -19,8 +19,9 @@ from heal.evaluation.signal import TRAIT, Signal
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import VARIANTS, DeltaLogit
 from heal.evaluation.vignettes import FOUNDATIONS
-from heal.report.drawing import COLOURS, DASHES, MUTED, arms, drawable, legend, new_figure, png
+from heal.report.drawing import COLOURS, DASHES, MUTED, legend, new_figure, png
 from heal.report.drawing import mark as legend_mark
+from heal.report.plot import arms, drawable
 from heal.studies.interventions.compare import Line, Pair, Setting
 from heal.studies.interventions.doses import mark
 
