@@ -4,13 +4,17 @@ The thought becomes part of the prompt that the answer continues, so that whoeve
 given the thought as context and the answer's tokens as the completion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from heal.decoding import GREEDY, Decoded, Sampling, Until, decode
+from heal.models.chat import Turn
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.steering.intervention import Intervention
+
+# Called with whether it is a thought, and the ids of what a row has said so far. What it raises ends the decoding.
+Heard = Callable[[bool, Sequence[int]], None]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ def respond(
     sampling: Sampling = GREEDY,
     seeds: Sequence[tuple[int | str, ...]] | None = None,
     loop_share: float | None = None,
+    earlier: Sequence[Turn] = (),
+    heard: Heard | None = None,
     progress: Progress = silent,
 ) -> list[Response]:
     """Answers each prompt in at most `tokens` tokens, after a thought of at most `language_model.thinking` tokens.
@@ -53,6 +59,8 @@ def respond(
         sampling: how tokens are drawn.
         seeds: what each row's randomness is derived from; required unless greedy.
         loop_share: a row stops once a loop makes up this fraction of its token budget; None: never.
+        earlier: what was said in the chat before each prompt.
+        heard: told what a row has said after each of its tokens; on a GPU, of several tokens at once.
         progress: called with (rows finished, rows), a row's thought and its answer counted separately.
     """
     chat, budget = language_model.chat, language_model.thinking
@@ -69,19 +77,30 @@ def respond(
             sampling=sampling,
             seeds=None if seeds is None else [(*seeds[row], *(["thought"] if until else [])) for row in prompts],
             loop_share=loop_share,
-            until=until,
+            until=until if heard is None else _listening(heard, until),
             progress=lambda done, _: progress(part * len(chats) + done, stages * len(chats)),
         )
         return dict(zip(prompts, said, strict=True))
 
     if not budget:
-        plain = {row: chat.ids(*rendered) for row, rendered in enumerate(chats)}
+        plain = {row: chat.ids(*rendered, earlier=earlier) for row, rendered in enumerate(chats)}
         return [Response(tuple(plain[row]), (), one) for row, one in say(plain, tokens, 0).items()]
-    thoughts = say({row: chat.open_ids(*rendered) for row, rendered in enumerate(chats)}, budget, 0, chat.closed)
-    prompts = {row: chat.ids(*chats[row], thought=thought.ids) for row, thought in thoughts.items()}
+    opened = {row: chat.open_ids(*rendered, earlier) for row, rendered in enumerate(chats)}
+    thoughts = say(opened, budget, 0, chat.closed)
+    prompts = {row: chat.ids(*chats[row], thought=thought.ids, earlier=earlier) for row, thought in thoughts.items()}
     answers = say({row: prompts[row] for row in prompts if thoughts[row].stopped}, tokens, 1)
     none = {row: Decoded((), ended=False, finite=thought.finite) for row, thought in thoughts.items()}
     return [
         Response(tuple(prompts[row]), thoughts[row].ids, completion, unclosed=not thoughts[row].stopped)
         for row, completion in (none | answers).items()
     ]
+
+
+def _listening(heard: Heard, until: Until | None) -> Until:
+    """`until`, which only a thought has, with `heard` told first."""
+
+    def told(ids: Sequence[int]) -> bool:
+        heard(until is not None, ids)
+        return until is not None and until(ids)
+
+    return told

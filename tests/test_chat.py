@@ -76,6 +76,9 @@ def test_a_template_without_system_role_gets_it_in_the_user_s_message():
             chat = Chat(tokenizer(template))
             assert not chat.takes_system
             assert "<|im_start|>user\nBe kind.\n\nHello<|im_end|>" in chat.text("Be kind.", "Hello")
+    chat = Chat(tokenizer(NO_SYSTEM))
+    later = chat.text("Be kind.", "Why?", [("user", "Hello"), ("assistant", "No.")])
+    assert later == chat.text("Be kind.", "Hello") + "No." + chat.next_turn("Why?")
 
 
 def test_two_system_prompts_give_two_prompts_with_any_template():
@@ -162,6 +165,7 @@ def test_prompt_answer_and_next_turn_are_the_conversation_that_the_template_rend
                     conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
                 )
                 assert chat.text(system, "Hello") + said + chat.next_turn(user) == whole
+                assert chat.text(system, user, [("user", "Hello"), ("assistant", said)]) == whole
 
 
 def test_the_next_turn_ends_the_answer_before_it_and_opens_the_next(chat: Chat):

@@ -167,6 +167,21 @@ def test_a_response_is_the_answer_after_its_own_thought_and_without_an_end_of_th
         assert alone == [response.completion]
     some = respond(thinker, chats[3:5], TOKENS, shift, doses[3:5], sampling=sampling, seeds=seeds[3:5])
     assert some == found[3:5]
+    row = next(row for row, response in enumerate(found) if not response.unclosed)
+    heard: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
+    (one,) = respond(
+        thinker,
+        chats[row : row + 1],
+        TOKENS,
+        shift,
+        doses[row : row + 1],
+        sampling=sampling,
+        seeds=seeds[row : row + 1],
+        heard=lambda thinking, ids: heard[thinking].append(tuple(ids)),
+    )
+    assert one == found[row]
+    for thinking, ids in ((True, one.thought), (False, one.completion.ids)):
+        assert heard[thinking] == [ids[: end + 1] for end in range(len(ids))], thinking
 
 
 def collection(thinker: LanguageModel, check: PromptCheck | None = None) -> Collection:

@@ -107,15 +107,22 @@ class Chat:
         ends = (self._end_id(*later) for later in ((), ("another-question",)))
         return frozenset(end for end in ends if end is not None)
 
-    def text(self, system: str, user: str) -> str:
+    def text(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> str:
         """The rendered prompt up to the first word of the answer; no system message when `system` is empty."""
-        return self._begun(self.render(self.turns(system, user)))
+        return self._begun(self.render(self.turns(system, user, earlier)))
 
     def next_turn(self, user: str) -> str:
         """The text between an answer and the next one when the user writes `user` in between."""
         return self._begun(self.render(_answered(user))).partition(MARK)[2]
 
-    def ids(self, system: str, user: str, prefill: str = "", thought: Sequence[int] = ()) -> list[int]:
+    def ids(
+        self,
+        system: str,
+        user: str,
+        prefill: str = "",
+        thought: Sequence[int] = (),
+        earlier: Sequence[Turn] = (),
+    ) -> list[int]:
         """Token ids of the rendered prompt, with `prefill` as the beginning of the answer.
 
         Args:
@@ -123,19 +130,20 @@ class Chat:
             prefill: the beginning of the answer.
             thought: ids of what was thought before the answer, what closes it included; none: the prompt has no
                 thought in it.
+            earlier: what the user and the assistant said before, in turn.
         """
         if thought:
-            return [*self.open_ids(system, user), *thought, *self.plain_ids(self._after(thought) + prefill)]
-        return self.plain_ids(self.text(system, user) + prefill)
+            return [*self.open_ids(system, user, earlier), *thought, *self.plain_ids(self._after(thought) + prefill)]
+        return self.plain_ids(self.text(system, user, earlier) + prefill)
 
-    def open_text(self, system: str, user: str) -> str:
+    def open_text(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> str:
         """The rendered prompt up to the first word of a thought; the chat must have a `thought`."""
         assert self.thought is not None
-        return self.render(self.turns(system, user), thinking=True) + self.thought.opens
+        return self.render(self.turns(system, user, earlier), thinking=True) + self.thought.opens
 
-    def open_ids(self, system: str, user: str) -> list[int]:
+    def open_ids(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> list[int]:
         """Token ids of `open_text`."""
-        return self.plain_ids(self.open_text(system, user))
+        return self.plain_ids(self.open_text(system, user, earlier))
 
     def closed(self, ids: Sequence[int]) -> bool:
         """Whether a thought of these ids, which goes on token by token, was closed by the last one."""
@@ -173,11 +181,14 @@ class Chat:
         said = [token for token in ids if token not in self.end_ids]
         return str(self.tokenizer.decode(said, skip_special_tokens=True))
 
-    def turns(self, system: str, user: str) -> list[Turn]:
+    def turns(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> list[Turn]:
         """The messages of a prompt; without a system message where the template takes none or `system` is empty."""
-        if system and self.takes_system:
-            return [("system", system), ("user", user)]
-        return [("user", f"{system}\n\n{user}" if system else user)]
+        said = [*earlier, ("user", user)]
+        if not system:
+            return said
+        if self.takes_system:
+            return [("system", system), *said]
+        return [("user", f"{system}\n\n{said[0][1]}"), *said[1:]]
 
     def before_answer(self, user: str) -> str:
         """What the template writes before an answer to `user`; empty where it loses the answer."""

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from heal.config import ModelConfig
 from heal.models.architectures import blocks_of, decoder_of, logit_factor, window
 from heal.models.batching import Batching, in_parts
-from heal.models.chat import Chat
+from heal.models.chat import Chat, Turn
 from heal.models.packing import Packed, Rows, forest, pack, tree_nodes
 
 _FILLED = 0.6  # fraction of a batch's longest row that a row must fill
@@ -83,12 +83,13 @@ class LanguageModel:
         shortest = window(self.model)
         return self.context if shortest is None else min(self.context, shortest)
 
-    def longest_prompt(self, system: str, user: str) -> int:
+    def longest_prompt(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> int:
         """Tokens of the longest prompt in a chat: with its thought left out, or around a thought without tokens."""
-        longest = len(self.chat.ids(system, user))
+        longest = len(self.chat.ids(system, user, earlier=earlier))
         if not self.thinking:
             return longest
-        return max(longest, len(self.chat.open_ids(system, user)) + len(self.chat.plain_ids(self.chat.after_thought)))
+        after = self.chat.plain_ids(self.chat.after_thought)
+        return max(longest, len(self.chat.open_ids(system, user, earlier)) + len(after))
 
     def plan(self, rows: Rows, budget: int) -> list[list[list[int]]]:
         """Forward passes over `rows`, each a list of prefix trees, each a list of row indices.
