@@ -29,7 +29,7 @@ from heal.memory import LESS, memory_told
 from heal.models.adapted import adapted_linears
 from heal.models.language_model import LanguageModel
 
-HISTORY, CURRENT = "history", "current"
+HISTORY, CURRENT, SAVED = "history", "current", "default"
 
 
 class Accumulator:
@@ -85,6 +85,7 @@ class Accumulator:
             )
         dtypes = {layer.get_base_layer().weight.dtype for layer in self.current_layers()}
         bits = [torch.finfo(dtype).bits if dtype.is_floating_point else 0 for dtype in dtypes]
+        merge = merge and language_model.spread is None  # nobody holds a whole weight to merge into
         self.merges = merge and min(bits) >= 32
         self.rounds_merged = merge and 16 <= min(bits) < 32
         self._activate()
@@ -177,6 +178,19 @@ class Accumulator:
             yield
         finally:
             self._set_gates(*before)
+
+    @contextmanager
+    def saved(self, folder: Path) -> Iterator[PeftModel]:
+        """The base with nothing but the adapter that is saved in `folder`, as peft loads it, inside the context."""
+        with self.base():
+            self.peft_model.load_adapter(str(folder), adapter_name=SAVED)
+            try:
+                for layer in self.current_layers():
+                    layer.set_adapter([SAVED])
+                yield self.peft_model
+            finally:
+                self._remove(SAVED)
+                self.peft_model.active_adapter = CURRENT
 
     @contextmanager
     def on_adapters(self) -> Iterator[None]:

@@ -61,7 +61,7 @@ class Decoded:
     states_ND: Tensor | None = None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode(
     language_model: LanguageModel,
     prompts: Sequence[Sequence[int]],

@@ -46,6 +46,10 @@ class Elsewhere(Exception):
     """An error that another process has, and tells."""
 
 
+class Stopped(Exception):
+    """What this process was doing is over, because another one has failed; its error comes when all are together."""
+
+
 @dataclass
 class _World:
     """The processes of this run.
@@ -56,6 +60,8 @@ class _World:
         control: gloo, for what is small: nobody waits inside a GPU's collective for a process that has failed.
         alone: whether this process computes by itself, so that nothing is dealt out.
         sent: bytes that it handed over to the others.
+        keep_company: see the function; None: the others do not need this process for their work.
+        torn: the error on which this process left something that all of them do at once.
     """
 
     this: Launched
@@ -63,6 +69,8 @@ class _World:
     control: "ProcessGroup"
     alone: bool = False
     sent: int = 0
+    keep_company: Callable[[Exception | None], None] | None = None
+    torn: BaseException | None = None
 
 
 @dataclass(frozen=True)
@@ -202,8 +210,8 @@ def by_first(work: Callable[[], T]) -> T:
     world = _shared()
     if world is None:
         return work()
-    outcome = _attempt(world, work) if world.this.rank == 0 else None
-    value: T = _settled(world, [_from_first(world, outcome)])[0]
+    outcome = _attempt(world, work if world.this.rank == 0 else lambda: None)
+    value: T = _settled(world, [_from_first(world, outcome if world.this.rank == 0 else None)])[0]
     return value
 
 
@@ -270,6 +278,42 @@ def summed(tensors: Sequence["Tensor"]) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes give, who wait for each other."""
+    world = _STATE.world
+    if world is None:
+        return number
+    import torch
+    from torch import distributed as dist
+
+    found = torch.tensor(number)
+    with _others_there():
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=world.control)
+    return int(found)
+
+
+def keep_company(until_all_are_done: Callable[[Exception | None], None] | None) -> None:
+    """What a process does from now on when its own work in `together` is done, or has failed, before the others'."""
+    if _STATE.world is not None:
+        _STATE.world.keep_company = until_all_are_done
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Around what all processes do at once: who fails inside it cannot talk to the others any more, and must end."""
+    world = _STATE.world
+    try:
+        yield
+    except BaseException as error:
+        lost = isinstance(error, RuntimeError) and _of_a_connection(error)
+        torn = _lost() if lost else error
+        if world is not None:
+            world.torn = torn
+        if lost:
+            raise torn from error
+        raise
+
+
 def _shared() -> _World | None:
     """The processes, where work is dealt out now; None where this one computes by itself."""
     world = _STATE.world
@@ -278,12 +322,20 @@ def _shared() -> _World | None:
 
 def _attempt(world: _World, work: Callable[[], Any]) -> _Outcome:
     world.alone = True
+    value, failure = None, None
     try:
-        return _Outcome(world.this.rank, work())
+        value = work()
+    except Stopped:
+        pass
     except Exception as error:
-        return _Outcome(world.this.rank, error=error)
+        if world.torn is not None:
+            raise
+        failure = error
     finally:
         world.alone = False
+    if world.keep_company is not None:
+        world.keep_company(failure)
+    return _Outcome(world.this.rank, value, failure)
 
 
 def _settled(world: _World, outcomes: Sequence[_Outcome]) -> list[Any]:
@@ -343,10 +395,24 @@ def _announced(world: _World, kind: str, length: int) -> list[int]:
 @contextmanager
 def _others_there() -> Iterator[None]:
     """Turns a broken connection into `Lost`."""
+    world = _STATE.world
+    if world is not None and world.torn is not None:
+        raise world.torn
     try:
         yield
     except RuntimeError as error:
-        raise Lost("another process of this run ended without a word (killed, perhaps for memory).") from error
+        raise _lost() from error
+
+
+def _lost() -> Lost:
+    return Lost("another process of this run ended without a word (killed, perhaps for memory).")
+
+
+def _of_a_connection(error: RuntimeError) -> bool:
+    """Whether gloo or NCCL raised it because another process has gone."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "gloo/transport" in str(error)
 
 
 def _packed(outcome: _Outcome) -> bytearray:

@@ -174,9 +174,9 @@ def load_architecture(architecture: str, folder: Path) -> LanguageModel:
     return load(save(architecture, folder), **settings)
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32, **settings) -> LanguageModel:
+def load(folder: Path, dtype: torch.dtype = torch.float32, spread: bool = False, **settings) -> LanguageModel:
     """The model in `folder`, by the loader that a run uses; `settings` are keys of the model section."""
-    return load_language_model(ModelConfig(name=str(folder), **settings), dtype, CPU)
+    return load_language_model(ModelConfig(name=str(folder), **settings), dtype, CPU, spread=spread)
 
 
 def forgetful(folder: Path) -> LanguageModel:

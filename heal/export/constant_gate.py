@@ -93,7 +93,7 @@ def best_coordinate(x_NI: Tensor) -> tuple[int, Tensor]:
     return index, a_I
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def inputs_of(
     language_model: LanguageModel, modules: Mapping[int, nn.Module], rows: Sequence[Sequence[int]]
 ) -> dict[int, list[Tensor]]:

@@ -85,7 +85,7 @@ def _moved_by(shift_D: Tensor, plain_BTD: Tensor, moved_BTD: Tensor, writer_BTD:
     return bool((moved - plain - shift).abs().le(_ROUNDINGS * rounding_BTD).all())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _block_output(language_model: LanguageModel, layer: int, hooks: dict[nn.Module, Callable]) -> Tensor:
     """Output of a block for a short text, with `hooks` on some of its modules, `[B, T, D]`."""
     outputs: list[Tensor] = []

@@ -68,7 +68,7 @@ def student_logits(student: Exportable, gate: float, prompts: Iterable[Sequence[
         return model_logits(student.model.model, prompts)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def model_logits(model: nn.Module, prompts: Iterable[Sequence[int]]) -> list[Tensor]:
     """Float32 logits `[T, V]` of each prompt by an ordinary forward pass, on the CPU."""
     device = next(model.parameters()).device
@@ -78,11 +78,18 @@ def model_logits(model: nn.Module, prompts: Iterable[Sequence[int]]) -> list[Ten
 def verify_adapter(student: Exportable, folder: Path, factors: Factors, gate: float) -> Agreement:
     """Loads the adapter with plain peft on a freshly loaded base; how near it is to the student.
 
+    A spread base is not loaded again: no device has room for it.
+
     Its factors must be the intended ones bit for bit; an exact adapter must be the student up to rounding.
 
     Raises:
         ExportError: they are not.
     """
+    if student.model.spread is not None:  # no device has room for another base
+        with student.accumulator.saved(folder) as loaded:
+            check_factors(loaded, factors)
+            said = model_logits(loaded, probes(student))
+        return _agreed(student, said, gate, exact=not factors.lost)
     fresh = load_again(student, room(student.model), load_4bit=student.config.load_4bit)
     loaded = PeftModel.from_pretrained(fresh.model, str(folder)).eval()
     check_factors(loaded, factors)
@@ -174,6 +181,10 @@ def check(found: Agreement, dtype: torch.dtype, exact: bool, whose: str) -> Agre
 
 def _compared(student: Exportable, loaded: nn.Module, gate: float, exact: bool) -> Agreement:
     """How near `loaded` is to the student; see `check`."""
-    prompts = probes(student)
-    found = agreement(student_logits(student, gate, prompts), model_logits(loaded, prompts))
+    return _agreed(student, model_logits(loaded, probes(student)), gate, exact)
+
+
+def _agreed(student: Exportable, said: Sequence[Tensor], gate: float, exact: bool) -> Agreement:
+    """How near logits of the probe prompts are to the student's; see `check`."""
+    found = agreement(student_logits(student, gate, probes(student)), said)
     return check(found, student.model.model.dtype, exact, "the student")

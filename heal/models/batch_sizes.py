@@ -1,4 +1,4 @@
-"""Batch sizes for a model and its device: measured on a GPU, by rule on a CPU.
+"""Batch sizes for a model and its device: measured on a GPU, by rule on a CPU and where a base is spread.
 
 On a CPU the last bits of a result depend on these sizes, so that a run repeats byte for byte only if a rule sets them;
 sizes chosen by timing would differ from run to run.
@@ -21,8 +21,11 @@ _HEAD_SHARE, _HEAD_MOST = 32, 2**31  # of a GPU's memory, the part that the head
 
 def batching_for(language_model: LanguageModel, rows: int = 0, tokens: int = 0, head_bytes: int = 0) -> Batching:
     """The sizes given; where one is 0, rows and tokens are measured on a GPU, the head's bytes are a part of its
-    memory, and on a CPU all are the defaults."""
+    memory, and on a CPU all are the defaults. Of a spread base rows and tokens are the defaults, too: processes that
+    time their passes would not make the same ones."""
     device = language_model.device
+    if language_model.spread is not None:
+        rows, tokens = rows or Batching.rows, tokens or Batching.tokens
     if device.type != "cuda":
         return Batching(rows or Batching.rows, tokens or Batching.tokens, head_bytes or Batching.head_bytes)
     memory = torch.cuda.get_device_properties(device).total_memory

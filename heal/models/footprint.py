@@ -4,10 +4,11 @@ Shape suffixes: B rows, or prefix trees, N tokens of each, D hidden size.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from heal.models.cached import CachedRows
 from heal.models.language_model import LanguageModel
@@ -101,19 +102,29 @@ def _on_gpu(language_model: LanguageModel, rows: int, width: int) -> tuple[int, 
 def _counted(language_model: LanguageModel) -> tuple[Footprint, Footprint, Footprint]:
     """The same on a CPU, where no allocator keeps count: by what one pass keeps for going backward."""
     held: dict[int, int] = {}
-    own = {parameter.untyped_storage().data_ptr() for parameter in language_model.model.parameters()}
+    own = _storages(language_model.model)
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in own:
+            held[storage._cdata] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with ExitStack() as stack:
+        for block in language_model.blocks:  # a spread one has its weights only while it runs
+            hook = block.register_forward_pre_hook(lambda block, inputs: own.update(_storages(block)))
+            stack.callback(hook.remove)
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor))
         h_BND = _forward(language_model, _packed(language_model, 1, _TOKENS))
     kept = (sum(held.values()) + h_BND.nbytes) / _TOKENS
     for_a_moment = _TEMPORARY * kept / len(language_model.blocks)
-    return Footprint(0, kept), Footprint(0, kept + for_a_moment), Footprint(0, for_a_moment)
+    gathered = 0 if language_model.spread is None else language_model.spread.gathered
+    return Footprint(0, kept), Footprint(gathered, kept + for_a_moment), Footprint(gathered, for_a_moment)
+
+
+def _storages(module: nn.Module) -> set[int]:
+    """What its weights lie in."""
+    return {weight.untyped_storage()._cdata for weight in module.parameters()}
 
 
 def _forward(language_model: LanguageModel, packed: Packed) -> Tensor:

@@ -17,6 +17,7 @@ from heal.models.architectures import blocks_of, decoder_of, logit_factor, windo
 from heal.models.batching import Batching, in_parts
 from heal.models.chat import Chat, Turn
 from heal.models.packing import Packed, Rows, forest, pack, tree_nodes
+from heal.models.spread import Spread
 
 _FILLED = 0.6  # fraction of a batch's longest row that a row must fill
 _PAIRS = 4  # pairs in masked attention that cost as much as one token, per unit of hidden size
@@ -42,6 +43,7 @@ class LanguageModel:
         records: whether steps of decoding are recorded as a CUDA graph (heal/models/recorded.py).
         thinking: token budget of the thought before an answer; 0: the model answers at once.
         notices: what loading it found that its user should know, a line each.
+        spread: how its blocks are spread over processes; None: this process holds all of it.
     """
 
     model: PreTrainedModel
@@ -56,6 +58,7 @@ class LanguageModel:
     records: bool = False
     thinking: int = 0
     notices: tuple[str, ...] = ()
+    spread: Spread | None = None
 
     @property
     def device(self) -> torch.device:

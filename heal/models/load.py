@@ -29,13 +29,14 @@ from heal.models.contract import check_contract
 from heal.models.four_bit import keep_one_form, quantisation
 from heal.models.kernels import slow_layers
 from heal.models.language_model import LanguageModel
+from heal.models.spread import Spread
 from heal.models.supported import check_supported
 from heal.recipe import find_file
 from heal.yaml_text import read_utf8
 
 
 def load_language_model(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device, source: str | None = None
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, source: str | None = None, spread: bool = False
 ) -> LanguageModel:
     """The model that `config` names, on `device`, in evaluation mode, without gradients.
 
@@ -44,6 +45,7 @@ def load_language_model(
         dtype: dtype of the weights.
         device: where to put it.
         source: folder or hub id to read instead of `config.name`, for example an exported model.
+        spread: over all processes, each of which must load it.
 
     Raises:
         UserError: see `open_checkpoint`; missing or unexpected weights, no chat template or one that breaks the
@@ -59,7 +61,8 @@ def load_language_model(
         method, held = checkpoint.quantised["quant_method"], str(dtype).removeprefix("torch.")
         notices.append(f"weights stored in {method} are held in {held}, which takes more memory than they do on disk")
     with memory_told(f"while loading model.name={config.name}"):
-        model = _load_weights(config, checkpoint, dtype, device)
+        model = _load_weights(config, checkpoint, dtype, torch.device("cpu") if spread else device)
+        parts = Spread(model, device) if spread else None
     model.eval()
     model.requires_grad_(False)
     language_model = LanguageModel(
@@ -71,6 +74,7 @@ def load_language_model(
         config=config,
         thinking=config.thinking_tokens if config.thinking else 0,
         notices=(*notices, *slow_layers(model, device)),
+        spread=parts,
     )
     check_supported(language_model)
     return language_model

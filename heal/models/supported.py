@@ -27,7 +27,7 @@ _ROWS = ([5, 6, 7, 8, 9, 10, 11, 12, 13], [4, 3, 5], [9, 4, 7, 8, 3, 6], [7, 3, 
 _GOES_ON = (4, 11, 7)  # tokens that each of them goes on with
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def check_supported(language_model: LanguageModel) -> None:
     """Tries attention, blocks, head and decoding on a few short rows.
 
@@ -90,7 +90,7 @@ def _check_head(language_model: LanguageModel, where: str) -> None:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def shares_exactly(language_model: LanguageModel) -> bool:
     """Whether rows with a common beginning have the hidden states in one tree that they have alone.
 
@@ -114,7 +114,7 @@ def shares_exactly(language_model: LanguageModel) -> bool:
     return _same(language_model, beside_TD, elsewhere_TD) and _near(language_model, beside_TD[None], alone_TD[None])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def pads_exactly(language_model: LanguageModel) -> bool:
     """Whether a row padded on the left says what it says alone, whatever stands in the padding."""
     rows = [list(row) for row in _ROWS]

@@ -62,7 +62,7 @@ class MemoryPlan:
     """Bytes that a run needs of its device.
 
     Attributes:
-        weights: of the base.
+        weights: of the base, in this process.
         lora: of the round's LoRA; so much again for each round of the history.
         history: of all rounds.
         merged: of the merged weights of the history.
@@ -74,6 +74,8 @@ class MemoryPlan:
         rows, tokens, head: the sizes of the passes; head, bytes over the vocabulary.
         room: what the device has for all of it.
         references: of main memory, the reference's hidden states.
+        spread: of the weights that all processes share, each of which holds a part.
+        here: of them, the part that is in `weights`.
     """
 
     weights: int
@@ -91,6 +93,8 @@ class MemoryPlan:
     head: int
     room: int
     references: int
+    spread: int = 0
+    here: int = 0
 
     @property
     def standing(self) -> int:
@@ -122,6 +126,9 @@ class MemoryPlan:
         """The plan in one line."""
         standing = {"weights": self.weights, "LoRA": self.lora, "history": self.history, "merged weights": self.merged}
         parts = ", ".join(f"{name} {size(held)}" for name, held in standing.items() if held)
+        if self.spread:
+            whole = size(self.weights - self.here)
+            parts += f" (of the weights {whole} whole, and {size(self.here)} of the blocks' {size(self.spread)})"
         return (
             f"about {size(self.need)} of {size(self.room)} on {where}: {parts}; beside them decoding "
             f"{size(self.decoding)} ({self.rows} rows, cache {size(self.cache)}), scoring {size(self.scoring)} "
@@ -243,6 +250,8 @@ class Need:
         model, rounds, taken = self.model, self.recipe.run.rounds, self.taken
         lora = sum(parameter.nbytes for parameter in self.accumulator.trainable().values())
         weights = sum(tensor.nbytes for tensor in (*model.model.parameters(), *model.model.buffers())) - lora
+        spread, here = (0, 0) if model.spread is None else (model.spread.blocks, model.spread.here)
+        weights -= spread - here
         if model.device.type == "cuda":  # with what belongs to no parameter, such as the scales of 4 bits
             weights = torch.cuda.memory_allocated(model.device) - lora
         bases = [layer.get_base_layer().weight for layer in self.accumulator.current_layers()]
@@ -274,6 +283,8 @@ class Need:
             head=head,
             room=_room(model.device, weights + lora),
             references=references,
+            spread=spread,
+            here=here,
         )
 
     def _decoding(self, part: Decoded, rows: int) -> tuple[int, int]:

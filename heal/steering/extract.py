@@ -173,11 +173,14 @@ class _Stop(Exception):
     """Leaves the forward pass after the last site that is needed."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def last_token_activations(
     language_model: LanguageModel, rows: Sequence[Sequence[int]], sites: Sequence[Site], progress: Progress = silent
 ) -> Activations:
-    """What comes out of `sites` at each row's last token, `[B, D]`, on the CPU; the pass stops after the last one."""
+    """What comes out of `sites` at each row's last token, `[B, D]`, on the CPU.
+
+    A pass stops after the last of them, unless other processes need this one's part of the blocks after it.
+    """
     read_out: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in sites}
     batching, done = language_model.batching, 0
 
@@ -193,7 +196,7 @@ def last_token_activations(
                 for row, h_D in zip(members, h_BND.flatten(0, 1)[last_B].cpu(), strict=True):
                     read_out[site][row] = h_D
                 waiting.discard(site)
-                if not waiting:
+                if not waiting and language_model.spread is None:
                     raise _Stop
 
             return keep

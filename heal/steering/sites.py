@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from heal.errors import UserError
 from heal.models.architectures import residual, with_residual
 from heal.models.language_model import LanguageModel
+from heal.models.spread import whole
 from heal.steering.method import Method
 
 # The Linears of a block by name, as Llama, Qwen 2 and 3, and Gemma 2 and 3 have them.
@@ -123,7 +124,7 @@ def weight_in_force(module: nn.Module) -> Tensor:
 
     The base layer's weight alone would depend on whether the history is merged into it.
     """
-    weight_OI = base_of(module).weight.double().cpu()
+    weight_OI = whole(base_of(module).weight).double().cpu()
     if isinstance(module, LoraLayer):
         for adapter in module.active_adapters:
             weight_OI = weight_OI + module.get_delta_weight(adapter).double().cpu()
@@ -133,7 +134,7 @@ def weight_in_force(module: nn.Module) -> Tensor:
 def bias_of(module: nn.Module) -> Tensor | None:
     """The bias of a Linear, on the CPU; None: it has none."""
     bias = base_of(module).bias
-    return None if bias is None else bias.detach().cpu()
+    return None if bias is None else whole(bias).detach().cpu()
 
 
 def band_gram(language_model: LanguageModel, layers: Sequence[int]) -> Tensor:
