@@ -125,6 +125,7 @@ OTHERS = [  # the words, and what is said
     (["chat", "run=finished", "dose=nan"], "finite"),
     (["chat", "run=finished", "sides=base,heald"], "did you mean 'healed'?"),
     (["chat", "run=finished", "sides=base,base"], "twice"),
+    (["chat", "run=finished", "prompt=x", "web=true"], "give one of the two"),
     (["chat", "run=finished", "tokens=0"], "tokens=0"),
     (["chat", "run=finished", "prompt= "], "the prompt is empty"),
     (["report"], "run=... is needed"),

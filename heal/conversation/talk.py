@@ -137,6 +137,21 @@ class Talk:
                 break
 
     @property
+    def exchanges(self) -> list[tuple[str, dict[str, str]]]:
+        """Each message, and the answer of each side that gave one."""
+        now = {side: len(turns) for side, turns in self.turns.items()}
+        ends = [*(lengths for _, lengths in self._asked[1:]), now]
+        return [
+            (user, {side: self.turns[side][at + 1][1] for side, at in begin.items() if end[side] > at})
+            for (user, begin), end in zip(self._asked, ends, strict=False)  # of an empty chat, an end alone
+        ]
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are finished."""
+        return len(self._folder.rounds())
+
+    @property
     def heads(self) -> dict[str, str]:
         """What each side that answers is, in words."""
         index, settings = self.student.rounds[-1], self.settings
