@@ -102,10 +102,12 @@ def write_run(
     size: float = 0.1,
     rank: int = RANK,
     steered: bool = True,
+    band: str = "[0.2,0.8]",
     **settings: str,
 ) -> RunFolder:
     """A run folder with `ROUNDS` finished rounds on the model in `model`; B is drawn with deviation `size`."""
-    more = [f"model.{name}={value}" for name, value in settings.items()]
+    more = [f"heal.band={band}"]
+    more += [f"model.{name}={value}" for name, value in settings.items()]
     more.append(f"evaluation.steered={str(steered).lower()}")
     recipe = load_recipe(["recipe=smoke", f"model.name={model}", f"heal.rank={rank}", f"heal.alpha={2 * rank}", *more])
     folder = RunFolder(path)

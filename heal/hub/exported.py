@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from heal.errors import UserError
+from heal.export.composition import Composition
 from heal.hub import metadata
 from heal.hub.bundle import CARD, Bundle
 from heal.hub.reproduction import HEADING, reproduction
@@ -51,6 +52,8 @@ def collect(path: Path, source: Source | None, name: str, base: str | None = Non
         made = reproduction(source)
         files |= {file: content for file, content in made.files.items() if file not in files}
         metadata.add(card, made.section, HEADING)
+    if "composition" in record:
+        metadata.add_composed(card, name, as_record(Composition, record["composition"], path / EXPORT_RECORD))
     return Bundle("model", files, card, named)
 
 

@@ -1,14 +1,15 @@
 """The front matter of a card as a hub wants it: licence, language, base, tags, and the measurements with intervals."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from huggingface_hub import EvalResult, ModelCard
 
 from heal.banks import language_of
-from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, SignalFigures
+from heal.evaluation.metrics import RoundMetrics, SignalFigures, Summary
 from heal.evaluation.signal import Signal, described
 from heal.evaluation.stats import LEVEL, Estimate
+from heal.export.composition import Composition
 from heal.hub.rules import Card
 from heal.hub.source import Source
 from heal.trait import Trait
@@ -57,20 +58,31 @@ def add_results(card: ModelCard, name: str, source: Source, rounds: Sequence[int
     """
     if card.data.get("eval_results"):
         return
-    baseline = BaselineMetrics.load(source.folder.baseline)
     metrics = RoundMetrics.load(source.folder.round(rounds[-1]))
     card.data["model_name"] = name.partition("/")[2]
-    card.data["eval_results"] = list(_results(baseline, metrics, source.trait))
+    card.data["eval_results"] = list(_results(metrics.healed, metrics.valid, source.trait.name))
 
 
-def _results(baseline: BaselineMetrics, metrics: RoundMetrics, trait: Trait) -> Iterator[EvalResult]:
-    for signal in described(baseline.base):
-        measured = metrics.healed.get(signal.name)
-        if measured is not None and signal.name in metrics.valid and math.isfinite(measured.value):
-            yield _result(signal, measured, trait)
+def add_composed(card: ModelCard, name: str, composition: Composition) -> None:
+    """The same of a composed student, on the held-out prompts of each part's trait."""
+    results = [
+        result
+        for measured in composition.measured
+        for result in _results(measured.composed, measured.valid, measured.trait)
+    ]
+    if results and not card.data.get("eval_results"):
+        card.data["model_name"] = name.partition("/")[2]
+        card.data["eval_results"] = results
 
 
-def _result(signal: Signal, measured: SignalFigures, trait: Trait) -> EvalResult:
+def _results(summary: Summary, valid: Collection[str], trait: str) -> Iterator[EvalResult]:
+    """Of the valid signals that are numbers, in display order."""
+    for signal in described(summary):
+        if signal.name in valid and math.isfinite(summary[signal.name].value):
+            yield _result(signal, summary[signal.name], trait)
+
+
+def _result(signal: Signal, measured: SignalFigures, trait: str) -> EvalResult:
     """A signal: its value, and as arguments its interval and its paired difference to the base."""
     arguments: dict[str, object] = {"interval": _interval(measured), "level": LEVEL, "items": measured.n}
     arguments["unit"] = signal.unit
@@ -81,7 +93,7 @@ def _result(signal: Signal, measured: SignalFigures, trait: Trait) -> EvalResult
         task_type="text-generation",
         task_name="Text generation",
         dataset_type="held-out-prompts",
-        dataset_name=f"held-out prompts of the trait {trait.name}, heal's general questions and neutral texts",
+        dataset_name=f"held-out prompts of the trait {trait}, heal's general questions and neutral texts",
         dataset_split="test",
         metric_type=signal.name,
         metric_name=signal.label,

@@ -1,0 +1,146 @@
+"""The card of a composed student: what it is the sum of, and how it measured on each part's trait."""
+
+from collections.abc import Sequence
+
+import yaml
+
+from heal.evaluation.signal import TRAIT, described
+from heal.export.compose import Composed
+from heal.export.composition import Composition, Measured
+from heal.export.markdown import escaped, fenced, inline_code
+from heal.export.usage import base_name, loading
+from heal.models.agreement import Agreement
+
+
+def composed_card(
+    student: Composed, composition: Composition, rank: int | None, lost: float | None, found: Agreement
+) -> str:
+    """README.md of an export.
+
+    Args:
+        student: what was exported.
+        composition: its parts and measurements.
+        rank: of the adapter; None for a merged model.
+        lost: relative Frobenius error of a truncated adapter, else None.
+        found: its agreement with the sum.
+    """
+    base = base_name(student.config)
+    parts = [
+        _front_matter(student, base, rank),
+        f"# {escaped(student.trait.name)}: {escaped(base)}",
+        _what(base, rank, lost, found),
+        _parts(composition),
+        *(_personas(student, index) for index in range(len(student.parts))),
+        *(_measured(measured) for measured in composition.measured),
+        loading(student, rank),
+        _limits(composition),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(student: Composed, base: str, rank: int | None) -> str:
+    traits = dict.fromkeys(part.facts.trait.name for part in student.parts)
+    content = {
+        "base_model": base,
+        "base_model_relation": "adapter" if rank else "finetune",
+        "library_name": "peft" if rank else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["heal", "activation-steering", "self-distillation", "composed", *(["lora"] if rank else []), *traits],
+    }
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
+
+
+def _what(base: str, rank: int | None, lost: float | None, found: Agreement) -> str:
+    kind = f"A LoRA adapter of rank {rank} for" if rank else "An update merged into the weights of"
+    lines = [f"{kind} {inline_code(base)}: the sum of the updates of several students, each times a weight."]
+    if lost is not None:
+        lines.append(f"The exact sum was truncated by SVD, at a relative Frobenius error of {lost:.2e}.")
+    lines.append(f"Loaded again and compared with the exact sum, token by token on a few chats: {found}.")
+    return "\n".join(lines)
+
+
+def _parts(composition: Composition) -> str:
+    rows = [
+        _row(
+            [
+                f"{part.weight:+g}",
+                escaped(part.trait),
+                inline_code(part.recipe),
+                str(part.seed),
+                str(part.rounds),
+                str(part.rank),
+                inline_code(part.run),
+            ]
+        )
+        for part in composition.parts
+    ]
+    header = ["weight", "trait", "recipe", "seed", "rounds", "rank", "run"]
+    return "\n".join(["## Parts", "", _row(header), _row(["---"] * len(header)), *rows])
+
+
+def _personas(student: Composed, index: int) -> str:
+    part = student.parts[index]
+    trait = part.facts.trait
+    towards = "Towards" if part.weight > 0 else "Away from (its weight is negative)"
+    return "\n\n".join(
+        [
+            f"## Trait: {escaped(trait.name)}",
+            fenced(trait.description),
+            f"{towards}:",
+            fenced(trait.positive),
+            "The opposite persona:",
+            fenced(trait.negative),
+        ]
+    )
+
+
+def _measured(measured: Measured) -> str:
+    """One trait: its signals at base, of its own student and of the sum."""
+    signals = [
+        signal
+        for signal in described(measured.composed)
+        if signal.name == TRAIT or signal.headline or signal.role == "coherence"
+    ]
+    rows = []
+    for signal in signals:
+        doubt = "" if signal.name in measured.valid else ", not valid for this model"
+        composed = measured.composed[signal.name]
+        stages = [summary.get(signal.name) for summary in (measured.base, measured.alone)]
+        cells = ["\N{EN DASH}" if one is None else f"{one:.{signal.digits}f}" for one in stages]
+        difference = f"{composed.delta:+.{signal.digits}f}"
+        rows.append(
+            _row([escaped(signal.title + doubt), *cells, f"{composed:.{signal.digits}f}", difference, str(composed.n)])
+        )
+    header = ["signal", "base", "its student alone", "composed", "composed over base", "n"]
+    reverse = measured.drift.answers.get("kl_rev")
+    kl = (
+        "No answer had tokens to measure a KL on."
+        if reverse is None
+        else f"KL(composed \\|\\| base) on its answers: mean {reverse.mean:.3f}, p95 {reverse.p95:.3f} nats per token "
+        f"(n = {reverse.n})."
+    )
+    return "\n".join(
+        [
+            f"## Measured on held-out prompts of {escaped(measured.trait)}",
+            "",
+            _row(header),
+            _row(["---"] * len(header)),
+            *rows,
+            "",
+            f"{kl} 95 % bootstrap intervals over items.",
+        ]
+    )
+
+
+def _limits(composition: Composition) -> str:
+    lines = [
+        "- The update is an exact sum; its effect on answers is not: traits can strengthen, weaken or undo each other.",
+        "- The base model's licence and limits apply.",
+    ]
+    if not composition.measured:
+        lines.insert(0, "- Nothing was measured of the sum; the parts were measured each by itself.")
+    return "\n".join(["## Limits", "", *lines])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
