@@ -9,7 +9,7 @@ TRAITS := love care_over_authority
 comma := ,
 space := $(subst ,, )
 
-.PHONY: install demo test lint support storm results model-1.5b clean
+.PHONY: install demo test lint support storm results pictures model-1.5b clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,15 @@ results: install
 		$(BIN)/heal compare runs/results/*-$$trait-embedded-s? by=recipe against=kl_rev_rmse \
 			out=runs/results/$$trait || exit 1; \
 	done
+
+# The pictures of the README and docs/results.md, from the records in docs and the run of `make demo`.
+pictures: demo
+	for trait in $(TRAITS); do \
+		$(BIN)/heal compare docs/results/$$trait.jsonl by=recipe against=kl_rev_rmse out=runs/pictures/$$trait || exit 1; \
+		cp runs/pictures/$$trait/comparison.png docs/results/$$trait.png; \
+		cp runs/pictures/$$trait/fronts.png docs/results/$$trait-fronts.png; \
+	done
+	cp runs/kl_rev_rmse-love-embedded-s0/report/trajectory.png docs/trajectory.png
 
 # A larger model without a hub: 1.1 GB of packages, 6 GB on disk.
 model-1.5b: install

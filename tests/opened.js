@@ -40,8 +40,8 @@ function opened(frame) {
     return Math.max(here, on) / Math.min(here, on) < 4;
   }).map((line) => line.text))];
 
-  // By hand: the arrow keys in a figure, the rounds of a prompt, the search among completions.
-  const figure = [...page.querySelectorAll("#figure-trajectory svg")].find((svg) => svg.getBoundingClientRect().width);
+  // By hand: the arrow keys in the first figure.
+  const figure = [...page.querySelectorAll(".card svg")].find((svg) => svg.getBoundingClientRect().width);
   const told = [];
   for (let step = 0; step < figure.querySelectorAll(".mark").length; step += 1) {
     figure.dispatchEvent(new view.KeyboardEvent("keydown", { key: "ArrowRight" }));
@@ -49,6 +49,17 @@ function opened(frame) {
   }
   const box = page.getElementById("says").getBoundingClientRect();
   const inView = box.left >= 0 && box.right <= width;
+  return {
+    title: page.title, texts: lines.length, overlaps, outside, faint, told, inView,
+    overflow: page.documentElement.scrollWidth - width,
+    figures: [...page.querySelectorAll(".card svg")].filter((svg) => svg.getBoundingClientRect().width).length,
+    dark: paper < 0.5, fetched: view.performance.getEntriesByType("resource").map((entry) => entry.name),
+    ...(page.getElementById("answers") ? used(page, view) : {}),
+  };
+}
+
+// What the report of a run does by hand: the rounds of a prompt, and the search among completions.
+function used(page, view) {
   const courses = [];
   const [range] = page.querySelectorAll(".slider input");
   for (let round = 1; round <= Number(range.max); round += 1) {
@@ -66,10 +77,5 @@ function opened(frame) {
     field.value = "";
     field.dispatchEvent(new view.Event("input", { bubbles: true }));
   }
-  return {
-    title: page.title, verdict: page.querySelector(".verdict").innerText, texts: lines.length, overlaps, outside, faint, told,
-    inView, courses, found, overflow: page.documentElement.scrollWidth - width,
-    figures: [...page.querySelectorAll(".card svg")].filter((svg) => svg.getBoundingClientRect().width).length,
-    dark: paper < 0.5, fetched: view.performance.getEntriesByType("resource").map((entry) => entry.name),
-  };
+  return { verdict: page.querySelector(".verdict").innerText, courses, found };
 }

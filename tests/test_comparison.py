@@ -5,9 +5,9 @@ import io
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -17,11 +17,14 @@ from heal.evaluation.results import Answer, StageResult, summarise
 from heal.evaluation.signal import MASS, TRAIT, Validity, signals
 from heal.recipe import load_recipe
 from heal.records import as_record, record_bytes
+from heal.report.canvas import Mark, Text
+from heal.report.plot import NARROW, WIDE
 from heal.run.folder import STEPS, Facts, RunFolder
 from heal.run.manifest import JUDGE
 from heal.studies.comparison.arms import Arm, Settings, group, lines, untrained
 from heal.studies.comparison.arms import tested as signals_tested
-from heal.studies.comparison.figure import _untrained, figure
+from heal.studies.comparison.best import best_lines
+from heal.studies.comparison.figure import figure
 from heal.studies.comparison.runs import Run, read_run, read_runs, records
 from heal.studies.comparison.show import cells, header, markdown, page, rounds_csv
 from tests import finished
@@ -159,20 +162,19 @@ def test_each_model_has_its_own_base_and_raw_steering(tmp_path: Path):
         f"{stage}, {name}" for stage in ("base", "prompted", "steered at 1 c*") for name in ("one", "two")
     ]
     assert [arm.runs[0].keys["model.name"] for arm in arms] == ["one", "two"] * 3
-    assert figure([*arms, *trained], SETTINGS)[:4] == b"\x89PNG"
+    said = {shape.says for shape in figure([*arms, *trained], SETTINGS).shapes if isinstance(shape, Mark)}
+    for arm in arms:
+        assert any(text.startswith(f"{arm.name}: trait") for text in said), arm.name
 
 
 def test_raw_steering_of_two_traits_is_two_lines(tmp_path: Path):
     read = read_run(write_run(tmp_path, "nll", 0, [(0.1, 2.0)], 9, "evaluation.doses=[0.5, 1]"))
     trained = group([read, replace(read, keys=read.keys | {"trait": "cold"})], ["recipe", "trait"])
-    _, axis = plt.subplots()
-    handles = _untrained(axis, untrained(trained), TAIL, SETTINGS)
-    assert [handle.get_label() for handle in handles if "raw" in str(handle.get_label())] == [
-        "raw steering, multiples of c*, warm",
-        "raw steering, multiples of c*, cold",
-    ]
-    assert sum(len(line.get_xdata()) == 2 for line in axis.lines) == 2
-    plt.close()
+    canvas = figure([*untrained(trained), *trained], SETTINGS)
+    named = [shape.text for shape in canvas.shapes if isinstance(shape, Text) and "raw" in shape.text]
+    assert named == ["raw steering, multiples of c*, warm", "raw steering, multiples of c*, cold"]
+    crosses = {shape.colour for shape in canvas.shapes if isinstance(shape, Mark) and shape.shape == "cross"}
+    assert len(crosses) == 2
 
 
 def test_an_arm_that_never_shifts_upwards_has_no_saturation(tmp_path: Path):
@@ -206,12 +208,16 @@ def test_the_csv_has_every_arm_round_and_signal_with_base_as_round_0(runs: list[
 
 def test_the_table_says_n_and_the_page_escapes_names(runs: list[Path]):
     table = lines(arms_of(runs), SETTINGS)
-    text = markdown(table)
+    best = best_lines(arms_of(runs), SETTINGS)
+    text = markdown(table, best)
     assert "(n = 6)" in text
     assert "Not valid for this model: accuracy (base 2)." in text
     assert text.splitlines()[0].count("|") == len(header()) + 1
-    html = page(table, b"png", "<script>alert(1)</script>")
-    assert "<script>" not in html
+    drawn = [partial(figure, arms_of(runs), SETTINGS)] * 2
+    html = page(table, best, drawn, "<script>alert(1)</script>")
+    assert "<script>alert" not in html
+    assert "unsafe" not in html
+    assert "http" not in html.replace("http-equiv", "")
     assert "Not valid for this model: accuracy (base 2)." in html
     assert "kl_rev_rmse, warm" in html
 
@@ -233,7 +239,13 @@ def test_base_prompted_and_raw_steering_stand_beside_the_trained_arms(tmp_path: 
     assert by_name["steered at 2 c*"].holds is None
     assert by_name["base"].margin == 1.0 > by_name["steered at 0.5 c*"].margin > by_name["steered at 2 c*"].margin
     assert [line.p[TRAIT] is None for line in by_name.values()] == [True, True, True, True, True, False]
-    assert figure(arms, SETTINGS)[:4] == b"\x89PNG"
+    for width in (WIDE, NARROW):
+        canvas = figure(arms, SETTINGS, width)
+        marks = [shape for shape in canvas.shapes if isinstance(shape, Mark)]
+        assert all(0 <= x <= width and 0 <= y <= canvas.height for x, y in (mark.at for mark in marks))
+        for arm in trained:
+            rounds = [mark.says for mark in marks if mark.says.startswith(f"{arm.name}, round 2")]
+            assert len(rounds) == 3  # trait against perplexity, and both by round
 
 
 def test_the_file_of_runs_gives_the_same_comparison_as_the_folders(runs: list[Path], tmp_path: Path):
@@ -241,7 +253,10 @@ def test_the_file_of_runs_gives_the_same_comparison_as_the_folders(runs: list[Pa
     (tmp_path / "runs.jsonl").write_bytes(records(read))
     again = read_runs([tmp_path / "runs.jsonl"])
     by = ["recipe", "trait"]
-    assert markdown(lines(group(again, by), SETTINGS)) == markdown(lines(group(read, by), SETTINGS))
+    one, other = (
+        markdown(lines(arms, SETTINGS), best_lines(arms, SETTINGS)) for arms in (group(again, by), group(read, by))
+    )
+    assert one == other
 
 
 def test_what_could_not_be_scored_survives_the_file(runs: list[Path]):
@@ -268,7 +283,7 @@ def test_the_command_writes_table_numbers_page_and_figure(runs: list[Path], tmp_
     words = [*map(str, runs), f"out={tmp_path / 'out'}", "resamples=100"]
     done = heal("compare", *words)
     assert done.returncode == 0, done.stderr
-    names = {"comparison.md", "comparison.csv", "comparison.html", "comparison.png", "runs.jsonl"}
+    names = {"comparison.md", "comparison.csv", "comparison.html", "comparison.png", "fronts.png", "runs.jsonl"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     assert "| kl_rev_rmse, warm | 3 | 4 |" in done.stdout
     for name in names:
@@ -346,7 +361,5 @@ def test_a_signal_that_some_run_lacks_is_blank_and_has_no_lines(runs: list[Path]
     assert cells(line)[header().index("tail perplexity")] == ""
     assert TAIL not in rounds_csv(arms, SETTINGS)
     assert TRAIT in rounds_csv(arms, SETTINGS)
-    panels, whole = (
-        plt.imread(io.BytesIO(figure([*untrained(each), *each], SETTINGS))).shape[0] for each in (arms, arms_of(runs))
-    )
+    panels, whole = (figure([*untrained(each), *each], SETTINGS, NARROW).height for each in (arms, arms_of(runs)))
     assert panels < whole

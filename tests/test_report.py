@@ -13,11 +13,11 @@ from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
 from heal.evaluation.signal import TRAIT, Limit, Signal, described, signals
 from heal.records import record_bytes, records_bytes
 from heal.report.build import build_report
-from heal.report.canvas import Canvas, Line, Mark, svg
+from heal.report.canvas import Canvas, Line, Mark, png, svg
 from heal.report.figures import draw
 from heal.report.labels import Box, Label, place_labels
 from heal.report.page import render
-from heal.report.plot import NARROW, WIDE
+from heal.report.plot import NARROW, WIDE, Panel, Scale
 from heal.report.results import read_results
 from heal.report.words import glossary
 from heal.run.folder import RunFolder
@@ -163,7 +163,11 @@ def test_labels_cover_neither_each_other_nor_the_points() -> None:
 
 def test_what_has_no_place_is_not_drawn() -> None:
     nowhere = Line([(0, 1), (float("nan"), 2), (3, 4), (5, float("inf"))], "ink")
-    assert 'd="M0 1M3 4"' in svg(Canvas(9, 9, [nowhere]), "", "")
+    canvas = Canvas(9, 9, [nowhere])
+    Panel(canvas, 1, 1, 8, 8, Scale(0, 1), Scale(0, 1)).line([], "ink")
+    assert canvas.shapes == [nowhere]
+    assert 'd="M0 1M3 4"' in svg(canvas, "", "")
+    assert png(canvas).startswith(b"\x89PNG")
 
 
 def test_nothing_to_report_is_a_users_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from functools import partial
 from html import unescape
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import pytest
 
 from heal.report.build import build_report
 from heal.run.best import read_best
+from heal.studies.comparison.arms import Settings, group, lines, untrained
+from heal.studies.comparison.best import best_lines
+from heal.studies.comparison.figure import figure
+from heal.studies.comparison.fronts_figure import fronts, fronts_figure
+from heal.studies.comparison.runs import read_runs
+from heal.studies.comparison.show import page
 from tests.cases import case
 from tests.reported import FIGURES, HOSTILE, write_run
 
@@ -45,20 +52,25 @@ def open_page(page: Path, folder: Path, dark: bool) -> dict[int, dict]:
     return dict(zip(WIDTHS, json.loads(unescape(said[1])), strict=True))
 
 
+def check_read(seen: dict, dark: bool) -> None:
+    """No text overlaps, leaves its place or is faint, nothing was fetched, and figures speak."""
+    assert "error" not in seen, seen
+    assert seen["dark"] == dark
+    assert (seen["overlaps"], seen["outside"], seen["faint"], seen["overflow"]) == ([], [], [], 0)
+    assert (seen["fetched"], seen["inView"]) == ([], True)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
 def test_the_page_can_be_read_and_used_at_either_width_in_light_and_dark(tmp_path: Path) -> None:
-    """No text overlaps, leaves its place or is faint, and figures, rounds and completions answer to the hand."""
     run = write_run(tmp_path / "run", rounds=8, text=f"{HOSTILE} a somewhat longer answer to the question")
     best = read_best(run, run.rounds())
     assert best is not None
-    page = build_report(run)
+    report = build_report(run)
     for dark in (False, True):
-        for width, seen in open_page(page, tmp_path, dark).items():
+        for width, seen in open_page(report, tmp_path, dark).items():
             with case(dark, width):
-                assert "error" not in seen, seen
-                assert seen["dark"] == dark
-                assert (seen["overlaps"], seen["outside"], seen["faint"], seen["overflow"]) == ([], [], [], 0)
-                assert (seen["figures"], seen["fetched"]) == (len(FIGURES), [])
+                check_read(seen, dark)
+                assert seen["figures"] == len(FIGURES)
                 assert seen["texts"] > 500
                 assert seen["title"].startswith("heal: run <script>")  # none of the model's text was executed
                 headline = seen["verdict"].replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " ")
@@ -69,6 +81,21 @@ def test_the_page_can_be_read_and_used_at_either_width_in_light_and_dark(tmp_pat
                 said = f"round {best.metrics.round}, healed, the best round: trait: {trait.value:.3f} [{trait.low:.3f}"
                 assert any(told.startswith(said) for told in seen["told"]), seen["told"]
                 assert len(set(seen["told"])) == 2 + 2 * 8  # base, prompted, and each round steered and healed
-                assert seen["inView"]
                 assert seen["courses"] == [f"healed, round {number}" for number in range(1, 9)]
                 assert seen["found"] == {"text": ["8 found", 8], "fate": ["8 found", 8], "dose": ["96 found", 96]}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
+def test_the_page_of_a_comparison_can_be_read_too(tmp_path: Path) -> None:
+    trained = group(read_runs([Path(__file__).parent.parent / "docs" / "results" / "love.jsonl"]), ["recipe"])
+    arms, settings = [*untrained(trained), *trained], Settings(resamples=100)
+    figures = partial(fronts_figure, fronts(arms, settings)), partial(figure, arms, settings)
+    path = tmp_path / "comparison.html"
+    path.write_text(page(lines(arms, settings), best_lines(arms, settings), figures, "Six losses"), encoding="utf-8")
+    rounds = sum(run.rounds for arm in trained for run in arm.runs)
+    for dark in (False, True):
+        for width, seen in open_page(path, tmp_path, dark).items():
+            with case(dark, width):
+                check_read(seen, dark)
+                assert seen["figures"] == 2
+                assert sum(", round " in told for told in seen["told"]) == 2 * rounds

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from heal.config import key
@@ -12,8 +13,10 @@ from heal.options import options_help, output_path, read_options
 USAGE = "heal compare RUN|FILE.jsonl ... [by=recipe,trait] [against=ARM] [out=FOLDER]"
 PURPOSE = """Groups finished runs into arms, one run a seed, and writes comparison.md, .csv, .html and .png to FOLDER:
 trait, coherence, coh_cost, rounds to saturation, last coherent round and verdict, with intervals over seeds and
-prompts, and the arms' trajectories from round to round. Differences are tested against one arm. runs.jsonl holds
-every item that the table rests on; it can be given in place of the runs' folders."""
+prompts, and the arms' trajectories from round to round; and fronts.png: every round of every run, the trait against
+drift and margin, and the arms at equal drift and at equal trait. A table has each arm at its best rounds, however many
+rounds its runs went. Differences are tested against one arm. runs.jsonl holds every item that the tables rest on; it
+can be given in place of the runs' folders."""
 
 
 @dataclass
@@ -38,9 +41,13 @@ def compare(words: Sequence[str]) -> None:
     if not paths:
         raise UserError("no runs given; name their folders, as in runs/kl_rev_rmse-love-embedded-s0")
     out = output_path(options.out, folder=True)
+    from heal.report.canvas import png
+    from heal.report.plot import WIDE
     from heal.run.files import write_files
     from heal.studies.comparison.arms import Settings, group, lines, untrained
+    from heal.studies.comparison.best import best_lines
     from heal.studies.comparison.figure import figure
+    from heal.studies.comparison.fronts_figure import fronts, fronts_figure
     from heal.studies.comparison.runs import read_runs, records
     from heal.studies.comparison.show import markdown, page, rounds_csv
 
@@ -52,16 +59,17 @@ def compare(words: Sequence[str]) -> None:
         trained.sort(key=lambda arm: arm.name != options.against)
     arms = [*untrained(trained), *trained]
     bootstrap = Settings(options.resamples)
-    table = lines(arms, bootstrap)
-    image = figure(arms, bootstrap)
+    table, best = lines(arms, bootstrap), best_lines(trained, bootstrap)
+    drawn = partial(fronts_figure, fronts(arms, bootstrap)), partial(figure, arms, bootstrap)
     files = {
-        "comparison.md": markdown(table).encode(),
+        "comparison.md": markdown(table, best).encode(),
         "comparison.csv": rounds_csv(arms, bootstrap).encode(),
-        "comparison.png": image,
-        "comparison.html": page(table, image, options.title).encode(),
+        "comparison.png": png(drawn[1](WIDE)),
+        "fronts.png": png(drawn[0](WIDE)),
+        "comparison.html": page(table, best, drawn, options.title).encode(),
         "runs.jsonl": records(runs),
     }
-    print(f"{markdown(table)}\n{write_files(out, files)}")
+    print(f"{markdown(table, best)}\n{write_files(out, files)}")
 
 
 def _is_log(path: Path) -> bool:

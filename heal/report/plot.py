@@ -125,7 +125,8 @@ class Panel:
 
     def line(self, points: Iterable[tuple[float, float]], colour: str, width: float = 1.4, **style) -> None:
         """A line through the points, interrupted where one has no place."""
-        self.canvas.add(Line([self.at(x, y) for x, y in points], colour, width, **style))
+        if places := [self.at(x, y) for x, y in points]:
+            self.canvas.add(Line(places, colour, width, **style))
 
     def across(self, y: float, colour: str, width: float = 1.0, dash: tuple[float, ...] = ()) -> None:
         """A level line."""
@@ -158,6 +159,29 @@ class Panel:
             self.canvas.add(Mark(at, shape, colour, says=says, **style))
 
 
+@dataclass
+class Grid:
+    """Panels of one size below `top`, in reading order."""
+
+    canvas: Canvas
+    top: float
+    columns: int
+    high: float
+    count: int = 0
+
+    def panel(self, x: Scale, y: Scale) -> Panel:
+        """The next one, with room for a title, ticks and names."""
+        wide = self.canvas.width / self.columns
+        left, upper = wide * (self.count % self.columns), self.top + self.high * (self.count // self.columns)
+        self.count += 1
+        return Panel(self.canvas, left + 68, upper + 30, left + wide - 12, upper + self.high - 46, x, y)
+
+    @property
+    def height(self) -> float:
+        """Where the last row ends."""
+        return self.top + self.high * -(-self.count // self.columns)
+
+
 @dataclass(frozen=True)
 class Entry:
     """Of a legend: a mark, a line, or both."""
@@ -177,7 +201,8 @@ def legend(canvas: Canvas, entries: Sequence[Entry], size: float = 11.5, top: fl
     """Writes the entries from the upper left on, line by line; where it ends, pixels from the top."""
     x, y = 8.0, top + size
     for entry in entries:
-        wide = 34 + width_of(entry.text, size)
+        lines = wrapped(entry.text, size, canvas.width - 44)
+        wide = 34 + max(width_of(line, size) for line in lines)
         if x + wide > canvas.width and x > 8:
             x, y = 8.0, y + size + 7
         middle = y - size * 0.33
@@ -186,7 +211,8 @@ def legend(canvas: Canvas, entries: Sequence[Entry], size: float = 11.5, top: fl
             canvas.add(Line(ends, entry.colour, entry.width, entry.dash, entry.opacity))
         if entry.shape is not None:
             canvas.add(Mark((x + 11, middle), entry.shape, entry.colour, entry.radius, entry.hollow))
-        canvas.add(Text((x + 28, y), entry.text, size))
+        canvas.add(*(Text((x + 28, y + number * (size + 3)), line, size) for number, line in enumerate(lines)))
+        y += (len(lines) - 1) * (size + 3)
         x += wide + 10
     return y + 8
 

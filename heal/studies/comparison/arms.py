@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from heal.errors import UserError
-from heal.evaluation.choice import BROKEN, best_round
+from heal.evaluation.choice import BROKEN
 from heal.evaluation.metrics import CoherenceCost
 from heal.evaluation.signal import MASS, TRAIT, Signal, signals
 from heal.evaluation.stats import Estimate, holm, over_seeds, sign_flip_p
@@ -90,8 +90,6 @@ class Line:
             upwards.
         coherent: last round before the first that is past a limit of coherence, averaged over runs.
         holds: runs whose last verdict holds.
-        best: each run's best round, from 1; None where none holds. `best_shift` is its trait over base where it was not
-            chosen (heal/evaluation/choice.py), over the runs that have one; None where none has.
         p: by signal (of TESTED), the Holm-adjusted p of the difference to the first trained arm, paired by item and
             averaged over seeds; None for that arm, for untrained ones and where items or rounds differ.
     """
@@ -104,8 +102,6 @@ class Line:
     saturation: float | None
     coherent: float | None
     holds: int | None
-    best: tuple[int | None, ...]
-    best_shift: Estimate | None
     p: dict[str, float | None]
 
 
@@ -209,7 +205,6 @@ def _check_prompts(runs: Sequence[Run]) -> None:
 
 def _line(arm: Arm, settings: Settings, p: dict[str, float | None]) -> Line:
     trained = arm.stage is None
-    best, best_shift = _best(arm, settings) if trained else ((), None)
     return Line(
         arm=arm,
         values={signal.name: arm.estimate(signal.name, arm.last, settings) for signal in shown()},
@@ -219,30 +214,8 @@ def _line(arm: Arm, settings: Settings, p: dict[str, float | None]) -> Line:
         saturation=_saturation(arm) if trained else None,
         coherent=float(np.mean([_coherent(run, arm.rounds) for run in arm.runs])) if trained else None,
         holds=sum(run.verdicts[arm.rounds - 1] == "holds" for run in arm.runs) if trained else None,
-        best=best,
-        best_shift=best_shift,
         p=p,
     )
-
-
-def _best(arm: Arm, settings: Settings) -> tuple[tuple[int | None, ...], Estimate | None]:
-    """The best round of each run of the arm, and its shift; see `Line`."""
-    places = range(arm.rounds)
-    choices = [
-        best_round(
-            run.verdicts[: arm.rounds],
-            [run.values(TRAIT, index) for index in places],
-            run.values(TRAIT, BASE),
-            None,
-            settings.resamples,
-            settings.seed,
-        )
-        for run in arm.runs
-    ]
-    chosen = [(choice.scores, run.values(TRAIT, BASE)) for choice, run in zip(choices, arm.runs, strict=True) if choice]
-    scores, base = [side[0] for side in chosen], [side[1] for side in chosen]
-    shift = over_seeds(scores, base, "mean", settings.resamples, settings.seed) if chosen else None
-    return tuple(None if choice is None else choice.index + 1 for choice in choices), shift
 
 
 def _cost(arm: Arm, settings: Settings) -> CoherenceCost | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Run:
         margins: the coherence margin, by stage and by round (`"0"` is the first).
         verdicts: each round's verdict.
         validity: of each signal, for the run's model.
+        drifts: root mean square of KL(student || base) on the student's own answers after each round, nats; None where
+            that was not measured, empty in a record of an earlier version.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Run:
     margins: dict[str, float | None]
     verdicts: list[str]
     validity: dict[str, Validity]
+    drifts: list[float | None] = field(default_factory=list)
 
     @property
     def rounds(self) -> int:
@@ -72,6 +75,10 @@ class Run:
         """The coherence margin there; NaN where its signal could not be scored."""
         margin = self.margins[str(where)]
         return math.nan if margin is None else margin
+
+    def drift(self, index: int) -> float | None:
+        """That after a round (an index from 0); None where it was not measured."""
+        return self.drifts[index] if self.drifts else None
 
     def _items(self, where: int | str) -> Items:
         return self.healed[where] if isinstance(where, int) else self.stages[where]
@@ -129,12 +136,18 @@ def read_run(path: Path) -> Run:
         margins=margins,
         verdicts=[finished.verdict.label for finished in metrics],
         validity=validity,
+        drifts=[_drift(finished) for finished in metrics],
     )
 
 
 def records(runs: Sequence[Run]) -> bytes:
     """The runs as JSON lines, from which the comparison can be made again without their folders."""
     return jsonl_bytes(_rounded(asdict(run)) for run in runs)
+
+
+def _drift(finished: RoundMetrics) -> float | None:
+    answers = finished.drift.answers if finished.drift is not None else {}
+    return answers["kl_rev"].rmse if "kl_rev" in answers else None
 
 
 def _items(stage: StageResult) -> Items:

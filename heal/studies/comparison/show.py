@@ -1,16 +1,24 @@
 """A comparison as text, Markdown, CSV and HTML."""
 
-import base64
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from heal.evaluation.signal import TRAIT
 from heal.evaluation.stats import Estimate
+from heal.report.canvas import Canvas, svg
+from heal.report.page import own_text, page_style, policy
+from heal.report.plot import NARROW, WIDE
 from heal.studies.comparison.arms import Arm, Line, Settings, not_valid, shown, tested
+from heal.studies.comparison.best import BestLine
+from heal.studies.comparison.fronts import drift
 from heal.studies.comparison.runs import BASE
+
+HERE = Path(__file__).resolve().parent
 
 
 def header() -> list[str]:
@@ -28,8 +36,6 @@ def header() -> list[str]:
         "saturated after",
         "coherent until",
         "holds",
-        "best round",
-        "its shift",
         *(f"p {signal.term}" for signal in tested()),
     ]
 
@@ -41,10 +47,9 @@ def caption() -> str:
         f"After the last round; mean over seeds, 95 % intervals over seeds and prompts. {notes}; over base: the paired "
         "difference of the trait; margin: of the worst valid coherence signal, 1 as at base and 0 at its limit; "
         "coh_cost: |d p_ans_any| over |d trait|, blank where the trait's interval includes 0; saturated after: rounds "
-        "until 0.9 of the largest shift; coherent until: rounds before the first past a limit of coherence; best round "
-        "of each seed: the most trait among those that hold; its shift: on prompts that did not choose it, over the "
-        "seeds that have one; p: against the first trained arm, paired by prompt, Holm-adjusted, blank where prompts "
-        "or rounds differ; n: held-out prompts. Base, prompted and raw steering are not trained."
+        "until 0.9 of the largest shift; coherent until: rounds before the first past a limit of coherence; p: against "
+        "the first trained arm, paired by prompt, Holm-adjusted, blank where prompts or rounds differ; n: held-out "
+        "prompts. Base, prompted and raw steering are not trained."
     )
 
 
@@ -72,18 +77,51 @@ def cells(line: Line) -> list[str]:
         "" if line.saturation is None else f"{line.saturation:.1f}",
         "" if line.coherent is None else f"{line.coherent:.1f}",
         "" if line.holds is None else f"{line.holds} of {len(line.arm.runs)}",
-        ", ".join("none" if number is None else str(number) for number in line.best),
-        _interval(line.best_shift, sign=True),
         *(_p_value(line.p[signal.name]) for signal in tested()),
     ]
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """The table in Markdown, with its caption."""
-    rows = [header(), ["---"] * len(header()), *(cells(line) for line in lines)]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    note = validity_note([line.arm for line in lines])
-    return f"{table}\n\n{caption()}\n" + (f"\n{note}\n" if note else "")
+def best_header() -> list[str]:
+    """The titles of the columns of the table of best rounds."""
+    return ["arm", "best round of each seed", "trait over base", "margin", "drift", "over the first arm", "p"]
+
+
+def best_caption(best: Sequence[BestLine]) -> str:
+    """What stands under that table."""
+    moved = drift([run for line in best for run in line.arm.runs])
+    measured = "not measured in one way by all runs" if moved is None else moved.label
+    return (
+        "Each run at its own best round (the most trait among those that hold), however many rounds it went; the trait "
+        "on prompts that did not choose the round, over the seeds that have one; drift: "
+        f"{measured}; over the first arm: the trait's difference, paired by prompt, and by seed where both arms have "
+        "the same; p: of that difference, Holm-adjusted."
+    )
+
+
+def best_cells(line: BestLine) -> list[str]:
+    """One row of that table as text, in the order of `best_header`."""
+    return [
+        line.arm.name,
+        ", ".join("none" if number is None else str(number) for number in line.rounds),
+        _interval(line.shift, sign=True),
+        "" if line.margin is None else f"{line.margin:.2f}",
+        "" if line.drift is None else f"{line.drift:.2f}",
+        _interval(line.over_first, sign=True),
+        _p_value(line.p),
+    ]
+
+
+def markdown(lines: Sequence[Line], best: Sequence[BestLine]) -> str:
+    """Both tables in Markdown, with their captions."""
+    last = _table(header(), [cells(line) for line in lines])
+    chosen = _table(best_header(), [best_cells(line) for line in best])
+    parts = [last, caption(), chosen, best_caption(best), validity_note([line.arm for line in lines])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    every = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in every)
 
 
 def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:
@@ -102,16 +140,38 @@ def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:
     return text.getvalue()
 
 
-def page(lines: Sequence[Line], image: bytes, title: str) -> str:
-    """One self-contained HTML page: table and figure."""
-    environment = Environment(autoescape=True)
-    return environment.from_string(_PAGE).render(
+def page(
+    lines: Sequence[Line], best: Sequence[BestLine], figures: Sequence[Callable[[float], Canvas]], title: str
+) -> str:
+    """One self-contained HTML page, in the style of a run's report: fronts, tables, and the arms round by round.
+
+    Args:
+        lines, best: of the tables.
+        figures: what draws the fronts, and the arms round by round, at a width.
+        title: of the page.
+    """
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    style, script = page_style(), own_text("page.js")
+    says = (
+        "Trait against drift and against coherence margin, a line a run, and differences to the first arm.",
+        "Trait against coherence, and both by round, one line an arm.",
+    )
+    fronts, courses = (
+        Markup("").join(svg(draw(width), text, kind) for width, kind in ((WIDE, "wide"), (NARROW, "narrow")))
+        for draw, text in zip(figures, says, strict=True)
+    )
+    return environment.get_template("page.html").render(
+        policy=policy(style, script),
+        style=style,
+        script=script,
         title=title,
-        header=header(),
-        rows=[cells(line) for line in lines],
-        caption=caption(),
+        tables=[
+            ("At the best rounds", best_header(), [best_cells(line) for line in best], best_caption(best)),
+            ("After the last round", header(), [cells(line) for line in lines], caption()),
+        ],
+        fronts=fronts,
+        courses=courses,
         note=validity_note([line.arm for line in lines]),
-        image=base64.b64encode(image).decode(),
     )
 
 
@@ -126,42 +186,3 @@ def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) ->
         return ""
     plus = "+" if sign else ""
     return f"{estimate.value:{plus}.{digits}f} [{estimate.low:{plus}.{digits}f}, {estimate.high:{plus}.{digits}f}]"
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1f2328; --muted: #5b626b; --line: #d8dbdf; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper: #16181b; --ink: #e4e6e9; --muted: #9aa2ab; --line: #363b41; }
-}
-body { margin: 0; background: var(--paper); color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
-main { max-width: 80rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-h1 { font-size: 1.6rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 0.4rem 0.9rem 0.4rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--muted); font-weight: 600; }
-.note { color: var(--muted); font-size: 0.875rem; max-width: 52rem; }
-img { max-width: min(100%, 52rem); height: auto; border-radius: 4px; margin-top: 1.5rem; }
-</style>
-</head>
-<body><main>
-<h1>{{ title }}</h1>
-<div class="wide"><table>
-<thead><tr>{% for name in header %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}</tbody>
-</table></div>
-<p class="note">{{ caption }}</p>
-{% if note %}<p class="note">{{ note }}</p>{% endif %}
-<img alt="Trait against coherence by round, one line an arm." src="data:image/png;base64,{{ image }}">
-</main></body>
-</html>
-"""
