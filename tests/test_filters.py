@@ -279,4 +279,10 @@ def test_the_tail_is_a_quarter_but_at_least_a_few_tokens_and_at_most_all():
 def test_a_completion_that_was_stopped_for_looping_counts_as_repetition_whatever_its_words():
     stopped = Candidate("The first thing that I would do is listen to you.", True, 5.0, looped=True)
     assert reasons(stopped, LIMITS, NARRATION) == ["repetition"]
-    assert reasons(replace(stopped, looped=False), LIMITS, NARRATION) == []
+    assert reasons(replace(stopped, looped=None), LIMITS, NARRATION) == []
+    loop = replace(stopped, text="I do. " * 20)
+    assert [reasons(replace(loop, looped=known), LIMITS, NARRATION) for known in (None, True, False)] == [
+        ["repetition"],
+        ["repetition"],
+        [],
+    ]

@@ -96,6 +96,22 @@ def test_every_completion_is_on_the_page_or_where_there_is_no_room_some_with_eve
     assert len(samples(rounds)[0].rows) == 24
 
 
+def test_the_page_of_eight_rounds_stays_under_three_megabytes_however_much_was_written(tmp_path: Path) -> None:
+    results = read_results(write_run(tmp_path / "run", rounds=8))
+    rows, rounds = tuple(completions("<i>much</i> & more " * 40, count=400)), []
+    for finished in results.rounds:
+        answers = {
+            stage: [replace(each, text=HOSTILE * 150) for each in said] for stage, said in finished.answers.items()
+        }
+        collection = replace(finished.collection, rows=rows)
+        rounds.append(replace(finished, collection=collection, answers=answers))
+    html = render(replace(results, rounds=tuple(rounds)))
+    assert 1_500_000 < len(html) < 3_000_000
+    text = plain(html.decode())
+    assert "of 300 kept" in text
+    assert "more prompts, whose answers were damaged less" in text
+
+
 def test_the_counts_are_those_of_what_was_asked_and_not_of_what_the_recipe_asks_for(tmp_path: Path) -> None:
     results = read_results(write_run(tmp_path / "run", rounds=1, prompts=10))
     assert (results.recipe.evaluation.prompts, results.recipe.evaluation.questions) == (12, 24)
@@ -133,26 +149,29 @@ def test_an_answer_says_what_it_would_be_dropped_for_and_the_most_damaged_prompt
         """With other answers of the healed student by round and prompt, and a least share that names the prompt."""
         rounds = []
         for finished in results.rounds:
-            healed = [
-                replace(answer, text=texts.get((finished.number, answer.prompt), f"Something about {answer.prompt}"))
-                for answer in finished.answers["healed"]
-            ]
+            healed = []
+            for answer in finished.answers["healed"]:
+                text = texts.get((finished.number, answer.prompt), f"Something about {answer.prompt}")
+                loops = {"repetition_share": float(text == loop)}
+                healed.append(replace(answer, text=text, signals=answer.signals | loops))
             collection = replace(finished.collection, off_prompt_below=least)
             rounds.append(replace(finished, answers=finished.answers | {"healed": healed}, collection=collection))
         return replace(results, rounds=tuple(rounds))
 
     loop, refusal = "I love you. " * 6, "As an AI language model, I cannot answer this."
-    said = {(2, PROMPTS[2]): loop, (3, PROMPTS[2]): loop, (3, PROMPTS[1]): "Well, Something about Who are you?"}
+    said = {(2, PROMPTS[1]): loop, (3, PROMPTS[1]): loop, (3, PROMPTS[2]): f"Well, Something about {PROMPTS[3]}"}
     said |= {(1, PROMPTS[0]): refusal, (3, PROMPTS[3]): f"Well, Something about {PROMPTS[3]}"}
     whole = written(read_results(write_run(tmp_path / "run", rounds=3)), said, least=0.0)
     found = {item.prompt: item.summary for item in reading(whole).items}
-    assert found[PROMPTS[2]] == "rounds 2 to 3 (repetition)"
+    assert found[PROMPTS[1]] == "rounds 2 to 3 (repetition)"
     assert found[PROMPTS[0]] == "round 1 (refusal)"
     assert found[PROMPTS[3]] == "round 3 (duplicate)"  # of what another prompt was answered
-    assert next(iter(found)) in (PROMPTS[2], PROMPTS[3])  # damage in a round that is not the best or the last is less
-    assert [*found][-2:] != [PROMPTS[2], PROMPTS[3]]
+    assert {*[*found][:2]} == {
+        PROMPTS[1],
+        PROMPTS[3],
+    }  # damage in a round that is neither the best nor the last is less
     text = plain(section(render(whole).decode(), "answers"))
-    assert text.count("would be dropped: repetition") == 3 + (whole.shown.number == 2)  # rounds 2 and 3, and beside
+    assert all(f"would be dropped after {summary}" in text for summary in found.values() if summary)
 
     astray = reading(written(whole, {}, least=1e6)).items
     assert all("off prompt" in said.dropped for item in astray for course in item.courses for said in course.said)

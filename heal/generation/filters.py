@@ -48,7 +48,7 @@ class Candidate:
         text: the completion.
         finite: whether all logits were.
         tail_perplexity: under base.
-        looped: whether it was stopped while it looped.
+        looped: whether it loops, where that is known; None: its text says.
         unclosed: whether there is none, because the thought before it was not closed.
         off_prompt: whether it says too little about its prompt.
     """
@@ -56,7 +56,7 @@ class Candidate:
     text: str
     finite: bool
     tail_perplexity: float
-    looped: bool = False
+    looped: bool | None = None
     unclosed: bool = False
     off_prompt: bool = False
 
@@ -72,7 +72,8 @@ def reasons(candidate: Candidate, limits: FilterLimits, narration: Sequence[str]
         failed.append("too short")
     if not candidate.tail_perplexity <= limits.max_tail_perplexity:  # NaN is dropped too
         failed.append("tail perplexity")
-    if candidate.looped or repetition(candidate.text) > limits.max_repetition:
+    looped = candidate.looped
+    if repetition(candidate.text) > limits.max_repetition if looped is None else looped:
         failed.append("repetition")
     if candidate.off_prompt:
         failed.append("off prompt")

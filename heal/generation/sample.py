@@ -104,7 +104,7 @@ def judged(
             text,
             response.completion.finite,
             reading.tail_perplexity,
-            response.completion.looped,
+            response.completion.looped or None,
             response.unclosed,
             off_prompt=check is not None and check.off(share),
         )

@@ -130,6 +130,7 @@ def _judged(results: Results, answers: Sequence[Answer], finished: Round) -> _Ju
             answer.text,
             finite=True,
             tail_perplexity=answer.signals.get("tail_perplexity", math.nan),
+            looped=None if math.isnan(loops := answer.signals.get("repetition_share", math.nan)) else loops == 1,
             unclosed=answer.signals.get("unclosed_share") == 1,
             off_prompt=least > 0 and _share(answer, len(others), scored) < least,
         )
