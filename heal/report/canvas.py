@@ -146,8 +146,10 @@ def png(canvas: Canvas, scale: float = 2.0) -> bytes:
     """In the light colours, `scale` pixels for one."""
     figure = Figure((canvas.width / 72, canvas.height / 72), dpi=72 * scale, facecolor=_hex("paper"))
     places = Affine2D().scale(scale, -scale).translate(0, canvas.height * scale)
-    for shape in canvas.shapes:
-        figure.add_artist(_artist(shape, places))
+    for number, shape in enumerate(canvas.shapes):
+        drawn = _artist(shape, places)
+        drawn.set_zorder(number)
+        figure.add_artist(drawn)
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()

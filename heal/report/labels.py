@@ -67,8 +67,9 @@ def place_labels(
         written.append(box(dx, dy))
         taken.append(written[-1])
         if far > _DISTANCES[1]:
-            near = far * 0.3 / math.hypot(dx, dy)
-            canvas.add(Line([(x + dx * near, y + dy * near), (x + dx * 0.8, y + dy * 0.8)], "muted", 0.7))
+            near = _MARKER / math.hypot(dx, dy)
+            end = 1 - min(wide / max(abs(dx), 1e-9), high / max(abs(dy), 1e-9))
+            canvas.add(Line([(x + dx * near, y + dy * near), (x + dx * end, y + dy * end)], "muted", 0.7))
         canvas.add(Text((x + dx, y + dy + size * 0.35), label.text, size, anchor="middle", bold=True, halo=True))
     return written
 
