@@ -9,6 +9,7 @@ from heal.adapter_kinds import ADAPTER_KINDS
 from heal.banks import AUTO, LANGUAGES
 from heal.evaluation.signal import limited
 from heal.healing.aggregates import AGGREGATES
+from heal.scale import Scale
 
 Section = TypeVar("Section")
 
@@ -123,6 +124,9 @@ class CalibrationConfig:
 class GenerationConfig:
     prompts: int = key(10, "generation prompts a round (drawn from the trait's)", 1)
     alphas: list[float] = key([0.5, 0.75, 1.0], "doses, multiples of c_star", 1e-3)
+    multi_turn: float = key(
+        0.0, "fraction of the prompts that follow an earlier exchange: another prompt and base's answer to it", 0, 1
+    )
     tokens: int = key(40, "token budget of a completion", 1)
     temperature: float = key(1.0, "sampling temperature; 0: greedy", 0)
     top_p: float = key(0.95, "nucleus sampling mass", 1e-6, 1)
@@ -250,6 +254,12 @@ class Recipe:
         "", "instead of a trait file, trait= its name: system prompt, or short description, of its persona"
     )
     negative: str = key("", "the same of its opposite; both are given to the model as they stand")
+    scale: Scale = key(
+        "auto",
+        "numbers of pairs, prompts, tokens, epochs, rounds and items where nothing else says them (recipes/scales/); "
+        "auto: standard on a GPU, demo on a CPU",
+        before="demo",
+    )
     sign: Literal["1", "-1"] = key("1", "-1: train the trait's opposite, its personas swapped")
     language: str = key(
         AUTO,
@@ -267,3 +277,6 @@ class Recipe:
     export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        self.by_scale = frozenset[str]()  # keys whose numbers come from the scale, because nobody said another

@@ -13,6 +13,29 @@ COUNTS = ("generation.prompts", "calibration.prompts", "evaluation.prompts")
 STUDY_COUNTS = COUNTS[1:]
 
 
+def lowered_to(trait: Trait, recipe: Recipe, names: Sequence[str] = COUNTS) -> list[str]:
+    """Lowers those of the keys `names` that the recipe's scale has set to what `trait` has; a line for each.
+
+    The least that the key takes remains, and is refused by `refuse_missing_prompts`.
+    """
+    lowered = []
+    for name in names:
+        section, _, field = name.partition(".")
+        settings, there = getattr(recipe, section), _there(recipe, trait, section)
+        least = int(keys_by_name()[name].minimum or 1)
+        if name in recipe.by_scale and least <= there < getattr(settings, field):
+            lowered.append(f"{name}={there}, all that {trait.name} has (at this scale: {getattr(settings, field)})")
+            setattr(settings, field, there)
+    return lowered
+
+
+def _there(recipe: Recipe, trait: Trait, section: str) -> int:
+    """How many prompts the trait has for a section of the recipe."""
+    if section == "evaluation":
+        return max(0, len(trait.heldout_prompts) - recipe.evaluation.skip)
+    return len(trait.generation_prompts)
+
+
 def refuse_missing_prompts(recipe: Recipe, trait: Trait, names: Sequence[str] = COUNTS) -> None:
     """UserError where a key of `names` asks for more prompts than `trait` has; says how many there are."""
     skip = recipe.evaluation.skip

@@ -12,7 +12,8 @@ from heal.console import counted
 from heal.errors import UserError, nearest
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.narration import name_of, narration_of
-from heal.recipe import RECIPES, available, find_yaml
+from heal.recipe_files import RECIPES, available, find_yaml
+from heal.turns import turns_of
 from heal.yaml_text import Settings, read_yaml, refuse_cut
 
 MIN_GENERATION_PROMPTS = 8
@@ -243,6 +244,11 @@ def _check(where: Path | str, trait: Trait) -> None:
             raise UserError(
                 f"{where}: field '{field}' has {counted(distinct, 'different prompt')}; at least {least} required"
             )
+        for prompt in prompts:
+            try:
+                turns_of(prompt)
+            except ValueError as error:
+                raise UserError(f"{where}: field '{field}', {prompt!r}: {error}") from error
     shared = set(trait.generation_prompts) & set(trait.heldout_prompts)
     if shared:
         raise UserError(f"{where}: '{sorted(shared)[0]}' is in both generation_prompts and heldout_prompts")

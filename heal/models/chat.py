@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from heal.errors import UserError
 from heal.models.packing import shared
 from heal.models.thoughts import Thought, closing, find_thought
+from heal.turns import ROLES, turns_of
 
 Turn = tuple[str, str]  # role and content
 
@@ -182,13 +183,18 @@ class Chat:
         return str(self.tokenizer.decode(said, skip_special_tokens=True))
 
     def turns(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> list[Turn]:
-        """The messages of a prompt; without a system message where the template takes none or `system` is empty."""
-        said = [*earlier, ("user", user)]
+        """The messages of a prompt, which may have several turns itself (`heal.turns`).
+
+        Without a system message where the template takes none or `system` is empty.
+        """
+        said = [*earlier, *((ROLES[turn % 2], text) for turn, text in enumerate(turns_of(user)))]
         if not system:
             return said
         if self.takes_system:
             return [("system", system), *said]
-        return [("user", f"{system}\n\n{said[0][1]}"), *said[1:]]
+        return [("user", f"{system}
+
+{said[0][1]}"), *said[1:]]
 
     def before_answer(self, user: str) -> str:
         """What the template writes before an answer to `user`; empty where it loses the answer."""

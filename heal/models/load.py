@@ -31,7 +31,7 @@ from heal.models.kernels import slow_layers
 from heal.models.language_model import LanguageModel
 from heal.models.spread import Spread
 from heal.models.supported import check_supported
-from heal.recipe import find_file
+from heal.recipe_files import find_file
 from heal.yaml_text import read_utf8
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from heal.config import AS_DEFAULT, Recipe
 from heal.coverage import Coverage
 from heal.errors import UserError
-from heal.recipe import flatten, from_mapping, keys_by_name, to_mapping, to_yaml
+from heal.recipe import from_mapping, keys_by_name, sized, to_mapping, to_yaml
 from heal.records import digest, read_record, read_sealed, sealed_bytes
 from heal.run.files import Files, holds, write_atomic
 from heal.run.manifest import JUDGE, MANIFEST, SUMMARIES, Manifest
 from heal.trait import Trait
-from heal.yaml_text import read_yaml
+from heal.yaml_text import flatten, read_yaml
 
 FORMAT = 2  # of a run folder; 1 had stages.json for manifests
 STEPS = ("extract", "calibrate", "generate", "steered", "heal", "healed", JUDGE)  # of a round
@@ -218,17 +218,19 @@ class RunFolder:
         """The recipe as the run in this folder goes on with it, and the keys that it keeps from an earlier version.
 
         A key that is younger than the run, or has another default now, keeps what it was then (`before` of
-        `heal.config.key`) unless another value than the default is asked for.
+        `heal.config.key`) unless another value than the default is asked for. Where no scale is asked for, the run goes
+        on at the one that it began with, whatever this device is.
         """
         if not (self.path / "recipe.yaml").is_file():
-            return recipe, {}
-        begun, asked = (flatten(to_mapping(one), "recipe") for one in (self.recipe(), recipe))
+            return sized(recipe), {}
+        run = self.recipe()
+        goes_on = deepcopy(sized(recipe, run.scale))
+        begun, asked = (flatten(to_mapping(one), "recipe") for one in (run, goes_on))
         kept = {
             name: item.before
             for name, item in keys_by_name().items()
             if item.before is not AS_DEFAULT and begun[name] == item.before and asked[name] == item.default
         }
-        goes_on = deepcopy(recipe)
         for name, value in kept.items():
             *sections, last = name.split(".")
             setattr(reduce(getattr, sections, goes_on), last, value)

@@ -5,7 +5,7 @@ and taken at the sizes of the recipe's largest passes, which are known before: i
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
@@ -203,6 +203,9 @@ def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
 
     answers = len(generation.alphas) * generation.prompts
     prompts = sorted((chat.ids(system, prompt) for prompt in trait.generation_prompts), key=len, reverse=True)
+    if generation.multi_turn:  # the longest after the longest, and an answer in between
+        most = model.context - generation.tokens
+        prompts = [[*prompt, *[0] * generation.tokens, *prompts[0]][:most] for prompt in prompts]
     doses = range(len(generation.alphas))
     completed = [
         (*prompt, *[dose] * (generation.tokens - 1)) for prompt in prompts[: generation.prompts] for dose in doses
@@ -220,9 +223,12 @@ def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
     batch = completed[: recipe.heal.batch_size]
     trees = model.trees(batch)
     nodes = max(tree_nodes(batch, tree) for tree in trees)
+    completions = decoded(answers, [system], trait.generation_prompts, generation.tokens)
+    if generation.multi_turn:
+        completions = replace(completions, prompt=len(prompts[0]), rest=len(prompts[0]))
     return Work(
         decoded=(
-            decoded(answers, [system], trait.generation_prompts, generation.tokens),
+            completions,
             decoded(
                 calibration.prompts * calibration.candidates, [system], trait.generation_prompts, calibration.tokens
             ),

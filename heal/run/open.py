@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import heal
 from heal.config import Recipe
 from heal.console import Console, counted
-from heal.counts import COUNTS, STUDY_COUNTS, refuse_missing_prompts, refuse_missing_scenes
+from heal.counts import COUNTS, STUDY_COUNTS, lowered_to, refuse_missing_prompts, refuse_missing_scenes
 from heal.environment import deterministic_kernels, quiet_libraries, usable_cores
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
 from heal.options import output_path, resolve_device
-from heal.recipe import find_file, to_mapping
+from heal.recipe import to_mapping
+from heal.recipe_files import find_file
 from heal.records import read_records
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, Facts, RunFolder, Sizes
@@ -65,13 +66,14 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
     folder = RunFolder(place(recipe))
+    counts = STUDY_COUNTS if kind else COUNTS
     recipe, kept = folder.as_begun(recipe)
+    lowered = lowered_to(trait, recipe, counts)
     # Before a model is loaded, what is there is held against what was asked for.
     known = folder.facts()
     facts = facts_of(recipe, trait, "" if known is None else known.dtype)
     folder.refuse_other(recipe, facts)
     folder.refuse_running()
-    counts = STUDY_COUNTS if kind else COUNTS
     if known is None:  # an earlier version made do with what there was
         refuse_missing_prompts(recipe, trait, counts)
         refuse_missing_scenes(recipe, len({vignette.id.removesuffix("/self") for vignette in vignettes}))
@@ -88,7 +90,9 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     with folder.locked():
         clear_temporary(folder.path)
         continued = folder.start(recipe, facts)
-        console.say(f"run        {folder.path}{' (continued)' if continued else ''}")
+        console.say(f"run        {folder.path}{' (continued)' if continued else ''}, {recipe.scale} scale")
+        for line in lowered:
+            console.say(f"prompts    {line}")
         if trait.language:
             console.say(f"trait      {trait.name}: {trait.source}")
         console.say(f"adapter    {coverage}")

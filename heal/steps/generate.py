@@ -13,10 +13,12 @@ from heal.generation.sample import Sampler
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress
 from heal.randomness import shuffled
+from heal.responding import respond
 from heal.run.step import Step
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
 from heal.trait import Trait
+from heal.turns import after_exchange, has_turns, whole_sentences
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Generate(Step[Collection]):
 
     def compute(self, progress: Progress) -> Collection:
         settings, limits, seed = self.recipe.generation, self.recipe.filter, self.recipe.run.seed
-        prompts = shuffled(list(self.trait.generation_prompts), seed, self.round_index, "prompts")
-        prompts = prompts[: settings.prompts]
+        drawn = shuffled(list(self.trait.generation_prompts), seed, self.round_index, "prompts")
+        prompts = self._continued(drawn[: settings.prompts], drawn)
         assert self.vector.c_star is not None, "generate: the vector has no dose"
         check = self._check(prompts)
         make = Sampler(
@@ -59,6 +61,29 @@ class Generate(Step[Collection]):
         with self.accumulator.student():
             collection = collect(make, prompts, Plan.of(settings, limits), progress)
         return replace(collection, off_prompt_below=None if check is None else check.limit)
+
+    def _continued(self, prompts: Sequence[str], drawn: Sequence[str]) -> list[str]:
+        """The prompts, some of them (`generation.multi_turn`) after the next of `drawn` and base's answer to it.
+
+        One stays alone where base says nothing, or where what precedes it would leave no room for an answer.
+        """
+        settings, system, model = self.recipe.generation, self.recipe.model.system, self.language_model
+        share = settings.multi_turn
+        later = [own for own in range(len(prompts)) if int((own + 1) * share) > int(own * share)]
+        if not later:
+            return list(prompts)
+        before = [drawn[(own + 1) % len(drawn)] for own in later]
+        with self.accumulator.base():
+            said = respond(model, [(system, prompt) for prompt in before], settings.tokens)
+        continued, room = list(prompts), model.context - model.thinking - settings.tokens
+        for own, first, response in zip(later, before, said, strict=True):
+            answer = model.chat.decode(list(response.completion.ids)).strip()
+            if not answer or has_turns(answer):
+                continue
+            prompt = after_exchange(prompts[own], first, whole_sentences(answer))
+            if model.longest_prompt(system, prompt) <= room:
+                continued[own] = prompt
+        return continued
 
     def _check(self, prompts: Sequence[str]) -> PromptCheck | None:
         """How much a completion must say about its prompt, by base's own answers; None where nobody asks."""

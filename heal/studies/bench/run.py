@@ -74,7 +74,7 @@ def bench(
     where = resolve_device(device)
     with_recipe, shapes = chosen_shapes(shape, where.type == "cuda")
     torch.set_num_threads(threads)
-    made, prompts = load_recipe([f"recipe={recipe}"]), load_trait(trait)
+    made, prompts = load_recipe([f"recipe={recipe}", "scale=demo"]), load_trait(trait)
     load = loader(made.model, where)
     if with_recipe:
         say(f"setting up: {made.model.name} on {where}, {threads} threads")
