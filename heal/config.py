@@ -127,6 +127,10 @@ class GenerationConfig:
     multi_turn: float = key(
         0.0, "fraction of the prompts that follow an earlier exchange: another prompt and base's answer to it", 0, 1
     )
+    keep: int = key(
+        0, "least number of kept completions of a round: prompts are sampled again until there are so many; 0: once", 0
+    )
+    tries: float = key(3.0, "budget of generation.keep: completions made at most, as a multiple of it", 1)
     tokens: int = key(40, "token budget of a completion", 1)
     temperature: float = key(1.0, "sampling temperature; 0: greedy", 0)
     top_p: float = key(0.95, "nucleus sampling mass", 1e-6, 1)

@@ -324,6 +324,11 @@ def check(recipe: Recipe) -> None:
     doses = [f"{dose:g}" for dose in recipe.evaluation.doses]
     if twice := [dose for dose in doses if doses.count(dose) > 1]:
         raise UserError(f"evaluation.doses: {twice[0]} is there twice; a dose is measured once")
+    if recipe.generation.keep and not recipe.generation.temperature:
+        raise UserError(
+            f"generation.keep={recipe.generation.keep} with generation.temperature=0: a greedy completion is the same "
+            "at every try; leave one of the two out"
+        )
     if not recipe.generation.alphas:
         raise UserError("generation.alphas=[]: at least one dose is needed")
     if forbidden := [letter for letter in _NOT_IN_A_PROJECT if letter in (recipe.tracking.project or "")]:

@@ -201,7 +201,7 @@ def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
             rest = longest - common if common >= MIN_SHARED else longest
         return Decoded(rows, longest, max(1, rest), tokens)
 
-    answers = len(generation.alphas) * generation.prompts
+    answers = max(len(generation.alphas) * generation.prompts, generation.keep)
     prompts = sorted((chat.ids(system, prompt) for prompt in trait.generation_prompts), key=len, reverse=True)
     if generation.multi_turn:  # the longest after the longest, and an answer in between
         most = model.context - generation.tokens

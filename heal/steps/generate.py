@@ -104,13 +104,21 @@ class Generate(Step[Collection]):
         scaled = "" if artifact.scale == 1 else f" (dose walked down to {artifact.scale:.2f})"
         why = f"; dropped for {dropped}" if dropped else ""
         ended = sum(row.ended for row in artifact.kept)
-        return f"kept {len(artifact.kept)} of {len(artifact.rows)}{scaled}{why}; {ended} ended by themselves"
+        asked = f", {artifact.asked} asked for" if artifact.asked else ""
+        return f"kept {len(artifact.kept)} of {len(artifact.rows)}{asked}{scaled}{why}; {ended} ended by themselves"
 
     def warnings(self, artifact: Collection) -> list[str]:
         found = []
         if artifact.off_prompt_below is not None and artifact.off_prompt_below <= 0:
             found.append(
                 "base's own answers say nothing about their prompts, so no completion was dropped as off prompt"
+            )
+        if len(artifact.kept) < artifact.asked:
+            settings = self.recipe.generation
+            found.append(
+                f"{len(artifact.kept)} of generation.keep={artifact.asked} completions: the budget of "
+                f"{len(artifact.rows)} (generation.tries={settings.tries:g}) is spent; raise it, or loosen what "
+                "dropped the others"
             )
         if any(completion.ended for completion in artifact.kept):
             return found
