@@ -95,6 +95,20 @@ class ModelConfig:
 
 
 @dataclass
+class DataConfig:
+    generation: str = key("", "prompts instead of the trait's: a file or hub id that datasets reads, @SPLIT, #COLUMN")
+    heldout: str = key("", "held-out prompts instead of the trait's; the same forms")
+    contexts: str = key("", "contexts of the extraction instead of heal's; the same forms")
+    pairs: str = key("", "contrast pairs of the extraction instead of personas: columns positive, negative and prompt")
+    neutral: str = key("", "neutral texts instead of heal's: columns prompt and text, or chats")
+    vector: str = key("", "a vector instead of an extraction: safetensors, or a GGUF control vector")
+    completions: str = key(
+        "", "completions instead of sampling, the same in every round: columns prompt and completion"
+    )
+    filter: bool = key(True, "whether those go through the filter; false: straight into healing")
+
+
+@dataclass
 class SteerConfig:
     method: str = key("mean_diff", "how the vector is extracted and applied", choices="heal.steering.methods")
     pairs: int = key(64, "persona pairs, one for each context of heal/data/contexts.jsonl (288 there)", 2, 288)
@@ -193,6 +207,15 @@ class HealConfig:
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
 
 
+@dataclass
+class JudgeConfig:
+    url: str = key(
+        "", "OpenAI-compatible server whose model scores the answers, as in http://localhost:8000/v1; none: no"
+    )
+    model: str = key("", "its name at the server; a key, if one is needed, is in the environment (OPENAI_API_KEY)")
+    requests: int = key(2000, "answers of the server that a run may use up; what is left then has no score", 1)
+
+
 @with_limits
 @dataclass
 class EvaluationConfig:
@@ -210,6 +233,7 @@ class EvaluationConfig:
     )
     thinking: int = key(0, "tokens of thinking aloud, inside the answer, about a scene; 0: none", 0)
     resamples: int = key(2000, "bootstrap resamples", 100)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass
@@ -272,6 +296,7 @@ class Recipe:
     )
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     steer: SteerConfig = field(default_factory=SteerConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)

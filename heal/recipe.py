@@ -321,6 +321,16 @@ def check(recipe: Recipe) -> None:
             f"calibration.target={calibration.target:g}: within calibration.tolerance={calibration.tolerance:g} nats "
             "of it next to no dose is on target; set calibration.tolerance smaller"
         )
+    judge = recipe.evaluation.judge
+    if judge.url and not re.fullmatch(r"https?://[^/\s]+\S*", judge.url):
+        raise UserError(
+            f"evaluation.judge.url={judge.url}: not the address of a server, as in http://localhost:8000/v1"
+        )
+    if bool(judge.url) != bool(judge.model):
+        given, lacking = ("url", "model") if judge.url else ("model", "url")
+        raise UserError(
+            f"evaluation.judge.{given}= without evaluation.judge.{lacking}=: a judge is a model of a server"
+        )
     doses = [f"{dose:g}" for dose in recipe.evaluation.doses]
     if twice := [dose for dose in doses if doses.count(dose) > 1]:
         raise UserError(f"evaluation.doses: {twice[0]} is there twice; a dose is measured once")

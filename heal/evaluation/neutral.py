@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from heal.models.language_model import LanguageModel
-from heal.records import read_jsonl
+from heal.own.texts import Said
+from heal.records import read_records
 from heal.scoring import completion_states
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "neutral.jsonl"
@@ -23,18 +24,20 @@ class NeutralTexts:
         completions: token ids of the answers' beginnings.
     """
 
-    def __init__(self, language_model: LanguageModel, system: str, count: int | None, path: Path = EMBEDDED):
-        """Takes the first `count` texts of a file (None: all), under the neutral `system` prompt."""
-        rows = read_jsonl(path)[:count]
+    def __init__(
+        self, language_model: LanguageModel, system: str, count: int | None, texts: Sequence[Said] | None = None
+    ):
+        """Takes the first `count` texts (None: all) of heal's own or of `texts`, under the neutral `system` prompt."""
+        rows = (texts or read_records(Said, EMBEDDED))[:count]
         self._model, self._system = language_model, system
-        self.prompts = [row["prompt"] for row in rows]
-        self.completions = [language_model.chat.plain_ids(row["text"])[:TOKENS] for row in rows]
+        self.prompts = [row.prompt for row in rows]
+        self.completions = [language_model.chat.plain_ids(row.text)[:TOKENS] for row in rows]
         self._base: list[Tensor] | None = None
 
     @classmethod
     def apart(cls, language_model: LanguageModel, system: str) -> "NeutralTexts":
         """The texts that no evaluation uses."""
-        return cls(language_model, system, None, APART)
+        return cls(language_model, system, None, read_records(Said, APART))
 
     def states(self, system: str) -> list[Tensor]:
         """Final hidden states that predict each text's tokens, `[N_i, D]`, of the model as it is."""

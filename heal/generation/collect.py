@@ -211,7 +211,7 @@ def collect(make: Sample, prompts: Sequence[str], plan: Plan, progress: Progress
         likely = math.ceil((plan.keep - kept) * len(rows) / max(1, kept))
         sample(_next(cells, sampled, rows)[: min(likely, plan.most - len(rows))], scale)
     collection = Collection(tuple(rows), scale, asked=plan.keep)
-    _check(collection, plan.keep_floor, plan.min_train)
+    refuse_starved(collection, plan.keep_floor, plan.min_train)
     return collection
 
 
@@ -235,7 +235,8 @@ def _walk_down(enough: Callable[[float], bool], lowest: float, probes: int) -> f
     return best
 
 
-def _check(collection: Collection, keep_floor: float, min_train: int) -> None:
+def refuse_starved(collection: Collection, keep_floor: float, min_train: int) -> None:
+    """Raises RoundError where fewer than `min_train` or a fraction below `keep_floor` survived the filter."""
     kept, made = len(collection.kept), len(collection.rows)
     if kept >= min_train and kept >= keep_floor * made:
         return

@@ -108,6 +108,11 @@ class Chat:
         ends = (self._end_id(*later) for later in ((), ("another-question",)))
         return frozenset(end for end in ends if end is not None)
 
+    @cached_property
+    def end_id(self) -> int | None:
+        """The special token that the template puts after the last answer of a chat; None where it is ordinary text."""
+        return self._end_id()
+
     def text(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> str:
         """The rendered prompt up to the first word of the answer; no system message when `system` is empty."""
         return self._begun(self.render(self.turns(system, user, earlier)))
@@ -192,9 +197,7 @@ class Chat:
             return said
         if self.takes_system:
             return [("system", system), *said]
-        return [("user", f"{system}
-
-{said[0][1]}"), *said[1:]]
+        return [("user", f"{system}\n\n{said[0][1]}"), *said[1:]]
 
     def before_answer(self, user: str) -> str:
         """What the template writes before an answer to `user`; empty where it loses the answer."""

@@ -26,8 +26,9 @@ EXPORT_RECORD = "heal_export.json"
 _UNLIKE = "missing or not what the run wrote; the command that made the run makes it again, or says why not"
 _LOST = "put it back, or start the run anew elsewhere"
 
-# Keys that may change between two starts of one run: they do not change what it computes.
-FREE_KEYS = ("run.rounds", "run.stop", "run.root", "run.name", "export.", "tracking.", "compute.")
+# Keys that may change between two starts of one run: they do not change what it computes (a scale's numbers do).
+_BUDGET = "evaluation.judge.requests"
+FREE_KEYS = ("scale", "run.rounds", "run.stop", "run.root", "run.name", "export.", "tracking.", "compute.", _BUDGET)
 # Keys that say where something lies: a user may write another place into recipe.yaml after moving it.
 PLACES = ("model.name", "model.chat_template")
 # What a start that was killed before the run began may have left in its folder.
@@ -55,6 +56,7 @@ class Facts:
         format: of the folder.
         heal: the version that started or last continued it.
         coverage: what LoRA covers of the linear layers of the trained blocks; None: an earlier version did not say.
+        own: digests of the vector and the completions of the user's own, by key.
         recipes: digests of the recipe that the run began with, and of those that later versions made of it, without
             what may change; empty: an earlier version did not say.
     """
@@ -67,12 +69,15 @@ class Facts:
     format: int = 1
     heal: str = ""
     coverage: Coverage | None = None
+    own: dict[str, str] = field(default_factory=dict)
     recipes: tuple[str, ...] = ()
 
     def changed(self, other: "Facts") -> list[str]:
         """The names of what differs and would change results."""
         names = ("dtype", "trait", "vignettes", "chat_template")
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        changed = [name for name in names if getattr(self, name) != getattr(other, name)]
+        own = self.own | other.own
+        return [*changed, *(name for name in own if self.own.get(name) != other.own.get(name))]
 
 
 @dataclass(frozen=True)

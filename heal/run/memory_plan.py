@@ -22,7 +22,7 @@ from heal.models.footprint import Footprints, footprints
 from heal.models.language_model import LanguageModel
 from heal.models.packing import MIN_SHARED, shared, tree_nodes
 from heal.records import read_jsonl
-from heal.steering.extract import contexts
+from heal.steering.extract import contexts_of, contrast_rows
 from heal.trait import Trait
 
 FITS = 0.9  # of the memory: what passes are cut down to, because allocators lose some between their blocks
@@ -210,11 +210,7 @@ def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
     completed = [
         (*prompt, *[dose] * (generation.tokens - 1)) for prompt in prompts[: generation.prompts] for dose in doses
     ]
-    personas = [
-        tuple(chat.ids(persona, text))
-        for persona in (trait.positive, trait.negative)
-        for text in contexts(recipe.steer.pairs)
-    ]
+    personas = [tuple(ids) for ids in contrast_rows(model, trait, contexts_of(trait, recipe.steer.pairs))]
     questions = [
         tuple(chat.ids(system, "\n".join([row["question"], *row["options"][first:], *row["options"][:first]])))
         for row in read_jsonl(APART)[:FIRST]

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,10 @@ from heal.environment import deterministic_kernels, quiet_libraries, usable_core
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
 from heal.options import output_path, resolve_device
+from heal.own.texts import said_from
 from heal.recipe import to_mapping
 from heal.recipe_files import find_file
-from heal.records import read_records
+from heal.records import digest, read_records
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, Facts, RunFolder, Sizes
 from heal.tracking.tracker import TrackedRun, require_trackers, start_trackers
@@ -194,9 +195,11 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
         trait,
         generation_prompts=tuple(filter(fits, trait.generation_prompts)),
         heldout_prompts=tuple(filter(fits, trait.heldout_prompts)),
+        contexts=tuple(filter(fits, trait.contexts)),
     )
     left_out = len(trait.generation_prompts) - len(kept.generation_prompts)
     left_out += len(trait.heldout_prompts) - len(kept.heldout_prompts)
+    left_out += len(trait.contexts) - len(kept.contexts)
     if len(kept.generation_prompts) < MIN_GENERATION_PROMPTS or len(kept.heldout_prompts) < MIN_HELDOUT_PROMPTS:
         raise UserError(
             f"trait={trait.name}: {left_out} of its prompts do not fit the context of {model.name} "
@@ -246,7 +249,28 @@ def facts_of(recipe: Recipe, trait: Trait, dtype: str) -> Facts:
         chat_template=None if template is None else sha256(find_file("model.chat_template", template)),
         format=FORMAT,
         heal=heal.__version__,
+        own=_own(recipe, trait),
     )
+
+
+def _own(recipe: Recipe, trait: Trait) -> dict[str, str]:
+    """Digests of the user's own vector and completions, by key.
+
+    Raises:
+        UserError: there is no such file; see `said_from`; a completion's prompt is a held-out one.
+    """
+    own, data = {}, recipe.data
+    if data.vector:
+        own["data.vector"] = sha256(find_file("data.vector", data.vector))
+    if data.completions:
+        said = said_from("data.completions", data.completions)
+        if shared := sorted({row.prompt for row in said} & set(trait.heldout_prompts)):
+            raise UserError(
+                f"data.completions={data.completions}: {shared[0]!r} is a held-out prompt of {trait.name} "
+                f"({len(shared)} in all): what is trained on cannot be evaluated on; take it out"
+            )
+        own["data.completions"] = digest([asdict(row) for row in said])
+    return own
 
 
 def place(recipe: Recipe) -> Path:

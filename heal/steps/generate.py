@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.decoding import Sampling
-from heal.generation.collect import Collection, Plan, collect, drops
+from heal.generation.collect import Collection, Plan, collect, drops, refuse_starved
 from heal.generation.filters import FilterLimits
+from heal.generation.own import own_completions
 from heal.generation.relevance import PromptCheck
-from heal.generation.sample import Sampler
+from heal.generation.sample import Sampler, judged
 from heal.models.language_model import LanguageModel
+from heal.own.texts import Said, said_from
 from heal.progress import Progress
 from heal.randomness import shuffled
 from heal.responding import respond
@@ -40,6 +43,8 @@ class Generate(Step[Collection]):
     load = staticmethod(Collection.load)
 
     def compute(self, progress: Progress) -> Collection:
+        if self.recipe.data.completions:
+            return self._own(said_from("data.completions", self.recipe.data.completions))
         settings, limits, seed = self.recipe.generation, self.recipe.filter, self.recipe.run.seed
         drawn = shuffled(list(self.trait.generation_prompts), seed, self.round_index, "prompts")
         prompts = self._continued(drawn[: settings.prompts], drawn)
@@ -61,6 +66,18 @@ class Generate(Step[Collection]):
         with self.accumulator.student():
             collection = collect(make, prompts, Plan.of(settings, limits), progress)
         return replace(collection, off_prompt_below=None if check is None else check.limit)
+
+    def _own(self, said: Sequence[Said]) -> Collection:
+        """The user's own completions, filtered as sampled ones are, or all that fit the model's context."""
+        recipe, model, check, judge = self.recipe, self.language_model, None, None
+        if recipe.data.filter:
+            check = self._check(list(dict.fromkeys(row.prompt for row in said)))
+            limits, narration = FilterLimits.of(recipe.filter), self.trait.narration
+            judge = partial(judged, model, base=self.accumulator.base, limits=limits, narration=narration, check=check)
+        rows = own_completions(model, recipe.model.system, said, judge)
+        collection = Collection(tuple(rows), 1.0, None if check is None else check.limit)
+        refuse_starved(collection, recipe.filter.keep_floor, recipe.filter.min_train)
+        return collection
 
     def _continued(self, prompts: Sequence[str], drawn: Sequence[str]) -> list[str]:
         """The prompts, some of them (`generation.multi_turn`) after the next of `drawn` and base's answer to it.
