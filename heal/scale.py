@@ -3,9 +3,10 @@
 Each scale is a file of recipes/scales/: what differs from the defaults of `heal.config`, which are those of `demo`.
 """
 
-import os
+from functools import cache
 from typing import Literal
 
+from heal.launcher import on_cpu
 from heal.recipe_files import RECIPES
 from heal.yaml_text import Settings, flatten, read_yaml
 
@@ -14,7 +15,6 @@ Scale = Literal["auto", "demo", "standard", "thorough"]
 AUTO: Scale = "auto"
 DEMO: Scale = "demo"
 STANDARD: Scale = "standard"
-_TRUE = ("1", "true", "yes", "on", "y", "t")
 
 
 def sizes_of(scale: str) -> Settings:
@@ -25,6 +25,7 @@ def sizes_of(scale: str) -> Settings:
     return flatten(read_yaml(path), str(path))
 
 
+@cache
 def sized_keys() -> frozenset[str]:
     """The keys that some scale has a number for."""
     return frozenset(key for path in (RECIPES / "scales").glob("*.yaml") for key in sizes_of(path.stem))
@@ -34,7 +35,7 @@ def resolved(scale: Scale) -> Scale:
     """The scale that `scale` stands for: `auto` is `standard` where accelerate would choose a GPU, else `demo`."""
     if scale != AUTO:
         return scale
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in _TRUE:
+    if on_cpu():
         return DEMO
     import torch  # as late as can be: it takes seconds
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from heal.config import JudgeConfig
 from heal.evaluation.judging.server import How, Score, Server
+from heal.parallel import by_first
 from heal.records import as_record, digest, read_jsonl
 from heal.run.files import append_line
 from heal.trait import Trait
@@ -86,9 +87,14 @@ class Judge:
     def scores(self, quality: Quality, said: Sequence[tuple[str, str]]) -> list[float]:
         """The score of each prompt with its answer, 0 to 100; NaN without one, or where the budget is spent.
 
+        Of several processes the first alone asks.
+
         Raises:
             UserError, RoundError: see `Server.score`; a line of the cache is not one.
         """
+        return by_first(lambda: self._scored(quality, said))
+
+    def _scored(self, quality: Quality, said: Sequence[tuple[str, str]]) -> list[float]:
         known = self._known()
         questions = [self.question(quality, prompt, answer) for prompt, answer in said]
         keys = [digest([self.server.url, self.server.model, question]) for question in questions]
