@@ -19,6 +19,7 @@ from heal.yaml_text import Settings, read_yaml, refuse_cut
 
 MIN_GENERATION_PROMPTS = 8
 MIN_HELDOUT_PROMPTS = 4
+_OWN = ("contexts", "pairs", "neutral")  # fields that stand in no file of a trait
 OPPOSITE = "-opposite"  # what the name of a trait ends with whose personas are swapped
 _INTENTS = {"1": 1, "+1": 1, "-1": -1}
 _ON_THE_COMMAND_LINE = "positive=, negative="
@@ -171,7 +172,7 @@ def load_trait(name: str | Path, language: str = AUTO) -> Trait:
     """
     path = find_yaml("trait", str(name), RECIPES / "traits")
     content = read_yaml(path)
-    fields = [field for field in Trait.__dataclass_fields__ if field not in ("contexts", "pairs", "neutral")]
+    fields = [field for field in Trait.__dataclass_fields__ if field not in _OWN]
     for given in content:
         if given not in fields:
             raise UserError(f"{path}: unknown field '{given}'{nearest(str(given), fields)}")
@@ -297,7 +298,7 @@ def trait_yaml(made: Trait, path: Path) -> str:
     ]
     for name in (field.name for field in fields(Trait)):
         value = getattr(made, name)
-        if value in ("", 0):
+        if value in ("", 0) or name in _OWN:
             continue
         lines += [f"# {_NOTES[name]}"] if name in _NOTES else []
         if isinstance(value, tuple):
