@@ -12,6 +12,8 @@ import torch
 from heal.config import DataConfig
 from heal.errors import UserError
 from heal.evaluation.neutral import NeutralTexts
+from heal.hub.reproduction import reproduction
+from heal.hub.source import Source
 from heal.models.language_model import LanguageModel
 from heal.own.source import read_table
 from heal.own.texts import Said, contrasts_from, prompts_from, said_from
@@ -222,6 +224,9 @@ def test_a_run_on_own_data_goes_through_and_is_not_continued_with_other_data(tin
     assert done.returncode == 0, done.stderr
     assert "kept 6 of 6" in done.stdout
     run = tmp_path / "runs" / "own"
+    made_again = reproduction(Source.of(run, None)).files["recipe.yaml"].decode()
+    assert "completions: completions.jsonl" in made_again
+    assert str(tmp_path) not in made_again
     said = heal("dataset", f"run={run}")
     assert said.returncode == 0, said.stderr
     out = run / "export" / "dataset"
