@@ -65,7 +65,7 @@ def test_prompts_come_from_whatever_datasets_reads(tmp_path: Path) -> None:
             assert prompts_from("data.heldout", str(path)) == ("a\n⟨assistant⟩ b\n⟨user⟩ c",)
 
 
-def test_data_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_data_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines(tmp_path / "two.jsonl", [{"a": "x", "b": "y"}])
     lines(tmp_path / "text.jsonl", [{"question": "x"}, {"question": " "}, {"question": "z"}])
     lines(tmp_path / "number.jsonl", [{"question": 3}])
@@ -91,7 +91,7 @@ def test_data_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None
         (prompts_from, "answers.jsonl", "row 1 of column 'messages': turn 1: a text of the user is required"),
         (prompts_from, "text.jsonl@test", r"datasets cannot read it \(.*test"),
         (said_from, "asked.jsonl", "row 1 of column 'messages': a chat that ends with an answer is required"),
-        (said_from, "text.jsonl", "."),
+        (said_from, "text.jsonl", r"it has one column \(question\), and two are required"),
         (contrasts_from, "same.jsonl", "row 1 of column 'negative': not a contrast"),
         (contrasts_from, "two.jsonl", r"none of its columns \(a, b\) is called positive or chosen"),
     ):
@@ -100,6 +100,7 @@ def test_data_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path) -> None
                 read("data.x", str(tmp_path / spec))
             assert str(caught.value).startswith(f"data.x={tmp_path / spec}: ")
             assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def own_trait(tmp_path: Path, **data: str) -> Trait:
@@ -224,7 +225,7 @@ def test_a_run_on_own_data_goes_through_and_is_not_continued_with_other_data(tin
     assert done.returncode == 0, done.stderr
     assert "kept 6 of 6" in done.stdout
     run = tmp_path / "runs" / "own"
-    made_again = reproduction(Source.of(run, None)).files["recipe.yaml"].decode()
+    made_again = reproduction(Source.of(run, "none")).files["recipe.yaml"].decode()
     assert "completions: completions.jsonl" in made_again
     assert str(tmp_path) not in made_again
     said = heal("dataset", f"run={run}")

@@ -90,7 +90,11 @@ def said_from(key: str, spec: str) -> tuple[Said, ...]:
         if bare := next((number for number, row in enumerate(rows, 1) if not row.prompt), 0):
             raise _wrong(table, bare, chats[0], "a chat that ends with an answer is required")
         return tuple(rows)
-    asked, answer = source.column(columns, PROMPT), ""
+    if len(columns) < 2:
+        raise UserError(
+            f"{source.said}: it has one column ({columns[0]}), and two are required, as prompt and completion, or chats"
+        )
+    asked = source.column(columns, PROMPT)
     answer = source.column([name for name in columns if name != asked], ANSWER, 1)
     return tuple(
         Said(_prompt(table, number, asked, row[asked]), _said(table, number, answer, row[answer]).text)
