@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(LAUNCH) heal/train.py recipe=kl_rev_rmse scale=demo
+	$(LAUNCH) heal/train.py recipe=kl_rev_rmse
 
 test: install lint
 	$(BIN)/pytest

@@ -332,8 +332,7 @@ def _outcome(finished: Round) -> Markup:
 
 def _kept(finished: Round) -> Markup:
     generation = finished.metrics.generation
-    asked = f" (asked for {generation.asked})" if generation.asked else ""
-    return Markup("{} of {}{}").format(generation.kept, generation.made, asked)
+    return Markup("{} of {}").format(generation.kept, generation.made)
 
 
 def margin_cell(results: Results, row: StageRow) -> Markup:
