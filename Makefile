@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	$(LAUNCH) heal/train.py recipe=kl_rev_rmse
+	$(LAUNCH) heal/train.py recipe=kl_rev_rmse scale=demo
 
 test: install lint
 	$(BIN)/pytest

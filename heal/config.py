@@ -9,6 +9,7 @@ from heal.adapter_kinds import ADAPTER_KINDS
 from heal.banks import AUTO, LANGUAGES
 from heal.evaluation.signal import limited
 from heal.healing.aggregates import AGGREGATES
+from heal.scale import Scale
 
 Section = TypeVar("Section")
 
@@ -94,6 +95,20 @@ class ModelConfig:
 
 
 @dataclass
+class DataConfig:
+    generation: str = key("", "prompts instead of the trait's: a file or hub id that datasets reads, @SPLIT, #COLUMN")
+    heldout: str = key("", "held-out prompts instead of the trait's; the same forms")
+    contexts: str = key("", "contexts of the extraction instead of heal's; the same forms")
+    pairs: str = key("", "contrast pairs of the extraction instead of personas: columns positive, negative and prompt")
+    neutral: str = key("", "neutral texts instead of heal's: columns prompt and text, or chats")
+    vector: str = key("", "a vector instead of an extraction: safetensors, or a GGUF control vector")
+    completions: str = key(
+        "", "completions instead of sampling, the same in every round: columns prompt and completion"
+    )
+    filter: bool = key(True, "whether those go through the filter; false: straight into healing")
+
+
+@dataclass
 class SteerConfig:
     method: str = key("mean_diff", "how the vector is extracted and applied", choices="heal.steering.methods")
     pairs: int = key(64, "persona pairs, one for each context of heal/data/contexts.jsonl (288 there)", 2, 288)
@@ -123,6 +138,13 @@ class CalibrationConfig:
 class GenerationConfig:
     prompts: int = key(10, "generation prompts a round (drawn from the trait's)", 1)
     alphas: list[float] = key([0.5, 0.75, 1.0], "doses, multiples of c_star", 1e-3)
+    multi_turn: float = key(
+        0.0, "fraction of the prompts that follow an earlier exchange: another prompt and base's answer to it", 0, 1
+    )
+    keep: int = key(
+        0, "least number of kept completions of a round: prompts are sampled again until there are so many; 0: once", 0
+    )
+    tries: float = key(3.0, "budget of generation.keep: completions made at most, as a multiple of it", 1)
     tokens: int = key(40, "token budget of a completion", 1)
     temperature: float = key(1.0, "sampling temperature; 0: greedy", 0)
     top_p: float = key(0.95, "nucleus sampling mass", 1e-6, 1)
@@ -185,6 +207,15 @@ class HealConfig:
     barrier: BarrierConfig = field(default_factory=BarrierConfig)
 
 
+@dataclass
+class JudgeConfig:
+    url: str = key(
+        "", "OpenAI-compatible server whose model scores the answers, as in http://localhost:8000/v1; none: no"
+    )
+    model: str = key("", "its name at the server; a key, if one is needed, is in the environment (OPENAI_API_KEY)")
+    requests: int = key(2000, "answers of the server that a run may use up; what is left then has no score", 1)
+
+
 @with_limits
 @dataclass
 class EvaluationConfig:
@@ -202,6 +233,7 @@ class EvaluationConfig:
     )
     thinking: int = key(0, "tokens of thinking aloud, inside the answer, about a scene; 0: none", 0)
     resamples: int = key(2000, "bootstrap resamples", 100)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass
@@ -250,6 +282,12 @@ class Recipe:
         "", "instead of a trait file, trait= its name: system prompt, or short description, of its persona"
     )
     negative: str = key("", "the same of its opposite; both are given to the model as they stand")
+    scale: Scale = key(
+        "auto",
+        "numbers of pairs, prompts, tokens, epochs, rounds and items where nothing else says them (recipes/scales/); "
+        "auto: standard on a GPU, demo on a CPU",
+        before="demo",
+    )
     sign: Literal["1", "-1"] = key("1", "-1: train the trait's opposite, its personas swapped")
     language: str = key(
         AUTO,
@@ -258,6 +296,7 @@ class Recipe:
     )
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     steer: SteerConfig = field(default_factory=SteerConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
@@ -267,3 +306,6 @@ class Recipe:
     export: ExportConfig = field(default_factory=ExportConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+
+    def __post_init__(self) -> None:
+        self.by_scale = frozenset[str]()  # keys whose numbers come from the scale, because nobody said another

@@ -1,5 +1,6 @@
 """How many prompts a recipe asks for, held against how many its trait has."""
 
+import math
 from collections.abc import Sequence
 
 from heal.config import Recipe
@@ -8,30 +9,68 @@ from heal.errors import UserError
 from heal.recipe import keys_by_name
 from heal.trait import Trait
 
-# Keys that count a trait's prompts, and those of them that a study of interventions draws on.
-COUNTS = ("generation.prompts", "calibration.prompts", "evaluation.prompts")
+# Keys that count a trait's texts, and those of them that a study of interventions draws on.
+COUNTS = (
+    "generation.prompts",
+    "calibration.prompts",
+    "evaluation.prompts",
+    "steer.pairs",
+    "evaluation.neutral_texts",
+)
 STUDY_COUNTS = COUNTS[1:]
 
 
-def refuse_missing_prompts(recipe: Recipe, trait: Trait, names: Sequence[str] = COUNTS) -> None:
-    """UserError where a key of `names` asks for more prompts than `trait` has; says how many there are."""
-    skip = recipe.evaluation.skip
+def lowered_to(trait: Trait, recipe: Recipe, names: Sequence[str] = COUNTS) -> list[str]:
+    """Lowers those of the keys `names` that the recipe's scale has set to what `trait` has; a line for each.
+
+    The least that the key takes remains, and is refused by `refuse_missing_prompts`.
+    """
+    lowered = []
     for name in names:
         section, _, field = name.partition(".")
-        asked, held_out = getattr(getattr(recipe, section), field), section == "evaluation"
-        refuse_more_than(name, asked, trait, held_out, skip if held_out else 0)
+        settings, (there, _) = getattr(recipe, section), _there(recipe, trait, name)
+        least = int(keys_by_name()[name].minimum or 1)
+        if name in recipe.by_scale and least <= there < getattr(settings, field):
+            lowered.append(f"{name}={there:.0f}, all that {trait.name} has (at this scale: {getattr(settings, field)})")
+            setattr(settings, field, int(there))
+    return lowered
 
 
-def refuse_more_than(name: str, asked: int, trait: Trait, held_out: bool, skip: int = 0) -> None:
-    """UserError where `name=asked` is more than the trait's generation or held-out prompts, without `skip` of them."""
-    prompts = trait.heldout_prompts if held_out else trait.generation_prompts
-    there = max(0, len(prompts) - skip)
+def _there(recipe: Recipe, trait: Trait, name: str) -> tuple[float, str]:
+    """How many texts the trait has for a key, and what one is called; no end of what heal has of its own."""
+    prompts = len(trait.generation_prompts), "generation prompt"
+    return {
+        "generation.prompts": prompts,
+        "calibration.prompts": prompts,
+        "evaluation.prompts": (max(0, len(trait.heldout_prompts) - recipe.evaluation.skip), "held-out prompt"),
+        "steer.pairs": (len(trait.pairs or trait.contexts) or math.inf, "pair" if trait.pairs else "context"),
+        "evaluation.neutral_texts": (len(trait.neutral) or math.inf, "neutral text"),
+    }[name]
+
+
+def refuse_missing_prompts(recipe: Recipe, trait: Trait, names: Sequence[str] = COUNTS) -> None:
+    """UserError where a key of `names` asks for more texts than `trait` has; says how many there are."""
+    for name in names:
+        section, _, field = name.partition(".")
+        there, noun = _there(recipe, trait, name)
+        skip = recipe.evaluation.skip if name == "evaluation.prompts" else 0
+        _refuse(name, getattr(getattr(recipe, section), field), trait, there, noun, skip)
+
+
+def refuse_more_than(name: str, asked: int, trait: Trait, held_out: bool) -> None:
+    """UserError where `name=asked` is more than the trait's generation or held-out prompts."""
+    if held_out:
+        _refuse(name, asked, trait, len(trait.heldout_prompts), "held-out prompt")
+    else:
+        _refuse(name, asked, trait, len(trait.generation_prompts), "generation prompt")
+
+
+def _refuse(name: str, asked: int, trait: Trait, there: float, noun: str, skip: int = 0) -> None:
     if asked > there:
-        kind = "held-out prompt" if held_out else "generation prompt"
         left = f" after evaluation.skip={skip}" if skip else ""
         raise UserError(
-            f"{name}={asked}: {trait.name} has {counted(there, kind)}{left}; ask for at most so many, or add some to "
-            "the trait's file"
+            f"{name}={asked}: {trait.name} has {counted(int(there), noun)}{left}; ask for at most so many, or add some "
+            "to the trait's file"
         )
 
 

@@ -58,7 +58,7 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
     run, at, measured = session.run, session.folder.round(index), baseline.examination
     student.start_round(lora_seed(recipe, index))
 
-    vector = run(Extract(model, student, trait, recipe.steer), at).vector
+    vector = run(Extract(model, student, trait, recipe.steer, recipe.data.vector), at).vector
 
     prompts = Prompts.drawn(trait, recipe.calibration, recipe.run.seed)
     start = earlier[-1].vector.c_star if earlier else None

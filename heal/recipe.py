@@ -1,4 +1,4 @@
-"""Reads a recipe: dataclass defaults, then its YAML, then `key=value` words; errors name the nearest key."""
+"""Reads a recipe: defaults, then its scale's numbers, its YAML, `key=value` words; errors name the nearest key."""
 
 import dataclasses
 import math
@@ -20,19 +20,12 @@ from heal.adapter_kinds import ADAPTER_KINDS, foldable
 from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError, nearest
 from heal.narration import name_of
-from heal.yaml_text import Plain, Settings, parse, read_yaml, refuse_cut, typed_text
+from heal.recipe_files import RECIPES, available, find_yaml
+from heal.scale import AUTO, Scale, resolved, sized_keys, sizes_of
+from heal.yaml_text import Plain, Settings, flatten, parse, read_yaml, refuse_cut, typed_text
 
 _NOT_IN_A_PROJECT = "/\\#?%:"  # characters that W&B refuses there
 _NOT_FINITE = {".nan": "nan", ".inf": "inf", "+.inf": "inf", "-.inf": "-inf"}  # YAML's spellings
-
-
-def _recipes_folder(package: Path) -> Path:
-    """The shipped recipes: in an installed package inside it, in a clone beside it."""
-    inside = package / "recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
-
-
-RECIPES = _recipes_folder(Path(__file__).resolve().parent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,35 +146,8 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def available(folder: Path) -> list[str]:
-    """The names of the YAML files in `folder`."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def find_yaml(what: str, name: str, folder: Path) -> Path:
-    """The file of recipe or trait `name`: a name in `folder`, or the path of a YAML file.
-
-    Raises:
-        UserError: there is none; names the nearest.
-    """
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        return find_file(what, name)
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(f"{what}={name}: no such {what}{nearest(name, available(folder))}")
-    return path
-
-
-def find_file(what: str, name: str) -> Path:
-    """The file that `what=name` names; UserError when there is none."""
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise UserError(f"{what}={name}: no such file")
-    return path
-
-
 def load_recipe(words: Sequence[str]) -> Recipe:
-    """The recipe that the command line `words` (`key=value`) ask for.
+    """The recipe that the command line `words` (`key=value`) ask for; its scale may still be `auto` (see `sized`).
 
     Raises:
         UserError: unknown recipe or key, wrong type, value out of range.
@@ -194,12 +160,44 @@ def load_recipe(words: Sequence[str]) -> Recipe:
     for source, settings in layers:
         for dotted, value in settings.items():
             set_key(config, dotted, value, source)
+    by_scale = sized_keys().difference(*(settings for _, settings in layers))
+    for dotted, value in sizes_of(config.scale).items():
+        if dotted in by_scale:
+            set_key(config, dotted, value, f"at the scale {config.scale}")
     recipe = OmegaConf.to_object(config)
     assert isinstance(recipe, Recipe)
-    recipe.recipe = name
+    recipe.recipe, recipe.by_scale = name, by_scale
     if recipe.positive and recipe.negative and not any("trait" in settings for _, settings in layers):
         recipe.trait = name_of(recipe.positive, recipe.negative)
     check(recipe)
+    return recipe
+
+
+def sized(recipe: Recipe, scale: Scale = AUTO) -> Recipe:
+    """A recipe that asks for no scale with the numbers of `scale`, by default those that fit the device; else as it is.
+
+    Raises:
+        UserError: see `check`.
+    """
+    if recipe.scale != AUTO:
+        return recipe
+    sizes = deepcopy(recipe)
+    sizes.scale = resolved(scale)
+    usual = at_scale(sizes.scale)
+    for name in recipe.by_scale:
+        *sections, last = name.split(".")
+        setattr(reduce(getattr, sections, sizes), last, getattr(reduce(getattr, sections, usual), last))
+    check(sizes)
+    return sizes
+
+
+def at_scale(scale: Scale) -> Recipe:
+    """The default of every key at a scale; `auto` has those of `demo`."""
+    config = OmegaConf.structured(Recipe)
+    for name, value in sizes_of(scale).items():
+        set_key(config, name, value, f"at the scale {scale}")
+    recipe = OmegaConf.to_object(config)
+    assert isinstance(recipe, Recipe)
     return recipe
 
 
@@ -231,17 +229,6 @@ def parse_words(words: Sequence[str]) -> Settings:
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"'{word}': the value is not valid YAML") from error
     return settings
-
-
-def flatten(tree: Settings, where: str, prefix: str = "") -> Settings:
-    """A nested mapping as dotted keys."""
-    flat: Settings = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, where, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def set_key(config: DictConfig, name: str, value: Any, source: str) -> None:
@@ -334,9 +321,24 @@ def check(recipe: Recipe) -> None:
             f"calibration.target={calibration.target:g}: within calibration.tolerance={calibration.tolerance:g} nats "
             "of it next to no dose is on target; set calibration.tolerance smaller"
         )
+    judge = recipe.evaluation.judge
+    if judge.url and not re.fullmatch(r"https?://[^/\s]+\S*", judge.url):
+        raise UserError(
+            f"evaluation.judge.url={judge.url}: not the address of a server, as in http://localhost:8000/v1"
+        )
+    if bool(judge.url) != bool(judge.model):
+        given, lacking = ("url", "model") if judge.url else ("model", "url")
+        raise UserError(
+            f"evaluation.judge.{given}= without evaluation.judge.{lacking}=: a judge is a model of a server"
+        )
     doses = [f"{dose:g}" for dose in recipe.evaluation.doses]
     if twice := [dose for dose in doses if doses.count(dose) > 1]:
         raise UserError(f"evaluation.doses: {twice[0]} is there twice; a dose is measured once")
+    if recipe.generation.keep and not recipe.generation.temperature:
+        raise UserError(
+            f"generation.keep={recipe.generation.keep} with generation.temperature=0: a greedy completion is the same "
+            "at every try; leave one of the two out"
+        )
     if not recipe.generation.alphas:
         raise UserError("generation.alphas=[]: at least one dose is needed")
     if forbidden := [letter for letter in _NOT_IN_A_PROJECT if letter in (recipe.tracking.project or "")]:
@@ -345,7 +347,8 @@ def check(recipe: Recipe) -> None:
             "name; a team goes into tracking.entity"
         )
     planned = recipe.generation.prompts * len(recipe.generation.alphas)
-    if planned < recipe.filter.min_train:
+    known = recipe.scale != AUTO or "generation.prompts" not in recipe.by_scale
+    if known and planned < recipe.filter.min_train:
         raise UserError(
             f"generation.prompts x generation.alphas = {planned} completions, fewer than "
             f"filter.min_train={recipe.filter.min_train}"

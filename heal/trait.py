@@ -7,16 +7,19 @@ from pathlib import Path
 import yaml
 
 from heal.banks import AUTO, LANGUAGES, bank_of, language_of, script_of
-from heal.config import Recipe
+from heal.config import DataConfig, Recipe
 from heal.console import counted
 from heal.errors import UserError, nearest
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.narration import name_of, narration_of
-from heal.recipe import RECIPES, available, find_yaml
+from heal.own.texts import Contrast, Said, contrasts_from, prompts_from, said_from
+from heal.recipe_files import RECIPES, available, find_yaml
+from heal.turns import turns_of
 from heal.yaml_text import Settings, read_yaml, refuse_cut
 
 MIN_GENERATION_PROMPTS = 8
 MIN_HELDOUT_PROMPTS = 4
+_OWN = ("contexts", "pairs", "neutral")  # fields that stand in no file of a trait
 OPPOSITE = "-opposite"  # what the name of a trait ends with whose personas are swapped
 _INTENTS = {"1": 1, "+1": 1, "-1": -1}
 _ON_THE_COMMAND_LINE = "positive=, negative="
@@ -45,6 +48,9 @@ class Trait:
 
     `foundation` and `intent` are optional: the moral foundation that the trait targets (a key of FOUNDATIONS), and
     whether it is to weigh more (+1) or less (-1).
+
+    `contexts`, `pairs` and `neutral` stand in no trait file: they are the user's own data (`data.*` of the recipe) in
+    place of heal's contexts, of the contrast of the personas and of heal's neutral texts.
     """
 
     name: str
@@ -57,6 +63,9 @@ class Trait:
     foundation: str = ""
     intent: int = 0
     language: str = ""
+    contexts: tuple[str, ...] = ()
+    pairs: tuple[Contrast, ...] = ()
+    neutral: tuple[Said, ...] = ()
 
     def opposite(self) -> "Trait":
         """The trait with its personas swapped; it is dropped as narration to talk about either."""
@@ -70,6 +79,7 @@ class Trait:
             negative=self.positive,
             narration=tuple(dict.fromkeys(self.narration + derived)),
             intent=-self.intent,
+            pairs=tuple(replace(pair, positive=pair.negative, negative=pair.positive) for pair in self.pairs),
         )
 
     @property
@@ -94,8 +104,11 @@ def _number(trait: Trait) -> str:
 def trait_of(recipe: Recipe) -> Trait:
     """The trait that a recipe trains: its `trait`, or its `positive` and `negative`, turned by its `sign`.
 
+    Its prompts are those of the recipe's `data` where there are any.
+
     Raises:
-        UserError: see `load_trait` and `make_trait`; or `trait` names a file beside `positive` and `negative`.
+        UserError: see `load_trait`, `make_trait` and `heal.own.texts`; or `trait` names a file beside `positive` and
+            `negative`.
     """
     if recipe.positive or recipe.negative:
         if recipe.trait.endswith((".yaml", ".yml")) or recipe.trait in available(RECIPES / "traits"):
@@ -106,7 +119,26 @@ def trait_of(recipe: Recipe) -> Trait:
         trait = make_trait(recipe.positive, recipe.negative, recipe.trait, recipe.language)
     else:
         trait = load_trait(recipe.trait, recipe.language)
+    trait = _with_own(trait, recipe.data)
     return trait.opposite() if recipe.sign == "-1" else trait
+
+
+def _with_own(trait: Trait, data: DataConfig) -> Trait:
+    """The trait with the user's own texts, where there are any."""
+    own: Settings = {}
+    for field, key in (("generation_prompts", "generation"), ("heldout_prompts", "heldout"), ("contexts", "contexts")):
+        if spec := getattr(data, key):
+            own[field] = prompts_from(f"data.{key}", spec)
+    if data.pairs:
+        own["pairs"] = contrasts_from("data.pairs", data.pairs)
+    if data.neutral:
+        own["neutral"] = said_from("data.neutral", data.neutral)
+    if not own:
+        return trait
+    trait = replace(trait, **own)
+    said = [f"data.{key}={getattr(data, key)}" for key in ("generation", "heldout") if getattr(data, key)]
+    _check(", ".join(said), trait)
+    return trait
 
 
 def make_trait(positive: str, negative: str, name: str = "", language: str = AUTO) -> Trait:
@@ -140,7 +172,7 @@ def load_trait(name: str | Path, language: str = AUTO) -> Trait:
     """
     path = find_yaml("trait", str(name), RECIPES / "traits")
     content = read_yaml(path)
-    fields = list(Trait.__dataclass_fields__)
+    fields = [field for field in Trait.__dataclass_fields__ if field not in _OWN]
     for given in content:
         if given not in fields:
             raise UserError(f"{path}: unknown field '{given}'{nearest(str(given), fields)}")
@@ -243,6 +275,11 @@ def _check(where: Path | str, trait: Trait) -> None:
             raise UserError(
                 f"{where}: field '{field}' has {counted(distinct, 'different prompt')}; at least {least} required"
             )
+        for prompt in prompts:
+            try:
+                turns_of(prompt)
+            except ValueError as error:
+                raise UserError(f"{where}: field '{field}', {prompt!r}: {error}") from error
     shared = set(trait.generation_prompts) & set(trait.heldout_prompts)
     if shared:
         raise UserError(f"{where}: '{sorted(shared)[0]}' is in both generation_prompts and heldout_prompts")
@@ -261,7 +298,7 @@ def trait_yaml(made: Trait, path: Path) -> str:
     ]
     for name in (field.name for field in fields(Trait)):
         value = getattr(made, name)
-        if value in ("", 0):
+        if value in ("", 0) or name in _OWN:
             continue
         lines += [f"# {_NOTES[name]}"] if name in _NOTES else []
         if isinstance(value, tuple):

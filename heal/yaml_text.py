@@ -217,3 +217,14 @@ def _reason(error: yaml.YAMLError | ValueError, text: str) -> str:
     problem = error.problem if error.context is None else f"{error.context}, {error.problem}"
     quotes = "; a text with special characters needs quotes" if isinstance(error, ScannerError | ParserError) else ""
     return f"line {number + 1}, column {column + 1}: {problem}{quotes}"
+
+
+def flatten(tree: Settings, where: str, prefix: str = "") -> Settings:
+    """A nested mapping as dotted keys."""
+    flat: Settings = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, where, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

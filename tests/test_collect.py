@@ -218,15 +218,47 @@ def test_the_dose_table_leaves_perplexities_that_are_not_numbers_out_of_its_mean
 
 def test_a_collection_survives_the_files_it_is_kept_in(tmp_path: Path):
     rows = (row(Request(3, "Was it “so”?\u2028", 0.75), "repetition"), row(Request(4, "爱", 1.0), None))
-    asked = Collection(tuple(replace(each, on_prompt=0.75) for each in rows), 0.5, 0.25)
+    asked = Collection(tuple(replace(each, on_prompt=0.75) for each in rows), 0.5, 0.25, asked=7)
     write_files(tmp_path / "asked", asked.files())
     assert Collection.load(tmp_path / "asked") == asked
     write_files(tmp_path / "not asked", Collection(rows, 0.5).files())
     back = Collection.load(tmp_path / "not asked")
     assert all(math.isnan(each.on_prompt) for each in back.rows)
-    assert replace(asked, off_prompt_below=None) == replace(
+    assert replace(asked, off_prompt_below=None, asked=0) == replace(
         back, rows=tuple(replace(each, on_prompt=0.75) for each in back.rows)
     )
+
+
+def test_cells_are_sampled_again_until_enough_are_kept_or_the_budget_is_spent():
+    third, never = surviving(lambda request: request.index % 3 == 0), surviving(lambda request: request.alpha > 0.5)
+    for make, keep, most, kept, rows in [
+        (third, 0, 0, 10, 30),
+        (third, 10, 99, 10, 30),
+        (third, 14, 99, 14, 42),
+        (third, 40, 99, 33, 99),
+        (never, 60, 90, 60, 90),
+        (never, 61, 90, 60, 90),
+        (surviving(lambda request: False), 5, 35, 0, 35),
+    ]:
+        with case(keep, most):
+            found = gathered(make, max_probes=0, keep=keep, most=most)
+            assert found == gathered(make, max_probes=0, keep=keep, most=most)
+            assert (len(found.kept), len(found.rows)) == (kept, rows)
+            assert [each.index for each in found.rows] == list(range(rows))
+            assert found.figures.asked == keep if kept else not found.kept
+            tries = Counter((each.prompt, each.alpha) for each in found.rows)
+            assert len(tries) == 30
+            assert max(tries.values()) - min(tries.values()) <= 1
+    hard = surviving(lambda request: request.index % 2 == 0)  # so that of the first pass every other cell is kept
+    again = gathered(hard, max_probes=0, keep=20, most=45).rows[30:]
+    first = {(each.prompt, each.alpha): each.kept for each in gathered(hard, max_probes=0).rows}
+    assert not any(first[each.prompt, each.alpha] for each in again[:10])
+
+
+def test_what_is_sampled_again_is_sampled_at_the_dose_that_serves():
+    found = gathered(up_to(0.6), keep=40, most=120)
+    assert len(found.kept) >= 40
+    assert {each.alpha for each in found.rows[-5:]} <= {alpha * found.scale for alpha in ALPHAS}
 
 
 # With a real, if tiny, model.

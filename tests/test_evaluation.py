@@ -14,6 +14,8 @@ from heal import choices
 from heal.accumulator import Accumulator
 from heal.evaluation.asking.way import Asking
 from heal.evaluation.evaluate import evaluate, measure_all
+from heal.evaluation.judging.judge import Judge
+from heal.evaluation.judging.server import Server
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.readouts import free_answers, likelihood, persona, questions
 from heal.evaluation.readouts.thoughts import UNCLOSED
@@ -25,6 +27,7 @@ from heal.evaluation.vignettes import read_vignettes
 from heal.generation.filters import tail_length
 from heal.models.language_model import LanguageModel
 from heal.records import json_bytes, read_record, record_bytes
+from tests.judging import MODEL, Served, serving
 from tests.stages import NEUTRAL, setup
 from tests.students import learn, logits, student
 from tests.tiny import lean, sized, vector
@@ -339,10 +342,13 @@ def test_evaluation_leaves_the_student_and_what_trains_as_they_were(tiny_folder:
 def test_every_readout_measures_exactly_what_it_describes(healed: Model):
     model, accumulator = replace(healed[0], thinking=8), healed[1]  # some are measured only where the model may think
     texts = NeutralTexts(model, NEUTRAL, 2)
-    about = subject((model, accumulator), vignettes=read_vignettes("embedded", 7), neutral_texts=texts)
     given = answers(model)
     for name, described in choices.load_all(READOUTS, "SIGNALS").items():
-        measured = choices.load(READOUTS, name, "measure")(about, given)
+        with serving(Served(model)) as served:
+            judge = Judge(Server(served.url, MODEL), warm(), 99)
+            scenes = read_vignettes("embedded", 7)
+            about = subject((model, accumulator), vignettes=scenes, neutral_texts=texts, judge=judge)
+            measured = choices.load(READOUTS, name, "measure")(about, given)
         assert sorted(each.name for each in measured) == sorted(each.name for each in described), name
         for values in measured:
             assert values == signals()[values.name].measured(values.values), "a description of its own"

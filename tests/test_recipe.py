@@ -196,6 +196,10 @@ def test_a_band_whose_ends_are_swapped_is_refused(recipe_file: Path):
             assert name in refusal(recipe_file, f"{name}=[0.6,0.4]")
 
 
+def test_a_number_of_kept_completions_is_refused_where_every_try_says_the_same(recipe_file: Path):
+    assert "a greedy completion is the same" in refusal(recipe_file, "generation.keep=9", "generation.temperature=0")
+
+
 def test_fewer_completions_than_the_round_needs_are_refused_before_it_starts(recipe_file: Path):
     message = refusal(recipe_file, "generation.prompts=2", "generation.alphas=[1]", "filter.min_train=3")
     assert "generation.prompts" in message

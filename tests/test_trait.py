@@ -23,7 +23,7 @@ from heal.yaml_text import parse
 from tests.cases import case
 from tests.commanded import heal, refused
 
-OPTIONAL = ["foundation", "intent", "language"]
+OPTIONAL = ["foundation", "intent", "language", "contexts", "pairs", "neutral"]
 REQUIRED = ["name", "positive", "negative"]
 FIELDS = [field.name for field in dataclasses.fields(Trait) if field.name not in OPTIONAL]
 LISTS = ["generation_prompts", "heldout_prompts", "narration"]

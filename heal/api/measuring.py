@@ -18,7 +18,7 @@ from heal.steering.intervention import Intervention
 from heal.steps.baseline import Baseline, examination_of, of_base, refuse_incoherent
 from heal.trait import Trait
 
-_EVALUATION = Keywords("evaluation", "filter.max_repetition", without=("steered", "doses"))
+_EVALUATION = Keywords("evaluation", "filter.max_repetition", without=("steered", "doses", "url", "model", "requests"))
 
 
 @dataclass(frozen=True)

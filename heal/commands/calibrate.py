@@ -18,7 +18,7 @@ all other keys are those of heal train."""
 
 def main(words: Sequence[str]) -> None:
     """`heal calibrate`."""
-    command(words, lambda: options_help(Study, USAGE, PURPOSE), calibrate, CONTINUES, several=True)
+    command(words, lambda: options_help(Study, USAGE, PURPOSE), calibrate, CONTINUES)
 
 
 def calibrate(words: Sequence[str]) -> None:

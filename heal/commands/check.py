@@ -7,12 +7,12 @@ from pathlib import Path
 from heal.choices import names
 from heal.config import SteerConfig, key
 from heal.console import Console
-from heal.counts import refuse_missing_prompts, refuse_more_than
+from heal.counts import lowered_to, refuse_missing_prompts, refuse_more_than
 from heal.environment import quiet_libraries
 from heal.errors import RoundError, UserError, nearest
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
-from heal.recipe import load_recipe
+from heal.recipe import load_recipe, sized
 from heal.run.open import default_name, open_model
 from heal.trait import trait_of
 
@@ -50,14 +50,17 @@ def main(words: Sequence[str]) -> None:
 def check(words: Sequence[str]) -> None:
     """Measures, prints what was found and what is amiss, and writes both; RoundError where a run is pointless."""
     own, others = split_words(Options, words)
-    options, recipe = read_options(Options, own), load_recipe(others)
+    options, recipe = read_options(Options, own), sized(load_recipe(others))
     plan_words = methods(options.methods, recipe.steer.method), bands(options.bands, recipe.steer)
     trait = trait_of(recipe)
+    lowered = lowered_to(trait, recipe)
     refuse_missing_prompts(recipe, trait)
     refuse_more_than("prompts + answers", options.prompts + options.answers, trait, held_out=False)
     name = recipe.run.name or default_name(recipe, trait)
     out = output_path(options.out or str(Path("checks") / name), folder=True)
     console = Console()
+    for line in lowered:
+        console.say(f"prompts    {line}")
     console.say("loading the libraries ...")
     quiet_libraries(downloads=recipe.model.name != "embedded")
     from heal.run.files import write_files

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from heal.config import key
 from heal.console import Console
-from heal.counts import refuse_missing_prompts
+from heal.counts import lowered_to, refuse_missing_prompts
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
-from heal.recipe import load_recipe
+from heal.recipe import load_recipe, sized
 from heal.run.open import open_model
 from heal.trait import trait_of
 
@@ -43,9 +43,11 @@ def coherence(words: Sequence[str]) -> None:
     """Plants, measures, and prints the table and where it is."""
     own, others = split_words(Options, words)
     out = output_path(read_options(Options, own).out, folder=True)
-    recipe = load_recipe(others)
-    refuse_missing_prompts(recipe, trait_of(recipe), ["evaluation.prompts"])
+    recipe = sized(load_recipe(others))
     console, settings, seed = Console(), recipe.evaluation, recipe.run.seed
+    for said in lowered_to(trait_of(recipe), recipe, ["evaluation.prompts"]):
+        console.say(f"prompts    {said}")
+    refuse_missing_prompts(recipe, trait_of(recipe), ["evaluation.prompts"])
     model, trait, _ = open_model(recipe, console)
     from heal.evaluation.signal import limits_of
     from heal.run.files import write_files

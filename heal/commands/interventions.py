@@ -18,7 +18,7 @@ all other keys are those of heal train."""
 
 def main(words: Sequence[str]) -> None:
     """`heal interventions`."""
-    command(words, lambda: options_help(Study, USAGE, PURPOSE), compare, CONTINUES, several=True)
+    command(words, lambda: options_help(Study, USAGE, PURPOSE), compare, CONTINUES)
 
 
 def compare(words: Sequence[str]) -> None:

@@ -7,12 +7,11 @@ from typing import Literal
 
 from heal.config import Recipe, key
 from heal.console import Console
-from heal.counts import refuse_missing_prompts
+from heal.counts import lowered_to, refuse_missing_prompts
 from heal.errors import UserError
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
-from heal.parallel import by_first
-from heal.recipe import load_recipe
+from heal.recipe import load_recipe, sized
 from heal.run.open import default_name, open_model
 from heal.trait import trait_of
 
@@ -33,16 +32,18 @@ class Options:
 
 def main(words: Sequence[str]) -> None:
     """`heal weight-difference`."""
-    command(words, lambda: options_help(Options, USAGE, PURPOSE), weight_difference, several=True)
+    command(words, lambda: options_help(Options, USAGE, PURPOSE), weight_difference)
 
 
 def weight_difference(words: Sequence[str]) -> None:
     """Samples, trains, writes the difference and prints where it is."""
     own, others = split_words(Options, words)
-    options, recipe = read_options(Options, own), load_recipe(others)
+    options, recipe = read_options(Options, own), sized(load_recipe(others))
     path = difference_path(options, recipe)
-    refuse_missing_prompts(recipe, trait_of(recipe), ["generation.prompts"])
     console = Console()
+    for said in lowered_to(trait_of(recipe), recipe, ["generation.prompts"]):
+        console.say(f"prompts    {said}")
+    refuse_missing_prompts(recipe, trait_of(recipe), ["generation.prompts"])
     model, trait, _ = open_model(recipe, console)
     from heal.run.files import write_atomic
     from heal.studies.weight_difference.answers import contrasting_answers
@@ -61,7 +62,7 @@ def weight_difference(words: Sequence[str]) -> None:
             f"as {trait.name}, {trained.loss_negative:.3f} as its opposite, nats per token in the last epoch"
         )
     content = trained.difference.to_bytes()
-    by_first(lambda: write_atomic(path, content))
+    write_atomic(path, content)
     linears = len(trained.difference.updates)
     console.say(f"difference Frobenius norm {trained.difference.norm:.4g} over {linears} Linears")
     console.say(f"written    {path} ({len(content) / 1e6:.1f} MB)")

@@ -58,7 +58,10 @@ class DoseLine:
 
 @dataclass(frozen=True)
 class GenerationFigures:
-    """What was sampled and what the filter kept; `ended_share` is a fraction of the kept completions."""
+    """What was sampled and what the filter kept; `ended_share` is a fraction of the kept completions.
+
+    `asked` is the number of kept completions that was asked for (0: none was).
+    """
 
     made: int
     kept: int
@@ -66,6 +69,7 @@ class GenerationFigures:
     ended_share: float
     doses: tuple[DoseLine, ...] = ()
     dropped: dict[str, int] = field(default_factory=dict)
+    asked: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from heal.models.language_model import LanguageModel
-from heal.records import read_jsonl
+from heal.own.texts import Said
+from heal.records import read_records
 from heal.scoring import completion_states
 
 EMBEDDED = Path(__file__).resolve().parents[1] / "data" / "neutral.jsonl"
@@ -23,30 +24,32 @@ class NeutralTexts:
         completions: token ids of the answers' beginnings.
     """
 
-    def __init__(self, language_model: LanguageModel, system: str, count: int | None, path: Path = EMBEDDED):
-        """Takes the first `count` texts of a file (None: all), under the neutral `system` prompt."""
-        rows = read_jsonl(path)[:count]
+    def __init__(
+        self, language_model: LanguageModel, system: str, count: int | None, texts: Sequence[Said] | None = None
+    ):
+        """Takes the first `count` texts (None: all) of heal's own or of `texts`, under the neutral `system` prompt."""
+        rows = (texts or read_records(Said, EMBEDDED))[:count]
         self._model, self._system = language_model, system
-        self.prompts = [row["prompt"] for row in rows]
-        self.completions = [language_model.chat.plain_ids(row["text"])[:TOKENS] for row in rows]
-        self._base: dict[range, list[Tensor]] = {}  # of the share of this process, which stays the same
+        self.prompts = [row.prompt for row in rows]
+        self.completions = [language_model.chat.plain_ids(row.text)[:TOKENS] for row in rows]
+        self._base: list[Tensor] | None = None
 
     @classmethod
     def apart(cls, language_model: LanguageModel, system: str) -> "NeutralTexts":
         """The texts that no evaluation uses."""
-        return cls(language_model, system, None, APART)
+        return cls(language_model, system, None, read_records(Said, APART))
 
-    def states(self, system: str, share: range) -> list[Tensor]:
-        """Final hidden states that predict the tokens of some texts, `[N_i, D]`, of the model as it is."""
-        prompts = [self._model.chat.ids(system, self.prompts[text]) for text in share]
-        return completion_states(self._model, prompts, [self.completions[text] for text in share])
+    def states(self, system: str) -> list[Tensor]:
+        """Final hidden states that predict each text's tokens, `[N_i, D]`, of the model as it is."""
+        prompts = [self._model.chat.ids(system, prompt) for prompt in self.prompts]
+        return completion_states(self._model, prompts, self.completions)
 
-    def base_states(self, base: Callable[[], AbstractContextManager[None]], share: range) -> list[Tensor]:
+    def base_states(self, base: Callable[[], AbstractContextManager[None]]) -> list[Tensor]:
         """The same of base under the neutral system prompt."""
-        if share not in self._base:
+        if self._base is None:
             with base():
-                self._base[share] = self.states(self._system, share)
-        return self._base[share]
+                self._base = self.states(self._system)
+        return self._base
 
     def rows(self) -> Sequence[list[int]]:
         """Prompt and answer of each text as one row of ids."""

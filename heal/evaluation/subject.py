@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from heal.decoding import Decoded, decode
 from heal.evaluation.asking.way import Asking, ForcedChoice
+from heal.evaluation.judging.judge import Judge
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import FORMATS, ProbeFormat
 from heal.evaluation.results import Answer
@@ -38,6 +39,7 @@ class Setup:
         asking: the way of asking each forced choice that was chosen for the model, by the choice's name; one that is
             absent is asked as it was before there were several ways.
         neutral_texts: texts on which the drift from base is measured, if any.
+        judge: an LLM that scores the answers, if any.
     """
 
     language_model: LanguageModel
@@ -52,6 +54,7 @@ class Setup:
     thinking: int = 0
     probe: ProbeFormat = FORMATS[-1]
     neutral_texts: NeutralTexts | None = None
+    judge: Judge | None = None
     asking: Mapping[str, Asking] = field(default_factory=dict)
 
     def way_of(self, choice: ForcedChoice) -> str:

@@ -62,6 +62,8 @@ class Request:
     alpha: float
 
 
+Cell = tuple[str, float]  # a prompt at a dose, as it was asked for
+
 # Makes and filters the completions of some requests, given the texts kept so far.
 Sample = Callable[[Sequence[Request], Sequence[str]], list[Completion]]
 
@@ -78,6 +80,8 @@ class Plan:
         keep_target: fraction that must survive a probe.
         keep_floor: fraction of all completions under which the round stops.
         min_train: number of kept ones under which the round stops.
+        keep: number of kept ones up to which prompts are sampled again; 0: each once at every dose.
+        most: completions made at most for that.
     """
 
     alphas: Sequence[float]
@@ -87,6 +91,8 @@ class Plan:
     keep_target: float
     keep_floor: float
     min_train: int
+    keep: int = 0
+    most: int = 0
 
     @staticmethod
     def of(generation: GenerationConfig, limits: FilterConfig) -> "Plan":
@@ -99,6 +105,8 @@ class Plan:
             limits.keep_target,
             limits.keep_floor,
             limits.min_train,
+            generation.keep,
+            int(generation.keep * generation.tries),
         )
 
 
@@ -111,11 +119,13 @@ class Collection:
         scale: what the dose was walked down to (1: as asked).
         off_prompt_below: the least `on_prompt` of a kept completion; 0 where nobody could be held to one, None where
             the filter did not ask for it.
+        asked: the number of kept completions that was asked for; 0: none was.
     """
 
     rows: tuple[Completion, ...]
     scale: float
     off_prompt_below: float | None = None
+    asked: int = 0
 
     @property
     def kept(self) -> list[Completion]:
@@ -132,11 +142,13 @@ class Collection:
             ended_share=sum(row.ended for row in kept) / len(kept),
             doses=dose_table(self.rows),
             dropped=drops(self.rows),
+            asked=self.asked,
         )
 
     def files(self) -> Files:
         doses = [asdict(line) for line in dose_table(self.rows)]
         summary = {"scale": self.scale, "doses": doses, "off_prompt_below": self.off_prompt_below}
+        summary |= {"asked": self.asked}
         return {ROWS: records_bytes(self.rows), SUMMARY: json_bytes(summary)}
 
     @staticmethod
@@ -144,7 +156,7 @@ class Collection:
         """UserError where a file is not what `files` wrote."""
         summary = read_json(folder / SUMMARY)
         rows = tuple(read_records(Completion, folder / ROWS))
-        return Collection(rows, float(summary["scale"]), summary.get("off_prompt_below"))
+        return Collection(rows, float(summary["scale"]), summary.get("off_prompt_below"), summary.get("asked", 0))
 
 
 def collect(make: Sample, prompts: Sequence[str], plan: Plan, progress: Progress = silent) -> Collection:
@@ -153,6 +165,10 @@ def collect(make: Sample, prompts: Sequence[str], plan: Plan, progress: Progress
     A probe takes the first prompts at all doses. If fewer than `plan.keep_target` of it survive, the scale is bisected
     in log between `plan.lowest_dose` and 1; the largest scale whose probe kept enough serves for the rest. What
     survived a probe counts.
+
+    Where fewer than `plan.keep` are kept then, cells (a prompt at a dose) are sampled again, each once before any of
+    them twice and those with the fewest kept completions first, in waves as large as the fraction kept so far suggests,
+    until there are so many or `plan.most` completions are made.
 
     Args:
         make: makes and filters completions.
@@ -167,17 +183,22 @@ def collect(make: Sample, prompts: Sequence[str], plan: Plan, progress: Progress
     probe_prompts = list(prompts[: -(-plan.probe // len(alphas))])
     planned = len(prompts) * len(alphas)
     rows: list[Completion] = []
+    sampled: list[Cell] = []  # the cell of each row
 
-    def run(texts: Sequence[str], scale: float) -> float:
-        """Makes the requests of some prompts; the share that survived."""
+    def sample(cells: Sequence[Cell], scale: float) -> float:
+        """Samples each of the cells once; the share that survived."""
         requests = [
-            Request(len(rows) + number, text, alpha * scale)
-            for number, (text, alpha) in enumerate((text, alpha) for text in texts for alpha in alphas)
+            Request(number, prompt, alpha * scale) for number, (prompt, alpha) in enumerate(cells, start=len(rows))
         ]
         made = make(requests, [row.text for row in rows if row.kept])
         rows.extend(made)
+        sampled.extend(cells)
         progress(len(rows), max(planned, len(rows)))
         return sum(row.kept for row in made) / len(made)
+
+    def run(texts: Sequence[str], scale: float) -> float:
+        """Samples some prompts at every dose; the share that survived."""
+        return sample([(text, alpha) for text in texts for alpha in alphas], scale)
 
     scale = 1.0
     if run(probe_prompts, scale) < plan.keep_target and plan.max_probes > 0:
@@ -185,9 +206,21 @@ def collect(make: Sample, prompts: Sequence[str], plan: Plan, progress: Progress
     rest = prompts[len(probe_prompts) :]
     if rest:
         run(rest, scale)
-    collection = Collection(tuple(rows), scale)
-    _check(collection, plan.keep_floor, plan.min_train)
+    cells = [(text, alpha) for text in prompts for alpha in alphas]
+    while (kept := sum(row.kept for row in rows)) < plan.keep and len(rows) < plan.most:
+        likely = math.ceil((plan.keep - kept) * len(rows) / max(1, kept))
+        sample(_next(cells, sampled, rows)[: min(likely, plan.most - len(rows))], scale)
+    collection = Collection(tuple(rows), scale, asked=plan.keep)
+    refuse_starved(collection, plan.keep_floor, plan.min_train)
     return collection
+
+
+def _next(cells: Sequence[Cell], sampled: Sequence[Cell], rows: Sequence[Completion]) -> list[Cell]:
+    """The cells that were sampled least often, those with the fewest kept completions first."""
+    tries = Counter(sampled)
+    kept = Counter(cell for cell, row in zip(sampled, rows, strict=True) if row.kept)
+    least = min(tries[cell] for cell in cells)
+    return sorted((cell for cell in cells if tries[cell] == least), key=lambda cell: kept[cell])
 
 
 def _walk_down(enough: Callable[[float], bool], lowest: float, probes: int) -> float:
@@ -202,7 +235,8 @@ def _walk_down(enough: Callable[[float], bool], lowest: float, probes: int) -> f
     return best
 
 
-def _check(collection: Collection, keep_floor: float, min_train: int) -> None:
+def refuse_starved(collection: Collection, keep_floor: float, min_train: int) -> None:
+    """Raises RoundError where fewer than `min_train` or a fraction below `keep_floor` survived the filter."""
     kept, made = len(collection.kept), len(collection.rows)
     if kept >= min_train and kept >= keep_floor * made:
         return

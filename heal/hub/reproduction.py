@@ -1,12 +1,14 @@
 """What is needed to make the same again: the recipe and the trait as files, the versions, and how to start."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from heal.config import ExportConfig, Recipe, RunConfig, TrackingConfig
+from heal.config import DataConfig, ExportConfig, JudgeConfig, Recipe, RunConfig, TrackingConfig
 from heal.export.markdown import fenced, inline_code
 from heal.hub.source import Source
-from heal.recipe import find_file, to_yaml
+from heal.own import source as own
+from heal.recipe import to_yaml
+from heal.recipe_files import find_file
 from heal.records import read_jsonl
 from heal.trait import trait_yaml
 from heal.versions import PACKAGES
@@ -38,6 +40,7 @@ def reproduction(source: Source) -> Reproduction:
             setattr(getattr(recipe, section), last, path.name)
     files[RECIPE] = to_yaml(recipe).encode()
     files[TRAIT] = trait_yaml(source.trait, Path(TRAIT)).encode()
+    elsewhere = [spec for name, spec in vars(recipe.data).items() if name != "filter" and spec]
     base = "" if source.base or source.recipe.model.name == "embedded" else " model.name=PATH/TO/BASE"
     lines = [
         HEADING,
@@ -46,6 +49,7 @@ def reproduction(source: Source) -> Reproduction:
         f"In a folder with `{RECIPE}` and `{TRAIT}` of this repository:",
         "",
         fenced(f"heal train recipe={RECIPE}{base}", "sh"),
+        *(["", f"It takes data that is not here: {', '.join(map(inline_code, elsewhere))}."] if elsewhere else []),
         "",
         "On a CPU, the same versions give the same bits; elsewhere, the same up to rounding.",
     ]
@@ -53,7 +57,7 @@ def reproduction(source: Source) -> Reproduction:
 
 
 def _public(recipe: Recipe, base: str | None) -> Recipe:
-    """The recipe without what is the user's own: places, accounts, the name of the run."""
+    """The recipe without what is the user's own: places, accounts, a judge's server, the name of the run."""
     model = recipe.model
     name = "embedded" if model.name == "embedded" else base or Path(model.name).name
     return replace(
@@ -65,10 +69,23 @@ def _public(recipe: Recipe, base: str | None) -> Recipe:
         sign="1",  # the trait is the one that was trained, turned already
         run=replace(recipe.run, name=RunConfig().name, root=RunConfig().root),
         model=replace(model, name=name),
-        evaluation=replace(recipe.evaluation),
+        data=_named(recipe.data),
+        evaluation=replace(recipe.evaluation, judge=JudgeConfig()),
         export=ExportConfig(),
         tracking=TrackingConfig(),
     )
+
+
+def _named(data: DataConfig) -> DataConfig:
+    """The user's own data by the names of its files alone; its prompts are in the trait."""
+    public = replace(data, generation="", heldout="")
+    for item in fields(DataConfig):
+        spec = getattr(public, item.name)
+        if isinstance(spec, str) and spec:
+            place = own.Source.parse(f"data.{item.name}", spec).place
+            if Path(place).expanduser().exists():
+                setattr(public, item.name, spec.replace(place, Path(place).name, 1))
+    return public
 
 
 def _versions(source: Source) -> str:

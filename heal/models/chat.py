@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from heal.errors import UserError
 from heal.models.packing import shared
 from heal.models.thoughts import Thought, closing, find_thought
+from heal.turns import ROLES, turns_of
 
 Turn = tuple[str, str]  # role and content
 
@@ -107,6 +108,11 @@ class Chat:
         ends = (self._end_id(*later) for later in ((), ("another-question",)))
         return frozenset(end for end in ends if end is not None)
 
+    @cached_property
+    def end_id(self) -> int | None:
+        """The special token that the template puts after the last answer of a chat; None where it is ordinary text."""
+        return self._end_id()
+
     def text(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> str:
         """The rendered prompt up to the first word of the answer; no system message when `system` is empty."""
         return self._begun(self.render(self.turns(system, user, earlier)))
@@ -182,8 +188,11 @@ class Chat:
         return str(self.tokenizer.decode(said, skip_special_tokens=True))
 
     def turns(self, system: str, user: str, earlier: Sequence[Turn] = ()) -> list[Turn]:
-        """The messages of a prompt; without a system message where the template takes none or `system` is empty."""
-        said = [*earlier, ("user", user)]
+        """The messages of a prompt, which may have several turns itself (`heal.turns`).
+
+        Without a system message where the template takes none or `system` is empty.
+        """
+        said = [*earlier, *((ROLES[turn % 2], text) for turn, text in enumerate(turns_of(user)))]
         if not system:
             return said
         if self.takes_system:

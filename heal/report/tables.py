@@ -332,7 +332,8 @@ def _outcome(finished: Round) -> Markup:
 
 def _kept(finished: Round) -> Markup:
     generation = finished.metrics.generation
-    return Markup("{} of {}").format(generation.kept, generation.made)
+    asked = f" (asked for {generation.asked})" if generation.asked else ""
+    return Markup("{} of {}{}").format(generation.kept, generation.made, asked)
 
 
 def margin_cell(results: Results, row: StageRow) -> Markup:

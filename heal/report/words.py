@@ -5,6 +5,7 @@ from heal.console import counted
 from heal.evaluation.signal import Signal, described, limited, signals
 from heal.evaluation.validity import doubts
 from heal.healing.divergences import divergence_named
+from heal.report.agreement import judge_agreement
 from heal.report.numbers import MINUS, plain
 from heal.report.results import Results
 
@@ -80,6 +81,12 @@ def remarks(results: Results) -> list[str]:
         "The signals say whether answers are fluent, speak to their prompts and are as capable as base's, not whether "
         "they are good. Read the answers.",
     ]
+    judge, agreement = results.recipe.evaluation.judge, judge_agreement(results)
+    if agreement is not None:
+        notes.append(
+            f"Agreement of the judge {judge.model} with the persona log-ratio, over the answers of all stages: "
+            f"Spearman’s ρ = {agreement.rho:+.2f} [{agreement.low:+.2f}, {agreement.high:+.2f}] (n = {agreement.n})."
+        )
     notes += [f"Not valid for this model, so no verdict rests on it: {text}." for text in doubts(results.validity)]
     return [*notes, *_dose_remarks(results)]
 

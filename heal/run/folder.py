@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -13,13 +13,12 @@ from typing import Any
 from heal.config import AS_DEFAULT, Recipe
 from heal.coverage import Coverage
 from heal.errors import UserError
-from heal.parallel import by_first, first_alone
-from heal.recipe import flatten, from_mapping, keys_by_name, to_mapping, to_yaml
+from heal.recipe import from_mapping, keys_by_name, sized, to_mapping, to_yaml
 from heal.records import digest, read_record, read_sealed, sealed_bytes
 from heal.run.files import Files, holds, write_atomic
 from heal.run.manifest import JUDGE, MANIFEST, SUMMARIES, Manifest
 from heal.trait import Trait
-from heal.yaml_text import read_yaml
+from heal.yaml_text import flatten, read_yaml
 
 FORMAT = 2  # of a run folder; 1 had stages.json for manifests
 STEPS = ("extract", "calibrate", "generate", "steered", "heal", "healed", JUDGE)  # of a round
@@ -27,8 +26,9 @@ EXPORT_RECORD = "heal_export.json"
 _UNLIKE = "missing or not what the run wrote; the command that made the run makes it again, or says why not"
 _LOST = "put it back, or start the run anew elsewhere"
 
-# Keys that may change between two starts of one run: they do not change what it computes.
-FREE_KEYS = ("run.rounds", "run.stop", "run.root", "run.name", "export.", "tracking.", "compute.")
+# Keys that may change between two starts of one run: they do not change what it computes (a scale's numbers do).
+_BUDGET = "evaluation.judge.requests"
+FREE_KEYS = ("scale", "run.rounds", "run.stop", "run.root", "run.name", "export.", "tracking.", "compute.", _BUDGET)
 # Keys that say where something lies: a user may write another place into recipe.yaml after moving it.
 PLACES = ("model.name", "model.chat_template")
 # What a start that was killed before the run began may have left in its folder.
@@ -56,6 +56,7 @@ class Facts:
         format: of the folder.
         heal: the version that started or last continued it.
         coverage: what LoRA covers of the linear layers of the trained blocks; None: an earlier version did not say.
+        own: digests of the vector and the completions of the user's own, by key.
         recipes: digests of the recipe that the run began with, and of those that later versions made of it, without
             what may change; empty: an earlier version did not say.
     """
@@ -68,12 +69,15 @@ class Facts:
     format: int = 1
     heal: str = ""
     coverage: Coverage | None = None
+    own: dict[str, str] = field(default_factory=dict)
     recipes: tuple[str, ...] = ()
 
     def changed(self, other: "Facts") -> list[str]:
         """The names of what differs and would change results."""
         names = ("dtype", "trait", "vignettes", "chat_template")
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        changed = [name for name in names if getattr(self, name) != getattr(other, name)]
+        own = self.own | other.own
+        return [*changed, *(name for name in own if self.own.get(name) != other.own.get(name))]
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,7 @@ class Exported:
 
 
 class RunFolder:
-    """`runs/<name>/`: recipe, facts, events, one folder a round, report. Of several processes the first alone reads
-    and writes it.
+    """`runs/<name>/`: recipe, facts, events, one folder a round, report.
 
     Each folder of results has a manifest of its finished steps with the SHA-256 of their files. A step counts as
     finished when the manifest names it and its files are what it wrote.
@@ -108,7 +111,6 @@ class RunFolder:
         """The adapter that the run exports at its end."""
         return self.path / "export" / "adapter"
 
-    @first_alone
     def exported(self) -> list[int]:
         """The rounds that are in that adapter, as its record says; empty where there is none, or it is damaged."""
         return list(self._exported().rounds)
@@ -141,7 +143,6 @@ class RunFolder:
         """The folder of a round, counted from 0."""
         return self.path / "rounds" / f"{index:02d}"
 
-    @first_alone
     def rounds(self) -> list[int]:
         """The rounds whose every step is finished, from 0 up to the first that is not."""
         steps, finished = self.steps(), 0
@@ -149,7 +150,6 @@ class RunFolder:
             finished += 1
         return list(range(finished))
 
-    @first_alone
     def readable(self, last: int | None = None) -> list[int]:
         """The finished rounds up to `last` (None: all), whose files and those of the baseline are as they were written.
 
@@ -176,13 +176,11 @@ class RunFolder:
                 for path in self.damaged(folder, step):
                     raise UserError(f"{path}: {_UNLIKE}")
 
-    @first_alone
     def steps(self) -> tuple[str, ...]:
         """The steps of a round of this run, in order."""
         steered = not (self.path / "recipe.yaml").is_file() or self.recipe().evaluation.steered
         return tuple(step for step in STEPS if steered or step != "steered")
 
-    @first_alone
     def recipe(self) -> Recipe:
         """The run's recipe; keys that are younger than the run are at their defaults.
 
@@ -200,7 +198,6 @@ class RunFolder:
             raise UserError(f"{path}: changed or damaged, not the recipe of this run; put the one that it wrote back")
         return recipe
 
-    @first_alone
     def facts(self) -> Facts | None:
         """What `start` recorded beside the recipe; None before it.
 
@@ -215,7 +212,6 @@ class RunFolder:
             raise UserError(f"{path} is missing; {_LOST}")
         return None
 
-    @first_alone
     def started(self) -> Facts:
         """The facts of a run that has been started; UserError where there is none."""
         facts = self.facts()
@@ -223,28 +219,28 @@ class RunFolder:
             raise self._no_run()
         return facts
 
-    @first_alone
     def as_begun(self, recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
         """The recipe as the run in this folder goes on with it, and the keys that it keeps from an earlier version.
 
         A key that is younger than the run, or has another default now, keeps what it was then (`before` of
-        `heal.config.key`) unless another value than the default is asked for.
+        `heal.config.key`) unless another value than the default is asked for. Where no scale is asked for, the run goes
+        on at the one that it began with, whatever this device is.
         """
         if not (self.path / "recipe.yaml").is_file():
-            return recipe, {}
-        begun, asked = (flatten(to_mapping(one), "recipe") for one in (self.recipe(), recipe))
+            return sized(recipe), {}
+        run = self.recipe()
+        goes_on = deepcopy(sized(recipe, run.scale))
+        begun, asked = (flatten(to_mapping(one), "recipe") for one in (run, goes_on))
         kept = {
             name: item.before
             for name, item in keys_by_name().items()
             if item.before is not AS_DEFAULT and begun[name] == item.before and asked[name] == item.default
         }
-        goes_on = deepcopy(recipe)
         for name, value in kept.items():
             *sections, last = name.split(".")
             setattr(reduce(getattr, sections, goes_on), last, value)
         return goes_on, kept
 
-    @first_alone
     def refuse_other(self, recipe: Recipe, facts: Facts) -> None:
         """Compares with what the folder holds, if it holds a run; writes nothing.
 
@@ -270,7 +266,6 @@ class RunFolder:
                 "Give run.name=... to start a new one, or the same settings to continue."
             )
 
-    @first_alone
     def start(self, recipe: Recipe, facts: Facts) -> bool:
         """Makes the folder, or continues it; True when it continues. See `refuse_other`."""
         self.refuse_other(recipe, facts)
@@ -285,17 +280,11 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process, and those that it works with.
+        """Holds the folder for this process.
 
         Raises:
             UserError: another process runs in it.
         """
-        with ExitStack() as held:
-            by_first(lambda: held.enter_context(self._lock()))
-            yield
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / LOCK
         with open(path, "w") as lock:
@@ -308,14 +297,12 @@ class RunFolder:
                 raise
             yield
 
-    @first_alone
     def refuse_running(self) -> None:
         """UserError where another process runs in the folder; makes nothing."""
         if (self.path / LOCK).exists():
             with self.locked():
                 pass
 
-    @first_alone
     def finished(self, folder: Path, step: str) -> bool:
         """Whether `step` is finished in `folder` and its files are as it wrote them.
 
@@ -336,18 +323,15 @@ class RunFolder:
             return False
         return True
 
-    @first_alone
     def damaged(self, folder: Path, step: str) -> list[Path]:
         """The files of a step that the manifest names which are missing, or not what it wrote."""
         manifest = self._manifest(folder)
         return [folder / name for name in manifest.damaged(step)] if step in manifest.steps else []
 
-    @first_alone
     def finish(self, folder: Path, step: str, files: Files, seconds: float) -> None:
         """Writes a step's files, each whole, then marks the step finished."""
         Manifest(folder).finish(step, files, seconds)
 
-    @first_alone
     def seconds(self, folder: Path) -> dict[str, float]:
         """Wall time by finished step."""
         return {name: entry.seconds for name, entry in Manifest(folder).steps.items()}

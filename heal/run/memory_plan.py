@@ -1,17 +1,16 @@
-"""What each process of a run needs of its device's memory, said before its first round, and held against what is there.
+"""What a run will need of its device's memory, said before its first round, and held against what there is.
 
 Weights, LoRA and history are counted. What passes hold is measured on a GPU (heal/models/footprint.py) at a few tokens,
 and taken at the sizes of the recipe's largest passes, which are known before: its longest prompts, full token budgets.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 
-from heal import parallel
 from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.errors import UserError
@@ -23,7 +22,7 @@ from heal.models.footprint import Footprints, footprints
 from heal.models.language_model import LanguageModel
 from heal.models.packing import MIN_SHARED, shared, tree_nodes
 from heal.records import read_jsonl
-from heal.steering.extract import contexts
+from heal.steering.extract import contexts_of, contrast_rows
 from heal.trait import Trait
 
 FITS = 0.9  # of the memory: what passes are cut down to, because allocators lose some between their blocks
@@ -188,11 +187,6 @@ def planned(
     return plan, warnings
 
 
-def per_process(rows: int) -> int:
-    """The most of so many rows that one process has."""
-    return -(-rows // parallel.size())
-
-
 def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
     """The largest passes that a recipe asks for."""
     system, chat = recipe.model.system, model.chat
@@ -207,17 +201,16 @@ def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
             rest = longest - common if common >= MIN_SHARED else longest
         return Decoded(rows, longest, max(1, rest), tokens)
 
-    answers = per_process(len(generation.alphas) * generation.prompts)
+    answers = max(len(generation.alphas) * generation.prompts, generation.keep)
     prompts = sorted((chat.ids(system, prompt) for prompt in trait.generation_prompts), key=len, reverse=True)
+    if generation.multi_turn:  # the longest after the longest, and an answer in between
+        most = model.context - generation.tokens
+        prompts = [[*prompt, *[0] * generation.tokens, *prompts[0]][:most] for prompt in prompts]
     doses = range(len(generation.alphas))
     completed = [
         (*prompt, *[dose] * (generation.tokens - 1)) for prompt in prompts[: generation.prompts] for dose in doses
     ]
-    personas = [
-        tuple(chat.ids(persona, text))
-        for persona in (trait.positive, trait.negative)
-        for text in contexts(recipe.steer.pairs)
-    ]
+    personas = [tuple(ids) for ids in contrast_rows(model, trait, contexts_of(trait, recipe.steer.pairs))]
     questions = [
         tuple(chat.ids(system, "\n".join([row["question"], *row["options"][first:], *row["options"][:first]])))
         for row in read_jsonl(APART)[:FIRST]
@@ -226,22 +219,17 @@ def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
     batch = completed[: recipe.heal.batch_size]
     trees = model.trees(batch)
     nodes = max(tree_nodes(batch, tree) for tree in trees)
+    completions = decoded(answers, [system], trait.generation_prompts, generation.tokens)
+    if generation.multi_turn:
+        completions = replace(completions, prompt=len(prompts[0]), rest=len(prompts[0]))
     return Work(
         decoded=(
-            decoded(answers, [system], trait.generation_prompts, generation.tokens),
+            completions,
             decoded(
-                per_process(calibration.prompts * calibration.candidates),
-                [system],
-                trait.generation_prompts,
-                calibration.tokens,
+                calibration.prompts * calibration.candidates, [system], trait.generation_prompts, calibration.tokens
             ),
-            decoded(per_process(evaluation.prompts), [system], trait.heldout_prompts, evaluation.tokens),
-            decoded(
-                per_process(evaluation.prompts),
-                [trait.positive, trait.negative],
-                trait.heldout_prompts,
-                evaluation.tokens,
-            ),
+            decoded(evaluation.prompts, [system], trait.heldout_prompts, evaluation.tokens),
+            decoded(evaluation.prompts, [trait.positive, trait.negative], trait.heldout_prompts, evaluation.tokens),
         ),
         scored=(tuple(personas), tuple(questions), tuple(completed)),
         trained=(len(trees), nodes, len(batch) * generation.tokens),
@@ -334,14 +322,14 @@ def _room(device: torch.device, held: int) -> int:
     """Bytes that the device has for a run of which it holds `held` already."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) + held
-    return psutil.virtual_memory().available // parallel.here() + held
+    return psutil.virtual_memory().available + held
 
 
 def _refuse(smallest: MemoryPlan, device: torch.device, name: str) -> None:
     """UserError where even the smallest passes are sure not to fit."""
     there = smallest.room
     if device.type != "cuda":  # what others hold may be freed, or swapped
-        there = (psutil.virtual_memory().total + psutil.swap_memory().total) // parallel.here()
+        there = psutil.virtual_memory().total + psutil.swap_memory().total
     if smallest.need <= SURE * there:
         return
     what = "folding" if smallest.standing > there else smallest.largest

@@ -4,24 +4,25 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import heal
 from heal.config import Recipe
 from heal.console import Console, counted
-from heal.counts import COUNTS, STUDY_COUNTS, refuse_missing_prompts, refuse_missing_scenes
+from heal.counts import COUNTS, STUDY_COUNTS, lowered_to, refuse_missing_prompts, refuse_missing_scenes
 from heal.environment import deterministic_kernels, quiet_libraries, usable_cores
 from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
 from heal.options import output_path, resolve_device
-from heal.parallel import by_first, first_alone, here, is_first, size
-from heal.recipe import find_file, to_mapping
-from heal.records import read_records
+from heal.own.texts import said_from
+from heal.recipe import to_mapping
+from heal.recipe_files import find_file
+from heal.records import digest, read_records
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, Facts, RunFolder, Sizes
-from heal.tracking.tracker import TrackedRun, Tracker, require_trackers, start_trackers
+from heal.tracking.tracker import TrackedRun, require_trackers, start_trackers
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, trait_of
 from heal.unforeseen import tracebacks_into
 from heal.versions import device_name, versions, versions_line
@@ -66,13 +67,14 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
 
     check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
     folder = RunFolder(place(recipe))
+    counts = STUDY_COUNTS if kind else COUNTS
     recipe, kept = folder.as_begun(recipe)
+    lowered = lowered_to(trait, recipe, counts)
     # Before a model is loaded, what is there is held against what was asked for.
     known = folder.facts()
     facts = facts_of(recipe, trait, "" if known is None else known.dtype)
     folder.refuse_other(recipe, facts)
     folder.refuse_running()
-    counts = STUDY_COUNTS if kind else COUNTS
     if known is None:  # an earlier version made do with what there was
         refuse_missing_prompts(recipe, trait, counts)
         refuse_missing_scenes(recipe, len({vignette.id.removesuffix("/self") for vignette in vignettes}))
@@ -84,31 +86,24 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     held_out_prompts(trait, asked)  # too few are refused before anything is written
     accumulator = build_accumulator(model, recipe)
     plan, doubts = (None, []) if kind else _planned(recipe, model, accumulator, trait)  # a study trains nothing
-    model.batching = by_first(lambda: model.batching)
     sizes = Sizes(model.batching.rows, model.batching.tokens)
     facts = replace(facts, dtype=dtype, batching=sizes, coverage=coverage)
     with folder.locked():
-        by_first(lambda: clear_temporary(folder.path))
+        clear_temporary(folder.path)
         continued = folder.start(recipe, facts)
-        console.say(f"run        {folder.path}{' (continued)' if continued else ''}")
+        console.say(f"run        {folder.path}{' (continued)' if continued else ''}, {recipe.scale} scale")
+        for line in lowered:
+            console.say(f"prompts    {line}")
         if trait.language:
             console.say(f"trait      {trait.name}: {trait.source}")
         console.say(f"adapter    {coverage}")
-        tracker = Tracker()
-        if is_first():
-            tracker = start_trackers(
-                TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking, console),
-                EventLog(Events(folder.path / "events.jsonl")),
-            )
-        tracker.event("versions", versions() | {"device": device_name(model.device), "processes": size()})
+        tracker = start_trackers(
+            TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking, console),
+            EventLog(Events(folder.path / "events.jsonl")),
+        )
+        tracker.event("versions", versions() | {"device": device_name(model.device)})
         if kept:
             console.say(f"keeps      {', '.join(f'{name}={value}' for name, value in kept.items())}, as it began")
-        step = recipe.heal.batch_size * recipe.heal.accumulation
-        if not kind and step < size():
-            console.warn(
-                f"{size()} processes share optimiser steps of {counted(step, 'completion')} (heal.batch_size x "
-                "heal.accumulation), so some have none"
-            )
         if plan is not None:
             console.say(f"memory     {plan.line(device_name(model.device))}")
             console.warn(*doubts)
@@ -148,33 +143,29 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     from heal.models.precision import resolve_dtype, set_tensor_cores
     from heal.models.supported import record_steps
 
-    torch.set_num_threads(compute.threads or max(1, usable_cores() // here()))
+    torch.set_num_threads(compute.threads or usable_cores())
     if compute.deterministic:
         deterministic_kernels()
     device = resolve_device(str(Accelerator().device))
     if known is not None and recipe.model.dtype in ("auto", known.dtype):
         dtype, why = getattr(torch, known.dtype), "as when the run started"
     else:
-        dtype, why = by_first(lambda: resolve_dtype(recipe.model.dtype, device))  # it may have to measure
+        dtype, why = resolve_dtype(recipe.model.dtype, device)
     set_tensor_cores(dtype, device)
     name = str(dtype).removeprefix("torch.")
     kernels = "; deterministic kernels" if compute.deterministic else ""
     console.say(f"versions   {versions_line()}, device {device_name(device)}")
     console.say(f"model      {recipe.model.name} in {name} on {device} ({why}{kernels})")
-    if size() > 1:
-        console.say(f"processes  {size()}, each with the whole model, {here()} on this machine")
     model = load_language_model(recipe.model, dtype, device)
     console.warn(*model.notices)
     if compute.graphs:
         console.warn(*record_steps(model))
     sizes = Sizes() if known is None else known.batching
-    model.batching = by_first(
-        lambda: batching_for(
-            model,
-            compute.decode_batch or sizes.rows,
-            compute.batch_tokens or sizes.tokens,
-            compute.head_memory * 2**20,
-        )
+    model.batching = batching_for(
+        model,
+        compute.decode_batch or sizes.rows,
+        compute.batch_tokens or sizes.tokens,
+        compute.head_memory * 2**20,
     )
     kept, too_long = fitting(model, recipe, trait)
     if too_long:
@@ -204,9 +195,11 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
         trait,
         generation_prompts=tuple(filter(fits, trait.generation_prompts)),
         heldout_prompts=tuple(filter(fits, trait.heldout_prompts)),
+        contexts=tuple(filter(fits, trait.contexts)),
     )
     left_out = len(trait.generation_prompts) - len(kept.generation_prompts)
     left_out += len(trait.heldout_prompts) - len(kept.heldout_prompts)
+    left_out += len(trait.contexts) - len(kept.contexts)
     if len(kept.generation_prompts) < MIN_GENERATION_PROMPTS or len(kept.heldout_prompts) < MIN_HELDOUT_PROMPTS:
         raise UserError(
             f"trait={trait.name}: {left_out} of its prompts do not fit the context of {model.name} "
@@ -220,7 +213,6 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
     return kept, left_out
 
 
-@first_alone
 def refuse_other_prompts(folder: RunFolder, recipe: Recipe, model: "LanguageModel") -> None:
     """Holds the completions of the run's first round, if it has any, against the model's chats as they are now.
 
@@ -257,7 +249,28 @@ def facts_of(recipe: Recipe, trait: Trait, dtype: str) -> Facts:
         chat_template=None if template is None else sha256(find_file("model.chat_template", template)),
         format=FORMAT,
         heal=heal.__version__,
+        own=_own(recipe, trait),
     )
+
+
+def _own(recipe: Recipe, trait: Trait) -> dict[str, str]:
+    """Digests of the user's own vector and completions, by key.
+
+    Raises:
+        UserError: there is no such file; see `said_from`; a completion's prompt is a held-out one.
+    """
+    own, data = {}, recipe.data
+    if data.vector:
+        own["data.vector"] = sha256(find_file("data.vector", data.vector))
+    if data.completions:
+        said = said_from("data.completions", data.completions)
+        if shared := sorted({row.prompt for row in said} & set(trait.heldout_prompts)):
+            raise UserError(
+                f"data.completions={data.completions}: {shared[0]!r} is a held-out prompt of {trait.name} "
+                f"({len(shared)} in all): what is trained on cannot be evaluated on; take it out"
+            )
+        own["data.completions"] = digest([asdict(row) for row in said])
+    return own
 
 
 def place(recipe: Recipe) -> Path:

@@ -14,7 +14,6 @@ from heal.errors import RoundError
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
 from heal.models.packing import halves_of_trees
-from heal.parallel import over_rows
 from heal.progress import Progress, silent
 from heal.records import read_jsonl
 from heal.steering.method import Method, NoDirection, State
@@ -34,6 +33,28 @@ def contexts(count: int) -> list[str]:
     return [row["text"] for row in read_jsonl(CONTEXTS)[:count]]
 
 
+def contexts_of(trait: Trait, count: int) -> list[str]:
+    """The first `count` contexts of an extraction: the user's own, or the embedded ones."""
+    return list(trait.contexts[:count]) or contexts(count)
+
+
+def contrast_rows(language_model: LanguageModel, trait: Trait, texts: Sequence[str]) -> list[list[int]]:
+    """The prompts of an extraction as token ids: the positive ones, then as many negative ones.
+
+    `texts` under either persona; where the trait has pairs of the user's own, as many of those under the neutral system
+    prompt: both answers to a pair's prompt, broken off where they end, or both user messages.
+    """
+    chat, system, pairs = language_model.chat, language_model.config.system, trait.pairs[: len(texts)]
+    if not pairs:
+        return [chat.ids(persona, text) for persona in (trait.positive, trait.negative) for text in texts]
+    sides = [[(pair.prompt, getattr(pair, side)) for pair in pairs] for side in ("positive", "negative")]
+    return [
+        chat.ids(system, prompt, prefill=text) if prompt else chat.ids(system, text)
+        for side in sides
+        for prompt, text in side
+    ]
+
+
 def extract_as(
     settings: SteerConfig, language_model: LanguageModel, trait: Trait, progress: Progress = silent
 ) -> SteeringVector:
@@ -41,7 +62,7 @@ def extract_as(
     return extract(
         language_model,
         trait,
-        contexts(settings.pairs),
+        contexts_of(trait, settings.pairs),
         settings.method,
         language_model.band(settings.band),
         progress,
@@ -159,11 +180,10 @@ def pair_activations(
     sites: Sequence[Site],
     progress: Progress = silent,
 ) -> tuple[Activations, Activations]:
-    """Last-token activations by site under the positive and the negative persona, each `[P, D]`, on the CPU."""
-    chat = language_model.chat
-    rows = [chat.ids(persona, text) for persona in (trait.positive, trait.negative) for text in texts]
+    """Last-token activations by site, of `contrast_rows`, of the positive and the negative side, each `[P, D]`, CPU."""
+    rows = contrast_rows(language_model, trait, texts)
     activations = last_token_activations(language_model, rows, sites, progress)
-    count = len(texts)
+    count = len(rows) // 2
     return (
         {site: h_BD[:count] for site, h_BD in activations.items()},
         {site: h_BD[count:] for site, h_BD in activations.items()},
@@ -178,26 +198,10 @@ class _Stop(Exception):
 def last_token_activations(
     language_model: LanguageModel, rows: Sequence[Sequence[int]], sites: Sequence[Site], progress: Progress = silent
 ) -> Activations:
-    """What comes out of `sites` at each row's last token, `[B, D]`, on the CPU; several processes share the rows.
+    """What comes out of `sites` at each row's last token, `[B, D]`, on the CPU.
 
     A pass stops after the last of them, unless other processes need this one's part of the blocks after it.
     """
-    by_row = over_rows(
-        len(rows),
-        lambda share: _last_tokens(
-            language_model,
-            [rows[row] for row in share],
-            sites,
-            lambda done, _: progress(done * len(rows) // len(share), len(rows)),
-        ),
-    )
-    return {site: torch.stack([row[place] for row in by_row]) for place, site in enumerate(sites)}
-
-
-def _last_tokens(
-    language_model: LanguageModel, rows: Sequence[Sequence[int]], sites: Sequence[Site], progress: Progress
-) -> list[list[Tensor]]:
-    """By row and site, `[D]`."""
     read_out: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in sites}
     batching, done = language_model.batching, 0
 
@@ -229,4 +233,4 @@ def _last_tokens(
     shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
         in_parts(trees, read, shrink, halves_of_trees)
-    return [[read_out[site][row] for site in sites] for row in range(len(rows))]
+    return {site: torch.stack(kept) for site, kept in read_out.items()}

@@ -14,6 +14,7 @@ from heal.errors import UserError
 from heal.evaluation.asking.choose import choose
 from heal.evaluation.asking.way import Asking
 from heal.evaluation.evaluate import forced_choices
+from heal.evaluation.judging.judge import judge_of
 from heal.evaluation.metrics import METRICS, BaselineMetrics, Coherence, Summary, Verdict
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
@@ -185,11 +186,12 @@ def examination_of(
         trait: the trait.
         vignettes: the scenes.
         run: gets the choosing done.
-        at: the baseline's folder.
+        at: the baseline's folder, where a judge keeps its scores as well.
         as_before: every forced choice in the one way that there was before several were tried.
     """
     probe = run(ChooseProbe(language_model, base, recipe.model.system), at).probe
-    setup = replace(setup_of(recipe, language_model, base, trait, vignettes), probe=probe.format)
+    judge = judge_of(recipe.evaluation.judge, trait, at)
+    setup = replace(setup_of(recipe, language_model, base, trait, vignettes), probe=probe.format, judge=judge)
     if not as_before:
         choose = ChooseWays(Subject(setup, "base", base), recipe.evaluation.resamples, recipe.run.seed)
         setup = replace(setup, asking=run(choose, at).asking)

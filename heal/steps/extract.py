@@ -10,6 +10,7 @@ from heal.progress import Progress
 from heal.run.files import Files
 from heal.run.step import Step
 from heal.steering.extract import extract_as
+from heal.steering.foreign import read_vector
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
@@ -33,20 +34,29 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Extract(Step[Extracted]):
-    """Reads the student's activations under both personas, and fits `steer.method` to them."""
+    """Reads the student's activations under both personas, and fits `steer.method` to them.
+
+    Attributes:
+        own: a file with a vector of the user's own, which is taken instead.
+    """
 
     language_model: LanguageModel
     accumulator: Accumulator
     trait: Trait
     settings: SteerConfig
+    own: str = ""
 
     name = "extract"
     load = staticmethod(Extracted.load)
 
     def compute(self, progress: Progress) -> Extracted:
+        if self.own:
+            return Extracted(read_vector(self.own, self.language_model, self.trait.name))
         with self.accumulator.student():
             return Extracted(extract_as(self.settings, self.language_model, self.trait, progress))
 
     def finding(self, artifact: Extracted) -> str:
         norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in artifact.vector.directions.items())
+        if self.own:
+            return f"{artifact.vector.method} of your own, {self.own}; norm by block {norms}"
         return f"{self.settings.method} from {self.settings.pairs} pairs; norm by block {norms}"

@@ -1,5 +1,6 @@
 """Measure: what the model says and what every readout reads, at one stage (base, prompted, steered, healed)."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from heal.evaluation.evaluate import evaluate
 from heal.evaluation.metrics import Summary
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe
+from heal.evaluation.readouts.judge import JUDGED_COHERENCE, JUDGED_TRAIT
 from heal.evaluation.results import StageResult, headline, summarise
 from heal.evaluation.subject import Gates, Setup, Subject
 from heal.evaluation.vignettes import Vignette
@@ -57,7 +59,7 @@ def setup_of(
         questions=asked.questions,
         vignettes=vignettes,
         thinking=asked.thinking,
-        neutral_texts=NeutralTexts(language_model, recipe.model.system, asked.neutral_texts),
+        neutral_texts=NeutralTexts(language_model, recipe.model.system, asked.neutral_texts, trait.neutral),
     )
 
 
@@ -121,10 +123,17 @@ class Measure(Step[StageResult]):
         return headline(artifact)
 
     def warnings(self, artifact: StageResult) -> list[str]:
-        unclosed = sum(answer.unclosed for answer in artifact.answers)
-        if not unclosed:
-            return []
-        return [
-            f"{self.name}: {unclosed} of {counted(len(artifact.answers), 'held-out prompt')} without an answer: the "
-            "thought was not closed within model.thinking_tokens"
-        ]
+        found, answers = [], counted(len(artifact.answers), "held-out prompt")
+        if unclosed := sum(answer.unclosed for answer in artifact.answers):
+            found.append(
+                f"{self.name}: {unclosed} of {answers} without an answer: the thought was not closed within "
+                "model.thinking_tokens"
+            )
+        for signal in artifact.signals:
+            missing = sum(map(math.isnan, signal.values)) - unclosed
+            if signal.name in (JUDGED_TRAIT.name, JUDGED_COHERENCE.name) and missing:
+                found.append(
+                    f"{self.name}: {missing} of {answers} without a score ({signal.name}): the judge gave no number, "
+                    "or evaluation.judge.requests are used up"
+                )
+        return found

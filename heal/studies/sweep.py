@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from heal.console import counted
+from heal.counts import lowered_to
 from heal.errors import UserError
 from heal.evaluation.choice import why_stop
 from heal.evaluation.metrics import RoundMetrics
-from heal.recipe import load_recipe
+from heal.recipe import load_recipe, sized
 from heal.run.folder import RunFolder
 from heal.run.open import default_name, facts_of
 from heal.trait import trait_of
@@ -63,7 +64,9 @@ class Cell:
         if not (run.path / "recipe.yaml").is_file():
             return False
         recipe, _ = run.as_begun(recipe)
-        run.refuse_other(recipe, facts_of(recipe, trait_of(recipe), run.started().dtype))
+        trait = trait_of(recipe)
+        lowered_to(trait, recipe)
+        run.refuse_other(recipe, facts_of(recipe, trait, run.started().dtype))
         done = run.delivered()
         if not (run.report / "index.html").is_file() or done != run.rounds()[: len(done)]:
             return False
@@ -99,7 +102,7 @@ def cells(words: Sequence[str]) -> list[Cell]:
         ]
         name = re.sub(r"[^A-Za-z0-9_.=-]+", "_", "-".join([name, *varied]))
         folder = Path(recipe.run.root).expanduser() / name
-        made.append(Cell((*chosen, f"run.name={name}"), folder, recipe.run.rounds))
+        made.append(Cell((*chosen, f"run.name={name}"), folder, sized(recipe).run.rounds))
     if len({cell.folder for cell in made}) < len(made):
         if "run.name" in choices:
             raise UserError(f"run.name={recipe.run.name}: names one run, and the sweep has {len(made)}; leave it out")

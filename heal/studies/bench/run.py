@@ -25,7 +25,6 @@ from heal.studies.bench.pieces import (
     pass_piece,
     reference_piece,
 )
-from heal.studies.bench.processes import processes_piece
 from heal.studies.bench.setting import SHAPES, Setting, loader, random_loader, setting
 from heal.studies.bench.table import Row
 from heal.studies.bench.whole import round_piece
@@ -40,10 +39,9 @@ PIECES: dict[str, Piece] = {
     "calibrate": calibrate_piece,
     "history": history_piece,
     "round": round_piece,
-    "processes": processes_piece,
 }
 # Those that depend on sizes and not on the text; a search for a dose does.
-OF_SIZE: dict[str, Piece] = {name: piece for name, piece in PIECES.items() if name not in ("round", "processes")} | {
+OF_SIZE: dict[str, Piece] = {name: piece for name, piece in PIECES.items() if name != "round"} | {
     "calibrate": pass_piece
 }
 
@@ -76,7 +74,7 @@ def bench(
     where = resolve_device(device)
     with_recipe, shapes = chosen_shapes(shape, where.type == "cuda")
     torch.set_num_threads(threads)
-    made, prompts = load_recipe([f"recipe={recipe}"]), load_trait(trait)
+    made, prompts = load_recipe([f"recipe={recipe}", "scale=demo"]), load_trait(trait)
     load = loader(made.model, where)
     if with_recipe:
         say(f"setting up: {made.model.name} on {where}, {threads} threads")

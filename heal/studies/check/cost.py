@@ -92,7 +92,7 @@ def timed(work: Callable[[], object]) -> float:
 def scaled(recipe: Recipe, pieces: Pieces, memory: MemoryPlan) -> Cost:
     """The recipe's sizes times what the pieces took; every completion is taken to be kept."""
     calibration, generation, heal = recipe.calibration, recipe.generation, recipe.heal
-    completions = generation.prompts * len(generation.alphas)
+    completions = max(generation.prompts * len(generation.alphas), generation.keep)
     candidates = PASSES * calibration.candidates * calibration.prompts + calibration.audit_prompts
     decoding = math.ceil(completions / pieces.rows) * (pieces.read + generation.tokens * pieces.step)
     checked = generation.prompts / pieces.rows * generation.tokens / 2 * pieces.step  # base's own answers
@@ -114,7 +114,7 @@ def scaled(recipe: Recipe, pieces: Pieces, memory: MemoryPlan) -> Cost:
 
 def decoding_seconds(language_model: LanguageModel, recipe: Recipe, trait: Trait) -> tuple[int, float, float]:
     """The completions decoded side by side, seconds of reading their prompts, and of decoding a token of each."""
-    completions = recipe.generation.prompts * len(recipe.generation.alphas)
+    completions = max(recipe.generation.prompts * len(recipe.generation.alphas), recipe.generation.keep)
     rows = min(completions, language_model.batching.rows)
     endless = replace(language_model, end_ids=frozenset())
     texts = trait.generation_prompts

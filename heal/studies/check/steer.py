@@ -23,7 +23,7 @@ from heal.evaluation.verdict import incoherences
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.randomness import derive_seed
-from heal.steering.extract import Activations, contexts, pair_activations, vector_of
+from heal.steering.extract import Activations, contexts_of, pair_activations, vector_of
 from heal.steering.methods import method_named
 from heal.steering.settings import method_settings
 from heal.steering.sites import Site, sites_of
@@ -135,7 +135,7 @@ def fit_all(
     }
     sites: list[Site] = list(dict.fromkeys(site for own in at.values() for site in own))
     activations: tuple[Activations, Activations] = pair_activations(
-        language_model, trait, contexts(plan.pairs), sites, progress
+        language_model, trait, contexts_of(trait, plan.pairs), sites, progress
     )
     return {
         place: vector_of(
