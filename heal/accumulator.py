@@ -28,6 +28,7 @@ from heal.errors import UserError
 from heal.memory import LESS, memory_told
 from heal.models.adapted import adapted_linears
 from heal.models.language_model import LanguageModel
+from heal.parallel import by_first
 
 HISTORY, CURRENT, SAVED = "history", "current", "default"
 
@@ -244,7 +245,7 @@ class Accumulator:
         """
         path = folder / "adapter_model.safetensors"
         try:
-            state = load_file(path)
+            state = by_first(lambda: load_file(path))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable adapter ({' '.join(str(error).split())})") from error
         own = get_peft_model_state_dict(self.peft_model, adapter_name=CURRENT)

@@ -16,6 +16,7 @@ from heal.models.cached import CachedRows, padded
 from heal.models.language_model import LanguageModel
 from heal.models.packing import MIN_SHARED, shared
 from heal.models.recorded import Recorded
+from heal.parallel import over_rows
 from heal.progress import Progress, silent
 from heal.randomness import generator
 from heal.steering.intervention import Intervention
@@ -76,7 +77,7 @@ def decode(
     keep_states: bool = False,
     progress: Progress = silent,
 ) -> list[Decoded]:
-    """Continues each prompt by at most `tokens` tokens.
+    """Continues each prompt by at most `tokens` tokens; several processes share the rows.
 
     Args:
         language_model: the model as it stands.
@@ -88,7 +89,7 @@ def decode(
         seeds: what each row's randomness is derived from; required unless greedy.
         loop_share: a row stops once a loop makes up this fraction of its token budget; None: never.
         until: stops a row, given the ids that it has said; None: nothing but an end of turn.
-        keep_states: also keep the final hidden states.
+        keep_states: also keep the final hidden states; those of another process's rows are on the CPU.
         progress: called with (rows finished, rows).
     """
     if sampling.temperature > 0 and seeds is None:
@@ -97,29 +98,35 @@ def decode(
         raise ValueError(
             "decode: an intervention requires a coefficient for each row, and coefficients an intervention"
         )
-    results: dict[int, Decoded] = {}
     loop = None if loop_share is None else max(SHORTEST_LOOP, int(loop_share * tokens) + 1)
     rules = _Rules(tokens, sampling, loop, until, keep_states)
 
-    def run(rows: Sequence[int]) -> None:
-        uniforms_BT = None
-        if seeds is not None:
-            uniforms_BT = torch.stack([torch.rand(tokens, generator=generator(*seeds[row])) for row in rows])
-        shift = None
-        if intervention is not None and coefficients is not None:
-            shift = intervention, [coefficients[row] for row in rows]
-        batch = _Batch(language_model, [prompts[row] for row in rows], rules, shift, uniforms_BT)
-        batch.run(lambda: progress(len(results) + batch.finished_count, len(prompts)))
-        results.update(zip(rows, batch.completions(), strict=True))
+    def continued(share: range) -> list[Decoded]:
+        results: dict[int, Decoded] = {}
 
-    order = sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), row))
-    while order:
-        size = language_model.batching.rows
-        first = len(prompts[order[0]])
-        together = [row for row in order[:size] if language_model.pads or len(prompts[row]) == first]
-        in_parts(together, run, partial(language_model.batching.shrink_rows, size))
-        order = order[len(together) :]
-    return [results[row] for row in range(len(prompts))]
+        def run(rows: Sequence[int]) -> None:
+            uniforms_BT = None
+            if seeds is not None:
+                uniforms_BT = torch.stack([torch.rand(tokens, generator=generator(*seeds[row])) for row in rows])
+            shift = None
+            if intervention is not None and coefficients is not None:
+                shift = intervention, [coefficients[row] for row in rows]
+            batch = _Batch(language_model, [prompts[row] for row in rows], rules, shift, uniforms_BT)
+            # The other processes are taken to be as far with their shares.
+            done = len(prompts) / len(share)
+            batch.run(lambda: progress(int((len(results) + batch.finished_count) * done), len(prompts)))
+            results.update(zip(rows, batch.completions(), strict=True))
+
+        order = sorted(share, key=lambda row: (-len(prompts[row]), row))
+        while order:
+            size = language_model.batching.rows
+            first = len(prompts[order[0]])
+            together = [row for row in order[:size] if language_model.pads or len(prompts[row]) == first]
+            in_parts(together, run, partial(language_model.batching.shrink_rows, size))
+            order = order[len(together) :]
+        return [results[row] for row in share]
+
+    return over_rows(len(prompts), continued)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from heal.errors import UserError
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may run on (a launcher that sets OMP_NUM_THREADS=1 means one of several
-    processes, which heal is not)."""
+    """Physical cores that this process may run on, whatever number of threads a launcher set."""
     import psutil
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

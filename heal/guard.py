@@ -33,36 +33,48 @@ def command(
     hint: str = "",
     several: bool = False,
 ) -> None:
-    """Prints `help()` where one of the words asks for it, and runs `main(words)` otherwise; see `guarded`."""
-    if any(word in HELP_WORDS for word in words):
-        guarded(lambda: print(help()), hint, several)
-    else:
-        guarded(lambda: main(readable(words)), hint, several)
+    """Prints `help()` where one of the words asks for it, and runs `main(words)` otherwise; see `guarded`.
+
+    Where a launcher started several processes, the first alone prints, and one of them alone says why all end.
+
+    Args:
+        words: of the command line, after the command's name.
+        help: its help.
+        main: the command.
+        hint: see `guarded`.
+        several: whether several processes may do it together.
+    """
+
+    def work() -> None:
+        _join(several, hint)
+        if any(word in HELP_WORDS for word in words):
+            print(help())
+        else:
+            main(readable(words))
+        print(end="", flush=True)
+        parallel.finish()
+
+    guarded(work, hint)
 
 
-def guarded(work: Callable[[], None], hint: str = "", several: bool = False) -> None:
+def guarded(work: Callable[[], None], hint: str = "") -> None:
     """Runs `work`; a user's mistake is one line and exit 2, a failed round or file, or memory that ran
     out, one line and exit 1.
 
     So is whatever nobody foresaw: its line names the file that the traceback is in. Where nobody reads the output any
     more (`| head`), nothing is said and the exit status is 1. SIGTERM stops the work as Ctrl-C does (exit 130).
 
-    Where a launcher started several processes, the first alone prints, and one of them alone says why all end.
-
     Args:
         work: what is run.
         hint: printed after a failure that the same command may overcome, and after a stop.
-        several: whether several processes may do the work together.
     """
     mend_streams()
     before = signal.signal(signal.SIGTERM, _stop)
     # Threads that spin long at every barrier slow a run down tenfold as soon as anything else wants a core.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        _join(several, hint)
         work()
         print(end="", flush=True)
-        parallel.finish()
     except UserError as error:
         _end(str(error), 2)
     except RoundError as error:

@@ -11,6 +11,7 @@ from heal.evaluation.stats import Estimate
 from heal.evaluation.validity import valid_names
 from heal.healing.log import read_log
 from heal.memory import memory_told
+from heal.parallel import by_first, first_alone
 from heal.records import read_jsonl
 from heal.run.best import Best, meant_round, read_best
 from heal.run.session import Session
@@ -100,11 +101,13 @@ def _signals(summary: Summary) -> Iterator[tuple[str, float]]:
         )
 
 
+@first_alone
 def track_base(session: Session, baseline: Baseline, new: bool) -> None:
     """Base as round 0."""
     session.tracker.round(0, base_values(baseline), new)
 
 
+@first_alone
 def track_round(session: Session, metrics: RoundMetrics, new: bool) -> None:
     """Curves and tables of a round; one that an earlier process finished is not new."""
     folder = session.folder.round(metrics.round - 1)
@@ -157,19 +160,19 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
     console, folder = session.console, session.folder
     console.title("results")
     with console.step("report") as line:
-        page = build_report(folder)
+        page = by_first(lambda: build_report(folder))
         line.result(str(page))
     done = list(range(len(rounds)))
-    best = read_best(folder, done)
+    best = by_first(lambda: read_best(folder, done))
     taken = done if best is None or session.recipe.export.round == "last" else done[: best.choice.index + 1]
     with console.step("export") as line:
         if len(taken) < len(done):
             session.accumulator.go_back(len(taken))
         with memory_told("while exporting", f"run: heal export run={folder.path} device=cpu"):
-            exported = export_adapter(session.student(taken, done), folder.adapter)
+            exported = by_first(lambda: export_adapter(session.student(taken, done), folder.adapter))
         line.result(f"{exported.path}: loads in peft and is the student ({exported.agreement})")
     verdict = rounds[-1].verdict
-    session.tracker.table("intervals", interval_rows(BaselineMetrics.load(folder.baseline), rounds))
+    session.tracker.table("intervals", interval_rows(by_first(lambda: BaselineMetrics.load(folder.baseline)), rounds))
     for figure in sorted(folder.report.glob("*.png")):
         session.tracker.figure(f"report/{figure.stem}", figure)
     session.tracker.artifact(f"{session.recipe.run.name}-adapter", "adapter", exported.path)
@@ -178,7 +181,7 @@ def deliver(session: Session, rounds: Sequence[RoundMetrics], new: int, seconds:
         console.say(text)
     console.say(f"report     {page}")
     console.say(f"adapter    {exported.path} (round {len(taken)} of {len(done)})")
-    by_default, _ = meant_round(folder, None)
+    by_default, _ = by_first(lambda: meant_round(folder, None))
     number = "" if by_default == taken[-1] else f" round={len(taken)}"
     console.say(f"try it     heal chat run={folder.path}{number}")
     console.say(f"took       {seconds:.0f} s for {counted(new, 'round')} in this start")

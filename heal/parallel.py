@@ -12,6 +12,7 @@ not wait for each other.
 import io
 import os
 import pickle
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ class _World:
         store: of keys that all of them see.
         control: gloo, for what is small: nobody waits inside a GPU's collective for a process that has failed.
         alone: whether this process computes by itself, so that nothing is dealt out.
-        sent: bytes that it handed over to the others.
+        traffic: what it has computed and handed over so far.
         keep_company: see the function; None: the others do not need this process for their work.
         torn: the error on which this process left something that all of them do at once.
     """
@@ -68,9 +69,20 @@ class _World:
     store: "Store"
     control: "ProcessGroup"
     alone: bool = False
-    sent: int = 0
+    traffic: "Traffic" = field(default_factory=lambda: Traffic())
     keep_company: Callable[[Exception | None], None] | None = None
     torn: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a process has done together with others: seconds in its shares, and bytes that it handed over."""
+
+    seconds: float = 0.0
+    sent: int = 0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.seconds + other.seconds, self.sent + other.sent)
 
 
 @dataclass(frozen=True)
@@ -93,10 +105,10 @@ _STATE = _State()
 def start(this: Launched, joining: timedelta = JOINING) -> None:
     """Joins the other processes that the launcher started; nothing where there is one.
 
-    A process on a machine with GPUs takes the one of its local rank, unless the launcher asks for CPUs.
+    A process on a machine with GPUs sees the one of its local rank alone, unless the launcher asks for CPUs.
 
     Raises:
-        UserError: they are not all there within `joining`, or are more than there are GPUs.
+        UserError: they are not all there within `joining`, or two of them have the same GPU.
     """
     if this.size == 1:
         return
@@ -104,12 +116,9 @@ def start(this: Launched, joining: timedelta = JOINING) -> None:
     from torch import distributed as dist
 
     gpus = 0 if on_cpu() else torch.cuda.device_count()
-    if 0 < gpus < this.local_size:
-        raise UserError(
-            f"{this.local_size} processes were launched on a machine with {gpus} GPUs; start as many as there are GPUs"
-        )
-    if gpus:
-        torch.cuda.set_device(this.local_rank)
+    if gpus >= this.local_size:  # every library takes the first one that it sees; a scheduler may show one alone
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen[this.local_rank] if any(seen) else str(this.local_rank)
     try:
         store, _, _ = next(dist.rendezvous("env://", this.rank, this.size, timeout=joining))
         store = dist.PrefixStore("heal", store)
@@ -127,7 +136,9 @@ def start(this: Launched, joining: timedelta = JOINING) -> None:
         ) from error
     world = _World(this, store, dist.new_group(backend="gloo", timeout=_WAITING))
     _STATE.world = world
-    together(lambda: None)
+    cards = together(lambda: (socket.gethostname(), str(torch.cuda.get_device_properties(0).uuid) if gpus else rank()))
+    if len(set(cards)) < this.size:
+        raise UserError(f"{this.size} processes were launched on {len(set(cards))} GPUs; start one for each GPU")
 
 
 def finish() -> None:
@@ -161,9 +172,9 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def sent() -> int:
-    """Bytes that this process has handed over to the others so far."""
-    return 0 if _STATE.world is None else _STATE.world.sent
+def traffic() -> Traffic:
+    """What this process has done together with the others so far."""
+    return Traffic() if _STATE.world is None else _STATE.world.traffic
 
 
 def speaks() -> bool:
@@ -202,7 +213,10 @@ def together(work: Callable[[], T]) -> list[T]:
     world = _shared()
     if world is None:
         return [work()]
-    return _settled(world, _gathered(world, _attempt(world, work)))
+    begin = time.perf_counter()
+    mine = _attempt(world, work)
+    world.traffic += Traffic(seconds=time.perf_counter() - begin)
+    return _settled(world, _gathered(world, mine))
 
 
 def by_first(work: Callable[[], T]) -> T:
@@ -247,9 +261,14 @@ def over_rows(count: int, work: Callable[[range], Sequence[T]]) -> list[T]:
     """
     if _shared() is None:
         return list(work(range(count))) if count else []
-    share = shares(count, size())[rank()]
-    parts = together(lambda: list(work(share)) if share else [])
+    mine = share(count)
+    parts = together(lambda: list(work(mine)) if mine else [])
     return [result for part in parts for result in part]
+
+
+def share(count: int) -> range:
+    """Those of `count` rows that this process computes; the same whenever it is asked."""
+    return range(count) if _shared() is None else shares(count, size())[rank()]
 
 
 def shares(count: int, parts: int) -> list[range]:
@@ -273,7 +292,7 @@ def summed(tensors: Sequence["Tensor"]) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     with _others_there():
         dist.all_reduce(flat)
-    world.sent += flat.numel() * flat.element_size()
+    world.traffic += Traffic(sent=flat.nbytes)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
 
@@ -358,7 +377,7 @@ def _gathered(world: _World, mine: _Outcome) -> list[_Outcome]:
     received = [torch.empty_like(padded) for _ in lengths]
     with _others_there():
         dist.all_gather(received, padded, group=world.control)
-    world.sent += len(content)
+    world.traffic += Traffic(sent=len(content))
     return [
         mine if number == world.this.rank else _unpacked(bytes(each[:length].numpy()))
         for number, (each, length) in enumerate(zip(received, lengths, strict=True))
@@ -374,7 +393,7 @@ def _from_first(world: _World, outcome: _Outcome | None) -> _Outcome:
     buffer = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(length, dtype=torch.uint8)
     with _others_there():
         dist.broadcast(buffer, 0, group=world.control)
-    world.sent += len(content)
+    world.traffic += Traffic(sent=len(content))
     return _unpacked(bytes(buffer.numpy())) if outcome is None else outcome
 
 

@@ -1,6 +1,8 @@
 """Teacher-forced scoring of given rows: final hidden states, log-probabilities, KL. The only batched scorer.
 
-Common beginnings of rows are computed once (heal/models/packing.py), and a row scores the same in any batch.
+Common beginnings of rows are computed once (heal/models/packing.py), and a row scores the same in any batch. What
+returns hidden states computes in the process that asks; what returns logits and log-probabilities of prompts or
+completions shares the rows with the other processes.
 
 Shape suffixes: N completion positions, D hidden size, V vocabulary.
 """
@@ -16,6 +18,7 @@ from heal.divergence import kl_divergence
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
 from heal.models.packing import halves_of_trees
+from heal.parallel import over_rows
 from heal.progress import Progress, silent
 from heal.steering.intervention import Intervention
 
@@ -78,9 +81,13 @@ def completion_states(
 
 def next_token_logits(language_model: LanguageModel, prompts: Sequence[Ids]) -> Tensor:
     """Float32 logits `[rows, V]` of the token after each prompt, on the CPU."""
-    states = final_states(language_model, prompts, [len(prompt) - 1 for prompt in prompts])
-    with torch.no_grad():
-        return torch.cat(_chunks(language_model, language_model.logits, torch.cat(states)))
+
+    def logits(share: range) -> list[Tensor]:
+        states = _after(language_model, [prompts[row] for row in share])
+        with torch.no_grad():
+            return list(torch.cat(_chunks(language_model, language_model.logits, torch.cat(states))))
+
+    return torch.stack(over_rows(len(prompts), logits))
 
 
 def option_logprobs(language_model: LanguageModel, prompts: Sequence[Ids], options: Sequence[Ids]) -> Tensor:
@@ -89,13 +96,33 @@ def option_logprobs(language_model: LanguageModel, prompts: Sequence[Ids], optio
     Returns:
         `[rows, options]`, computed in float32, float64, on the CPU.
     """
-    states = final_states(language_model, prompts, [len(prompt) - 1 for prompt in prompts])
 
     def logprobs(h_ND: Tensor, option_NK: Tensor) -> Tensor:
         return torch.log_softmax(language_model.logits(h_ND), -1).gather(-1, option_NK)
 
-    tokens = [torch.tensor([list(ids)]) for ids in options]
-    return torch.cat(_pooled(language_model, logprobs, states, tokens)).double()
+    def scored(share: range) -> list[Tensor]:
+        states = _after(language_model, [prompts[row] for row in share])
+        return _pooled(language_model, logprobs, states, [torch.tensor([list(options[row])]) for row in share])
+
+    return torch.cat(over_rows(len(prompts), scored)).double()
+
+
+def _after(language_model: LanguageModel, prompts: Sequence[Ids]) -> list[Tensor]:
+    """The final hidden state after each prompt, `[1, D]`."""
+    return final_states(language_model, prompts, [len(prompt) - 1 for prompt in prompts])
+
+
+def completion_logprobs(
+    language_model: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids]
+) -> list[Tensor]:
+    """`log p(token)` of each completion token after its prompt, float32, `[N_i]` for each row, on the CPU."""
+
+    def scored(share: range) -> list[Tensor]:
+        said = [completions[row] for row in share]
+        states = completion_states(language_model, [prompts[row] for row in share], said)
+        return token_logprobs(language_model, states, said)
+
+    return over_rows(len(prompts), scored)
 
 
 def token_logprobs(language_model: LanguageModel, states: Sequence[Tensor], completions: Sequence[Ids]) -> list[Tensor]:

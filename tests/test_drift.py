@@ -17,6 +17,7 @@ from tests.tiny import load_architecture, sized, trait, vector
 
 Model = tuple[LanguageModel, Accumulator]
 COUNT = 5
+ALL = range(COUNT)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_a_student_that_learned_more_drifts_more(tiny_folder: Path):
 
 def test_base_is_read_once_for_all_stages(healed: Model):
     texts = NeutralTexts(healed[0], NEUTRAL, COUNT)
-    first = texts.base_states(healed[1].base)
+    first = texts.base_states(healed[1].base, ALL)
     entered = 0
 
     def base():
@@ -111,7 +112,7 @@ def test_base_is_read_once_for_all_stages(healed: Model):
         entered += 1
         return healed[1].base()
 
-    assert texts.base_states(base) is first
+    assert texts.base_states(base, ALL) is first
     assert entered == 0
     once = [measured(subject(healed, neutral_texts=texts)) for _ in range(2)]
     assert once[0] == once[1] == measured(subject(healed))
@@ -119,9 +120,9 @@ def test_base_is_read_once_for_all_stages(healed: Model):
 
 def test_base_s_states_are_base_s_whatever_the_model_was_when_they_were_first_wanted(healed: Model):
     with healed[1].student():
-        late = NeutralTexts(healed[0], NEUTRAL, COUNT).base_states(healed[1].base)
+        late = NeutralTexts(healed[0], NEUTRAL, COUNT).base_states(healed[1].base, ALL)
     with healed[1].base():
-        early = NeutralTexts(healed[0], NEUTRAL, COUNT).states(NEUTRAL)
+        early = NeutralTexts(healed[0], NEUTRAL, COUNT).states(NEUTRAL, ALL)
     assert all(torch.equal(a, b) for a, b in zip(late, early, strict=True))
 
 
@@ -132,6 +133,6 @@ def test_without_neutral_texts_no_drift_is_measured(healed: Model):
 def test_a_text_is_scored_from_its_beginning_and_no_further_than_needed(healed: Model):
     texts = NeutralTexts(healed[0], NEUTRAL, COUNT)
     assert [len(ids) for ids in texts.completions] == [TOKENS] * COUNT
-    assert [len(h_ND) for h_ND in texts.states(NEUTRAL)] == [TOKENS] * COUNT
+    assert [len(h_ND) for h_ND in texts.states(NEUTRAL, ALL)] == [TOKENS] * COUNT
     for row, prompt, ids in zip(texts.rows(), texts.prompts, texts.completions, strict=True):
         assert row == [*healed[0].chat.ids(NEUTRAL, prompt), *ids]

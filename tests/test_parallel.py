@@ -12,14 +12,14 @@ import torch
 from heal import parallel
 from heal.console import Console
 from heal.errors import RoundError, UserError
-from heal.guard import guarded
+from heal.guard import command
 from heal.launcher import Launched, launched
 from tests.cases import case
 from tests.processes import ended, launch, said, wait_for
 
 
 def _guarded(work) -> None:
-    guarded(work, "Again.", several=True)
+    command([], str, lambda _: work(), "Again.", several=True)
 
 
 def _collectives() -> None:
@@ -41,7 +41,7 @@ def _collectives() -> None:
             (torch.bfloat16, [row]) for row in range(count)
         ]
         assert len(seen) in (count // size, -(-count // size))
-    assert parallel.sent() < 20_000  # a row of a wide tensor travels without the rest
+    assert parallel.traffic().sent < 20_000  # a row of a wide tensor travels without the rest
     assert parallel.together(lambda: rank) == list(range(size))
     assert parallel.by_first(lambda: (rank, torch.empty(0, 3), torch.tensor(True)))[0] == 0
     assert parallel.first_alone(lambda shift: rank + shift)(5) == 5

@@ -9,7 +9,7 @@ import torch
 
 from heal.generation.collect import Completion
 from heal.healing.references import batch_states
-from heal.healing.rows import Collator, StepOrder, cut, dataset, split, steps_of, training_rows
+from heal.healing.rows import Collator, StepCollator, StepOrder, cut, dataset, split, steps_of, training_rows
 from tests.cases import case
 from tests.closeness import assert_near
 from tests.students import completions, student
@@ -71,9 +71,12 @@ def test_rows_come_back_from_the_trainer_s_dataset_as_they_were_whatever_was_add
     model, _ = student(tiny_folder)
     rows = training_rows(model, ROWS[:7])
     table = dataset(rows).add_column("labels", [0] * 7)
-    there, back = Collator(model)(rows), Collator(model).of_dataset(list(table))
-    assert there.keys() == back.keys()
-    assert all(torch.equal(there[name], back[name]) for name in there)
+    step = StepCollator(Collator(model), 4)(list(table))
+    assert (step.completions, step.passes) == (7, 2)
+    assert step.tokens == sum(len(batch["labels"]) for batch in step.batches)
+    for there, back in zip([Collator(model)(rows[:4]), Collator(model)(rows[4:])], step.batches, strict=True):
+        assert there.keys() == back.keys()
+        assert all(torch.equal(there[name], back[name]) for name in there)
 
 
 def test_completions_that_begin_alike_share_a_row(tiny_folder: Path):

@@ -11,7 +11,7 @@ from heal import parallel
 from heal.accumulator import Accumulator
 from heal.decoding import decode
 from heal.errors import RoundError
-from heal.guard import guarded
+from heal.guard import command
 from heal.healing.heal import checkpoint_blocks
 from heal.models.language_model import LanguageModel
 from heal.scoring import final_states
@@ -25,7 +25,7 @@ SPREAD = ("Llama 3", "Qwen3", "Gemma 2", "Gemma 3 (text)", "Gemma 3", "Qwen3-Nex
 
 
 def _run(checks, *arguments) -> None:
-    guarded(lambda: checks(*arguments), several=True)
+    command([], str, lambda _: checks(*arguments), several=True)
 
 
 def _students(model: LanguageModel) -> Accumulator:
@@ -77,7 +77,7 @@ def _bits(folder: Path) -> None:
             mine = rows[: 1 if rank else 3]
             tokens = 3 if rank else 9
             found = parallel.together(lambda: decode(spread, mine, tokens))[rank]
-            assert found == decode(whole, mine, tokens)
+            assert found == parallel.together(lambda: decode(whole, mine, tokens))[rank]
             print(name, flush=True)
 
 

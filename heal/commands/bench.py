@@ -13,7 +13,7 @@ from heal.guard import command
 from heal.options import options_help, output_path, read_options
 from heal.records import jsonl_bytes
 
-PIECES = ("heal", "barrier", "reference", "generate", "extract", "calibrate", "history", "round")
+PIECES = ("heal", "barrier", "reference", "generate", "extract", "calibrate", "history", "round", "processes")
 USAGE = "heal bench [PIECE ...] [--json] [key=value ...]"
 PURPOSE = f"""Times each piece of a round against its plain counterpart, in turn in one process, and prints each row of
 a table as it is measured: seconds, ratio (this over the baseline: below 1 is faster), tokens/s, peak memory, and the
@@ -22,7 +22,7 @@ decoding reads over the bandwidth of a copy). Pieces: {", ".join(PIECES)}; all o
 Models with random weights in published shapes (gemma-3-4b, qwen3-4b, qwen3-8b, llama-3.1-8b) are timed in bfloat16:
 all of them on a GPU, those that shape= names anywhere. Healing is timed against trl's SFTTrainer, on a GPU with
 Liger's kernels where liger-kernel is installed; generation against transformers' generate. docs/performance.md says
-what was measured, and where."""
+what was measured, and where. `processes` starts a round in two processes of one thread each, and in one."""
 
 
 @dataclass

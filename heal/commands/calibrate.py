@@ -18,7 +18,7 @@ all other keys are those of heal train."""
 
 def main(words: Sequence[str]) -> None:
     """`heal calibrate`."""
-    command(words, lambda: options_help(Study, USAGE, PURPOSE), calibrate, CONTINUES)
+    command(words, lambda: options_help(Study, USAGE, PURPOSE), calibrate, CONTINUES, several=True)
 
 
 def calibrate(words: Sequence[str]) -> None:

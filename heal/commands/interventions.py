@@ -18,7 +18,7 @@ all other keys are those of heal train."""
 
 def main(words: Sequence[str]) -> None:
     """`heal interventions`."""
-    command(words, lambda: options_help(Study, USAGE, PURPOSE), compare, CONTINUES)
+    command(words, lambda: options_help(Study, USAGE, PURPOSE), compare, CONTINUES, several=True)
 
 
 def compare(words: Sequence[str]) -> None:

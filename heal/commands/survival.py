@@ -31,7 +31,7 @@ class Options(Study):
 
 def main(words: Sequence[str]) -> None:
     """`heal survival`."""
-    command(words, lambda: options_help(Options, USAGE, PURPOSE), survival, CONTINUES)
+    command(words, lambda: options_help(Options, USAGE, PURPOSE), survival, CONTINUES, several=True)
 
 
 def survival(words: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def main(words: Sequence[str]) -> None:
     """`heal train` and heal/train.py."""
-    command(words, help_text, train, CONTINUES)
+    command(words, help_text, train, CONTINUES, several=True)
 
 
 def train(words: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from heal.counts import lowered_to, refuse_missing_prompts
 from heal.errors import UserError
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
+from heal.parallel import by_first
 from heal.recipe import load_recipe, sized
 from heal.run.open import default_name, open_model
 from heal.trait import trait_of
@@ -32,7 +33,7 @@ class Options:
 
 def main(words: Sequence[str]) -> None:
     """`heal weight-difference`."""
-    command(words, lambda: options_help(Options, USAGE, PURPOSE), weight_difference)
+    command(words, lambda: options_help(Options, USAGE, PURPOSE), weight_difference, several=True)
 
 
 def weight_difference(words: Sequence[str]) -> None:
@@ -62,7 +63,7 @@ def weight_difference(words: Sequence[str]) -> None:
             f"as {trait.name}, {trained.loss_negative:.3f} as its opposite, nats per token in the last epoch"
         )
     content = trained.difference.to_bytes()
-    write_atomic(path, content)
+    by_first(lambda: write_atomic(path, content))
     linears = len(trained.difference.updates)
     console.say(f"difference Frobenius norm {trained.difference.norm:.4g} over {linears} Linears")
     console.say(f"written    {path} ({len(content) / 1e6:.1f} MB)")

@@ -14,6 +14,7 @@ from heal.decoding import Decoded, decode
 from heal.dose.calibration import Calibration, PathDivergence
 from heal.dose.root import COLD, WARM, find_coefficient
 from heal.models.language_model import LanguageModel
+from heal.parallel import over_rows
 from heal.progress import Progress, silent
 from heal.randomness import generator
 from heal.scoring import completion_states, token_divergences
@@ -73,15 +74,15 @@ def path_divergences(
     """
     asked = [prompt for _ in coefficients for prompt in prompts]
     doses = [c for c in coefficients for _ in prompts]
-    paths = decode(language_model, asked, tokens, intervention, doses, keep_states=True)
-    said = [row for row, path in enumerate(paths) if path.ids]
-    with off():
-        off_states = completion_states(language_model, [asked[row] for row in said], [paths[row].ids for row in said])
-    on_states = [states for row in said if (states := paths[row].states_ND) is not None]
-    kl = dict(zip(said, token_divergences(language_model, on_states, off_states), strict=True))
-    count = len(prompts)
+
+    def divergences(share: range) -> list[_Path]:
+        on = [asked[row] for row in share]
+        paths = decode(language_model, on, tokens, intervention, [doses[row] for row in share], keep_states=True)
+        return _divergences(language_model, paths, on, off)
+
+    paths, count = over_rows(len(asked), divergences), len(prompts)
     return [
-        _pooled(c, range(start, start + count), paths, kl)
+        _pooled(c, paths[start : start + count])
         for c, start in zip(coefficients, range(0, len(paths), count), strict=True)
     ]
 
@@ -99,18 +100,42 @@ def prompt_divergence(
     Returns:
         the statistics, at `c` 1: a prompt has no coefficient.
     """
-    paths = decode(language_model, shifted, tokens, keep_states=True)
-    off_states = completion_states(language_model, neutral, [path.ids for path in paths])
-    on_states = [path.states_ND for path in paths if path.states_ND is not None]
-    kl = dict(enumerate(token_divergences(language_model, on_states, off_states)))
-    return _pooled(1.0, range(len(paths)), paths, kl)
+
+    def divergences(share: range) -> list[_Path]:
+        paths = decode(language_model, [shifted[row] for row in share], tokens, keep_states=True)
+        return _divergences(language_model, paths, [neutral[row] for row in share], nullcontext)
+
+    return _pooled(1.0, over_rows(len(shifted), divergences))
 
 
-def _pooled(c: float, rows: range, paths: Sequence[Decoded], kl: dict[int, Tensor]) -> PathDivergence:
+@dataclass(frozen=True)
+class _Path:
+    """What counts of a decoded path: the KL of its tokens, `[N]` nats, None without tokens; whether it was finite."""
+
+    kl_N: Tensor | None
+    finite: bool
+
+
+def _divergences(
+    language_model: LanguageModel,
+    paths: Sequence[Decoded],
+    prompts: Sequence[Ids],
+    off: Callable[[], AbstractContextManager[None]],
+) -> list[_Path]:
+    """`KL(on || off)` of decoded paths whose states were kept; off is the model in `off`, after `prompts`."""
+    said = [row for row, path in enumerate(paths) if path.ids]
+    with off():
+        off_states = completion_states(language_model, [prompts[row] for row in said], [paths[row].ids for row in said])
+    on_states = [states for row in said if (states := paths[row].states_ND) is not None]
+    kl = dict(zip(said, token_divergences(language_model, on_states, off_states), strict=True))
+    return [_Path(kl.get(row), path.finite) for row, path in enumerate(paths)]
+
+
+def _pooled(c: float, paths: Sequence[_Path]) -> PathDivergence:
     """The statistics of one coefficient's rows; a row whose logits were not finite is far above any target."""
-    if any(not paths[row].finite for row in rows) or not any(row in kl for row in rows):
+    by_row = [path.kl_N.double() for path in paths if path.kl_N is not None]
+    if not all(path.finite for path in paths) or not by_row:
         return PathDivergence(c, math.inf, math.inf, math.inf, math.inf, 0)
-    by_row = [kl[row].double() for row in rows if row in kl]
     kl_N = torch.cat(by_row)
     p50, p95 = torch.quantile(kl_N, torch.tensor([0.5, 0.95], dtype=torch.float64)).tolist()
     return PathDivergence(c, p50, p95, float(kl_N.mean()), float(kl_N.max()), len(kl_N), p95_error(by_row))

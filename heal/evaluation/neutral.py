@@ -32,24 +32,24 @@ class NeutralTexts:
         self._model, self._system = language_model, system
         self.prompts = [row.prompt for row in rows]
         self.completions = [language_model.chat.plain_ids(row.text)[:TOKENS] for row in rows]
-        self._base: list[Tensor] | None = None
+        self._base: dict[range, list[Tensor]] = {}  # of the share of this process, which stays the same
 
     @classmethod
     def apart(cls, language_model: LanguageModel, system: str) -> "NeutralTexts":
         """The texts that no evaluation uses."""
         return cls(language_model, system, None, read_records(Said, APART))
 
-    def states(self, system: str) -> list[Tensor]:
-        """Final hidden states that predict each text's tokens, `[N_i, D]`, of the model as it is."""
-        prompts = [self._model.chat.ids(system, prompt) for prompt in self.prompts]
-        return completion_states(self._model, prompts, self.completions)
+    def states(self, system: str, share: range) -> list[Tensor]:
+        """Final hidden states that predict the tokens of some texts, `[N_i, D]`, of the model as it is."""
+        prompts = [self._model.chat.ids(system, self.prompts[text]) for text in share]
+        return completion_states(self._model, prompts, [self.completions[text] for text in share])
 
-    def base_states(self, base: Callable[[], AbstractContextManager[None]]) -> list[Tensor]:
+    def base_states(self, base: Callable[[], AbstractContextManager[None]], share: range) -> list[Tensor]:
         """The same of base under the neutral system prompt."""
-        if self._base is None:
+        if share not in self._base:
             with base():
-                self._base = self.states(self._system)
-        return self._base
+                self._base[share] = self.states(self._system, share)
+        return self._base[share]
 
     def rows(self) -> Sequence[list[int]]:
         """Prompt and answer of each text as one row of ids."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from heal.generation.filters import tail_length
 from heal.generation.rivals import rivals
 from heal.models.language_model import LanguageModel
+from heal.parallel import over_rows
 from heal.responding import respond
 from heal.scoring import completion_states, token_logprobs
 
@@ -153,10 +154,9 @@ def read_texts(
         tokens: so many of a text's first tokens are scored for its relevance.
     """
     scored = [number for number, ids in enumerate(texts) if ids]
-    readings = dict.fromkeys(range(len(texts)), Reading(math.nan, None))
     step = max(1, _ROWS // (1 + max(map(len, against), default=0)))
-    for start in range(0, len(scored), step):
-        some = scored[start : start + step]
+
+    def read(some: Sequence[int]) -> list[Reading]:
         pairs = [(number, prompt) for number in some for prompt in (own[number], *against[own[number]])]
         # Rivals are held against the beginning alone, the own prompt against the tail as well.
         said = [texts[number] if prompt == own[number] else texts[number][:tokens] for number, prompt in pairs]
@@ -171,10 +171,19 @@ def read_texts(
         sums: dict[int, list[float]] = {}
         for (number, _), logprob_T in zip(pairs, logprobs, strict=False):
             sums.setdefault(number, []).append(float(logprob_T.double().sum()))
+        found = []
         for number, tail_T in zip(some, logprobs[len(pairs) :], strict=True):
             logp_J = torch.tensor(sums[number], dtype=torch.float64)
             relevance = _relevance(logp_J, len(texts[number][:tokens])) if len(logp_J) > 1 else None
-            readings[number] = Reading(perplexity(tail_T), relevance)
+            found.append(Reading(perplexity(tail_T), relevance))
+        return found
+
+    def in_steps(share: range) -> list[Reading]:
+        mine = [scored[place] for place in share]
+        return [one for start in range(0, len(mine), step) for one in read(mine[start : start + step])]
+
+    readings = dict.fromkeys(range(len(texts)), Reading(math.nan, None))
+    readings |= zip(scored, over_rows(len(scored), in_steps), strict=True)
     return list(readings.values())
 
 

@@ -5,6 +5,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +16,25 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
+from heal import parallel
 from heal.accumulator import Accumulator
 from heal.config import HealConfig
 from heal.generation.collect import Completion
 from heal.healing.barrier import Barrier
 from heal.healing.log import StepLog
 from heal.healing.references import References, batch_states, compute
-from heal.healing.rows import Batch, Collator, StepOrder, TrainingRow, cut, dataset, split, steps_of, training_rows
+from heal.healing.rows import (
+    Batch,
+    Collator,
+    StepCollator,
+    StepOrder,
+    TrainingRow,
+    cut,
+    dataset,
+    split,
+    steps_of,
+    training_rows,
+)
 from heal.healing.trainer import HealTrainer, OnLog
 from heal.memory import memory_told
 from heal.models.architectures import blocks_of
@@ -84,17 +97,16 @@ def heal(
         left_as_it_was(accumulator.peft_model),
         less_memory(settings),
     ):
-        collator = Collator(language_model)
+        collator = StepCollator(Collator(language_model), settings.batch_size, parallel.rank(), parallel.size())
         references = None
         if barrier.divergence.needs_reference:
-            batches = [batch for part in (train, validation) for batch in cut(part, settings.batch_size)]
+            batches = [
+                rows for part in (train, validation) for step in cut(part, size) for rows in collator.passes(step)
+            ]
             context = accumulator.base if settings.barrier.reference == "base" else accumulator.previous
-            references = _references(language_model, context, batches, collator, reference_bytes, Path(folder))
-            log(
-                StepLog(
-                    0, 0.0, "train", {"kl_floor": _floor(language_model, context, references, collator(batches[0]))}
-                )
-            )
+            references = _references(language_model, batches, reference_bytes, Path(folder))
+            floors = parallel.together(partial(_fill, references, language_model, context, batches, collator.collator))
+            log(StepLog(0, 0.0, "train", {"kl_floor": max(floors)}))
         if settings.gradient_checkpointing:
             checkpoint_blocks(language_model)
         trainer = HealTrainer(
@@ -104,17 +116,18 @@ def heal(
             barrier=barrier,
             order=StepOrder(len(train), size, seed, round_index, "epoch"),
             decoder=torch.compile(language_model.decoder, dynamic=True) if settings.compile else None,
+            batch_size=settings.batch_size,
             gradient_norms_every=settings.gradient_norms_every,
             on_log=log,
             args=training_arguments(
-                settings,
+                by_steps(settings),
                 steps,
                 derive_seed(seed, round_index, "heal") % SEEDS,
                 folder,
                 bool(validation),
                 language_model.device,
             ),
-            data_collator=collator.of_dataset,
+            data_collator=collator,
             train_dataset=dataset(train),
             eval_dataset=dataset(validation) if validation else None,
             processing_class=copy.copy(language_model.chat.tokenizer),
@@ -125,19 +138,27 @@ def heal(
 
 
 def _references(
+    language_model: LanguageModel, batches: Sequence[Sequence[TrainingRow]], budget: int, folder: Path
+) -> References:
+    """Room for the reference's final hidden states of this process's passes."""
+    lengths = {row.key: len(row.completion) for batch in batches for row in batch}
+    model = language_model.model
+    return References(lengths, model.config.get_text_config().hidden_size, model.dtype, budget, folder)
+
+
+def _fill(
+    references: References,
     language_model: LanguageModel,
     context: Callable[[], AbstractContextManager[None]],
     batches: Sequence[Sequence[TrainingRow]],
     collator: Collator,
-    budget: int,
-    folder: Path,
-) -> References:
-    """The reference's final hidden states, computed once a round; `context` is that of the reference's gates."""
-    lengths = {row.key: len(row.completion) for batch in batches for row in batch}
-    model = language_model.model
-    references = References(lengths, model.config.get_text_config().hidden_size, model.dtype, budget, folder)
+) -> float:
+    """Computes the reference's states, once a round, and the floor of the divergence; 0 where there is no pass.
+
+    `context` is that of the reference's gates.
+    """
     compute(references, language_model, context, map(collator, batches))
-    return references
+    return _floor(language_model, context, references, collator(batches[0])) if batches else 0.0
 
 
 def _floor(
@@ -160,6 +181,11 @@ def checkpoint_blocks(language_model: LanguageModel) -> None:
     """Lets every block forget what it computed and compute it again going backward, until its forward is put back."""
     for block in language_model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def by_steps(config: HealConfig) -> HealConfig:
+    """The same with whole optimiser steps as batches, which a StepTrainer cuts into passes."""
+    return replace(config, batch_size=config.batch_size * config.accumulation, accumulation=1)
 
 
 def less_memory(config: HealConfig) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from heal.generation.collect import Completion
 from heal.models.language_model import LanguageModel
 from heal.models.packing import pack
+from heal.parallel import shares
 from heal.randomness import derive_seed, shuffled
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ def training_rows(language_model: LanguageModel, completions: Sequence[Completio
 
 
 def dataset(rows: Sequence[TrainingRow]) -> Dataset:
-    """The rows as HF's Trainer takes them; `Collator.of_dataset` takes them back."""
+    """The rows as HF's Trainer takes them; `StepCollator` takes them back."""
     return Dataset.from_list([asdict(row) for row in rows])
 
 
@@ -147,6 +148,12 @@ class StepOrder(Sampler[int]):
     def __len__(self) -> int:
         return self._count
 
+    def epochs(self, steps: int, batch_size: int) -> float:
+        """Passes over the rows that so many steps are, counted in batches of one process."""
+        epoch, done = divmod(steps - 1, len(self._steps))
+        batches = [-(-len(step) // batch_size) for step in self._steps]
+        return epoch + sum(batches[: done + 1]) / sum(batches)
+
 
 @dataclass(frozen=True)
 class Collator:
@@ -174,6 +181,48 @@ class Collator:
             batch |= {"position_ids": packed.position_BN, "end": packed.end_BN}
         return batch
 
-    def of_dataset(self, items: Sequence[dict[str, Any]]) -> Batch:
-        """The same for items of a `dataset`, to which trl adds columns of its own."""
-        return self([TrainingRow(item["input_ids"], item["start"], item["key"]) for item in items])
+
+@dataclass(frozen=True)
+class SharedStep:
+    """One optimiser step as a process computes it.
+
+    Attributes:
+        batches: its share of the step's completions, one for each of its passes; none where it has no share.
+        tokens, completions: of the whole step, which the terms of the loss are means over.
+        passes: of all processes.
+    """
+
+    batches: list[Batch]
+    tokens: int
+    completions: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class StepCollator:
+    """Makes this process's part of optimiser steps.
+
+    Attributes:
+        collator: of a pass.
+        batch_size: completions of a pass.
+        process, processes: which of how many this is.
+    """
+
+    collator: Collator
+    batch_size: int
+    process: int = 0
+    processes: int = 1
+
+    def passes(self, step: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
+        """The rows of each of this process's passes over a step; a row is always in the same one."""
+        return cut([step[row] for row in shares(len(step), self.processes)[self.process]], self.batch_size)
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> SharedStep:
+        """Takes a step's items of a `dataset`, to which trl adds columns of its own."""
+        step = [TrainingRow(item["input_ids"], item["start"], item["key"]) for item in items]
+        return SharedStep(
+            [self.collator(rows) for rows in self.passes(step)],
+            tokens=sum(len(row.completion) for row in step),
+            completions=len(step),
+            passes=sum(-(-len(part) // self.batch_size) for part in shares(len(step), self.processes)),
+        )

@@ -1,23 +1,22 @@
-"""trl's SFTTrainer with the barrier in its loss."""
+"""The trainer with the barrier in its loss."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import TrainOutput
-from trl import SFTTrainer
 
 from heal.accumulator import CURRENT, Accumulator
 from heal.errors import RoundError
 from heal.healing.barrier import Barrier, aggregate, position_losses
 from heal.healing.log import Phase, StepLog
 from heal.healing.references import References, batch_states
-from heal.healing.rows import StepOrder
+from heal.healing.steps import StepTrainer
 from heal.models.language_model import LanguageModel
+from heal.parallel import together
 
 OnLog = Callable[[StepLog], None]
 
@@ -32,6 +31,21 @@ class _Tally:
     tokens: int = 0
     extra: dict[str, float] = field(default_factory=dict)
     since: float = field(default_factory=time.perf_counter)
+
+    @staticmethod
+    def of_all(parts: "Sequence[_Tally]") -> "_Tally":
+        """Those of several processes as one; the first knows best what it adds, and since when."""
+        extra: dict[str, float] = {}
+        for part in reversed(parts):
+            extra |= part.extra
+        return _Tally(
+            sum(part.nll_sum for part in parts),
+            sum(part.positions for part in parts),
+            [value for part in parts for value in part.divergences],
+            sum(part.tokens for part in parts),
+            extra,
+            parts[0].since,
+        )
 
     def summary(self, barrier: Barrier) -> dict[str, float]:
         """The log of these batches, every mean over completions or positions, not over batches."""
@@ -52,11 +66,11 @@ class _Tally:
         }
 
 
-class HealTrainer(SFTTrainer):
+class HealTrainer(StepTrainer):
     """`loss = CE(completion tokens) + lambda_r * mean_i relu(D_i - tau)`.
 
     CE is a mean over the optimiser step's completion tokens and the barrier a mean over its
-    completions, so 1 x 8, 8 x 1 and any padding give the same gradients.
+    completions, so 1 x 8, 8 x 1, any padding and any number of processes give the same gradients.
     """
 
     def __init__(
@@ -66,21 +80,21 @@ class HealTrainer(SFTTrainer):
         accumulator: Accumulator,
         references: References | None,
         barrier: Barrier,
-        order: StepOrder,
         decoder: Callable | None,
+        batch_size: int,
         gradient_norms_every: int,
         on_log: OnLog,
         **kwargs,
     ):
-        """Takes SFTTrainer's arguments and:
+        """Takes StepTrainer's arguments and:
 
         Args:
             language_model: the student.
             accumulator: whose `current` is trained.
             references: the reference's final hidden states; None without divergence.
             barrier: the second term.
-            order: of the training rows.
             decoder: a compiled decoder; None: the model's own.
+            batch_size: completions of a pass.
             gradient_norms_every: steps between gradient norms of both terms; 0: never.
             on_log: gets every log.
         """
@@ -89,17 +103,15 @@ class HealTrainer(SFTTrainer):
         for weight, data in kept.items():
             if weight.dtype != data.dtype:  # trl rounds what is trained on a 4-bit base to bfloat16
                 weight.data = data
-        self.remove_callback(PrinterCallback)
         self._language_model = language_model
         self._accumulator = accumulator
         self._references = references
         self._barrier = barrier
-        self._order = order
         self._decoder = decoder
+        self._batch_size = batch_size
         self._gradient_norms_every = gradient_norms_every
         self._on_log = on_log
         self._tally: dict[Phase, _Tally] = {"train": _Tally(), "eval": _Tally()}
-        self._completions_in_step = 0
         self._norms_taken_at = -1
 
     def train(self, *args, **kwargs) -> TrainOutput:
@@ -113,14 +125,27 @@ class HealTrainer(SFTTrainer):
             )
         return output
 
-    def _get_train_sampler(self, *args, **kwargs) -> StepOrder:
-        return self._order
+    def take_tally(self) -> _Tally:
+        tally, self._tally["train"] = self._tally["train"], _Tally()
+        return tally
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """Counts the optimiser step's tokens and completions, which its two terms are means over."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._completions_in_step = sum(len(batch["key"]) for batch in batches)
-        return batches, sum(len(batch["labels"]) for batch in batches)
+    def keep_tallies(self, tallies: Sequence[_Tally]) -> None:
+        self._tally["train"] = _Tally.of_all(tallies)
+
+    @torch.no_grad()
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """What the held-out completions come to, which is logged; the processes share them as they do a step."""
+        self.model.eval()
+
+        def passes() -> _Tally:
+            for step in self.get_eval_dataloader():
+                for batch in step.batches:
+                    self.compute_loss(self.model, self._prepare_inputs(batch))
+            return self._tally["eval"]
+
+        self._tally["eval"] = _Tally.of_all(together(passes))
+        self._log_phase("eval")
+        return {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         training = self.model.training
@@ -131,14 +156,14 @@ class HealTrainer(SFTTrainer):
         nll_N, kl_N = position_losses(self._language_model, h_ND, target_N, reference_ND, self._barrier.divergence)
         d_C = aggregate(kl_N, line_N, len(key_C), self._barrier.aggregate)
         tokens = num_items_in_batch if training and num_items_in_batch is not None else len(target_N)
-        completions = self._completions_in_step if training else len(key_C)
+        completions = self.step.completions if training else len(key_C)
         ce = nll_N.sum() / tokens
         wall = self._barrier.strength * torch.relu(d_C - self._barrier.tau).sum() / completions
         loss = ce + wall
         tally = self._tally["train" if training else "eval"]
         if training and self._barrier.operator_norm:
             penalty = self._barrier.operator_norm * squared_operator_norm(self._accumulator)
-            loss = loss + penalty / self.current_gradient_accumulation_steps
+            loss = loss + penalty / self.step.passes
             tally.extra["operator_norm_penalty"] = float(penalty.detach())
         # All that the log needs in one transfer: each would wait for the device.
         read = torch.cat([torch.stack([loss, ce, wall]).double(), nll_N.double().sum()[None], d_C.double()]).detach()
@@ -172,16 +197,16 @@ class HealTrainer(SFTTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Replaces trl's log: exact means of the step, and whatever Trainer adds (lr, gradient norm)."""
-        training = "loss" in logs
-        validating = any(name.startswith("eval_") for name in logs)
-        if not (training or validating):
-            return  # the summary at the end of training
-        phase: Phase = "train" if training else "eval"
-        values = self._tally[phase].summary(self._barrier)
-        if training:
-            values |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
+        if "loss" in logs:  # and not the summary at the end of training
+            self._log_phase(
+                "train", {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
+            )
+
+    def _log_phase(self, phase: Phase, more: Mapping[str, float] | None = None) -> None:
+        values = self._tally[phase].summary(self._barrier) | dict(more or {})
         self._tally = {"train": _Tally(), "eval": _Tally()}
-        self._on_log(StepLog(self.state.global_step, self.state.epoch or 0.0, phase, values))
+        steps = self.state.global_step
+        self._on_log(StepLog(steps, self.order.epochs(steps, self._batch_size), phase, values))
 
 
 def squared_operator_norm(accumulator: Accumulator) -> Tensor:

@@ -31,6 +31,7 @@ from heal.models.kernels import slow_layers
 from heal.models.language_model import LanguageModel
 from heal.models.spread import Spread
 from heal.models.supported import check_supported
+from heal.parallel import local_first
 from heal.recipe_files import find_file
 from heal.yaml_text import read_utf8
 
@@ -61,7 +62,8 @@ def load_language_model(
         method, held = checkpoint.quantised["quant_method"], str(dtype).removeprefix("torch.")
         notices.append(f"weights stored in {method} are held in {held}, which takes more memory than they do on disk")
     with memory_told(f"while loading model.name={config.name}"):
-        model = _load_weights(config, checkpoint, dtype, torch.device("cpu") if spread else device)
+        place = torch.device("cpu") if spread else device
+        model = local_first(lambda: _load_weights(config, checkpoint, dtype, place))
         parts = Spread(model, device) if spread else None
     model.eval()
     model.requires_grad_(False)

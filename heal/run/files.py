@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from heal.parallel import first_alone
+
 Files = dict[str, bytes]  # content by name, below the folder that they go into
 
 
+@first_alone
 def write_files(folder: Path, files: Mapping[str, bytes]) -> str:
     """Writes each file whole into `folder`, which is made if need be; their paths, one a line."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -13,6 +13,7 @@ from typing import Any
 from heal.config import AS_DEFAULT, Recipe
 from heal.coverage import Coverage
 from heal.errors import UserError
+from heal.parallel import by_first, first_alone
 from heal.recipe import from_mapping, keys_by_name, sized, to_mapping, to_yaml
 from heal.records import digest, read_record, read_sealed, sealed_bytes
 from heal.run.files import Files, holds, write_atomic
@@ -93,7 +94,8 @@ class Exported:
 
 
 class RunFolder:
-    """`runs/<name>/`: recipe, facts, events, one folder a round, report.
+    """`runs/<name>/`: recipe, facts, events, one folder a round, report. Of several processes the first alone reads
+    and writes it.
 
     Each folder of results has a manifest of its finished steps with the SHA-256 of their files. A step counts as
     finished when the manifest names it and its files are what it wrote.
@@ -111,6 +113,7 @@ class RunFolder:
         """The adapter that the run exports at its end."""
         return self.path / "export" / "adapter"
 
+    @first_alone
     def exported(self) -> list[int]:
         """The rounds that are in that adapter, as its record says; empty where there is none, or it is damaged."""
         return list(self._exported().rounds)
@@ -143,6 +146,7 @@ class RunFolder:
         """The folder of a round, counted from 0."""
         return self.path / "rounds" / f"{index:02d}"
 
+    @first_alone
     def rounds(self) -> list[int]:
         """The rounds whose every step is finished, from 0 up to the first that is not."""
         steps, finished = self.steps(), 0
@@ -150,6 +154,7 @@ class RunFolder:
             finished += 1
         return list(range(finished))
 
+    @first_alone
     def readable(self, last: int | None = None) -> list[int]:
         """The finished rounds up to `last` (None: all), whose files and those of the baseline are as they were written.
 
@@ -176,11 +181,13 @@ class RunFolder:
                 for path in self.damaged(folder, step):
                     raise UserError(f"{path}: {_UNLIKE}")
 
+    @first_alone
     def steps(self) -> tuple[str, ...]:
         """The steps of a round of this run, in order."""
         steered = not (self.path / "recipe.yaml").is_file() or self.recipe().evaluation.steered
         return tuple(step for step in STEPS if steered or step != "steered")
 
+    @first_alone
     def recipe(self) -> Recipe:
         """The run's recipe; keys that are younger than the run are at their defaults.
 
@@ -198,6 +205,7 @@ class RunFolder:
             raise UserError(f"{path}: changed or damaged, not the recipe of this run; put the one that it wrote back")
         return recipe
 
+    @first_alone
     def facts(self) -> Facts | None:
         """What `start` recorded beside the recipe; None before it.
 
@@ -212,6 +220,7 @@ class RunFolder:
             raise UserError(f"{path} is missing; {_LOST}")
         return None
 
+    @first_alone
     def started(self) -> Facts:
         """The facts of a run that has been started; UserError where there is none."""
         facts = self.facts()
@@ -219,6 +228,7 @@ class RunFolder:
             raise self._no_run()
         return facts
 
+    @first_alone
     def as_begun(self, recipe: Recipe) -> tuple[Recipe, dict[str, Any]]:
         """The recipe as the run in this folder goes on with it, and the keys that it keeps from an earlier version.
 
@@ -241,6 +251,7 @@ class RunFolder:
             setattr(reduce(getattr, sections, goes_on), last, value)
         return goes_on, kept
 
+    @first_alone
     def refuse_other(self, recipe: Recipe, facts: Facts) -> None:
         """Compares with what the folder holds, if it holds a run; writes nothing.
 
@@ -266,6 +277,7 @@ class RunFolder:
                 "Give run.name=... to start a new one, or the same settings to continue."
             )
 
+    @first_alone
     def start(self, recipe: Recipe, facts: Facts) -> bool:
         """Makes the folder, or continues it; True when it continues. See `refuse_other`."""
         self.refuse_other(recipe, facts)
@@ -280,11 +292,17 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process.
+        """Holds the folder for this process, and those that it works with.
 
         Raises:
             UserError: another process runs in it.
         """
+        with ExitStack() as held:
+            by_first(lambda: held.enter_context(self._lock()))
+            yield
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / LOCK
         with open(path, "w") as lock:
@@ -297,12 +315,14 @@ class RunFolder:
                 raise
             yield
 
+    @first_alone
     def refuse_running(self) -> None:
         """UserError where another process runs in the folder; makes nothing."""
         if (self.path / LOCK).exists():
             with self.locked():
                 pass
 
+    @first_alone
     def finished(self, folder: Path, step: str) -> bool:
         """Whether `step` is finished in `folder` and its files are as it wrote them.
 
@@ -323,15 +343,18 @@ class RunFolder:
             return False
         return True
 
+    @first_alone
     def damaged(self, folder: Path, step: str) -> list[Path]:
         """The files of a step that the manifest names which are missing, or not what it wrote."""
         manifest = self._manifest(folder)
         return [folder / name for name in manifest.damaged(step)] if step in manifest.steps else []
 
+    @first_alone
     def finish(self, folder: Path, step: str, files: Files, seconds: float) -> None:
         """Writes a step's files, each whole, then marks the step finished."""
         Manifest(folder).finish(step, files, seconds)
 
+    @first_alone
     def seconds(self, folder: Path) -> dict[str, float]:
         """Wall time by finished step."""
         return {name: entry.seconds for name, entry in Manifest(folder).steps.items()}

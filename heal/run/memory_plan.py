@@ -1,4 +1,4 @@
-"""What a run will need of its device's memory, said before its first round, and held against what there is.
+"""What each process of a run needs of its device's memory, said before its first round, and held against what is there.
 
 Weights, LoRA and history are counted. What passes hold is measured on a GPU (heal/models/footprint.py) at a few tokens,
 and taken at the sizes of the recipe's largest passes, which are known before: its longest prompts, full token budgets.
@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from heal import parallel
 from heal.accumulator import Accumulator
 from heal.config import Recipe
 from heal.errors import UserError
@@ -187,6 +188,11 @@ def planned(
     return plan, warnings
 
 
+def per_process(rows: int) -> int:
+    """The most of so many rows that one process has."""
+    return -(-rows // parallel.size())
+
+
 def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
     """The largest passes that a recipe asks for."""
     system, chat = recipe.model.system, model.chat
@@ -201,7 +207,7 @@ def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
             rest = longest - common if common >= MIN_SHARED else longest
         return Decoded(rows, longest, max(1, rest), tokens)
 
-    answers = max(len(generation.alphas) * generation.prompts, generation.keep)
+    answers = per_process(max(len(generation.alphas) * generation.prompts, generation.keep))
     prompts = sorted((chat.ids(system, prompt) for prompt in trait.generation_prompts), key=len, reverse=True)
     if generation.multi_turn:  # the longest after the longest, and an answer in between
         most = model.context - generation.tokens
@@ -226,10 +232,18 @@ def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
         decoded=(
             completions,
             decoded(
-                calibration.prompts * calibration.candidates, [system], trait.generation_prompts, calibration.tokens
+                per_process(calibration.prompts * calibration.candidates),
+                [system],
+                trait.generation_prompts,
+                calibration.tokens,
             ),
-            decoded(evaluation.prompts, [system], trait.heldout_prompts, evaluation.tokens),
-            decoded(evaluation.prompts, [trait.positive, trait.negative], trait.heldout_prompts, evaluation.tokens),
+            decoded(per_process(evaluation.prompts), [system], trait.heldout_prompts, evaluation.tokens),
+            decoded(
+                per_process(evaluation.prompts),
+                [trait.positive, trait.negative],
+                trait.heldout_prompts,
+                evaluation.tokens,
+            ),
         ),
         scored=(tuple(personas), tuple(questions), tuple(completed)),
         trained=(len(trees), nodes, len(batch) * generation.tokens),
@@ -322,14 +336,14 @@ def _room(device: torch.device, held: int) -> int:
     """Bytes that the device has for a run of which it holds `held` already."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) + held
-    return psutil.virtual_memory().available + held
+    return psutil.virtual_memory().available // parallel.here() + held
 
 
 def _refuse(smallest: MemoryPlan, device: torch.device, name: str) -> None:
     """UserError where even the smallest passes are sure not to fit."""
     there = smallest.room
     if device.type != "cuda":  # what others hold may be freed, or swapped
-        there = psutil.virtual_memory().total + psutil.swap_memory().total
+        there = (psutil.virtual_memory().total + psutil.swap_memory().total) // parallel.here()
     if smallest.need <= SURE * there:
         return
     what = "folding" if smallest.standing > there else smallest.largest

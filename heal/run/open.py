@@ -17,12 +17,13 @@ from heal.errors import UserError
 from heal.evaluation.vignettes import read_vignettes
 from heal.options import output_path, resolve_device
 from heal.own.texts import said_from
+from heal.parallel import by_first, first_alone, here, is_first, size
 from heal.recipe import to_mapping
 from heal.recipe_files import find_file
 from heal.records import digest, read_records
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, Facts, RunFolder, Sizes
-from heal.tracking.tracker import TrackedRun, require_trackers, start_trackers
+from heal.tracking.tracker import TrackedRun, Tracker, require_trackers, start_trackers
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, trait_of
 from heal.unforeseen import tracebacks_into
 from heal.versions import device_name, versions, versions_line
@@ -86,10 +87,11 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     held_out_prompts(trait, asked)  # too few are refused before anything is written
     accumulator = build_accumulator(model, recipe)
     plan, doubts = (None, []) if kind else _planned(recipe, model, accumulator, trait)  # a study trains nothing
+    model.batching = by_first(lambda: model.batching)
     sizes = Sizes(model.batching.rows, model.batching.tokens)
     facts = replace(facts, dtype=dtype, batching=sizes, coverage=coverage)
     with folder.locked():
-        clear_temporary(folder.path)
+        by_first(lambda: clear_temporary(folder.path))
         continued = folder.start(recipe, facts)
         console.say(f"run        {folder.path}{' (continued)' if continued else ''}, {recipe.scale} scale")
         for line in lowered:
@@ -97,13 +99,21 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         if trait.language:
             console.say(f"trait      {trait.name}: {trait.source}")
         console.say(f"adapter    {coverage}")
-        tracker = start_trackers(
-            TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking, console),
-            EventLog(Events(folder.path / "events.jsonl")),
-        )
-        tracker.event("versions", versions() | {"device": device_name(model.device)})
+        tracker = Tracker()
+        if is_first():
+            tracker = start_trackers(
+                TrackedRun(recipe.run.name, folder.path, to_mapping(recipe), recipe.tracking, console),
+                EventLog(Events(folder.path / "events.jsonl")),
+            )
+        tracker.event("versions", versions() | {"device": device_name(model.device), "processes": size()})
         if kept:
             console.say(f"keeps      {', '.join(f'{name}={value}' for name, value in kept.items())}, as it began")
+        step = recipe.heal.batch_size * recipe.heal.accumulation
+        if not kind and step < size():
+            console.warn(
+                f"{size()} processes share optimiser steps of {counted(step, 'completion')} (heal.batch_size x "
+                "heal.accumulation), so some have none"
+            )
         if plan is not None:
             console.say(f"memory     {plan.line(device_name(model.device))}")
             console.warn(*doubts)
@@ -143,29 +153,33 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     from heal.models.precision import resolve_dtype, set_tensor_cores
     from heal.models.supported import record_steps
 
-    torch.set_num_threads(compute.threads or usable_cores())
+    torch.set_num_threads(compute.threads or max(1, usable_cores() // here()))
     if compute.deterministic:
         deterministic_kernels()
     device = resolve_device(str(Accelerator().device))
     if known is not None and recipe.model.dtype in ("auto", known.dtype):
         dtype, why = getattr(torch, known.dtype), "as when the run started"
     else:
-        dtype, why = resolve_dtype(recipe.model.dtype, device)
+        dtype, why = by_first(lambda: resolve_dtype(recipe.model.dtype, device))  # it may have to measure
     set_tensor_cores(dtype, device)
     name = str(dtype).removeprefix("torch.")
     kernels = "; deterministic kernels" if compute.deterministic else ""
     console.say(f"versions   {versions_line()}, device {device_name(device)}")
     console.say(f"model      {recipe.model.name} in {name} on {device} ({why}{kernels})")
+    if size() > 1:
+        console.say(f"processes  {size()}, each with the whole model, {here()} on this machine")
     model = load_language_model(recipe.model, dtype, device)
     console.warn(*model.notices)
     if compute.graphs:
         console.warn(*record_steps(model))
     sizes = Sizes() if known is None else known.batching
-    model.batching = batching_for(
-        model,
-        compute.decode_batch or sizes.rows,
-        compute.batch_tokens or sizes.tokens,
-        compute.head_memory * 2**20,
+    model.batching = by_first(
+        lambda: batching_for(
+            model,
+            compute.decode_batch or sizes.rows,
+            compute.batch_tokens or sizes.tokens,
+            compute.head_memory * 2**20,
+        )
     )
     kept, too_long = fitting(model, recipe, trait)
     if too_long:
@@ -213,6 +227,7 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
     return kept, left_out
 
 
+@first_alone
 def refuse_other_prompts(folder: RunFolder, recipe: Recipe, model: "LanguageModel") -> None:
     """Holds the completions of the run's first round, if it has any, against the model's chats as they are now.
 

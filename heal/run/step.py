@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from heal.console import Console
+from heal.parallel import by_first
 from heal.progress import Progress
 from heal.run.files import Files
 from heal.run.folder import RunFolder
@@ -42,7 +43,7 @@ class Step(ABC, Generic[A]):
 
     @abstractmethod
     def compute(self, progress: Progress) -> A:
-        """Does the work."""
+        """Does the work; where there are several processes, each of them calls it."""
 
     @abstractmethod
     def load(self, folder: Path) -> A:
@@ -78,7 +79,7 @@ class Runner:
             UserError: a file of a finished step is damaged, and later results are built on it.
         """
         if self.folder.finished(at, step.name):
-            artifact = step.load(at)
+            artifact = by_first(lambda: step.load(at))
         else:
             for path in self.folder.damaged(at, step.name):
                 self.console.warn(f"{path}: missing or not what the run wrote; {step.name} is done again")
@@ -89,10 +90,11 @@ class Runner:
     def _computed(self, step: Step[A], at: Path) -> A:
         start = time.perf_counter()
         with self.console.step(step.name) as line:
-            artifact = step.compute(line.progress)
+            computed = step.compute(line.progress)
+            artifact = by_first(lambda: computed)  # what later steps rest on is the same in every process
             finding = step.finding(artifact)
             line.result(finding)
             seconds = time.perf_counter() - start
-            self.folder.finish(at, step.name, artifact.files(), seconds)
+            by_first(lambda: self.folder.finish(at, step.name, artifact.files(), seconds))
         self.tracker.event("step", {"folder": at.name, "step": step.name, "seconds": seconds, "finding": finding})
         return artifact

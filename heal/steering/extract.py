@@ -14,6 +14,7 @@ from heal.errors import RoundError
 from heal.models.batching import in_parts
 from heal.models.language_model import LanguageModel
 from heal.models.packing import halves_of_trees
+from heal.parallel import over_rows
 from heal.progress import Progress, silent
 from heal.records import read_jsonl
 from heal.steering.method import Method, NoDirection, State
@@ -198,10 +199,26 @@ class _Stop(Exception):
 def last_token_activations(
     language_model: LanguageModel, rows: Sequence[Sequence[int]], sites: Sequence[Site], progress: Progress = silent
 ) -> Activations:
-    """What comes out of `sites` at each row's last token, `[B, D]`, on the CPU.
+    """What comes out of `sites` at each row's last token, `[B, D]`, on the CPU; several processes share the rows.
 
     A pass stops after the last of them, unless other processes need this one's part of the blocks after it.
     """
+    by_row = over_rows(
+        len(rows),
+        lambda share: _last_tokens(
+            language_model,
+            [rows[row] for row in share],
+            sites,
+            lambda done, _: progress(done * len(rows) // len(share), len(rows)),
+        ),
+    )
+    return {site: torch.stack([row[place] for row in by_row]) for place, site in enumerate(sites)}
+
+
+def _last_tokens(
+    language_model: LanguageModel, rows: Sequence[Sequence[int]], sites: Sequence[Site], progress: Progress
+) -> list[list[Tensor]]:
+    """By row and site, `[D]`."""
     read_out: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(rows) for site in sites}
     batching, done = language_model.batching, 0
 
@@ -233,4 +250,4 @@ def last_token_activations(
     shrink = partial(batching.shrink_tokens, batching.tokens)
     for trees in language_model.plan(rows, batching.tokens):
         in_parts(trees, read, shrink, halves_of_trees)
-    return {site: torch.stack(kept) for site, kept in read_out.items()}
+    return [[read_out[site][row] for site in sites] for row in range(len(rows))]

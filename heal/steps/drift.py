@@ -11,6 +11,7 @@ from heal.evaluation.metrics import DriftFigures, PositionSpread, Spread
 from heal.evaluation.results import Answer
 from heal.generation.collect import Completion
 from heal.models.language_model import LanguageModel
+from heal.parallel import over_rows
 from heal.progress import Progress
 from heal.records import read_record, record_bytes
 from heal.run.files import Files
@@ -67,13 +68,17 @@ class Drift(Step[Drifted]):
         scored = [text for text in texts if text.ids][::EVERY]
         if not scored:
             return {}
-        prompts, ids = [text.prompt_ids for text in scored], [text.ids for text in scored]
-        with self.accumulator.student():
-            student = completion_states(self.language_model, prompts, ids)
-        with self.accumulator.base():
-            base = completion_states(self.language_model, prompts, ids)
-        reverse, forward = token_divergences_both_ways(self.language_model, student, base)
-        return {"kl_fwd": forward, "kl_rev": reverse}
+
+        def divergences(share: range) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            prompts, ids = [scored[text].prompt_ids for text in share], [scored[text].ids for text in share]
+            with self.accumulator.student():
+                student = completion_states(self.language_model, prompts, ids)
+            with self.accumulator.base():
+                base = completion_states(self.language_model, prompts, ids)
+            return list(zip(*token_divergences_both_ways(self.language_model, student, base), strict=True))
+
+        reverse, forward = zip(*over_rows(len(scored), divergences), strict=True)
+        return {"kl_fwd": list(forward), "kl_rev": list(reverse)}
 
     def finding(self, artifact: Drifted) -> str:
         return artifact.figures.said

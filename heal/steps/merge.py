@@ -10,6 +10,7 @@ from heal.accumulator import Accumulator
 from heal.generation.collect import Completion
 from heal.memory import out_of_memory
 from heal.models.language_model import LanguageModel
+from heal.parallel import over_rows, rank, share, together
 from heal.progress import Progress
 from heal.records import read_record, record_bytes
 from heal.run.files import Files
@@ -66,19 +67,31 @@ class Merge(Step[Merged]):
 
     def compute(self, progress: Progress) -> Merged:
         rows = self.rows[:: max(1, len(self.rows) // _ROWS)][:_ROWS]
-        prompts, completions = [row.prompt_ids for row in rows], [row.ids for row in rows]
-        with self.accumulator.student():
-            exact = completion_states(self.language_model, prompts, completions)
+
+        def states(share: range) -> list[torch.Tensor]:
+            prompts, completions = [rows[row].prompt_ids for row in share], [rows[row].ids for row in share]
+            with self.accumulator.student():
+                return completion_states(self.language_model, prompts, completions)
+
+        exact = states(share(len(rows)))
+        merged = together(self._merged)
+        if not all(merged):
+            if merged[rank()]:
+                self.accumulator.merge(False)
+            return Merged(None, None, self.limit)
+        kls = over_rows(len(rows), lambda share: token_divergences(self.language_model, exact, states(share)))
+        kl_N = torch.cat(kls).double()
+        return Merged(float(kl_N.mean()), float(torch.quantile(kl_N, 0.95)), self.limit)
+
+    def _merged(self) -> bool:
+        """Merges; False where memory is short of that."""
         try:
             self.accumulator.merge()
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            return Merged(None, None, self.limit)
-        with self.accumulator.student():
-            rounded = completion_states(self.language_model, prompts, completions)
-        kl_N = torch.cat(token_divergences(self.language_model, exact, rounded)).double()
-        return Merged(float(kl_N.mean()), float(torch.quantile(kl_N, 0.95)), self.limit)
+            return False
+        return True
 
     def finding(self, artifact: Merged) -> str:
         if artifact.kl_mean is None:

@@ -58,13 +58,13 @@ class Words(Way):
 
     def _means(self, subject: Subject, rows: Sequence[tuple[str, str]]) -> list[float]:
         """Mean log-likelihood of each (question, option)."""
-        from heal.scoring import completion_states, token_logprobs
+        from heal.scoring import completion_logprobs
 
         model = subject.setup.language_model
         split = [continuation(model, model.chat.text(subject.system, asked) + self.prefill, o) for asked, o in rows]
         prompts, answers = [before for before, _ in split], [after for _, after in split]
         with subject.in_force():
-            logprobs: list[Tensor] = token_logprobs(model, completion_states(model, prompts, answers), answers)
+            logprobs: list[Tensor] = completion_logprobs(model, prompts, answers)
         return [float(logprob_T.double().mean()) for logprob_T in logprobs]
 
 

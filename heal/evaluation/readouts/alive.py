@@ -83,6 +83,7 @@ SIGNALS = (ALIVE_SHARE, PROBE_MASS, SCAFFOLD)
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """One item an answer, probe mass and scaffold after the last fork; NaN where an answer is empty."""
     from heal.evaluation.probe import interruption
+    from heal.parallel import over_rows
     from heal.scoring import final_states, token_logprobs
 
     model = subject.setup.language_model
@@ -91,14 +92,21 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     forks = [(row, max(1, round(share * len(ids)))) for row, ids in enumerate(said) if ids for share in FORKS]
     prompts = [model.chat.ids(subject.system, answer.prompt, thought=answer.thought) for answer in answers]
     befores = [[*prompts[row], *said[row][:count]] for row, count in forks]
-    with subject.in_force():
-        states = final_states(model, [[*row, *splice] for row in befores], [len(row) - 1 for row in befores])
-        logprobs = token_logprobs(model, [h_ND[:-1] for h_ND in states], [splice] * len(forks))
+
+    def interrupted(share: range) -> list[tuple[float, float]]:
+        """The mass on the answers, and the scaffold's mean log-probability, after some of the beginnings."""
+        rows = [befores[fork] for fork in share]
+        states = final_states(model, [[*row, *splice] for row in rows], [len(row) - 1 for row in rows])
+        logprobs = token_logprobs(model, [h_ND[:-1] for h_ND in states], [splice] * len(rows))
         masses = [float(_mass(subject, h_ND[-1:], options)) for h_ND in states]
+        return [(mass, float(logprob_N.double().mean())) for mass, logprob_N in zip(masses, logprobs, strict=True)]
+
+    with subject.in_force():
+        found = over_rows(len(forks), interrupted)
     by_answer: dict[int, tuple[float, float, float]] = {}
-    for (row, _), mass, logprob_N in zip(forks, masses, logprobs, strict=True):
+    for (row, _), (mass, mean) in zip(forks, found, strict=True):
         alive = mass >= ALIVE and by_answer.get(row, (1.0,))[0] == 1.0
-        by_answer[row] = (float(alive), mass, -float(logprob_N.double().mean()))
+        by_answer[row] = (float(alive), mass, -mean)
     unknown = (math.nan,) * 3
     alive_N, mass_N, nats_N = zip(*(by_answer.get(row, unknown) for row in range(len(answers))), strict=True)
     return [ALIVE_SHARE.measured(alive_N), PROBE_MASS.measured(mass_N), SCAFFOLD.measured(nats_N)]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from heal.evaluation.signal import Measured, Signal
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from heal.evaluation.results import Answer
     from heal.evaluation.subject import Subject
 
@@ -37,17 +39,22 @@ SIGNALS = tuple(DRIFT.values())
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """KL(stage || base), one item a text; nothing without neutral texts."""
+    from heal.parallel import over_rows
     from heal.scoring import token_divergences
 
     setup = subject.setup
     texts = setup.neutral_texts
     if texts is None:
         return []
-    base = texts.base_states(setup.base)
-    with subject.in_force():
-        states = texts.states(subject.system)
-    with setup.base():
-        divergences = token_divergences(setup.language_model, states, base)
+
+    def from_base(share: range) -> list[Tensor]:
+        base = texts.base_states(setup.base, share)
+        with subject.in_force():
+            states = texts.states(subject.system, share)
+        with setup.base():
+            return token_divergences(setup.language_model, states, base)
+
+    divergences = over_rows(len(texts.prompts), from_base)
     return [
         DRIFT[level].measured([float(kl_N.double().quantile(quantile)) for kl_N in divergences])
         for level, (quantile, _) in LEVELS.items()

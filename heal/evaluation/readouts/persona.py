@@ -33,7 +33,7 @@ SIGNALS = (PERSONA,)
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """The persona log-ratio of each answer; NaN for one without tokens."""
-    from heal.scoring import completion_states, token_logprobs
+    from heal.scoring import completion_logprobs
 
     setup = subject.setup
     model, trait = setup.language_model, setup.trait
@@ -45,8 +45,7 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
         for answer in said
     ]
     with setup.base():
-        states = completion_states(model, prompts, ids * 2)
-        logprobs = token_logprobs(model, states, ids * 2)
+        logprobs = completion_logprobs(model, prompts, ids * 2)
     means = [float(logprob_N.double().mean()) for logprob_N in logprobs]
     scores = iter(
         positive - negative for positive, negative in zip(means[: len(said)], means[len(said) :], strict=True)

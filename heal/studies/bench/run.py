@@ -25,6 +25,7 @@ from heal.studies.bench.pieces import (
     pass_piece,
     reference_piece,
 )
+from heal.studies.bench.processes import processes_piece
 from heal.studies.bench.setting import SHAPES, Setting, loader, random_loader, setting
 from heal.studies.bench.table import Row
 from heal.studies.bench.whole import round_piece
@@ -39,9 +40,10 @@ PIECES: dict[str, Piece] = {
     "calibrate": calibrate_piece,
     "history": history_piece,
     "round": round_piece,
+    "processes": processes_piece,
 }
 # Those that depend on sizes and not on the text; a search for a dose does.
-OF_SIZE: dict[str, Piece] = {name: piece for name, piece in PIECES.items() if name != "round"} | {
+OF_SIZE: dict[str, Piece] = {name: piece for name, piece in PIECES.items() if name not in ("round", "processes")} | {
     "calibrate": pass_piece
 }
 

@@ -35,9 +35,9 @@ def round_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
 
     Both ways continue from the same vector, dose and completions, so each piece does the same work.
     """
-    both = _Both(setting)
+    both = Both(setting)
     totals = [0.0, 0.0]
-    for piece in (both.extract, both.calibrate, both.generate, both.filter, both.heal, both.evaluate):
+    for name, piece in both.pieces.items():
         ours, plainly, note = piece()
         begin = time.perf_counter()
         ours()
@@ -45,25 +45,32 @@ def round_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
         plainly()
         seconds, baseline = middle - begin, time.perf_counter() - middle
         totals = [totals[0] + seconds, totals[1] + baseline]
-        yield Row(f"round_{piece.__name__}", seconds, baseline, seconds / baseline, note=note)
+        yield Row(f"round_{name}", seconds, baseline, seconds / baseline, note=note)
     seconds, baseline = totals
     note = "all of them; baseline: one prompt, one completion, one dose at a time"
     yield Row("round", seconds, baseline, seconds / baseline, note=note)
 
 
-class _Both:
+class Both:
     """The pieces of one round, each as (heal's way, the plain way, what is done)."""
 
-    def __init__(self, setting: Setting):
+    def __init__(self, setting: Setting, plain: bool = True):
+        """With a model of its own for the plain way, unless nobody takes that."""
         self.setting = setting
         self.recipe, self.trait = setting.recipe, setting.trait
         self.model, self.accumulator = setting.student(0)
-        self.plain_model, self.plain = setting.student(0)
+        self.plain_model, self.plain = setting.student(0) if plain else (self.model, self.accumulator)
         self.band = self.model.band(self.recipe.steer.band)
         self.prompts = setting.prompts(COMPLETIONS)
         self.vector: SteeringVector = setting.vector
         self.dose: Calibration | None = None
         self.said: list[Decoded] = []
+
+    @property
+    def pieces(self) -> dict[str, Callable[[], tuple[Callable, Callable, str]]]:
+        """By name, in the order of a round; each is asked for once the one before has been done."""
+        steps = (self.extract, self.calibrate, self.generate, self.filter, self.heal, self.evaluate)
+        return {step.__name__: step for step in steps}
 
     def extract(self) -> tuple[Callable, Callable, str]:
         texts = contexts(PAIRS)

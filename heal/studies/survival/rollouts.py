@@ -12,12 +12,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from heal.decoding import Decoded, decode
 from heal.errors import UserError
 from heal.evaluation.probe import ProbeFormat, interruption
 from heal.evaluation.readouts.alive import ALIVE
 from heal.models.language_model import LanguageModel
+from heal.parallel import over_rows
 from heal.progress import Progress, silent
 from heal.scoring import completion_states, final_states, token_divergences
 from heal.steering.intervention import Intervention
@@ -170,20 +172,21 @@ def slot_masses(language_model: LanguageModel, rows: Sequence[Ids], splice: Ids,
 
     Common beginnings are computed once: the forks of one rollout are branches of one prefix tree.
     """
-    probed_rows = [[*row, *splice] for row in rows]
-    states = final_states(language_model, probed_rows, [len(row) - 1 for row in probed_rows])
-    if not states:
-        return []
-    pooled_ND = torch.cat(states)
-    masses: list[float] = []
 
-    def measure(part: slice) -> None:
-        p_NV = torch.softmax(language_model.logits(pooled_ND[part]), -1)
-        masses.extend(p_NV[:, list(answers)].sum(-1).tolist())
+    def probed(share: range) -> list[float]:
+        probed_rows = [[*rows[row], *splice] for row in share]
+        pooled_ND = torch.cat(final_states(language_model, probed_rows, [len(row) - 1 for row in probed_rows]))
+        masses: list[float] = []
 
-    with torch.no_grad():
-        language_model.over_positions(len(pooled_ND), measure)
-    return masses
+        def measure(part: slice) -> None:
+            p_NV = torch.softmax(language_model.logits(pooled_ND[part]), -1)
+            masses.extend(p_NV[:, list(answers)].sum(-1).tolist())
+
+        with torch.no_grad():
+            language_model.over_positions(len(pooled_ND), measure)
+        return masses
+
+    return over_rows(len(rows), probed)
 
 
 def death_of(forks: Sequence[int], masses: Sequence[float], kl: Sequence[float], finite: bool) -> int | None:
@@ -241,9 +244,14 @@ def _divergences(
 ) -> list[tuple[float, ...]]:
     """`KL(on || off)` of each path's tokens; empty for a path without tokens."""
     said = [row for row, path in enumerate(paths) if path.ids]
-    prompts, completions = [prompts_ids[row] for row in said], [paths[row].ids for row in said]
-    on_states = completion_states(language_model, prompts, completions, shift, coefficient)
-    with off():
-        off_states = completion_states(language_model, prompts, completions)
-    kl = dict(zip(said, token_divergences(language_model, on_states, off_states), strict=True))
+
+    def divergences(share: range) -> list[Tensor]:
+        prompts = [prompts_ids[said[place]] for place in share]
+        completions = [paths[said[place]].ids for place in share]
+        on_states = completion_states(language_model, prompts, completions, shift, coefficient)
+        with off():
+            off_states = completion_states(language_model, prompts, completions)
+        return token_divergences(language_model, on_states, off_states)
+
+    kl = dict(zip(said, over_rows(len(said), divergences), strict=True))
     return [tuple(kl[row].tolist()) if row in kl else () for row in range(len(paths))]

@@ -3,23 +3,23 @@
 import copy
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from datasets.utils.logging import disable_progress_bar
 from peft import PeftModel
-from transformers.trainer_callback import PrinterCallback
-from trl import SFTTrainer
 
+from heal import parallel
 from heal.config import HealConfig, Recipe
 from heal.errors import RoundError
 from heal.generation.collect import Completion
 from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
-from heal.healing.heal import SEEDS, checkpoint_blocks, left_as_it_was, less_memory, training_arguments
+from heal.healing.heal import SEEDS, by_steps, checkpoint_blocks, left_as_it_was, less_memory, training_arguments
 from heal.healing.references import batch_states
-from heal.healing.rows import Collator, StepOrder, dataset, steps_of, training_rows
+from heal.healing.rows import Collator, StepCollator, StepOrder, dataset, steps_of, training_rows
+from heal.healing.steps import StepTrainer
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.randomness import derive_seed
@@ -98,24 +98,22 @@ def train_contrast(
     return Trained(made, contrast, loss_positive, loss_negative)
 
 
-class _Trainer(SFTTrainer):
-    """Cross-entropy of the completion tokens, a mean over those of an optimiser step, in the given order."""
+class _Trainer(StepTrainer):
+    """Cross-entropy of the completion tokens, a mean over those of an optimiser step."""
 
-    def __init__(self, *args, language_model: LanguageModel, order: StepOrder, progress: Progress, **kwargs):
+    def __init__(self, *args, language_model: LanguageModel, progress: Progress, **kwargs):
         super().__init__(*args, **kwargs)
-        self.remove_callback(PrinterCallback)
         self._language_model = language_model
-        self._order = order
         self._progress = progress
+        self._made: list[tuple[float, int]] = []
         self.losses: list[tuple[float, int]] = []  # sum over a batch's completion tokens, and their number
 
-    def _get_train_sampler(self, *args, **kwargs) -> StepOrder:
-        return self._order
+    def take_tally(self) -> list[tuple[float, int]]:
+        made, self._made = self._made, []
+        return made
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """Counts the optimiser step's tokens, which its loss is a mean over."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return batches, sum(len(batch["labels"]) for batch in batches)
+    def keep_tallies(self, tallies: Sequence[list[tuple[float, int]]]) -> None:
+        self.losses += [loss for tally in tallies for loss in tally]
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._language_model.model.eval()  # no dropout of the base's own
@@ -124,7 +122,7 @@ class _Trainer(SFTTrainer):
         loss = nll_N.sum() / (len(nll_N) if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
             raise RoundError(f"the loss is not finite at step {self.state.global_step + 1}. Lower heal.learning_rate.")
-        self.losses.append((float(nll_N.detach().double().sum()), len(nll_N)))
+        self._made.append((float(nll_N.detach().double().sum()), len(nll_N)))
         return (loss, None) if return_outputs else loss
 
     def log(self, logs, *args, **kwargs) -> None:
@@ -154,9 +152,14 @@ def _fit(
             order=StepOrder(len(train), size, seed, STAGE, "epoch"),
             progress=progress,
             args=training_arguments(
-                config, steps, derive_seed(seed, STAGE, "train") % SEEDS, scratch, False, language_model.device
+                by_steps(config),
+                steps,
+                derive_seed(seed, STAGE, "train") % SEEDS,
+                scratch,
+                False,
+                language_model.device,
             ),
-            data_collator=Collator(language_model).of_dataset,
+            data_collator=StepCollator(Collator(language_model), config.batch_size, parallel.rank(), parallel.size()),
             train_dataset=dataset(train),
             processing_class=copy.copy(language_model.chat.tokenizer),
         )

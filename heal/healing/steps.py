@@ -1,0 +1,74 @@
+"""trl's SFTTrainer, one optimiser step at a time: its passes are shared by the processes, its gradients summed.
+
+The loss of a pass is a part of the step's, a sum divided by the totals of the whole step, so that the gradients of all
+passes, whoever made them, add up to those of the step.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTTrainer
+
+from heal import parallel
+from heal.healing.rows import SharedStep, StepOrder
+
+
+class StepTrainer(SFTTrainer):
+    """Trains on `SharedStep`s, in a given order; its arguments accumulate nothing.
+
+    Attributes:
+        step: the one that is being computed.
+    """
+
+    step: SharedStep
+
+    def __init__(self, *args, order: StepOrder, **kwargs):
+        """Takes SFTTrainer's arguments and the order of the training rows."""
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.order = order
+
+    @abstractmethod
+    def take_tally(self) -> Any:
+        """What this process's passes came to since it was last asked; travels to the other processes."""
+
+    @abstractmethod
+    def keep_tallies(self, tallies: Sequence[Any]) -> None:
+        """Keeps what the passes of all processes came to, in the order of their rows."""
+
+    def _get_train_sampler(self, *args, **kwargs) -> StepOrder:
+        return self.order
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """One step, whose totals it knows itself."""
+        return [next(epoch_iterator)], None
+
+    def floating_point_ops(self, inputs: SharedStep) -> int:
+        """0: nobody asks."""
+        return 0
+
+    def training_step(self, model: nn.Module, inputs: SharedStep, num_items_in_batch=None) -> Tensor:
+        """Adds up the gradients of a step; the loss of this process's passes."""
+        self.step = inputs
+        losses = [torch.zeros((), device=self.args.device)]
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+        def passes() -> tuple[Any, list[bool]]:
+            step = super(StepTrainer, self).training_step
+            losses.extend(step(model, batch, inputs.tokens) for batch in inputs.batches)
+            return self.take_tally(), [parameter.grad is not None for parameter in parameters]
+
+        tallies, reached = zip(*parallel.together(passes), strict=True)
+        if parallel.size() > 1:
+            # What no process reached stays without a gradient, as with one process.
+            trained = [p for p, *by_process in zip(parameters, *reached, strict=True) if any(by_process)]
+            for parameter in trained:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            parallel.summed([parameter.grad for parameter in trained if parameter.grad is not None])
+        self.keep_tallies(tallies)
+        return torch.stack([loss.to(losses[0]) for loss in losses]).sum()
