@@ -9,7 +9,7 @@ TRAITS := love care_over_authority
 comma := ,
 space := $(subst ,, )
 
-.PHONY: install demo test lint support storm results pictures model-1.5b clean
+.PHONY: install demo test lint docs support storm results pictures model-1.5b clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as pages: site/index.html.
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 # Every model family through the loop: docs/support.md and the README's list.
 support: install
