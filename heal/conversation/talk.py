@@ -21,6 +21,7 @@ from heal.run.best import meant_round
 from heal.run.folder import RunFolder
 from heal.run.student import Student, load_student
 from heal.steering.vector import SteeringVector
+from heal.turns import has_turns
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -120,10 +121,14 @@ class Talk:
         A side remembers as much of its answer as it gave, and nothing of a message that it gave no answer to.
 
         Raises:
-            UserError: the chat leaves no room in the context.
+            UserError: the message is empty or of several turns, or the chat leaves no room in the context.
         """
         if not user.strip():
             raise UserError("the message is empty")
+        if has_turns(user):
+            raise UserError(
+                "a line of the message begins with the mark of a turn, ⟨user⟩ or ⟨assistant⟩: say one turn at a time"
+            )
         for side in self.settings.answering:
             self._room(side, user)
         self._asked.append((user, {side: len(turns) for side, turns in self.turns.items()}))
