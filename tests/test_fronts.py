@@ -77,6 +77,13 @@ def test_what_differs_by_prompt_or_seed_widens_the_band_and_the_first_arrival_co
     widest = max(each.high - each.low for each in at_equal_measure(late, noisy, moved, SETTINGS).differences)
     assert 0.15 < widest < 0.25  # the two seeds are 0.2 apart
 
+    asked = replace(late.runs[0], prompts=PROMPTS[:2], keys=late.runs[0].keys | {"trait": "cold"})
+    for items in (*asked.stages.values(), *asked.healed):
+        items[TRAIT] = items[TRAIT][:2]
+    other = Arm("another trait", (asked,), 4)
+    assert at_equal_measure(early, other, moved, SETTINGS).levels == ()
+    assert best_lines([early, other], SETTINGS)[1].over_first is None
+
     along, value = np.array([[0, 1, 3, 2, 4.0]]), np.array([[0, 10, 30, 50, 70.0]])
     for level, expected in ((1, 10), (2, 20), (3, 30), (3.5, 65), (4, 70), (5, math.nan)):
         assert arrival(along, value, level)[0] == pytest.approx(expected, nan_ok=True), level

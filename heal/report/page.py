@@ -50,8 +50,9 @@ FIGURES = {
     "positions": (
         "KL of the healed student to base by position in a text, by round: mean and 95th percentile.",
         "Where in a text the student leaves base: KL(student ‖ base) per position, over stretches of tokens, of every "
-        "other answer and every other kept completion. A rise along the text is where loops begin; fewer texts reach "
-        "the later positions (n under the pointer).",
+        "other answer and every other kept completion. A rise, often in the upper tail alone, is where texts leave "
+        "what base would write, as they do where a loop begins; fewer texts reach the later positions (n under the "
+        "pointer).",
     ),
     "calibration": (
         "Per-token KL against the steering coefficient, with the target and c*, for each round.",

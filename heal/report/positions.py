@@ -31,7 +31,7 @@ def positions(results: Results, width: float = WIDE) -> Canvas | None:
         panel = Panel(
             canvas, left + 48, upper + 26, left + across - 10, upper + high - 38, Scale(0, ends), Scale.around(kl)
         )
-        panel.axes(x_label="tokens from its beginning", title=[f"{_FIGURES[figure]}, {_TEXTS[name]}"], size=10.5)
+        panel.axes(x_label="tokens from its beginning", title=[f"{_FIGURES[figure]}, {_TEXTS[name]}, nats"], size=10.5)
         for number, along, colour in series:
             panel.line([(_middle(spread), getattr(spread, figure)) for spread in along], colour)
             for spread in along:

@@ -1,7 +1,7 @@
 """Runs of the same kind as one arm: what its rounds came to, over seeds and items."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Arm:
     runs: tuple[Run, ...]
     rounds: int
     stage: str | None = None
+    _known: dict[Any, Estimate] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def last(self) -> "Round":
@@ -61,9 +62,13 @@ class Arm:
         places = [where, BASE] if shift else [where]
         if not all(run.has(name, place) for run in self.runs for place in places):
             return None
-        base = self.items(name, BASE) if shift else None
-        statistic = self.runs[0].signals[name]
-        return over_seeds(self.items(name, where), base, statistic, settings.resamples, settings.seed)
+        asked = (name, where, settings, shift)
+        if asked not in self._known:
+            base = self.items(name, BASE) if shift else None
+            statistic = self.runs[0].signals[name]
+            found = over_seeds(self.items(name, where), base, statistic, settings.resamples, settings.seed)
+            self._known[asked] = found
+        return self._known[asked]
 
 
 Round = int | str

@@ -83,7 +83,10 @@ def stage(run: Run, name: str, measure: Measure) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Matched:
-    """What an arm has more than the first arm where both have come equally far, at each level, with its interval."""
+    """What an arm has more than the first arm where both have come equally far, at each level, with its interval.
+
+    No levels where an arm never came anywhere, or the two were asked other prompts.
+    """
 
     arm: Arm
     levels: tuple[float, ...]
@@ -108,12 +111,14 @@ def _matched(
     Between two rounds a run's way is a straight line; only its first arrival at a level counts. The interval is over
     prompts and seeds; a draw in which a run does not arrive is left out.
     """
+    if first.runs[0].prompts != other.runs[0].prompts:
+        return Matched(other, (), ())
     source = np.random.default_rng(settings.seed)
     count = len(first.runs[0].prompts)
     prompts_BN = np.vstack([np.arange(count), source.integers(0, count, (settings.resamples, count))])
     ways = [[sides(run, _shifts(run, prompts_BN)) for run in arm.runs] for arm in (first, other)]
     farthest = min(float(np.nanmax(along_BR[0])) for arm in ways for along_BR, _ in arm)
-    if not farthest > 0 or first.runs[0].prompts != other.runs[0].prompts:
+    if not farthest > 0:
         return Matched(other, (), ())
     levels = np.linspace(0, farthest, LEVELS + 1)[1:]
     levels[-1] = farthest
