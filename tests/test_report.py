@@ -13,7 +13,7 @@ from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
 from heal.evaluation.signal import TRAIT, Limit, Signal, described, signals
 from heal.records import record_bytes, records_bytes
 from heal.report.build import build_report
-from heal.report.canvas import Canvas, Line, Mark, png, svg
+from heal.report.canvas import Canvas, Line, Mark, Text, png, svg
 from heal.report.figures import draw
 from heal.report.labels import Box, Label, place_labels
 from heal.report.page import render
@@ -151,14 +151,18 @@ def test_many_rounds_can_be_drawn_and_every_mark_says_its_number(tmp_path: Path)
     assert f"round 9, healed: {trait.value:.3f} [{trait.low:.3f}, {trait.high:.3f}]" in plain(render(results).decode())
 
 
-def test_labels_cover_neither_each_other_nor_the_points() -> None:
-    labels = [Label((200 + 4.0 * i, 150), f"point {i}") for i in range(5)]
-    canvas = Canvas(400, 300)
-    boxes = place_labels(canvas, labels, [((120, 150), (280, 150))], Box(0, 0, 400, 300), 11)
-    assert len(boxes) == 5
-    for index, box in enumerate(boxes):
-        assert not any(box.overlap(other) for other in boxes[index + 1 :])
-        assert not any(box.left < x < box.right and box.top < y < box.bottom for x, y in (each.at for each in labels))
+def test_labels_cover_neither_each_other_nor_the_points_and_are_shortened_where_there_is_no_room() -> None:
+    for count, room in ((5, Box(0, 0, 400, 300)), (40, Box(150, 100, 300, 200))):
+        labels = [Label((200 + 1.5 * i, 150), f"{i}: tail perplexity", str(i)) for i in range(count)]
+        canvas = Canvas(400, 300)
+        boxes = place_labels(canvas, labels, [((120, 150), (280, 150))], room, 11)
+        texts = [shape.text for shape in canvas.shapes if isinstance(shape, Text)]
+        assert len(texts) == len(boxes)
+        if count == 5:
+            assert texts == [label.text for label in labels]
+        assert len({text.partition(":")[0] for text in texts}) == len(texts) > 4
+        for index, box in enumerate(boxes):
+            assert not any(box.overlap(other) for other in boxes[index + 1 :]), count
 
 
 def test_what_has_no_place_is_not_drawn() -> None:
@@ -207,7 +211,8 @@ def test_signals_that_a_run_lacks_or_that_no_readout_describes_are_no_hindrance(
 
     shrunk = {name: signal for name, signal in baseline.base.items() if signal.role == "trait"}
     edit_baseline(folder, lambda metrics: BaselineMetrics(shrunk, shrunk))
-    assert "tail perplexity" not in section(build_report(folder).read_text(encoding="utf-8"), "stages").lower()
+    assert ">Tail perplexity<" in section(html, "stages")
+    assert ">Tail perplexity<" not in section(build_report(folder).read_text(encoding="utf-8"), "stages")
 
 
 def test_a_new_readout_has_its_column_panel_and_meaning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

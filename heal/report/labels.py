@@ -17,10 +17,11 @@ Segment = tuple[Place, Place]
 
 @dataclass(frozen=True)
 class Label:
-    """The text of a point."""
+    """The text of a point, and a shorter one for where there is no room for it."""
 
     at: Place
     text: str
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,37 +45,58 @@ def place_labels(
 ) -> list[Box]:
     """Writes each label near its point where it overlaps least; a thin line leads to one that had to move away.
 
-    Labels keep off points and other labels first, then off `lines`, and stay `inside`. Greedy, in the given order.
+    Labels keep off points and other labels first, then off `lines`, and stay `inside`. Greedy, in the given order. One
+    that would cover another, cover a point or stick out is shortened, and left out if it still covers another.
 
     Returns:
         Where each was written.
     """
-    taken = [Box(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in (label.at for label in labels)]
-    taken += [box for line in lines for box in _along(line)]
-    written = []
+    points = [Box(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in (label.at for label in labels)]
+    felt, written = [box for line in lines for box in _along(line)], list[Box]()
     for label in labels:
-        (x, y), wide, high = label.at, width_of(label.text, size) / 2 + 1, size / 2 + 1
-
-        def box(dx: float, dy: float) -> Box:
-            return Box(x + dx - wide, y + dy - high, x + dx + wide, y + dy + high)  # noqa: B023
-
-        def cost(place: tuple[float, float, float]) -> float:
-            at, far = box(*place[:2]), place[2]
-            outside = 4 * wide * high - at.overlap(inside)  # noqa: B023
-            return 4 * sum(at.overlap(other) for other in taken) + 8 * outside + far
-
-        dx, dy, far = min(_places(wide, high), key=cost)
-        written.append(box(dx, dy))
-        taken.append(written[-1])
+        for text in (label.text, label.short):
+            box, (dx, dy, far) = _best(label.at, width_of(text, size), size, [*points, *written], felt, inside)
+            taken = written if text == label.short else [*points, *written]
+            whole = text == label.short or box.overlap(inside) > 0.99 * box.overlap(box)
+            if text and whole and not any(box.overlap(other) for other in taken):
+                break
+        else:
+            continue
+        written.append(box)
+        x, y = label.at
         if far > _DISTANCES[1]:
             near = _MARKER / math.hypot(dx, dy)
-            end = 1 - min(wide / max(abs(dx), 1e-9), high / max(abs(dy), 1e-9))
+            half = (box.right - box.left) / 2, (box.bottom - box.top) / 2
+            end = 1 - min(length / max(abs(way), 1e-9) for length, way in zip(half, (dx, dy), strict=True))
             canvas.add(Line([(x + dx * near, y + dy * near), (x + dx * end, y + dy * end)], "muted", 0.7))
-        canvas.add(Text((x + dx, y + dy + size * 0.35), label.text, size, anchor="middle", bold=True, halo=True))
+        canvas.add(Text((x + dx, y + dy + size * 0.35), text, size, anchor="middle", bold=True, halo=True))
     return written
 
 
-def _places(wide: float, high: float) -> list[tuple[float, float, float]]:
+_Offset = tuple[float, float, float]  # of a label's centre from its point, with its distance, pixels
+
+
+def _best(
+    at: Place, width: float, size: float, taken: Sequence[Box], felt: Sequence[Box], inside: Box
+) -> tuple[Box, _Offset]:
+    """Where a text of that width costs least: what is taken weighs most, then leaving `inside`, then lines."""
+    (x, y), wide, high = at, width / 2 + 1, size / 2 + 1
+
+    def box(offset: _Offset) -> Box:
+        dx, dy, _ = offset
+        return Box(x + dx - wide, y + dy - high, x + dx + wide, y + dy + high)
+
+    def cost(offset: _Offset) -> float:
+        here = box(offset)
+        outside = 4 * wide * high - here.overlap(inside)
+        covered = sum(here.overlap(other) for other in taken)
+        return 20 * covered + 20 * outside + 2 * sum(here.overlap(other) for other in felt) + offset[2]
+
+    offset = min(_places(wide, high), key=cost)
+    return box(offset), offset
+
+
+def _places(wide: float, high: float) -> list[_Offset]:
     """Candidate offsets of the label's centre, nearest first, with their distance."""
     offsets = []
     for far in _DISTANCES:

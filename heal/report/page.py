@@ -34,8 +34,9 @@ FIGURES = {
         "Trait against coherence margin: base, prompted, and each round's way over steered to healed.",
         "Which round to use: trait against coherence margin. Each round starts from the student before it (base in "
         "round 1): steering moves it along the dotted line to the hollow mark, healing along the arrow to the filled "
-        "one, which is named after the signal that binds its margin (1 as at base, 0 at its limit; shaded: past it). "
-        "Right is more of the trait; the ring is the best round. Thin lines are 95 % intervals of the trait.",
+        "one, which is named after the signal that binds its margin where there is room (1 as at base, 0 at its limit; "
+        "shaded: past it). Right is more of the trait; the ring is the best round. Thin lines are 95 % intervals of "
+        "the trait.",
     ),
     "signals": (
         "The trait and every signal with a limit by round, steered and healed, with base and prompted for comparison.",

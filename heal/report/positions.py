@@ -5,7 +5,7 @@ from heal.report.canvas import Canvas, round_colours
 from heal.report.plot import NARROW, WIDE, Entry, Panel, Scale, legend
 from heal.report.results import Results
 
-_TEXTS = {"answers": "answers to held-out prompts", "completions": "kept completions"}
+_TEXTS = {"answers": "held-out answers", "completions": "kept completions"}
 _FIGURES = {"mean": "mean", "p95": "95th percentile"}
 
 
@@ -31,7 +31,7 @@ def positions(results: Results, width: float = WIDE) -> Canvas | None:
         panel = Panel(
             canvas, left + 48, upper + 26, left + across - 10, upper + high - 38, Scale(0, ends), Scale.around(kl)
         )
-        panel.axes(x_label="tokens from its beginning", title=[f"{_FIGURES[figure]}, {_TEXTS[name]}, nats"], size=10.5)
+        panel.axes(x_label="tokens from its beginning", title=[f"{_FIGURES[figure]}, nats, {_TEXTS[name]}"], size=10.5)
         for number, along, colour in series:
             panel.line([(_middle(spread), getattr(spread, figure)) for spread in along], colour)
             for spread in along:

@@ -34,6 +34,11 @@ class Point:
     hollow: bool = False
     best: bool = False
 
+    @property
+    def short(self) -> str:
+        """The label without the signal."""
+        return self.label.partition(":")[0]
+
 
 def trajectory(results: Results, width: float = WIDE) -> Canvas:
     """Trait against coherence margin: base and prompted for reference, each round's way over steered to healed."""
@@ -51,7 +56,7 @@ def trajectory(results: Results, width: float = WIDE) -> Canvas:
     panel.span(panel.y.low, 0, "past", 0.14)
     panel.across(0, "past")
     lines = _draw(panel, points)
-    labels = [Label(at, point.label) for point in points if point.label and (at := _at(panel, point))]
+    labels = [Label(at, point.label, point.short) for point in points if point.label and (at := _at(panel, point))]
     inside = Box(panel.left, panel.top, panel.right, panel.bottom)
     place_labels(canvas, labels, lines, inside, 12 if wide else 11)
     return canvas
