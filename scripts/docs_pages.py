@@ -30,6 +30,14 @@ LINK = re.compile(r"(!?)\[([^\]\[]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 _ENTRY = re.compile(r"(\*{0,2}[\w., ]+?)(?: \(.*?\))?: (.*)")
 
 
+def on_config(config: Any) -> Any:
+    """Puts every file of docs/ that the contents do not name among the studies."""
+    listed = re.findall(r"[\w-]+\.md", str(config.nav))
+    (studies,) = (part["Studies"] for part in config.nav if "Studies" in part)
+    studies += sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name not in listed)
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages."""
     from mkdocs.structure.files import File
