@@ -259,6 +259,11 @@ class TrackingConfig:
 
 @dataclass
 class ComputeConfig:
+    base: Literal["whole", "spread"] = key(
+        "whole",
+        "what each of several processes holds of the base: all of it, or a part of each block, gathered for each pass "
+        "(docs/scale.md)",
+    )
     threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0, 4096)
     decode_batch: int = key(0, "rows decoded side by side; 0: 96 on a CPU, measured on a GPU", 0)
     batch_tokens: int = key(0, "tokens of a scoring or extraction pass; 0: 4096 on a CPU, measured on a GPU", 0)

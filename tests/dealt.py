@@ -47,9 +47,9 @@ def _gradients() -> Iterator[list[dict[str, Tensor]]]:
         healing.HealTrainer = HealTrainer
 
 
-def numbers(folder: Path) -> dict[str, Tensor]:
+def numbers(folder: Path, spread: bool = False) -> dict[str, Tensor]:
     """Everything that is dealt out, with several numbers of rows, by name; tokens are those of decoding."""
-    model, accumulator = student(folder, rounds=1)
+    model, accumulator = student(folder, rounds=1, spread=spread)
     vector = tiny.vector(model)
     found: dict[str, Tensor] = {}
     for count in ROWS:
@@ -100,11 +100,11 @@ def _scored(model: LanguageModel, prompts: list[list[int]], vector) -> dict[str,
     }
 
 
-def save_numbers(folder: Path, out: Path) -> None:
+def save_numbers(folder: Path, out: Path, spread: bool = False) -> None:
     """The body of a process: what `numbers` found there, whether it is the same in all, and the first's in a file."""
 
     def work() -> None:
-        found = numbers(folder)
+        found = numbers(folder, spread)
         for other in parallel.together(lambda: found):
             assert other.keys() == found.keys()
             assert all(torch.equal(other[name], value) for name, value in found.items())

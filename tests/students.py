@@ -16,10 +16,10 @@ LAYERS = [1, 2]
 
 
 def student(
-    folder: Path, dtype: torch.dtype = torch.float32, rounds: int = 0, merge: bool = True
+    folder: Path, dtype: torch.dtype = torch.float32, rounds: int = 0, merge: bool = True, spread: bool = False
 ) -> tuple[LanguageModel, Accumulator]:
     """A freshly loaded model with `rounds` folded rounds of random weights and a fresh `current`."""
-    language_model = load(folder, dtype)
+    language_model = load(folder, dtype, spread)
     accumulator = Accumulator(language_model, RANK, ALPHA, LAYERS, merge=merge)
     for r in range(rounds):
         accumulator.start_round(r)

@@ -50,7 +50,9 @@ def content(path: Path) -> Any:
     return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
 
 
-def assert_same_run(found: Path, expected: Path, parts: Sequence[str] = ("baseline", "rounds")) -> None:
+def assert_same_run(
+    found: Path, expected: Path, parts: Sequence[str] = ("baseline", "rounds"), lora: float = 1e-3
+) -> None:
     """The same texts, tokens, counts and verdicts; numbers, vectors and adapters within rounding."""
     for path in sorted(path for part in parts for path in (expected / part).rglob("*.*")):
         other = found / path.relative_to(expected)
@@ -59,7 +61,7 @@ def assert_same_run(found: Path, expected: Path, parts: Sequence[str] = ("baseli
                 tensors, others = load_file(path), load_file(other)
                 assert tensors.keys() == others.keys()
                 for name, tensor in tensors.items():
-                    assert_near(others[name], tensor, 1e-3 if "lora" in name else 1e-5)
+                    assert_near(others[name], tensor, lora if "lora" in name else 1e-5)
             elif path.name != manifest.MANIFEST and path.suffix in (".json", ".jsonl"):
                 before, now = flat(content(path)), flat(content(other))
                 assert before.keys() == now.keys()
@@ -84,10 +86,13 @@ def one(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_whatever_is_dealt_out_comes_to_the_same(tiny_folder: Path, tmp_path: Path) -> None:
-    started = {n: launch(n, tmp_path / str(n), dealt.save_numbers, tiny_folder, tmp_path / f"{n}.st") for n in (2, 3)}
+    started = {
+        name: launch(count, tmp_path / name, dealt.save_numbers, tiny_folder, tmp_path / f"{name}.st", "spread" in name)
+        for name, count in {"2": 2, "3": 3, "2 spread": 2, "3 spread": 3}.items()
+    }
     alone = dealt.numbers(tiny_folder)
     for count, processes in started.items():
-        assert ended(processes) == [0] * count, said(tmp_path / str(count))
+        assert ended(processes) == [0] * len(processes), said(tmp_path / count)
         found = load_file(tmp_path / f"{count}.st")
         assert found.keys() == alone.keys()
         for name, expected in alone.items():
@@ -118,19 +123,42 @@ def test_a_run_goes_on_with_any_number_of_processes_and_ends_in_the_same(
     assert [json.loads(line)["processes"] for line in begun] == [2, 1, 3]
 
 
+def test_a_run_with_a_spread_base_goes_on_whole_and_the_other_way_round(
+    one: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for rounds, count in ((1, 2), (2, 1), (3, 2)):
+        base, logs = "spread" if count > 1 else "whole", tmp_path / str(rounds)
+        line = words(tiny_folder, tmp_path, f"run.rounds={rounds}", f"compute.base={base}")
+        if count == 1:
+            assert running.finish(line[1:], tmp_path / "log.txt") == 0, (tmp_path / "log.txt").read_text()
+            continue
+        assert ended(launch(count, logs, main, line)) == [0] * count, said(logs)
+        told = said(logs, "out")
+        assert [line for line in told if line.startswith("processes")] == [
+            "processes  2, each with a part of every block (without measured batch sizes, merged history, recorded "
+            "steps), 2 on this machine"
+        ]
+        assert any("(of the weights" in line for line in told if line.startswith("memory"))
+        assert any("is the student (KL" in line for line in told)
+    # A history that is merged and one that stays on its factors differ in rounding, which AdamW amplifies where a
+    # gradient is near zero.
+    assert_same_run(results(tmp_path).path, results(one).path, lora=1e-2)
+
+
 # The exit status of the process that says it, and the line.
 REASONS = {
     "memory": (1, r"out of memory while healing with batches of 2 \(CUDA out of memory.*in a run of its own.*"),
     "disk": (1, r".*probe.json: No space left on device. What was finished is kept; the same command continues."),
     "killed": (1, r"another process of this run ended without a word .* What was finished is kept; .*"),
     "locked": (2, r".*: another process is running in this folder"),
+    "memory, spread": (1, r"out of memory while healing with batches of 2 \(CUDA out of memory.*in a run of its own.*"),
 }
 
 
 def _planted(kind: str, line: list[str]) -> None:
     """The body of a process in which something goes wrong."""
     first = os.environ["RANK"] == "0"
-    if kind == "memory" and not first:
+    if kind.startswith("memory") and not first:
 
         def out_of_memory(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -149,7 +177,8 @@ def test_a_run_that_one_process_ends_says_why_in_one_line_and_goes_on_whole(
     one: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     def line(name: str) -> list[str]:
-        return words(tiny_folder, tmp_path / name, "run.rounds=1")
+        base = "spread" if "spread" in name else "whole"
+        return words(tiny_folder, tmp_path / name, "run.rounds=1", f"compute.base={base}")
 
     def logs(name: str) -> Path:
         return tmp_path / name / "logs"

@@ -5,6 +5,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from heal import parallel
@@ -14,9 +15,12 @@ from heal.errors import RoundError
 from heal.guard import command
 from heal.healing.heal import checkpoint_blocks
 from heal.models.language_model import LanguageModel
+from heal.run import open as opening
 from heal.scoring import final_states
-from tests import tiny
+from heal.steering.sites import band_gram
+from tests import running, tiny
 from tests.cases import case
+from tests.commanded import refused
 from tests.families import FAMILIES
 from tests.processes import ended, launch, said, wait_for
 from tests.students import learn
@@ -54,7 +58,8 @@ def _bits(folder: Path) -> None:
             whole, spread = (tiny.load(folder / name, attention=family.attention, spread=one) for one in (False, True))
             for weight in whole.model.parameters():
                 weight.data = weight.data.clone()
-            assert spread.spread
+            assert spread.spread is not None
+            assert sum(parallel.together(lambda part=spread.spread: part.here)) == spread.spread.blocks
             rows = tiny.prompts(spread)
             states = [torch.cat(final_states(model, rows, [0] * len(rows))) for model in (whole, spread)]
             assert torch.equal(*states)
@@ -65,6 +70,8 @@ def _bits(folder: Path) -> None:
             with other.base():
                 assert torch.equal(torch.cat(final_states(spread, rows, [0] * len(rows))), states[0])
             assert one.save_current() == other.save_current()
+            if name in ("Llama 3", "Qwen3"):  # whose weights a steering method can take its basis from
+                assert torch.equal(band_gram(whole, [1, 2]), band_gram(spread, [1, 2]))
             for checkpointed in (False, True):
                 if checkpointed:
                     checkpoint_blocks(whole)
@@ -135,3 +142,17 @@ def test_a_spread_base_computes_the_bits_of_a_whole_one(tmp_path: Path) -> None:
         FAMILIES[name].save(tmp_path / "models" / name)
     processes = launch(2, tmp_path / "logs", _run, _bits, tmp_path / "models")
     assert ended(processes) == [0, 0], [path.read_text() for path in sorted((tmp_path / "logs").iterdir())]
+
+
+def test_a_base_that_cannot_be_spread_is_refused_with_the_reason(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = running.words(tiny_folder, tmp_path, "compute.base=spread")
+    there_is_one = "compute.base=spread: there is one process, which has to hold all of it"
+    for name in (["train"], ["calibrate", "method=mean_diff"]):
+        refused([*name, *words], there_is_one)
+    monkeypatch.setattr(opening, "size", lambda: 2)
+    refused(["calibrate", "method=mean_diff", *words], "compute.base=spread: heal train alone can do with a part")
+    refused(["train", *words, "model.load_4bit=true"], "compute.base=spread: 4-bit weights cannot be gathered")
+    refused(["train", *words, "heal.compile=true"], "compute.base=spread: a compiled decoder does not gather")
+    assert [path.name for path in tmp_path.iterdir()] == ["warm.yaml"]

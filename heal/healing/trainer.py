@@ -151,6 +151,9 @@ class HealTrainer(StepTrainer):
         training = self.model.training
         self._language_model.model.eval()  # no dropout of the base's own: the reference has none
         target_N, line_N, key_C = inputs["labels"], inputs["line"], inputs["key"]
+        norms = training and self._norms_due()
+        if self._language_model.spread is not None:
+            self._language_model.spread.backwards = 3 if norms else 1
         h_ND = batch_states(self._language_model, inputs, self._decoder)
         reference_ND = None if self._references is None else self._references.get(key_C, line_N)
         nll_N, kl_N = position_losses(self._language_model, h_ND, target_N, reference_ND, self._barrier.divergence)
@@ -175,7 +178,7 @@ class HealTrainer(StepTrainer):
                 "its own (run.name=...).",
                 again=False,
             )
-        if training:
+        if norms:
             self._take_gradient_norms(ce, wall, tally)
         tally.nll_sum += nll_sum
         tally.positions += len(target_N)
@@ -183,12 +186,14 @@ class HealTrainer(StepTrainer):
         tally.tokens += inputs["input_ids"].numel()
         return (loss, None) if return_outputs else loss
 
+    def _norms_due(self) -> bool:
+        """Whether this pass is the one in some steps of which the norms are taken."""
+        step, every = self.state.global_step, self._gradient_norms_every
+        return bool(every) and step % every == 0 and step != self._norms_taken_at
+
     def _take_gradient_norms(self, ce: Tensor, wall: Tensor, tally: _Tally) -> None:
-        """Now and then, the gradient norm of each term alone (over the step's first batch)."""
-        step = self.state.global_step
-        if not self._gradient_norms_every or step % self._gradient_norms_every or step == self._norms_taken_at:
-            return
-        self._norms_taken_at = step
+        """The gradient norm of each term alone (over the step's first batch)."""
+        self._norms_taken_at = self.state.global_step
         parameters = list(self._accumulator.trainable().values())
         for name, term in (("gradient_norm_ce", ce), ("gradient_norm_barrier", wall)):
             gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import heal
-from heal.config import Recipe
+from heal.config import ComputeConfig, Recipe
 from heal.console import Console, counted
 from heal.counts import COUNTS, STUDY_COUNTS, lowered_to, refuse_missing_prompts, refuse_missing_scenes
 from heal.environment import deterministic_kernels, quiet_libraries, usable_cores
@@ -50,6 +50,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         UserError: see `check_settings`, `trait_of`, `load_language_model`, `fitting`, `RunFolder.refuse_other`;
             nothing has been written then.
     """
+    refuse_unspreadable(recipe, spreads=not kind)  # said before the libraries are loaded
     require_trackers(recipe.tracking.to)
     trait = trait_of(recipe)
     asked = recipe.evaluation
@@ -79,7 +80,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     if known is None:  # an earlier version made do with what there was
         refuse_missing_prompts(recipe, trait, counts)
         refuse_missing_scenes(recipe, len({vignette.id.removesuffix("/self") for vignette in vignettes}))
-    model, trait, dtype = open_model(recipe, console, known)
+    model, trait, dtype = open_model(recipe, console, known, spreads=not kind)
     if known is None:  # without those that are too long for the model
         refuse_missing_prompts(recipe, trait, counts)
     refuse_other_prompts(folder, recipe, model)
@@ -132,18 +133,22 @@ def _planned(
     return planned(recipe, model, accumulator, trait)
 
 
-def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> tuple["LanguageModel", Trait, str]:
+def open_model(
+    recipe: Recipe, console: Console, known: Facts | None = None, spreads: bool = False
+) -> tuple["LanguageModel", Trait, str]:
     """The recipe's model without adapters, its trait without the prompts that do not fit, and the dtype's name.
 
     Args:
         recipe: its model, trait and compute sections count.
         console: told which model it is, and how many prompts are left out.
         known: facts of the run that goes on, if one does: its dtype and batch sizes are kept.
+        spreads: whether what is computed with the model can do with a spread base.
 
     Raises:
-        UserError: see `trait_of`, `load_language_model` and `fitting`.
+        UserError: see `refuse_unspreadable`, `trait_of`, `load_language_model` and `fitting`.
     """
     trait, compute = trait_of(recipe), recipe.compute
+    refuse_unspreadable(recipe, spreads)
     quiet_libraries(downloads=recipe.model.name != "embedded")
     import torch
     from accelerate import Accelerator
@@ -167,10 +172,10 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     console.say(f"versions   {versions_line()}, device {device_name(device)}")
     console.say(f"model      {recipe.model.name} in {name} on {device} ({why}{kernels})")
     if size() > 1:
-        console.say(f"processes  {size()}, each with the whole model, {here()} on this machine")
-    model = load_language_model(recipe.model, dtype, device)
+        console.say(f"processes  {size()}, {_held(compute)}, {here()} on this machine")
+    model = load_language_model(recipe.model, dtype, device, spread=compute.base == "spread")
     console.warn(*model.notices)
-    if compute.graphs:
+    if compute.graphs and model.spread is None:
         console.warn(*record_steps(model))
     sizes = Sizes() if known is None else known.batching
     model.batching = by_first(
@@ -185,6 +190,32 @@ def open_model(recipe: Recipe, console: Console, known: Facts | None = None) -> 
     if too_long:
         console.warn(f"{counted(too_long, 'prompt')} of the trait left out: too long for the model's context")
     return model, kept, name
+
+
+def refuse_unspreadable(recipe: Recipe, spreads: bool) -> None:
+    """UserError where a base is to be spread, and cannot be."""
+    if recipe.compute.base == "whole":
+        return
+    reason = ""
+    if size() == 1:
+        reason = "there is one process, which has to hold all of it; start several (docs/scale.md), or"
+    elif not spreads:
+        reason = "heal train alone can do with a part of each block;"
+    elif recipe.model.load_4bit:
+        reason = "4-bit weights cannot be gathered; leave model.load_4bit out, or"
+    elif recipe.heal.compile:
+        reason = "a compiled decoder does not gather its weights; leave heal.compile out, or"
+    if reason:
+        raise UserError(f"compute.base=spread: {reason} set compute.base=whole")
+
+
+def _held(compute: ComputeConfig) -> str:
+    """What each of several processes holds of the model, and what it does without because of that."""
+    if compute.base == "whole":
+        return "each with the whole model"
+    without = ["measured batch sizes", *["merged history"] * compute.merge_history]
+    without += ["recorded steps"] * compute.graphs
+    return f"each with a part of every block (without {', '.join(without)})"
 
 
 def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait, int]:
