@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from heal.guard import HELP_WORDS
 from heal.recipe import keys
 from tests import finished, reported
 from tests.cases import case
@@ -20,17 +21,19 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import docs_pages
 
 HAND_WRITTEN = [*docs_pages.COPIED.values(), *sorted((ROOT / "docs").glob("*.md"))]
-GUIDE = ("quickstart", "concepts", "recipes", "your-model", "gpus", "exports", "report", "troubleshooting")
 BLOCK = re.compile(r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NOT_RUN_HERE = re.compile(r"^<!-- not run on this page: (.+) -->$", re.MULTILINE)
 REFUSED = "# refused"
 _TEXTS = (ast.Constant, ast.JoinedStr, ast.BinOp)
 
 
 def blocks(page: Path) -> Iterator[tuple[str, list[str]]]:
     """Of each plain fenced block: why it is not run (empty: it is), and its lines, continued ones joined."""
-    for why, language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+    text = page.read_text(encoding="utf-8")
+    whole = NOT_RUN_HERE.search(text)
+    for why, language, content in BLOCK.findall(text):
         if language in ("", "sh"):
-            yield why, text.replace("\\\n", " ").splitlines()
+            yield (whole[1] if whole else why), content.replace("\\\n", " ").splitlines()
 
 
 def command(line: str) -> list[str]:
@@ -64,23 +67,26 @@ def test_every_link_leads_to_a_file_or_heading_that_is_there() -> None:
     assert count > 60
 
 
-def test_the_guide_s_commands_run_unless_they_say_why_not_and_all_have_words_that_exist(
+def test_commands_of_the_pages_run_unless_they_say_why_not_and_all_have_words_that_exist(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On runs of a tiny model; those that are read have answers and no model. A line that says `# refused` is."""
     finished.write_run(tmp_path / "loaded" / "runs" / "x", tiny_folder)
     reported.write_run(tmp_path / "read" / "runs" / "x")
     known, ran = {item.name for item in keys()}, 0
-    for page in GUIDE:
-        for why, lines in blocks(ROOT / "docs" / f"{page}.md"):
+    for page in HAND_WRITTEN:
+        for why, lines in blocks(page):
             for line in lines:
                 words = command(line)
                 if not words:
                     continue
-                with case(page, line):
+                with case(page.name, line):
+                    if words[0] in ("COMMAND", *HELP_WORDS, "--version"):
+                        continue
                     help_text = docs_pages.help_of(words[0])
                     for key in [word.partition("=")[0] for word in words[1:] if "=" in word]:
-                        assert REFUSED in line or key in known or re.search(rf"\b{re.escape(key)}=", help_text), key
+                        short = {key, f"run.{key}"} & known  # seed and rounds of a sweep
+                        assert REFUSED in line or short or re.search(rf"\b{re.escape(key)}=", help_text), key
                     if not why:
                         monkeypatch.chdir(tmp_path / ("read" if words[0] == "report" else "loaded"))
                         if piped := line.rpartition(" | ")[0]:
