@@ -205,7 +205,7 @@ def test_a_pipe_says_messages_and_commands_and_rounds_are_typed_from_1(
     typed = [PROMPT, "", "/round 1", "/dose 0.5", "/again", "//dose 1", "/sides healed", "/help", "/gait 1", "never"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(typed)))
     done = heal(*line)
-    assert (done.returncode, done.stderr) == (2, "heal: '/gait': no such command; did you mean 'gate'?\n")
+    assert (done.returncode, done.stderr) == (2, "heal: '/gait': no such command; did you mean '/gate'?\n")
     for words in ("x c* of round 2 = ", "+ 0.5 x c* of round 1 = ", "you> //dose 1", "/temperature ...", "you> /gait"):
         assert words in done.stdout, words
     assert done.stdout.count("steered (") == 3

@@ -66,5 +66,5 @@ def wanted(line: str, commands: Sequence[str]) -> tuple[str, str]:
     name, _, rest = line.strip().partition(" ")
     names = [*commands, *vars(Settings())]
     if name not in names:
-        raise UserError(f"'/{name}': no such command{nearest(name, names)}")
+        raise UserError(f"'/{name}': no such command{nearest(f'/{name}', [f'/{known}' for known in names])}")
     return name, rest.strip()
