@@ -5,7 +5,10 @@ from contextlib import contextmanager
 
 from heal.errors import RoundError
 
-LESS = "use a device with more memory or, in a run of its own, model.dtype=bfloat16 or model.load_4bit=true"
+LESS = (
+    "use a device with more memory, several with compute.base=spread or, in a run of its own, model.dtype=bfloat16 or "
+    "model.load_4bit=true"
+)
 _FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of plain RuntimeErrors
 
 
