@@ -8,6 +8,7 @@ from heal.config import Recipe
 from heal.dose.calibration import Calibration
 from heal.errors import UserError
 from heal.evaluation.asking.way import Asking
+from heal.evaluation.harness import Harness
 from heal.evaluation.metrics import METRICS, BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.results import OUTPUTS
 from heal.evaluation.signal import Validity
@@ -105,6 +106,7 @@ class Results:
         rounds: the finished rounds, at least one.
         best: which of them to use; None where none holds.
         path: of the run, as commands name it.
+        harness: what lm-eval measured after each round that it was asked for, by the round's number.
     """
 
     recipe: Recipe
@@ -122,6 +124,7 @@ class Results:
     rounds: tuple[Round, ...]
     best: Best | None
     path: Path
+    harness: dict[int, Harness]
 
     @property
     def shown(self) -> Round:
@@ -165,6 +168,7 @@ def read_results(folder: RunFolder) -> Results:
         rounds=tuple(_read_round(folder, index) for index in indices),
         best=read_best(folder, indices),
         path=folder.path,
+        harness={index + 1: Harness.load(folder.path, index + 1) for index in indices},
     )
 
 
