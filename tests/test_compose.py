@@ -11,7 +11,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
-from heal.evaluation.signal import TRAIT
+from heal.evaluation.results import StageResult
+from heal.evaluation.signal import TRAIT, signals
 from heal.export.composition import Composition
 from heal.export.folder import read_record
 from heal.hub.exported import collect
@@ -78,6 +79,9 @@ def test_a_composed_export_is_the_weighted_sum_of_the_runs_own_exports(
 
 def test_a_student_less_itself_measures_as_base(runs: tuple[RunFolder, RunFolder], tmp_path: Path) -> None:
     twin = RunFolder(Path(shutil.copytree(runs[0].path, tmp_path / "twin")))
+    base = StageResult.load(twin.baseline, "base")  # of a version that read a signal off other items
+    other = signals()["answer_tokens"].measured((1.0,) * 3)
+    twin.finish(twin.baseline, "base", dataclasses.replace(base, signals=(*base.signals, other)).files(), 0.0)
     done = heal("compose", f"run={runs[0].path},{twin.path}", "weights=1,-1", f"out={tmp_path / 'out'}", "device=cpu")
     assert done.returncode == 0, done.stderr
     found = as_record(Composition, read_record(tmp_path / "out")["composition"], "record")
@@ -85,7 +89,7 @@ def test_a_student_less_itself_measures_as_base(runs: tuple[RunFolder, RunFolder
     for measured in found.measured:
         assert measured.trait == "warm"
         assert measured.drift.answers["kl_rev"].max < 1e-6  # nats: rounding of the two halves
-        assert measured.composed.keys() == {TRAIT}  # all that the run measured of its base
+        assert measured.composed.keys() == {TRAIT}  # all that the run measured of its base on these items
         assert measured.composed[TRAIT].n == 4
     assert "persona log-ratio over base alone +0.625" in done.stdout
     bundle = collect(tmp_path / "out", None, "user/nothing", "maker/tiny")

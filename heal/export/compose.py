@@ -215,7 +215,10 @@ def _put(accumulator: Accumulator, factors: Mapping[str, tuple[torch.Tensor, tor
 
 
 def measure(student: Composed, part: Part, progress: Progress) -> Measured:
-    """The composed student on what the part's run asked its own, compared with the base that this run measured."""
+    """The composed student on what the part's run asked its own, compared with the base that this run measured.
+
+    Signals that an earlier version read off other items have no difference to that base, and are left out.
+    """
     recipe, at = part.recipe, part.folder.baseline
     accumulator, asked = student.accumulator, recipe.evaluation
 
@@ -233,13 +236,16 @@ def measure(student: Composed, part: Part, progress: Progress) -> Measured:
         as_before=not (at / "ways.json").is_file(),
     )
     stage = examination.stage("composed", accumulator.student).compute(progress)
+    base = StageResult.load(at, "base")
+    items = {signal.name: len(signal.values) for signal in base.signals}
+    paired = tuple(signal for signal in stage.signals if items.get(signal.name) == len(signal.values))
     drift = Drift(student.model, accumulator, (), stage.answers).compute(progress).figures
     metrics = RoundMetrics.load(part.folder.round(part.rounds[-1]))
     return Measured(
         trait=part.facts.trait.name,
         base=BaselineMetrics.load(at).base,
         alone=metrics.healed,
-        composed=examination.summary(stage, StageResult.load(at, "base")),
+        composed=examination.summary(replace(stage, signals=paired), base),
         valid=metrics.valid,
         drift=drift,
     )
