@@ -1,6 +1,7 @@
 """The benchmark's pieces run on a tiny model and say what they promise to say."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from tests.tiny import CPU, HIDDEN, prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 
+STEPS = ("extract", "calibrate", "generate", "filter", "heal", "evaluate")
 EXPECTED = {
     "heal": {"heal_step", "heal_memory"},
     "barrier": {"barrier_time", "barrier_memory"},
@@ -36,10 +38,8 @@ EXPECTED = {
     "extract": {"extract_stop"},
     "calibrate": {"calibration_pass", "calibration_cold", "calibration_warm"},
     "history": {"history_step_8", "history_step_16", "history_decode_8", "history_decode_16"},
-    "round": {
-        "round",
-        *(f"round_{name}" for name in ("extract", "calibrate", "generate", "filter", "heal", "evaluate")),
-    },
+    "round": {"round", *(f"round_{name}" for name in STEPS)},
+    "processes": {"processes_2", *(f"processes_2_{name}" for name in STEPS)},
 }
 
 
@@ -63,7 +63,7 @@ def run(recipe: Path, *names: str, shape: str = "none") -> list[Row]:
 
 
 def test_a_stage_gives_its_rows(recipe: Path):
-    for name in [name for name in PIECES if name not in ("round", "heal", "history")]:
+    for name in [name for name in PIECES if name not in ("round", "heal", "history", "processes")]:
         with case(name):
             rows = run(recipe, name)
             assert {row.name for row in rows} == EXPECTED[name]
@@ -90,6 +90,16 @@ def test_a_whole_round_is_the_sum_of_its_stages(recipe: Path, monkeypatch: pytes
     assert {row.name for row in parts} | {total.name} == EXPECTED["round"]
     assert total.seconds == pytest.approx(sum(row.seconds for row in parts))
     assert total.ratio == pytest.approx(total.seconds / sum(row.baseline_seconds or 0.0 for row in parts))
+
+
+def test_a_round_of_two_processes_says_how_much_of_it_they_share_and_what_they_send(recipe: Path):
+    *parts, total = run(recipe, "processes")
+    assert {row.name for row in parts} | {total.name} == EXPECTED["processes"]
+    assert total.seconds == pytest.approx(sum(row.seconds or 0.0 for row in parts))
+    for row in parts:
+        share, sent = re.fullmatch(r"(\d+)% in shares, ([\d,]+) kB sent", row.note).groups()  # type: ignore[union-attr]
+        assert int(share) > 0, row
+        assert row.name in ("processes_2_calibrate", "processes_2_filter") or int(sent.replace(",", "")) > 0, row
 
 
 def test_every_stage_is_covered_and_the_command_knows_them_all():
