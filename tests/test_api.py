@@ -76,7 +76,7 @@ def made(run: RunFolder) -> Made:
     model = heal.load_model(recipe.model.name, device="cpu", dtype=DTYPE)
     trait = heal.load_trait(recipe.trait)
     student = heal.accumulate(model, **{name: getattr(recipe.heal, name) for name in LORA})
-    asked = keys(recipe.evaluation, "steered", "doses") | {"max_repetition": recipe.filter.max_repetition}
+    asked = keys(recipe.evaluation, "steered", "doses", "judge") | {"max_repetition": recipe.filter.max_repetition}
     baseline = heal.baseline(student, trait, seed=seed, **asked)
     for _ in range(2):
         vector = heal.extract(model, trait, **keys(recipe.steer))

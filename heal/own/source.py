@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from logging import CRITICAL
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,8 @@ def _loaded(source: Source) -> Any:
     from datasets.exceptions import DatasetsError
 
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(CRITICAL)  # what it logs as an error is in what it raises
+    for library in ("datasets", "huggingface_hub"):
+        getLogger(library).setLevel(CRITICAL)  # what they log, retries included, is in what they raise
     try:
         if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(str(path))

@@ -63,6 +63,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.models.adapted import adapted_linears
     from heal.run.session import Session
     from heal.run.student import build_accumulator
+    from heal.steering.foreign import read_vector
     from heal.steering.settings import check_settings
     from heal.steps.measure import held_out_prompts
     from heal.tracking.events import EventLog, Events
@@ -83,6 +84,8 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     model, trait, dtype = open_model(recipe, console, known, spreads=not kind)
     if known is None:  # without those that are too long for the model
         refuse_missing_prompts(recipe, trait, counts)
+    if recipe.data.vector:  # one that does not fit is refused before anything is measured
+        read_vector(recipe.data.vector, model, trait.name)
     refuse_other_prompts(folder, recipe, model)
     _, coverage = adapted_linears(model, model.band(recipe.heal.band))
     held_out_prompts(trait, asked)  # too few are refused before anything is written
