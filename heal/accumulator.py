@@ -31,6 +31,8 @@ from heal.models.language_model import LanguageModel
 from heal.parallel import by_first
 
 HISTORY, CURRENT, SAVED = "history", "current", "default"
+# Keys of adapter_config.json that are written even where they are PEFT's defaults.
+_ALWAYS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
 
 
 class Accumulator:
@@ -309,15 +311,25 @@ def linear_names(language_model: LanguageModel, layers: list[int]) -> list[str]:
 
 
 def adapter_files(
-    tensors: dict[str, Tensor], rank: int, alpha: int, targets: list[str], base: str, lora_bias: bool = False
+    tensors: dict[str, Tensor],
+    rank: int,
+    alpha: int,
+    targets: list[str],
+    base: str,
+    revision: str | None = None,
+    lora_bias: bool = False,
 ) -> dict[str, bytes]:
     """The two files of a PEFT LoRA folder under the default adapter name, byte for byte reproducible.
+
+    The configuration says what differs from PEFT's defaults and what servers ask for; older versions refuse keys that
+    they do not know.
 
     Args:
         tensors: by the names that PEFT gives them.
         rank, alpha: of every layer.
         targets: names of the layers in the model.
         base: what the base is loaded from.
+        revision: of the base on the hub.
         lora_bias: whether each B has a bias among `tensors`.
     """
     config = LoraConfig(
@@ -328,10 +340,10 @@ def adapter_files(
         target_modules=targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
+        revision=revision,
         inference_mode=True,
-    ).to_dict()
-    config["target_modules"] = sorted(targets)
-    text = json.dumps(
-        config, indent=2, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)
-    )
+    ).to_dict() | {"target_modules": sorted(targets)}
+    defaults = LoraConfig().to_dict()
+    said = {key: value for key, value in config.items() if key in _ALWAYS or value != defaults[key]}
+    text = json.dumps(said, indent=2, sort_keys=True)
     return {"adapter_config.json": text.encode(), "adapter_model.safetensors": save(tensors, metadata={"format": "pt"})}

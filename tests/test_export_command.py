@@ -17,7 +17,7 @@ def run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolde
 
 
 def test_the_command_exports_an_earlier_round_and_says_where_it_is(run: RunFolder) -> None:
-    done = heal("export", f"run={run.path}", "round=1", "rank=2", "device=cpu")
+    done = heal("export", f"run={run.path}", "round=1", "rank=2", "max_kl=9", "device=cpu")
     path = run.path / "export" / "adapter-round1-rank2"
     assert done.returncode == 0, done.stderr
     assert str(path) in done.stdout
@@ -28,7 +28,7 @@ def test_the_command_exports_an_earlier_round_and_says_where_it_is(run: RunFolde
 
 
 def test_the_command_exports_the_best_round_by_name(run: RunFolder) -> None:
-    done = heal("export", f"run={run.path}", "round=best", "rank=2", "device=cpu")
+    done = heal("export", f"run={run.path}", "round=best", "rank=2", "max_kl=9", "device=cpu")
     assert done.returncode == 0, done.stderr
     path = run.path / "export" / "adapter-roundbest-rank2"
     assert read_record(path)["rounds"] == [0, 1]
@@ -42,6 +42,7 @@ def test_a_mistake_in_the_command_s_words_is_one_line(run: RunFolder) -> None:
         (["format=adaptr"], "did you mean 'adapter'"),
         (["formt=model"], "did you mean 'format'"),
         (["format=model", "rank=3"], "a merged model has no rank"),
+        (["dtype=bfloat16"], "dtype=bfloat16: an adapter is in float32"),
         (["rank=0"], "must be >= 1"),
         (["round=0"], "round=0: rounds are counted from 1; the first is round=1"),
         (["round=3"], "round=3: the last finished round is round=2"),

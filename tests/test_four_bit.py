@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from heal.accumulator import Accumulator
 from heal.errors import UserError
 from heal.export.adapter import export_adapter
-from heal.export.factors import history_factors
-from heal.export.folder import NOTICED
+from heal.export.exportable import MAX_KL, Settings
+from heal.export.factors import ExportError, history_factors
 from heal.export.merged import export_merged
 from heal.models.agreement import Agreement
 from heal.models.four_bit import keep_one_form
@@ -143,12 +143,12 @@ def test_an_adapter_is_exact_on_the_same_4_bits_and_a_merged_model_says_what_the
             student = finished.student(finished.write_run(tmp_path / name, folder, load_4bit="true"))
             adapter = export_adapter(student, tmp_path / f"{name}-adapter")
             assert adapter.agreement == Agreement(0.0, 0.0, 0.0, 1.0)
-            assert adapter.notice is None
             code = (adapter.path / "README.md").read_text()
             assert "BitsAndBytesConfig(load_in_4bit=True" in code
-            merged = export_merged(student, tmp_path / f"{name}-model")
-            assert merged.agreement.p95 > NOTICED
-            assert "format=adapter is exact, on the base in 4 bits" in (merged.notice or "")
+            with pytest.raises(ExportError, match="format=adapter is exact, on the base in 4 bits"):
+                export_merged(student, tmp_path / f"{name}-model")
+            merged = export_merged(student, tmp_path / f"{name}-model", Settings(max_kl=1e9))
+            assert merged.agreement.p95 > MAX_KL
             weights = load_file(merged.path / "model.safetensors")
             base = load_file(folder / "model.safetensors")
             for key, (a_RI, b_OR) in history_factors(student.accumulator).layers.items():

@@ -17,12 +17,15 @@ from heal.decoding import Sampling, decode
 from heal.errors import UserError
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.subject import Subject
+from heal.export.base import Base
 from heal.export.card import unmeasured_card
+from heal.export.exportable import Facts
 from heal.generation.collect import Collection, Request
 from heal.generation.filters import FilterLimits
 from heal.generation.relevance import PromptCheck, tail_perplexities
 from heal.generation.sample import Sampler
 from heal.healing.rows import training_rows
+from heal.models.agreement import Agreement
 from heal.models.chat import Chat
 from heal.models.contract import check_contract
 from heal.models.language_model import LanguageModel
@@ -309,7 +312,8 @@ def test_a_card_says_whether_answers_come_after_a_thought_and_sets_the_template_
         (tiny, "add_generation_prompt=True)", ""),
     ]:
         with case(switch):
-            card = unmeasured_card(Student(model.config, trait(), model, covering(model)), 1.0, 4, None, 0.0)
+            facts = Facts(Base("a", "a"), 1.0, torch.float32, Agreement(0.0, 0.0, 0.0, 1.0), rank=4)
+            card = unmeasured_card(Student(model.config, trait(), model, covering(model)), facts)
             assert switch in card
             assert line in card
             assert ("a thought" in card) == bool(line)

@@ -47,6 +47,15 @@ class Options:
     )
     gate: float = key(1.0, "multiplier of the whole update; 1: as trained")
     rank: int | None = key(None, "truncate the adapter to this rank by SVD; none: exact", 1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "of a merged model's weights; auto: the run's; 16 bits round a part of the update away"
+    )
+    max_kl: float = key(
+        0.1, "nats per token at p95 that an export's KL from the student may have; above, it is refused", 0
+    )
+    base: str | None = key(
+        None, "what others load the base from (a hub id), for a model of a local folder; none: as it was loaded"
+    )
     c: float | None = key(None, "of a vector: the coefficient, of either sign; none: the vector's c_star")
     bias: Literal["true", "false"] = key(
         "true", "of a vector: true is exact; false is rank 1 without a bias, approximately, for engines that take none"
@@ -104,6 +113,8 @@ def check(options: Options) -> None:
         output_path(options.out, folder=True)
     if options.format == "model" and options.rank is not None:
         raise UserError(f"rank={options.rank}: a merged model has no rank; use format=adapter, or leave rank out")
+    if options.format == "adapter" and options.dtype != "auto":
+        raise UserError(f"dtype={options.dtype}: an adapter is in float32; use format=model, or leave dtype out")
 
 
 def export_run(options: Options, folder: RunFolder) -> None:
@@ -124,23 +135,27 @@ def export_run(options: Options, folder: RunFolder) -> None:
         with memory_told("while exporting", "set device=cpu"):
             written = write_student(student, path, options)
         line.result(f"written, loaded again and compared with the student: {written.agreement}")
-    if written.notice is not None:
-        console.warn(written.notice)
+    console.warn(*written.notices)
     kind = f"adapter of rank {written.rank}" if written.rank else "merged model"
     console.say(f"{kind:<10} {written.path} ({written.bytes / 1e6:.1f} MB)")
     if written.lost is not None:
         console.say(f"truncated  relative Frobenius error of the update {written.lost:.2e}")
+    if written.facts.kept is not None:
+        console.say(f"rounded    {written.facts.kept}")
     say_how_to_load(console, written.path, options.format, student.model)
 
 
 def write_student(student: "Student", path: Path, options: Options) -> "Export":
     """The student as `format=` says, verified."""
+    import torch
+
     from heal.export.adapter import export_adapter
+    from heal.export.exportable import Settings
     from heal.export.merged import export_merged
 
-    if options.format == "adapter":
-        return export_adapter(student, path, options.gate, options.rank)
-    return export_merged(student, path, options.gate)
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    settings = Settings(options.gate, options.rank, dtype, options.max_kl, options.base)
+    return (export_adapter if options.format == "adapter" else export_merged)(student, path, settings)
 
 
 def export_steering_vector(options: Options, file: Path) -> None:
@@ -159,8 +174,11 @@ def export_steering_vector(options: Options, file: Path) -> None:
     model = load_model(console, config, options.device)
     with console.step("export") as line:
         with memory_told("while exporting", "set device=cpu"):
-            written = export_vector(vector, model, config, path, c, options.bias == "true")
+            bias = options.bias == "true"
+            written = export_vector(vector, model, config, path, c, bias, max_kl=options.max_kl, named=options.base)
         line.result(f"written, loaded again and compared with the steered model: {written.facts.agreement}")
+    if written.facts.base.notice:
+        console.warn(written.facts.base.notice)
     say_approximation(console, written)
     carried = "as a bias" if options.bias == "true" else "without a bias"
     console.say(f"adapter    {written.path} ({vector.method} of {vector.trait} at c = {c:g}, {carried})")
@@ -213,7 +231,12 @@ def load_libraries(console: Console, path: Path) -> None:
 def run_path(folder: RunFolder, options: Options) -> Path:
     """FOLDER/export/adapter or model, and what was asked for beyond that: adapter-round1-rank32."""
     gate = None if options.gate == 1 else f"{options.gate:g}"
-    beyond = {"round": options.round, "gate": gate, "rank": options.rank}
+    beyond = {
+        "round": options.round,
+        "gate": gate,
+        "rank": options.rank,
+        "": None if options.dtype == "auto" else options.dtype,
+    }
     parts = [options.format] + [f"{name}{value}" for name, value in beyond.items() if value is not None]
     return folder.path / "export" / "-".join(parts)
 
@@ -234,7 +257,7 @@ def say_how_to_load(console: Console, path: Path, kind: str, model: "LanguageMod
     loader = loading_class(model.model)
     bits = f", {as_code(model.model.dtype, 'transformers.')}" if model.config.load_4bit else ""
     load = f"transformers.{loader}.from_pretrained({str(path)!r})"
-    if kind == "adapter" and loader == "AutoModelForCausalLM":
+    if kind == "adapter" and loader == "AutoModelForCausalLM" and model.config.name != "embedded":
         load = f"peft.AutoPeftModelForCausalLM.from_pretrained({str(path)!r}{bits})"
     elif kind == "adapter":
         base = f"transformers.{loader}.from_pretrained({location(model.config)!r}{bits})"

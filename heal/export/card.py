@@ -9,24 +9,20 @@ from heal.console import counted
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
-from heal.export.exportable import Exportable
+from heal.export.exportable import Exportable, Facts
 from heal.export.markdown import escaped, fenced, inline_code
-from heal.export.usage import EMBEDDED_HUB, base_name, loading
-from heal.models.agreement import Agreement
+from heal.export.usage import Usage
 from heal.report.words import loss
 from heal.run.best import Best, read_best
 from heal.run.student import Student
 
 
-def model_card(student: Student, gate: float, rank: int | None, lost: float | None, found: Agreement) -> str:
+def model_card(student: Student, facts: Facts) -> str:
     """README.md of an export, from the run's folder.
 
     Args:
         student: what was exported.
-        gate: `c_history` of the export.
-        rank: of the adapter; None for a merged model.
-        lost: relative Frobenius error of a truncated adapter, else None.
-        found: its agreement with the student.
+        facts: what the export came to.
 
     Raises:
         UserError: the metrics of the baseline or of a round are missing, or not what heal writes.
@@ -35,37 +31,38 @@ def model_card(student: Student, gate: float, rank: int | None, lost: float | No
     among = student.folder.rounds() if student.among is None else student.among
     baseline = BaselineMetrics.load(student.folder.baseline)
     parts = [
-        _front_matter(student, base_name(student.config), rank),
-        f"# {escaped(student.trait.name)}: {escaped(base_name(student.config))}",
-        _what(student, gate, rank, lost, found),
+        _front_matter(student, facts),
+        f"# {escaped(student.trait.name)}: {escaped(facts.base.name)}",
+        _what(student, facts),
         _which(rounds[-1].round, len(among), read_best(student.folder, among)),
         _trait(student),
         _method(student),
         _doses(rounds),
         _scores(baseline, rounds),
         _signals(baseline, rounds[-1]),
-        loading(student, rank),
-        _limits(student, student.recipe.evaluation.tokens, rounds[-1], gate, lost),
+        _use(student, facts),
+        _limits(student, student.recipe.evaluation.tokens, rounds[-1], facts),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def unmeasured_card(student: Exportable, gate: float, rank: int | None, lost: float | None, found: Agreement) -> str:
+def unmeasured_card(student: Exportable, facts: Facts) -> str:
     """README.md of an export of a student that no run folder describes: nothing about how it was made or measured."""
     parts = [
-        _front_matter(student, base_name(student.config), rank),
-        f"# {escaped(student.trait.name)}: {escaped(base_name(student.config))}",
-        _what(student, gate, rank, lost, found, measured=False),
+        _front_matter(student, facts),
+        f"# {escaped(student.trait.name)}: {escaped(facts.base.name)}",
+        _what(student, facts, measured=False),
         _trait(student),
-        loading(student, rank),
-        "## Limits\n\n" + "\n".join(["- This card records no measurements.", *_of_any(student)]),
+        _use(student, facts),
+        "## Limits\n\n" + "\n".join(["- This card records no measurements.", *_of_any(student, facts)]),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(student: Exportable, base: str, rank: int | None) -> str:
+def _front_matter(student: Exportable, facts: Facts) -> str:
+    rank = facts.rank
     content = {
-        "base_model": base,
+        "base_model": facts.base.name,
         "base_model_relation": "adapter" if rank else "finetune",
         "library_name": "peft" if rank else "transformers",
         "pipeline_tag": "text-generation",
@@ -74,30 +71,32 @@ def _front_matter(student: Exportable, base: str, rank: int | None) -> str:
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
-def _what(
-    student: Exportable, gate: float, rank: int | None, lost: float | None, found: Agreement, measured: bool = True
-) -> str:
-    base, rounds = inline_code(base_name(student.config)), counted(student.accumulator.rounds, "round")
-    dtype = str(student.model.model.dtype).removeprefix("torch.")
+def _what(student: Exportable, facts: Facts, measured: bool = True) -> str:
+    base, rounds = inline_code(facts.base.name), counted(student.accumulator.rounds, "round")
+    if facts.base.revision:
+        base += f" at revision {inline_code(facts.base.revision)}"
+    rank, dtype = facts.rank, str(student.model.model.dtype).removeprefix("torch.")
     if rank:
         kind = f"A LoRA adapter of rank {rank} (alpha {rank}, float32) for {base}"
     else:
-        kind = f"{base} in {dtype} with its update merged into the weights"
+        kind = f"{base} in {facts.weights} with its update merged into the weights"
     lines = [f"{kind}, made in {rounds} of steering, distilling and healing."]
-    if gate != 1:
+    if facts.gate != 1:
         below = "; the measurements below are at gate 1" if measured else ""
-        lines.append(f"The whole update is multiplied by a gate of {gate:g}{below}.")
-    if lost is not None:
+        lines.append(f"The whole update is multiplied by a gate of {facts.gate:g}{below}.")
+    if facts.lost is not None:
         below = "; the measurements below are of the exact update" if measured else ""
         lines.append(
             "The exact update was truncated by SVD, layer by layer, at a relative Frobenius error of "
-            f"{lost:.2e}{below}."
+            f"{facts.lost:.2e}{below}."
         )
+    if facts.kept is not None:
+        lines.append(f"Of the exact update, {facts.kept}.")
     held = "4 bits" if student.config.load_4bit else dtype
     lines.append(f"{student.accumulator.coverage!s} (of the trained blocks).")
     lines.append(
-        f"Loaded again and compared with the student that was trained (base in {held}), token by token on a few chats: "
-        f"{found}."
+        f"Loaded again and compared with the student that was trained (base in {held}), token by token on held-out "
+        f"prompts: {facts.agreement}."
     )
     return "\n".join(lines)
 
@@ -253,21 +252,29 @@ def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) ->
     return f"{value} [{low}, {high}]"
 
 
-def _limits(student: Exportable, tokens: int, last: RoundMetrics, gate: float, lost: float | None) -> str:
+def _use(student: Exportable, facts: Facts) -> str:
+    prompt = min(student.trait.heldout_prompts, key=len)
+    usage = Usage(student.model, student.config, facts.base, student.trait.name, prompt)
+    return usage.merged() if facts.rank is None else usage.adapter(facts.rank)
+
+
+def _limits(student: Exportable, tokens: int, last: RoundMetrics, facts: Facts) -> str:
     lines = [
         f"- Measured on {last.trait.n} held-out prompts in one language, with greedy answers of at most "
         f"{tokens} tokens. Longer answers, sampling, other languages and safety were not "
         "measured.",
         "- The persona log-ratio is judged by the base model itself: it says how much more an answer sounds like one "
         "persona than the other, not how people would judge it.",
-        *_of_any(student),
+        *_of_any(student, facts),
     ]
-    if gate != 1 or lost is not None:
-        lines.append("- The measurements are not of this export but of the student at gate 1 and full rank.")
+    if facts.gate != 1 or facts.lost is not None or facts.kept is not None:
+        lines.append(
+            "- The measurements are not of this export but of the student at gate 1, full rank and without rounding."
+        )
     return "\n".join(["## Limits", "", *lines])
 
 
-def _of_any(student: Exportable) -> list[str]:
+def _of_any(student: Exportable, facts: Facts) -> list[str]:
     """The limits of any such student."""
     lines = [
         "- A trait is a tendency of the answers' wording. It does not make what they say true, and it can surface "
@@ -283,7 +290,7 @@ def _of_any(student: Exportable) -> list[str]:
         lines.append("- Its answers were trained and measured without a thought before them.")
     if student.config.name == "embedded":
         lines.append(
-            f"- It was trained on a dequantised 4-bit GGUF copy of {EMBEDDED_HUB}; on the original weights the "
+            f"- It was trained on a dequantised 4-bit GGUF copy of {facts.base.name}; on the original weights the "
             "numbers will differ a little."
         )
     if student.config.load_4bit:

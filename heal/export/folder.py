@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from heal.errors import UserError
+from heal.export.exportable import Facts
 from heal.export.factors import ExportError
 from heal.models.agreement import Agreement
 from heal.records import as_record, json_bytes, read_json
 from heal.run.files import holds, sha256
 from heal.run.folder import EXPORT_RECORD, Exported
 
+FAINT = 0.5  # of the update, above which the rounding of a merged model is warned of
 CARD = "README.md"  # of an export; the one file that people edit
-NOTICED = 0.1  # nats per token at p95: a tenth of what a round's dose spends by default
 Record = dict[str, Any]  # of an export, whose keys are those of its kind
 
 
@@ -28,34 +30,66 @@ class Export:
 
     Attributes:
         path: its folder.
-        agreement: with the student at the same gate, over the probe prompts.
-        rank: of the adapter; None for a merged model.
-        lost: relative Frobenius error of a truncated adapter; None when exact.
+        facts: what it came to.
         bytes: size of the folder.
-        four_bit: whether the student's base was in 4 bits.
     """
 
     path: Path
-    agreement: Agreement
-    rank: int | None = None
-    lost: float | None = None
+    facts: Facts
     bytes: int = 0
-    four_bit: bool = False
 
     @property
-    def notice(self) -> str | None:
-        """What to know of an export that is not the student: what its KL comes from, and what to do; None if it is."""
-        if self.agreement.p95 <= NOTICED:
-            return None
-        said = f"the export is not the student: p95 KL {self.agreement.p95:.2g} nats per token (above {NOTICED:g})"
-        if self.lost is not None:
-            return f"{said}, because its update was truncated; raise rank=..., or leave it out"
-        if self.four_bit and self.rank is None:
-            return (
-                f"{said}, because the update was trained over the base's weights in 4 bits and is merged into the "
-                "unquantised ones; format=adapter is exact, on the base in 4 bits"
-            )
-        return f"{said}, because of rounding in 16 bits; model.dtype=float32 is exact, in a run of its own"
+    def agreement(self) -> Agreement:
+        return self.facts.agreement
+
+    @property
+    def rank(self) -> int | None:
+        return self.facts.rank
+
+    @property
+    def lost(self) -> float | None:
+        return self.facts.lost
+
+    @property
+    def notices(self) -> list[str]:
+        """What to know of it, a line each."""
+        base, kept = self.facts.base.notice, self.facts.kept
+        if self.rank is not None:
+            return [base] if base else []
+        if kept is None or kept.error <= FAINT:
+            return []
+        finer = ", dtype=float16 rounds 8 times finer" if self.facts.dtype == torch.bfloat16 else ""
+        return [
+            f"{self.facts.weights} rounds the weights by {kept.error:.2g} times the update; dtype=float32 and "
+            f"format=adapter are exact{finer}"
+        ]
+
+
+def refuse_distant(facts: Facts, max_kl: float, four_bit: bool) -> None:
+    """Raises ExportError for an export too far from the student: where its KL comes from, and what to do.
+
+    Args:
+        facts: what it came to.
+        max_kl: the largest p95 that is accepted, nats per token.
+        four_bit: whether the student's base was in 4 bits.
+    """
+    if facts.agreement.p95 <= max_kl:
+        return
+    said = f"the export is not the student: {facts.agreement} (p95 above max_kl={max_kl:g})"
+    otherwise = "max_kl=... writes it all the same"
+    if facts.lost is not None:
+        raise ExportError(f"{said}, because its update was truncated; raise rank=..., or leave it out; {otherwise}.")
+    if facts.rank is not None:
+        raise ExportError(f"{said}, because of rounding in {facts.weights}; {otherwise}.")
+    if four_bit:
+        raise ExportError(
+            f"{said}, because the update was trained over the base's weights in 4 bits and is merged into the "
+            f"unquantised ones; format=adapter is exact, on the base in 4 bits; {otherwise}."
+        )
+    kept = "" if facts.kept is None else f": {facts.kept}"
+    raise ExportError(
+        f"{said}, because of rounding in {facts.weights}{kept}; use dtype=float32 or format=adapter; {otherwise}."
+    )
 
 
 def check_place(path: Path) -> None:

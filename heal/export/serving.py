@@ -20,8 +20,10 @@ from torch import nn
 from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.export import vllm_tokens
+from heal.export.base import EMBEDDED_HUB
 from heal.export.folder import check_whole
 from heal.export.usage import vllm_rank
+from heal.models.checkpoint import location
 from heal.models.load import load_language_model
 
 _ROUNDINGS = 8  # of the largest logit: two tokens less apart than that are a tie, which either order of sums may break
@@ -86,14 +88,16 @@ def verify_serving(
     if not adapter and not (folder / "config.json").is_file():
         raise UserError(f"export={folder}: neither an adapter (adapter_config.json) nor a model (config.json)")
     config = PeftConfig.from_pretrained(str(folder)) if adapter else None
-    model = str(config.base_model_name_or_path) if config else str(folder)
+    model = str(folder)
+    if config:
+        model = "embedded" if config.base_model_name_or_path == EMBEDDED_HUB else str(config.base_model_name_or_path)
     loaded = load_language_model(ModelConfig(name=model), dtype, torch.device("cpu"))
     ids = [loaded.chat.ids("", prompt) for prompt in prompts]
     rank = vllm_rank(config.r) if config else None
     if config and rank is None:
         raise UserError(f"export={folder}: vLLM takes no adapter of rank {config.r}; export it again with rank=...")
     request = {
-        "model": model,
+        "model": location(loaded.config),
         "adapter": str(folder.absolute()) if adapter else None,
         "rank": rank,
         "tokens": tokens,

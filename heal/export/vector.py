@@ -21,15 +21,16 @@ from heal.accumulator import adapter_files
 from heal.config import ModelConfig
 from heal.errors import UserError
 from heal.evaluation.neutral import NeutralTexts
-from heal.export.adapter import base_reference, with_revision
+from heal.export.base import base_of
 from heal.export.constant_gate import Gate, constant_gate, inputs_of
+from heal.export.exportable import MAX_KL
 from heal.export.factors import ExportError, Factors
 from heal.export.folder import check_place, replaced, size, write_record
+from heal.export.readable import save_tokenizer
 from heal.export.residual import straight_writer
 from heal.export.vector_card import Divergence, VectorFacts, vector_card
 from heal.export.verify import check, check_factors, model_logits, room
 from heal.models.agreement import Agreement, agreement
-from heal.models.checkpoint import loading_class
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import from_mapping
@@ -73,6 +74,8 @@ def export_vector(
     c: float | None = None,
     bias: bool = True,
     context_count: int = CONTEXTS,
+    max_kl: float = MAX_KL,
+    named: str | None = None,
 ) -> VectorExport:
     """Writes a float32 LoRA of rank 1 under the default adapter name to `path` and verifies it in plain peft.
 
@@ -84,6 +87,8 @@ def export_vector(
         c: the coefficient; None: the vector's `c_star`.
         bias: carry the shift as a bias, exactly; otherwise approximately, as rank 1 without a bias.
         context_count: embedded contexts that a rank-1 read-out is chosen on.
+        max_kl: p95 of KL(steered || adapter), nats per token, above which the export is refused.
+        named: what others load the base from; None: what the model was loaded from.
 
     Raises:
         UserError: another method, no coefficient or one of 0, a vector or an architecture that does not fit, or
@@ -109,8 +114,8 @@ def export_vector(
         tensors |= {f"{key}.lora_A.weight": a_1I, f"{key}.lora_B.weight": b_D1}
         if bias:
             tensors[f"{key}.lora_B.bias"] = shifts[layer].contiguous()
-    files = adapter_files(tensors, 1, 1, sorted(linears.values()), base_reference(config), lora_bias=bias)
-    files["adapter_config.json"] = with_revision(files["adapter_config.json"], config.revision)
+    base = base_of(language_model, config, named)
+    files = adapter_files(tensors, 1, 1, sorted(linears.values()), base.reference, base.revision, bias)
     with replaced(path) as folder:
         for name, content in files.items():
             (folder / name).write_bytes(content)
@@ -119,14 +124,23 @@ def export_vector(
         check_factors(loaded, factors)
         found = steered.agreement(loaded, held_out.rows[:_PROBES], exact=bias)
         kl, steering_kl = (None, None) if bias else steered.divergences(fresh, held_out)
-        facts = VectorFacts(c, linears, found, gates, kl, steering_kl)
-        dtype = str(language_model.model.dtype).removeprefix("torch.")
-        (folder / "README.md").write_text(
-            vector_card(vector, config, facts, dtype, loading_class(fresh.model)), encoding="utf-8"
-        )
+        save_tokenizer(language_model.chat.tokenizer, folder)
+        facts = VectorFacts(base, c, linears, found, gates, kl, steering_kl)
+        refuse_distant(facts, max_kl)
+        (folder / "README.md").write_text(vector_card(vector, language_model, config, facts), encoding="utf-8")
         about = {"method": vector.method, "trait": vector.trait, "bias": bias}
         write_record(folder, format="adapter", source="vector", **about, **facts.record())
     return VectorExport(path, facts, size(path))
+
+
+def refuse_distant(facts: VectorFacts, max_kl: float) -> None:
+    """Raises ExportError for an approximation that is too far from the steered model."""
+    p95 = facts.agreement.p95 if facts.kl is None else facts.kl.p95
+    if p95 > max_kl:
+        raise ExportError(
+            f"the export is not the steered model: p95 KL {p95:.2g} nats per token (above max_kl={max_kl:g}); "
+            "bias=true is exact, a smaller c=... is nearer; max_kl=... writes it all the same."
+        )
 
 
 def model_section(file: Path, vector: SteeringVector) -> ModelConfig:

@@ -6,12 +6,16 @@ from dataclasses import asdict, dataclass, field
 import yaml
 
 from heal.config import ModelConfig
+from heal.export.base import Base
 from heal.export.constant_gate import Gate
 from heal.export.folder import Record
-from heal.export.markdown import escaped, fenced, inline_code
-from heal.export.usage import base_name, loadable
+from heal.export.markdown import escaped, inline_code
+from heal.export.usage import Usage
 from heal.models.agreement import Agreement
+from heal.models.language_model import LanguageModel
 from heal.steering.vector import SteeringVector
+
+PROMPT = "What did you do today?"  # asked in the card's code
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class VectorFacts:
     """Contents and measurements of an exported steering vector.
 
     Attributes:
+        base: what it belongs to.
         c: the coefficient.
         linears: block -> name in the model of the Linear that carries its shift.
         agreement: with the steered model, over the probe prompts.
@@ -35,6 +40,7 @@ class VectorFacts:
         steering_kl: KL(steered || base) on the same tokens, for comparison; None where `kl` is.
     """
 
+    base: Base
     c: float
     linears: Mapping[int, str]
     agreement: Agreement
@@ -55,23 +61,22 @@ class VectorFacts:
         }
 
 
-def vector_card(vector: SteeringVector, config: ModelConfig, facts: VectorFacts, dtype: str, loader: str) -> str:
+def vector_card(vector: SteeringVector, model: LanguageModel, config: ModelConfig, facts: VectorFacts) -> str:
     """README.md of an export.
 
     Args:
         vector: what was exported.
-        config: how its model was loaded.
+        model: that it was measured on.
+        config: how that was loaded.
         facts: contents and measurements.
-        dtype: of the model used for the measurements.
-        loader: class of transformers that loads the model.
     """
-    base = base_name(config)
+    usage = Usage(model, config, facts.base, vector.trait, PROMPT)
     parts = [
-        _front_matter(vector, base),
-        f"# {escaped(vector.trait)}: {escaped(base)}, steered",
-        _what(vector, base, facts),
-        _measured(facts, dtype),
-        _use(config, loader),
+        _front_matter(vector, facts.base.name),
+        f"# {escaped(vector.trait)}: {escaped(facts.base.name)}, steered",
+        _what(vector, facts.base.name, facts),
+        _measured(facts, str(model.model.dtype).removeprefix("torch.")),
+        usage.adapter(1, bias=not facts.gates),
         _limits(facts),
     ]
     return "\n\n".join(parts) + "\n"
@@ -117,7 +122,7 @@ def _measured(facts: VectorFacts, dtype: str) -> str:
         "## Measured",
         "",
         f"Loaded again with PEFT on a fresh base in {dtype} and compared with the model that is steered at the "
-        f"outputs of its blocks, token by token on a few chats: {facts.agreement}.",
+        f"outputs of its blocks, token by token on held-out texts: {facts.agreement}.",
     ]
     if facts.kl is None or facts.steering_kl is None:
         return "\n".join(lines)
@@ -141,18 +146,6 @@ def _measured(facts: VectorFacts, dtype: str) -> str:
         for layer, gate in facts.gates.items()
     ]
     return "\n".join(lines)
-
-
-def _use(config: ModelConfig, loader: str) -> str:
-    revision = f", revision={config.revision!r}" if config.revision else ""
-    code = [
-        "from peft import PeftModel",
-        f"from transformers import {loader}",
-        "",
-        f"base = {loader}.from_pretrained({loadable(config)!r}{revision}, dtype='auto')",
-        "model = PeftModel.from_pretrained(base, 'PATH/TO/THIS/FOLDER')",
-    ]
-    return f"## Use\n\n{fenced(chr(10).join(code), 'python')}"
 
 
 def _limits(facts: VectorFacts) -> str:

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 
 from heal.export.exportable import Exportable
 from heal.export.factors import ExportError, Factors
@@ -96,23 +97,31 @@ def verify_adapter(student: Exportable, folder: Path, factors: Factors, gate: fl
     return _compared(student, loaded, gate, exact=not factors.lost)
 
 
-def verify_merged(student: Exportable, folder: Path, gate: float, digests: dict[str, str]) -> Agreement:
+def verify_merged(
+    student: Exportable, folder: Path, gate: float, dtype: torch.dtype, digests: dict[str, str]
+) -> Agreement:
     """Loads the merged model and its tokenizer from `folder`; how near it is to the student.
 
-    Its weights must be those that were written, its tokenizer must render the same chats, and where its weights are not
-    rounded (a float32 base) it must be the student up to rounding.
+    Its weights must be those that were written, its tokenizer must render the same chats, and where neither its weights
+    nor the student's are rounded (float32) it must be the student up to rounding.
 
     Raises:
         ExportError: they are not.
     """
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    fresh = load_again(student, room(student.model, weights), folder)
+    fresh = load_again(student, room(student.model, weights), folder, dtype=dtype)
     if fingerprints(fresh.model) != digests:
         raise ExportError("the exported model's weights are not those that were written; it was removed.")
     if probes(student, fresh.chat) != probes(student) or fresh.end_ids != student.model.end_ids:
         raise ExportError("the exported tokenizer does not render chats as the student's does; it was removed.")
-    exact = fresh.model.dtype == torch.float32 and not student.config.load_4bit
+    exact = dtype == student.model.model.dtype == torch.float32 and not student.config.load_4bit
     return _compared(student, fresh.model, gate, exact)
+
+
+def check_tokenizer(student: Exportable, folder: Path) -> None:
+    """Raises ExportError unless the tokenizer in `folder` renders chats as the student's does."""
+    if probes(student, Chat(AutoTokenizer.from_pretrained(folder))) != probes(student):
+        raise ExportError("the exported tokenizer does not render chats as the student's does; it was removed.")
 
 
 def fingerprints(model: nn.Module) -> dict[str, str]:
@@ -124,11 +133,15 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 
 
 def load_again(
-    student: Exportable, device: torch.device, folder: Path | None = None, load_4bit: bool = False
+    student: Exportable,
+    device: torch.device,
+    folder: Path | None = None,
+    load_4bit: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> LanguageModel:
     """A fresh model: the run's base, or the exported one in `folder`, which must require none of the run's settings.
 
-    On a CPU, plain attention replaces a kernel that only GPUs have.
+    In the student's dtype if none is given. On a CPU, plain attention replaces a kernel that only GPUs have.
     """
     config = dataclasses.replace(student.config, load_4bit=load_4bit)
     if device.type == "cpu" and config.attention == "flash_attention_2":
@@ -136,7 +149,7 @@ def load_again(
     if folder is not None:
         config = dataclasses.replace(config, revision=None, chat_template=None, pad_token=None)
     source = None if folder is None else str(folder)
-    return load_language_model(config, student.model.model.dtype, device, source)
+    return load_language_model(config, dtype or student.model.model.dtype, device, source)
 
 
 def room(language_model: LanguageModel, needed: int | None = None) -> torch.device:

