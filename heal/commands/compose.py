@@ -36,6 +36,9 @@ class Options:
     )
     format: Literal["adapter", "model"] = key("adapter", "a PEFT LoRA folder, or a whole model with the sum merged")
     rank: int | None = key(None, "truncate the adapter to this rank by SVD; none: exact", 1)
+    max_kl: float = key(
+        0.1, "nats per token at p95 that the export's KL from the sum may have; above, it is refused", 0
+    )
     measure: Literal["true", "false"] = key("true", "measure the sum on each run's held-out prompts")
     out: str | None = key(None, "folder to write; none: composed/ and the traits with their weights")
     device: str = key("auto", "auto, cpu, cuda, cuda:1 ...")
@@ -86,8 +89,7 @@ def compose(words: Sequence[str]) -> None:
         with memory_told("while exporting", "set device=cpu"):
             written = write(student, made, path, options)
         line.result(f"written, loaded again and compared with the sum: {written.agreement}")
-    if written.notice is not None:
-        console.warn(written.notice)
+    console.warn(*written.notices)
     console.say(f"{options.format:<10} {written.path} ({written.bytes / 1e6:.1f} MB)")
     console.say(f"more       {written.path / 'README.md'}")
 
@@ -138,14 +140,16 @@ def write(student: "Composed", made: "Composition", path: Path, options: Options
     """The sum as `format=` says, verified; its record says what it is made of."""
     from heal.export.adapter import write_adapter
     from heal.export.composed_card import composed_card
+    from heal.export.exportable import Settings
     from heal.export.folder import read_record, write_record
     from heal.export.merged import write_merged
 
     card = partial(composed_card, student, made)
+    settings = Settings(rank=options.rank, max_kl=options.max_kl)
     if options.format == "adapter":
-        written = write_adapter(student, path, card, (), 1.0, options.rank)
+        written = write_adapter(student, path, card, settings, ())
     else:
-        written = write_merged(student, path, card, (), 1.0)
+        written = write_merged(student, path, card, settings, ())
     facts = {name: value for name, value in read_record(path).items() if name != "files"}
     write_record(path, **facts, composition=asdict(made))
     return written

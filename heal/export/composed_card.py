@@ -7,32 +7,29 @@ import yaml
 from heal.evaluation.signal import TRAIT, described
 from heal.export.compose import Composed
 from heal.export.composition import Composition, Measured
+from heal.export.exportable import Facts
 from heal.export.markdown import escaped, fenced, inline_code
-from heal.export.usage import base_name, loading
-from heal.models.agreement import Agreement
+from heal.export.usage import Usage
 
 
-def composed_card(
-    student: Composed, composition: Composition, rank: int | None, lost: float | None, found: Agreement
-) -> str:
+def composed_card(student: Composed, composition: Composition, facts: Facts) -> str:
     """README.md of an export.
 
     Args:
         student: what was exported.
         composition: its parts and measurements.
-        rank: of the adapter; None for a merged model.
-        lost: relative Frobenius error of a truncated adapter, else None.
-        found: its agreement with the sum.
+        facts: what the export came to.
     """
-    base = base_name(student.config)
+    prompt = min(student.trait.heldout_prompts, key=len)
+    usage = Usage(student.model, student.config, facts.base, student.trait.name, prompt)
     parts = [
-        _front_matter(student, base, rank),
-        f"# {escaped(student.trait.name)}: {escaped(base)}",
-        _what(base, rank, lost, found),
+        _front_matter(student, facts.base.name, facts.rank),
+        f"# {escaped(student.trait.name)}: {escaped(facts.base.name)}",
+        _what(facts),
         _parts(composition),
         *(_personas(student, index) for index in range(len(student.parts))),
         *(_measured(measured) for measured in composition.measured),
-        loading(student, rank),
+        usage.merged() if facts.rank is None else usage.adapter(facts.rank),
         _limits(composition),
     ]
     return "\n\n".join(parts) + "\n"
@@ -50,12 +47,16 @@ def _front_matter(student: Composed, base: str, rank: int | None) -> str:
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
-def _what(base: str, rank: int | None, lost: float | None, found: Agreement) -> str:
-    kind = f"A LoRA adapter of rank {rank} for" if rank else "An update merged into the weights of"
-    lines = [f"{kind} {inline_code(base)}: the sum of the updates of several students, each times a weight."]
-    if lost is not None:
-        lines.append(f"The exact sum was truncated by SVD, at a relative Frobenius error of {lost:.2e}.")
-    lines.append(f"Loaded again and compared with the exact sum, token by token on a few chats: {found}.")
+def _what(facts: Facts) -> str:
+    kind = f"A LoRA adapter of rank {facts.rank} for" if facts.rank else "An update merged into the weights of"
+    lines = [f"{kind} {inline_code(facts.base.name)}: the sum of the updates of several students, each times a weight."]
+    if facts.lost is not None:
+        lines.append(f"The exact sum was truncated by SVD, at a relative Frobenius error of {facts.lost:.2e}.")
+    if facts.kept is not None:
+        lines.append(f"Of the exact sum, {facts.kept}.")
+    lines.append(
+        f"Loaded again and compared with the exact sum, token by token on held-out prompts: {facts.agreement}."
+    )
     return "\n".join(lines)
 
 
