@@ -172,7 +172,7 @@ class Usage:
 
     def _imports(self, *more: str) -> str:
         names = [self.loader, "AutoTokenizer", *more, *(["BitsAndBytesConfig"] if self.config.load_4bit else [])]
-        return f"from transformers import {', '.join(sorted(names, key=str.lower))}"
+        return f"from transformers import {', '.join(names)}"
 
     def _python(self, imports: Sequence[str], load: Sequence[str], ask: Sequence[str]) -> str:
         """A block that loads, renders the chat as `text` and asks."""
