@@ -52,9 +52,17 @@ def base_of(language_model: LanguageModel, config: ModelConfig, named: str | Non
     """
     if named is not None:
         return Base(named.rstrip("/").rpartition("/")[2] if named.startswith(("/", ".", "~")) else named, named)
+    name = base_name(config)
     if config.name == "embedded":
-        return Base(EMBEDDED_HUB, EMBEDDED_HUB, source="embedded")
+        return Base(name, EMBEDDED_HUB, source="embedded")
     if config.folder:
-        return Base(config.folder.resolve().name, config.name, config.revision, "folder")
+        return Base(name, config.name, config.revision, "folder")
     commit = getattr(language_model.model.config, "_commit_hash", None)
-    return Base(config.name, config.name, commit or config.revision)
+    return Base(name, name, commit or config.revision)
+
+
+def base_name(config: ModelConfig) -> str:
+    """The hub id, or a local folder's own name: no path of the computer that made the export."""
+    if config.name == "embedded":
+        return EMBEDDED_HUB
+    return config.folder.resolve().name if config.folder else config.name

@@ -11,8 +11,8 @@ import yaml
 from heal.console import counted
 from heal.errors import UserError
 from heal.evaluation.results import OUTPUTS
+from heal.export.base import base_name
 from heal.export.markdown import escaped, fenced, inline_code
-from heal.export.usage import base_name
 from heal.generation.collect import Collection
 from heal.records import read_jsonl
 from heal.run.files import Files
