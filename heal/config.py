@@ -24,6 +24,7 @@ def key(
     *,
     choices: str | Mapping[str, str] | None = None,
     before: Any = AS_DEFAULT,
+    auto: bool = False,
 ) -> Any:
     """A dataclass field with its one-line meaning.
 
@@ -33,9 +34,18 @@ def key(
         minimum, maximum: its range, for numbers (both ends allowed).
         choices: for text, or a list of texts, that names one of several: the package whose files they are
             ("heal.steering.methods"), or a table: the meaning of each by name.
-        before: what runs made before the key existed behave as; a recipe on disk that lacks the key has this value.
+        before: what runs made before the key existed, or had this default, behave as; a recipe on disk that lacks the
+            key has this value.
+        auto: for a type with None: `auto` is written for it.
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "before": before}
+    metadata = {
+        "help": help,
+        "minimum": minimum,
+        "maximum": maximum,
+        "choices": choices,
+        "before": before,
+        "auto": auto,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     if isinstance(default, dict):
@@ -179,7 +189,9 @@ class BarrierConfig:
         "rmse", "over a completion's positions", choices={name: how.help for name, how in AGGREGATES.items()}
     )
     reference: Literal["base", "previous"] = key("base", "the model the student is held to")
-    strength: float = key(0.3, "lambda", 0)
+    strength: float | None = key(
+        0.3, "lambda; auto: it follows D from step to step, rising while D is above tau and falling below", 0, auto=True
+    )
     power: float = key(0.0, "lambda_r = lambda * (1 + r)^power")
     tau: float = key(0.5, "nats of divergence that cost nothing", 0)
     operator_norm: float = key(0.0, "weight of the penalty on the squared operator norm of the update", 0)

@@ -73,7 +73,8 @@ def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequenc
         stage = measured.stage("steered", student.previous, intervention=dosed.vector, coefficient=dosed.c_star)
         steered = run(stage, at)
 
-    healed = run(Heal(model, student, collection.kept, recipe, index, at, session.log_of(index + 1)), at)
+    strength = earlier[-1].metrics.training.strength if earlier else None
+    healed = run(Heal(model, student, collection.kept, recipe, index, at, session.log_of(index + 1), strength), at)
     student.load_current(at / ADAPTER)
     student.fold()
     if student.rounds_merged:

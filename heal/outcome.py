@@ -33,6 +33,7 @@ def show_round(session: Session, metrics: RoundMetrics) -> None:
             "loss": f"{training.loss:.3f}",
             **({} if training.D_mean is None else {"D": f"{training.D_mean:.2f} nats"}),
             **({} if training.barrier_on is None else {"barrier on": f"{training.barrier_on:.0%}"}),
+            **({} if training.strength is None else {"lambda": f"{training.strength:.2f}"}),
             **({} if metrics.drift is None else {"drift": metrics.drift.said}),
             "trait": interval(metrics.trait) + " nats/token",
             "over base": interval(metrics.trait.delta, sign=True),

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from heal import choices
 from heal.adapter_kinds import ADAPTER_KINDS, foldable
+from heal.banks import AUTO
 from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError, nearest
 from heal.narration import name_of
@@ -40,6 +41,7 @@ class Key:
     maximum: float | None
     choices: str | Mapping[str, str] | None = None
     before: Any = AS_DEFAULT
+    auto: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class Key:
 
     @property
     def takes_null(self) -> bool:
-        return type(None) in typing.get_args(self.type)
+        return type(None) in typing.get_args(self.type) and not self.auto
 
     @property
     def takes_texts(self) -> bool:
@@ -76,14 +78,18 @@ class Key:
             return f"list of {listed}" if self.takes_texts else listed
         if isinstance(self.type, type) and not typing.get_args(self.type):
             return self.type.__name__
-        return str(self.type)
+        return str(self.type).replace("None", AUTO) if self.auto else str(self.type)
+
+    def written(self, value: Any) -> Any:
+        """A value of the key as a recipe says it: None is `auto` where that is what it stands for."""
+        return AUTO if self.auto and value is None else value
 
     @property
     def shown_default(self) -> str:
         """The default as it could be typed."""
         if self.takes_texts:
             return f"[{','.join(self.default)}]"
-        return "''" if self.default == "" else str(self.default)
+        return "''" if self.default == "" else str(self.written(self.default))
 
     def check_choice(self, value: Any, said: str) -> None:
         """Raises UserError, which begins with `said`, when a text is none of the choices; names the nearest."""
@@ -273,6 +279,11 @@ def _stored(item: Key, value: Any) -> Any:
     """
     if isinstance(value, list | tuple):
         return [_stored(item, part) for part in value]
+    if item.auto:
+        if value is None or value == "":
+            raise ValueError("nothing was given")
+        if value == AUTO:
+            return None
     if isinstance(value, Plain) and (value == "" or (item.takes_null and value.is_null)):
         return None
     if not isinstance(value, str):
@@ -331,6 +342,13 @@ def check(recipe: Recipe) -> None:
         raise UserError(
             f"evaluation.judge.{given}= without evaluation.judge.{lacking}=: a judge is a model of a server"
         )
+    barrier = recipe.heal.barrier
+    if barrier.strength is None and (barrier.power or not barrier.tau):
+        contrary = f"power={barrier.power:g}" if barrier.power else "tau=0"
+        raise UserError(
+            f"heal.barrier.{contrary}: with heal.barrier.strength=auto lambda follows D / tau, and nothing else; give "
+            "heal.barrier.strength a number"
+        )
     doses = [f"{dose:g}" for dose in recipe.evaluation.doses]
     if twice := [dose for dose in doses if doses.count(dose) > 1]:
         raise UserError(f"evaluation.doses: {twice[0]} is there twice; a dose is measured once")
@@ -363,7 +381,11 @@ def to_yaml(recipe: Recipe) -> str:
         section = reduce(getattr, sections, escaped)
         if item.takes_text and getattr(section, last) is not None:
             setattr(section, last, _not_interpolated(str(getattr(section, last))))
-    return OmegaConf.to_yaml(OmegaConf.structured(escaped), resolve=True)
+    config = DictConfig(OmegaConf.to_container(OmegaConf.structured(escaped)))
+    for item in keys():
+        if item.auto:
+            OmegaConf.update(config, item.name, item.written(OmegaConf.select(config, item.name)))
+    return OmegaConf.to_yaml(config, resolve=True)
 
 
 def to_mapping(recipe: Recipe) -> Settings:

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -336,6 +337,29 @@ def test_the_barrier_of_a_round_is_what_the_recipe_s_settings_mean():
         Barrier.of_round(BarrierConfig("kl_rew"), 0)
     with pytest.raises(UserError, match=r"'rms': no such aggregate; did you mean 'rmse'"):
         aggregate_named("rms")
+
+
+def test_a_strength_that_follows_D_rises_above_tau_falls_below_it_and_is_never_negative():
+    for tau in (0.1, 0.5, 3.0):
+        with case(tau):
+            barrier = Barrier.of_round(BarrierConfig(strength=None, tau=tau), 3)
+            assert barrier == Barrier.of_round(BarrierConfig(strength=None, tau=tau), 0)
+            assert barrier.after(tau) == barrier
+            last = barrier
+            for above in (1.01, 1.5, 4.0):
+                risen = barrier.after(above * tau)
+                assert risen.strength > last.strength
+                last = risen
+            fallen = [last := last.after(below * tau) for below in (0.99, 0.5, 0.0) * 20]
+            strengths = [one.strength for one in fallen]
+            assert all(after < before or before == after == 0 for before, after in pairwise(strengths))
+            assert strengths[-1] == 0
+            assert fallen[-1].after(2 * tau).strength > 0
+            assert Barrier.of_round(BarrierConfig(strength=None, tau=tau), 4, 2.5) == replace(barrier, strength=2.5)
+    for settings in (BarrierConfig(strength=0.7), BarrierConfig("none", strength=None)):
+        with case(settings):
+            fixed = Barrier.of_round(settings, 0)
+            assert fixed.after(9.0) == fixed.after(0.0) == fixed
 
 
 def test_the_strength_follows_the_power_of_the_round():

@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from heal.healing.barrier import START, Barrier
+from heal.healing.log import read_log
 from heal.models.load import load_language_model
 from heal.records import read_json
 from heal.run.files import sha256
 from heal.run.folder import STEPS, RunFolder
 from heal.run.manifest import JUDGE, MANIFEST
 from heal.run.student import load_student
+from heal.steps.heal import LOG
 from tests import running, tiny
 from tests.closeness import assert_near
 
+# What a round takes over from the one before: lambda, which follows D above and below this tau.
+CARRIED = ("heal.barrier.strength=auto", "heal.barrier.tau=0.001")
 BASELINE = ("probe", "ways", "base", "prompted", "opposite", "judge")
 
 
@@ -45,7 +50,7 @@ def whole(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
     """A finished run of two rounds that nothing disturbed."""
     root = tmp_path_factory.mktemp("whole")
     log = root / "log.txt"
-    assert running.finish(running.words(tiny_folder, root, "run.name=there"), log) == 0, log.read_text()
+    assert running.finish(running.words(tiny_folder, root, "run.name=there", *CARRIED), log) == 0, log.read_text()
     return run_folder(root)
 
 
@@ -98,6 +103,21 @@ def test_a_bfloat16_run_without_the_steered_stage_goes_through_to_report_and_ada
     assert "steered |" not in (folder.path / "export" / "adapter" / "README.md").read_text()
 
 
+def test_lambda_follows_D_from_step_to_step_and_from_round_to_round(whole: RunFolder) -> None:
+    barrier = Barrier.of_round(whole.recipe().heal.barrier, 0)
+    for r in whole.rounds():
+        steps = [
+            step.values for step in read_log(whole.round(r) / LOG) if "ce" in step.values and step.phase == "train"
+        ]
+        for values in steps:
+            barrier = barrier.after(values["D_mean"])
+            assert values["strength"] == barrier.strength
+        assert read_json(whole.round(r) / "metrics.json")["training"]["strength"] == barrier.strength
+    assert barrier.strength > START
+    assert "lambda" in (whole.path.parent / "log.txt").read_text()
+    assert "lambda" in (whole.report / "index.html").read_text()
+
+
 def test_every_line_of_the_events_is_json_with_a_time_and_a_kind(whole: RunFolder) -> None:
     events = [json.loads(line) for line in (whole.path / "events.jsonl").read_text().splitlines()]
     assert {"start", "step", "training", "round", "end"} <= {event["kind"] for event in events}
@@ -115,7 +135,7 @@ def test_a_pipe_gets_plain_lines_and_the_last_ones_say_what_came_out_and_where(w
 def test_a_run_killed_in_every_step_and_continued_ends_in_the_same_bytes(
     whole: RunFolder, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    line, log = running.words(tiny_folder, tmp_path, "run.name=there"), tmp_path / "log.txt"
+    line, log = running.words(tiny_folder, tmp_path, "run.name=there", *CARRIED), tmp_path / "log.txt"
     folder, kills = run_folder(tmp_path), 0
     for done in range(len(BASELINE) + 2 * len(STEPS)):
         status = running.kill_when(line, log, lambda done=done: steps_done(folder) >= done)
@@ -142,7 +162,7 @@ def test_the_run_folder_alone_rebuilds_the_student_that_the_run_exported(whole: 
 def test_the_same_command_after_the_end_computes_nothing_again(whole: RunFolder, tiny_folder: Path) -> None:
     before, root = results(whole), whole.path.parent
     log = root / "again.txt"
-    assert running.finish(running.words(tiny_folder, root, "run.name=there"), log) == 0
+    assert running.finish(running.words(tiny_folder, root, "run.name=there", *CARRIED), log) == 0
     printed = log.read_text()
     assert not any(line.startswith(f"  {name} ") for line in printed.splitlines() for name in STEPS)
     assert results(whole) == before
@@ -153,9 +173,9 @@ def test_another_recipe_in_the_same_folder_is_refused_and_shows_what_differs(
 ) -> None:
     root = whole.path.parent
     log = root / "other.txt"
-    status = running.finish(running.words(tiny_folder, root, "run.name=there", "heal.barrier.tau=0.7"), log)
+    status = running.finish(running.words(tiny_folder, root, "run.name=there", *CARRIED, "heal.barrier.tau=0.7"), log)
     assert status == 2
-    assert "heal.barrier.tau: 0.5 there, 0.7 asked" in log.read_text()
+    assert "heal.barrier.tau: 0.001 there, 0.7 asked" in log.read_text()
     assert "Traceback" not in log.read_text()
 
 
@@ -167,7 +187,7 @@ def test_a_damaged_file_with_later_rounds_on_it_is_refused_by_name_before_anothe
         shutil.copytree(whole.path.parent, root)
         path = run_folder(root).round(0) / name
         path.write_bytes(path.read_bytes()[:-10])
-        more = ("run.name=there", f"run.root={root}", "run.rounds=3")
+        more = ("run.name=there", f"run.root={root}", "run.rounds=3", *CARRIED)
         status = running.finish(running.words(tiny_folder, whole.path.parent, *more), log)
         assert status == 2, log.read_text()
         assert str(path) in log.read_text()

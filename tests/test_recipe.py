@@ -116,6 +116,10 @@ def test_a_value_of_a_wrong_type_is_refused_and_names_the_key(recipe_file: Path)
         "run.seed=0x10",
         "run.seed=1:30",
         "model.load_4bit=null",
+        "heal.barrier.strength=automatic",
+        "heal.barrier.strength=null",
+        "heal.barrier.strength=",
+        "heal.barrier.strength=[1]",
     ]:
         with case(word):
             message = refusal(recipe_file, word)
@@ -233,6 +237,13 @@ def test_a_tolerance_that_reaches_down_to_no_dose_at_all_is_refused(recipe_file:
             load(recipe_file, *words, "calibration.tolerance=0.01")
 
 
+def test_a_strength_that_follows_D_follows_nothing_else(recipe_file: Path):
+    for word in ("heal.barrier.power=-0.5", "heal.barrier.tau=0"):
+        said = refusal(recipe_file, word, "heal.barrier.strength=auto")
+        assert said.startswith(f"{word}: with heal.barrier.strength=auto")
+        load(recipe_file, word, "heal.barrier.strength=0.3")
+
+
 def test_what_stands_for_a_missing_value_is_no_value(recipe_file: Path):
     for name in ["run.name", "run.seed", "model.revision", "generation.alphas"]:
         with case(name):
@@ -302,6 +313,7 @@ def test_every_key_has_a_meaning():
 def test_a_recipe_written_and_read_again_is_the_same(recipe_file: Path):
     recipe = load(
         recipe_file,
+        "heal.barrier.strength=auto",
         "run.name=007",
         "run.seed=5",
         "heal.band=[0.25,1]",
@@ -313,6 +325,8 @@ def test_a_recipe_written_and_read_again_is_the_same(recipe_file: Path):
         "filter.max_tail_perplexity=1e9",
     )
     assert from_mapping(yaml.safe_load(to_yaml(recipe)), "recipe.yaml") == recipe
+    assert recipe.heal.barrier.strength is None
+    assert to_mapping(recipe)["heal"]["barrier"]["strength"] == "auto"
 
 
 def test_include_is_no_word_of_the_command_line(recipe_file: Path):

@@ -16,6 +16,7 @@ from heal.accumulator import CURRENT, HISTORY, Accumulator
 from heal.errors import RoundError
 from heal.generation.collect import Completion
 from heal.healing import heal as healing
+from heal.healing.barrier import Barrier
 from heal.healing.log import StepLog
 from heal.healing.references import References, compute
 from heal.healing.rows import Collator, StepOrder, steps_of, training_rows
@@ -141,6 +142,32 @@ def test_the_strength_of_a_later_round_follows_the_power(tiny_folder: Path):
         walls.append(step.values["loss"] - step.values["ce"])
     assert walls[0] > 0
     assert walls[1] == pytest.approx(walls[0] / 2, rel=1e-4)
+
+
+def test_a_strength_that_follows_D_is_that_of_the_dense_loss_at_every_step(
+    tiny_folder: Path, gradients: list[dict[str, Tensor]]
+):
+    paths = []
+    for batch_size, start in ((16, 0.7), (16, 3.0), (3, 3.0)):
+        with case(batch_size, start):
+            model, accumulator = student(tiny_folder, rounds=1)
+            learn(accumulator, 1)
+            config = with_barrier(replace(ONE_STEP, epochs=4), strength=None)
+            config = replace(config, batch_size=batch_size, accumulation=-(-16 // batch_size))
+            parameters = accumulator.trainable()
+            loss = dense_loss(model, accumulator, ROWS, replace(BARRIER, strength=start))
+            dense = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+            gradients.clear()
+            log = [step for step in whole_log(model, accumulator, config, start=start) if step.step]
+            close(gradients[0], dense, 5e-5)
+            assert log[0].values["loss"] == pytest.approx(float(loss), rel=1e-4)
+            barrier = Barrier.of_round(config.barrier, 1, start)
+            for step in log:
+                barrier = barrier.after(step.values["D_mean"])
+                assert step.values["strength"] == barrier.strength
+            paths.append([step.values["strength"] for step in log])
+    assert len(set(paths[0])) == 4
+    assert paths[2] == pytest.approx(paths[1], rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_round(tiny_folder: Path):

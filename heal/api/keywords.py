@@ -33,12 +33,15 @@ class Keywords:
         signature = inspect.signature(function)
         own = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
         taken = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=item.type)
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=item.written(item.default), annotation=item.type
+            )
             for name, item in self.taken.items()
         ]
         function.__signature__ = signature.replace(parameters=[*own, *taken])  # type: ignore[attr-defined]
         lines = [
-            f"{name}: {item.help} ({item.type_name}; default {item.default!r})" for name, item in self.taken.items()
+            f"{name}: {item.help} ({item.type_name}; default {item.written(item.default)!r})"
+            for name, item in self.taken.items()
         ]
         function.__doc__ = f"{inspect.getdoc(function)}\n\nKeywords, keys of the recipe:\n    " + "\n    ".join(lines)
         return function

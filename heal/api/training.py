@@ -110,6 +110,7 @@ def heal(
     *,
     round_index: int | None = None,
     seed: int = 0,
+    start: float | None = None,
     on_log: Callable[[StepLog], None] | None = None,
     progress: Progress = silent,
     **keywords: Any,
@@ -124,6 +125,7 @@ def heal(
         completions: what `generate` returned, or some of its rows; dropped ones are left out.
         round_index: r, from 0, on which lambda_r and the training's randomness depend; None: the rounds folded so far.
         seed: of A, of the order of the completions and of those held out for validation.
+        start: with `strength="auto"`, `figures.strength` of the round before; None: there was none.
         on_log: gets the log of each optimiser step as it is made.
         progress: told (optimiser steps done, optimiser steps).
 
@@ -141,7 +143,7 @@ def heal(
     if not rows:
         raise UserError("heal(): no completion was kept, so there is nothing to train on")
     scratch = Path(tempfile.gettempdir())
-    step = Heal(student.language_model, student, rows, recipe, index, scratch, on_log or (lambda log: None))
+    step = Heal(student.language_model, student, rows, recipe, index, scratch, on_log or (lambda log: None), start)
     with notices_ignored():
         student.start_round(lora_seed(recipe, index))
         return step.compute(progress)

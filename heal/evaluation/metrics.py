@@ -76,7 +76,8 @@ class GenerationFigures:
 class TrainingFigures:
     """Means over the last epoch's optimiser steps, and the last validation (None: nothing was held out).
 
-    D is the barrier's own divergence: None where the recipe has no barrier. `DriftFigures` has every arm's.
+    D is the barrier's own divergence: None where the recipe has no barrier. `DriftFigures` has every arm's. `strength`
+    is lambda after the last step, with which the next round begins: None where it does not follow D.
     """
 
     loss: float
@@ -86,6 +87,7 @@ class TrainingFigures:
     barrier_on: float | None = None
     validation_ce: float | None = None
     validation_D: float | None = None
+    strength: float | None = None
 
     @property
     def measured(self) -> "TrainingFigures":

@@ -1,11 +1,11 @@
-"""The barrier: `lambda_r * mean_i relu(D_i - tau)` beside cross-entropy (docs/method.md, Healing).
+"""The barrier: `lambda * mean_i relu(D_i - tau)` beside cross-entropy (docs/method.md, Healing).
 
 NLL and divergence of a position depend on its final hidden state alone, so `position_losses` is all that
 touches the vocabulary; it takes the reference's final hidden states, which stay the same all round.
 Shape suffixes: N completion positions of the batch pooled, C completions, D hidden size, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,17 +16,23 @@ from heal.healing.aggregates import Aggregate, aggregate_named
 from heal.healing.divergences import Divergence, divergence_named
 from heal.models.language_model import LanguageModel
 
+# Of a strength that follows D, at each optimiser step. D is lower in the first epoch of a round than in its last: if
+# lambda fell as fast as it rises, every round would end above tau.
+START = 1.0  # before the first step of the first round
+RISE, FALL = 0.5, 0.125  # for each tau that D is above or below tau
+
 
 @dataclass(frozen=True)
 class Barrier:
-    """The barrier of one round.
+    """The barrier as it stands at an optimiser step.
 
     Attributes:
         divergence: per position.
         aggregate: over a completion's positions.
-        strength: lambda_r.
+        strength: lambda, at least 0.
         tau: nats of D that cost nothing.
         operator_norm: weight of the penalty on the squared operator norm of the update.
+        follows: whether the strength follows D, as the dual variable of the constraint `mean_i D_i <= tau`.
     """
 
     divergence: Divergence
@@ -34,21 +40,41 @@ class Barrier:
     strength: float
     tau: float
     operator_norm: float
+    follows: bool = False
 
     @staticmethod
-    def of_round(settings: BarrierConfig, round_index: int) -> "Barrier":
-        """The barrier that the recipe's settings mean in a round, counted from 0.
+    def of_round(settings: BarrierConfig, round_index: int, start: float | None = None) -> "Barrier":
+        """The barrier with which a round begins.
+
+        Args:
+            settings: the recipe's.
+            round_index: of the round, from 0.
+            start: where the strength follows D, what it came to in the round before; None: there was none.
 
         Raises:
             UserError: no such divergence or aggregate; names the nearest.
         """
-        return Barrier(
-            divergence_named(settings.divergence),
-            aggregate_named(settings.aggregate),
-            lambda_for_round(settings.strength, settings.power, round_index),
-            settings.tau,
-            settings.operator_norm,
-        )
+        divergence = divergence_named(settings.divergence)
+        follows = settings.strength is None and divergence.needs_reference
+        if settings.strength is None:
+            strength = START if start is None else start
+        else:
+            strength = lambda_for_round(settings.strength, settings.power, round_index)
+        aggregate = aggregate_named(settings.aggregate)
+        return Barrier(divergence, aggregate, strength, settings.tau, settings.operator_norm, follows)
+
+    def after(self, d_mean: float) -> "Barrier":
+        """The barrier for the next step: the same, or with a strength that followed D.
+
+        `lambda <- max(0, lambda + rate (D / tau - 1))`, the rate RISE where D is above tau and FALL below.
+
+        Args:
+            d_mean: mean of D over the completions of the step, nats.
+        """
+        if not self.follows:
+            return self
+        excess = d_mean / self.tau - 1
+        return replace(self, strength=max(0.0, self.strength + (RISE if excess > 0 else FALL) * excess))
 
 
 def position_losses(

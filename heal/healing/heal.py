@@ -57,6 +57,7 @@ def heal(
     reference_bytes: int,
     scratch: Path,
     on_log: OnLog,
+    start: float | None = None,
     progress: Progress = silent,
 ) -> None:
     """Trains `current` on the kept completions.
@@ -71,13 +72,14 @@ def heal(
         reference_bytes: of the reference's hidden states that may lie in memory.
         scratch: where a temporary folder may be made for what does not fit.
         on_log: gets every step's log; the first, of step 0, is the floor of the divergence.
+        start: where the barrier's strength follows D, what it came to in the round before; None: there was none.
         progress: told (steps done, steps).
 
     Raises:
         RoundError: the loss or what was trained is not finite, or memory ran out.
         UserError: no such divergence or aggregate.
     """
-    barrier = Barrier.of_round(settings.barrier, round_index)
+    barrier = Barrier.of_round(settings.barrier, round_index, start)
     rows = training_rows(language_model, completions)
     parts = split(len(rows), settings.validation, seed, round_index, "validation")
     size = settings.batch_size * settings.accumulation

@@ -22,8 +22,8 @@ class StepLog:
         epoch: passes over the kept completions done, a fraction within each.
         phase: what the numbers are of: an optimiser step, or the completions held out.
         values: by name: `loss`, `ce`, with a barrier `D_mean`, `D_max` (nats), `barrier_on` (fraction of completions),
-            `learning_rate`, `grad_norm`, `tokens_per_second` ...; at step 0 `kl_floor`. W&B has them under the same
-            names, after the phase: `train/loss`.
+            `strength` (lambda after the step, where it follows D), `learning_rate`, `grad_norm`, `tokens_per_second`
+            ...; at step 0 `kl_floor`. W&B has them under the same names, after the phase: `train/loss`.
     """
 
     step: int

@@ -67,7 +67,7 @@ class _Tally:
 
 
 class HealTrainer(StepTrainer):
-    """`loss = CE(completion tokens) + lambda_r * mean_i relu(D_i - tau)`.
+    """`loss = CE(completion tokens) + lambda * mean_i relu(D_i - tau)`.
 
     CE is a mean over the optimiser step's completion tokens and the barrier a mean over its
     completions, so 1 x 8, 8 x 1, any padding and any number of processes give the same gradients.
@@ -92,7 +92,7 @@ class HealTrainer(StepTrainer):
             language_model: the student.
             accumulator: whose `current` is trained.
             references: the reference's final hidden states; None without divergence.
-            barrier: the second term.
+            barrier: the second term, as it stands at the first step.
             decoder: a compiled decoder; None: the model's own.
             batch_size: completions of a pass.
             gradient_norms_every: steps between gradient norms of both terms; 0: never.
@@ -209,6 +209,9 @@ class HealTrainer(StepTrainer):
 
     def _log_phase(self, phase: Phase, more: Mapping[str, float] | None = None) -> None:
         values = self._tally[phase].summary(self._barrier) | dict(more or {})
+        if phase == "train" and self._barrier.follows:
+            self._barrier = self._barrier.after(values["D_mean"])
+            values["strength"] = self._barrier.strength
         self._tally = {"train": _Tally(), "eval": _Tally()}
         steps = self.state.global_step
         self._on_log(StepLog(steps, self.order.epochs(steps, self._batch_size), phase, values))

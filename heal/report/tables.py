@@ -216,7 +216,7 @@ def round_table(results: Results) -> list[Group]:
                 line("ended by themselves", "of the kept", lambda r: percent(r.metrics.generation.ended_share)),
             ],
         ),
-        Group("Healing, last epoch", _training_lines(line)),
+        Group("Healing, last epoch", _training_lines(results, line)),
         Group("Drift from base after healing", _drift_lines(line)),
         Group("Direction", [line("cosine to round 1", "of the vectors", lambda r: number(r.metrics.cosine_to_first))]),
         Group(
@@ -251,7 +251,8 @@ def _dose_lines(results: Results, line: MakeLine) -> list[Line]:
     ]
 
 
-def _training_lines(line: MakeLine) -> list[Line]:
+def _training_lines(results: Results, line: MakeLine) -> list[Line]:
+    follows = results.recipe.heal.barrier.strength is None and results.last.metrics.training.strength is not None
     why, none = "no completions held out (heal.validation = 0)", "not measured: the recipe has no barrier"
     return [
         line("loss", "CE + barrier", lambda r: number(r.metrics.training.loss)),
@@ -259,6 +260,7 @@ def _training_lines(line: MakeLine) -> list[Line]:
         line("D, mean", "nats", lambda r: number(r.metrics.training.D_mean, why=none)),
         line("D, largest", "nats", lambda r: number(r.metrics.training.D_max, why=none)),
         line("barrier on", "fraction of completions", lambda r: percent(r.metrics.training.barrier_on, why=none)),
+        *([line("lambda", "after the last step", lambda r: number(r.metrics.training.strength))] if follows else []),
         line("validation CE", "nats/token", lambda r: number(r.metrics.training.validation_ce, why=why)),
         line("validation D", "nats", lambda r: number(r.metrics.training.validation_D, why=why)),
     ]

@@ -9,14 +9,15 @@ from heal.report.canvas import Canvas, round_colours
 from heal.report.plot import DASHES, DOTS, NARROW, WIDE, Entry, Panel, Scale, legend
 from heal.report.results import Results, Round
 
-_NAMES = {"ce": "CE, nats/token", "D_mean": "D, nats", "barrier_on": "barrier on, fraction"}
+_NAMES = {"ce": "CE, nats/token", "D_mean": "D, nats", "barrier_on": "barrier on, fraction", "strength": "lambda"}
 
 
 def training(results: Results, width: float = WIDE) -> Canvas:
-    """CE and, with a barrier, D and the fraction of completions whose barrier is on, round after round."""
+    """CE and, with a barrier, D, the fraction of completions whose barrier is on, and a lambda that follows D."""
     settings, count = results.recipe.heal, len(results.rounds)
     barrier = divergence_named(settings.barrier.divergence).needs_reference
-    names = ("ce", "D_mean", "barrier_on") if barrier else ("ce",)
+    follows = any("strength" in log.values for finished in results.rounds for log in finished.training)
+    names = ("ce", *(["D_mean", "barrier_on"] if barrier else []), *(["strength"] if follows else []))
     canvas = Canvas(width, 0)
     entries = [
         Entry("step", "muted", line=True, width=1, opacity=0.5),
@@ -29,7 +30,7 @@ def training(results: Results, width: float = WIDE) -> Canvas:
     top = legend(canvas, entries) + 10
     colours = round_colours(count)
     for name in names:
-        high = 130.0 if name == "barrier_on" else 190.0
+        high = 190.0 if name in ("ce", "D_mean") else 130.0
         panel = Panel(
             canvas, 58, top, width - 10, top + high, Scale(-0.015 * count, 1.015 * count), _scale(results, name)
         )
@@ -55,7 +56,7 @@ def _scale(results: Results, name: str) -> Scale:
     values = [log.values.get(name, math.nan) for log in logs]
     if name == "D_mean":
         values += [0.0, results.recipe.heal.barrier.tau, *(log.values.get("D_max", math.nan) for log in logs)]
-    return Scale.around(values, 0.05)
+    return Scale.around([0.0, *values] if name == "strength" else values, 0.05)
 
 
 def _draw(panel: Panel, name: str, finished: Round, epochs: int, colour: str) -> None:

@@ -59,8 +59,11 @@ def loss(barrier: BarrierConfig) -> str:
     """The loss as a formula."""
     if not divergence_named(barrier.divergence).needs_reference:
         return "CE alone"
-    strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
     d = f"D the {barrier.aggregate} of {divergence_label(barrier)}"
+    if barrier.strength is None:
+        strength, d = "lambda", f"{d}, lambda following D to hold it at {barrier.tau:g}"
+    else:
+        strength = f"{barrier.strength:g}" + (f" (1 + r)^{barrier.power:g}" if barrier.power else "")
     formula = f"CE + {strength} mean relu(D {MINUS} {barrier.tau:g}), {d}"
     return formula + (f" + {barrier.operator_norm:g} squared operator norm" if barrier.operator_norm else "")
 
@@ -206,6 +209,7 @@ def _round_terms(results: Results) -> list[tuple[str, str]]:
         ("CE", "cross-entropy of the tokens of the kept completions under the student, nats/token"),
         ("D", _divergence(barrier)),
         ("barrier on", f"fraction of completions with D above tau = {barrier.tau:g} nats"),
+        *([("lambda", "the weight of the barrier, which follows D to hold it at tau")] if barrier.strength is None else []),
         (
             "drift",
             "KL divergences between the healed student and base in either direction, per position of every other kept "

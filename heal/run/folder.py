@@ -244,7 +244,9 @@ class RunFolder:
         kept = {
             name: item.before
             for name, item in keys_by_name().items()
-            if item.before is not AS_DEFAULT and begun[name] == item.before and asked[name] == item.default
+            if item.before is not AS_DEFAULT
+            and begun[name] == item.before
+            and asked[name] == item.written(item.default)
         }
         for name, value in kept.items():
             *sections, last = name.split(".")

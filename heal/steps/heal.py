@@ -47,6 +47,7 @@ class Healed:
             D_max=max(log["D_max"] for log in last) if "D_max" in last[0] else None,
             validation_ce=validation.get("ce"),
             validation_D=validation.get("D_mean"),
+            strength=steps[-1].values.get("strength"),
         )
 
 
@@ -58,6 +59,7 @@ class Heal(Step[Healed]):
         rows: the kept completions.
         scratch: where a temporary folder may be made.
         on_log: gets the log of every optimiser step as it is made.
+        start: where the barrier's strength follows D, what it came to in the round before; None: there was none.
     """
 
     language_model: LanguageModel
@@ -67,6 +69,7 @@ class Heal(Step[Healed]):
     round_index: int
     scratch: Path
     on_log: Callable[[StepLog], None]
+    start: float | None = None
 
     name = "heal"
     load = staticmethod(Healed.load)
@@ -88,6 +91,7 @@ class Heal(Step[Healed]):
             reference_bytes=self.recipe.compute.reference_memory * 2**20,
             scratch=self.scratch,
             on_log=keep,
+            start=self.start,
             progress=progress,
         )
         return Healed(self.accumulator.save_current(), tuple(log))
@@ -97,4 +101,5 @@ class Heal(Step[Healed]):
         barrier = "no barrier"
         if figures.D_mean is not None and figures.barrier_on is not None:
             barrier = f"D {figures.D_mean:.2f} nats, barrier on for {figures.barrier_on:.0%}"
+            barrier += "" if figures.strength is None else f", lambda {figures.strength:.2f}"
         return f"loss {figures.loss:.3f}, {barrier} (last epoch of {self.recipe.heal.epochs})"

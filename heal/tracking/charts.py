@@ -9,7 +9,7 @@ from heal.evaluation.signal import signals
 
 SECTION = "round"  # of the charts that a person looks at
 _STUDENT = "healed/"  # signals of the healed student
-_SEEN = ("trait", "coherence", "dose/c_star", "generation/kept_share", "training/D_mean")
+_SEEN = ("trait", "coherence", "dose/c_star", "generation/kept_share", "training/D_mean", "training/strength")
 _INTERVAL = ("_low", "_high", "_delta")  # stand in the table of intervals
 _CONSTANT = "valid/"  # the same in every round; in that table too
 
@@ -22,8 +22,9 @@ def charts(values: Mapping[str, float]) -> dict[str, float]:
 
     Returns:
         In the section `round` the trait, the margin of coherence, the healed student's signals of coherence that have a
-        limit, the dose, the fraction of completions kept and the barrier's divergence; every other value in the section
-        of its stage or step (`steered/...`, `healed/...`, `dose/...`), without intervals.
+        limit, the dose, the fraction of completions kept, the barrier's divergence and the lambda that follows it;
+        every other value in the section of its stage or step (`steered/...`, `healed/...`, `dose/...`), without
+        intervals.
     """
     kept = {name: value for name, value in values.items() if not name.startswith(_CONSTANT)}
     kept = {name: value for name, value in kept.items() if not _of_an_interval(name, values)}

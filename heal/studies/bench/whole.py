@@ -26,7 +26,7 @@ from heal.studies.bench.table import Row
 PAIRS = 64
 CALIBRATED, CALIBRATION_TOKENS, EVALUATIONS = 4, 20, 16
 COMPLETIONS, TOKENS, SAMPLING = 24, 48, Sampling(1.0, 0.95, 64)
-HEALED, EPOCHS = 16, 2
+HEALED, EPOCHS, STRENGTH = 16, 2, 0.3
 ANSWERED, ANSWER_TOKENS, ASKED = 8, 32, 16
 
 
@@ -142,8 +142,8 @@ class Both:
             replace(self.setting.rows[index], prompt_ids=tuple(prompt), ids=ids, ended=False)
             for index, (prompt, ids) in enumerate(pairs)
         ]
-        config: HealConfig = replace(self.recipe.heal, validation=0.0, epochs=EPOCHS)
-        barrier = config.barrier
+        barrier = replace(self.recipe.heal.barrier, strength=STRENGTH)  # a step costs the same with any
+        config: HealConfig = replace(self.recipe.heal, validation=0.0, epochs=EPOCHS, barrier=barrier)
 
         def ours() -> None:
             with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +169,7 @@ class Both:
                 learning_rate=rate,
                 betas=betas,
                 accumulation=config.batch_size,
-                strength=barrier.strength,
+                strength=STRENGTH,
                 tau=barrier.tau,
             )
 
