@@ -120,9 +120,20 @@ class DataConfig:
 
 @dataclass
 class SteerConfig:
-    method: str = key("mean_diff", "how the vector is extracted and applied", choices="heal.steering.methods")
+    method: str | None = key(
+        "mean_diff",
+        "how the vector is extracted and applied; auto: chosen as the band is",
+        choices="heal.steering.methods",
+        auto=True,
+    )
     pairs: int = key(64, "persona pairs, one for each context of heal/data/contexts.jsonl (288 there)", 2, 288)
-    band: tuple[float, float] = key((0.45, 0.55), "steered blocks, as fractions of the depth", 0, 1)
+    band: tuple[float, float] | None = key(
+        (0.45, 0.55),
+        "steered blocks, as fractions of the depth; auto: chosen before the first round, by what steering does to base",
+        0,
+        1,
+        auto=True,
+    )
     normalize: bool = key(False, "mean_diff, topk_clusters: directions of length 1 at every block")
     centre: bool = key(
         False, "take activations relative to the mean of both personas'; refused where that changes nothing"
@@ -130,6 +141,11 @@ class SteerConfig:
     clusters: int = key(4, "chars, topk_clusters: clusters of each block's activations or pair differences", 1)
     gate: float = key(0.0, "cosine_gated: tau, the cosine to the direction from which a position is shifted", 0, 1)
     entropy: float = key(0.1, "chars: entropic regularisation of the coupling, in units of its mean cost", 1e-3)
+
+    @property
+    def open(self) -> bool:
+        """Whether the method or the band is left to be chosen."""
+        return self.method is None or self.band is None
 
 
 @dataclass

@@ -6,6 +6,7 @@ base -> extract -> calibrate -> generate and filter -> heal -> fold -> measure -
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from heal.config import SteerConfig
 from heal.dose.find import Prompts
 from heal.evaluation.choice import why_stop
 from heal.evaluation.metrics import RoundMetrics
@@ -22,6 +23,7 @@ from heal.steps.generate import Generate
 from heal.steps.heal import ADAPTER, Heal
 from heal.steps.judge import Judge
 from heal.steps.merge import Merge
+from heal.steps.place import steer_settings
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ def run_loop(session: Session) -> list[RoundMetrics]:
     measured_before = session.folder.finished(session.folder.baseline, JUDGE)
     baseline = measure_baseline(session)
     track_base(session, baseline, new=not measured_before)
+    steer = steer_settings(session, baseline)
     for index in range(settings.rounds):
         done_before = session.folder.finished(session.folder.round(index), JUDGE)
         session.console.title(f"round {index + 1} of {settings.rounds}{' (done before)' if done_before else ''}")
-        rounds.append(run_round(session, index, baseline, rounds))
+        rounds.append(run_round(session, index, baseline, steer, rounds))
         metrics = [finished.metrics for finished in rounds]
         show_round(session, metrics[-1])
         track_round(session, metrics[-1], new=not done_before)
@@ -52,13 +55,13 @@ def run_loop(session: Session) -> list[RoundMetrics]:
     return [finished.metrics for finished in rounds]
 
 
-def run_round(session: Session, index: int, baseline: Baseline, earlier: Sequence[Round]) -> Round:
+def run_round(session: Session, index: int, baseline: Baseline, steer: SteerConfig, earlier: Sequence[Round]) -> Round:
     """One round: the student steers itself, writes, keeps what is whole, heals on it, and folds."""
     recipe, trait, model, student = session.recipe, session.trait, session.model, session.accumulator
     run, at, measured = session.run, session.folder.round(index), baseline.examination
     student.start_round(lora_seed(recipe, index))
 
-    vector = run(Extract(model, student, trait, recipe.steer, recipe.data.vector), at).vector
+    vector = run(Extract(model, student, trait, steer, recipe.data.vector), at).vector
 
     prompts = Prompts.drawn(trait, recipe.calibration, recipe.run.seed)
     start = earlier[-1].vector.c_star if earlier else None

@@ -74,7 +74,7 @@ class Key:
     @property
     def type_name(self) -> str:
         if self.names:
-            listed = "|".join(self.names)
+            listed = "|".join((*self.names, AUTO) if self.auto else self.names)
             return f"list of {listed}" if self.takes_texts else listed
         if isinstance(self.type, type) and not typing.get_args(self.type):
             return self.type.__name__
@@ -95,7 +95,7 @@ class Key:
         """Raises UserError, which begins with `said`, when a text is none of the choices; names the nearest."""
         texts = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         for text in texts:
-            if self.names and isinstance(text, str) and text not in self.names:
+            if self.names and isinstance(text, str) and text not in self.names and not (self.auto and text == AUTO):
                 near = get_close_matches(text, self.names, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else ""
                 raise UserError(f"{said}: expected {self.type_name}, default {self.shown_default}{hint}")
@@ -318,7 +318,7 @@ def check(recipe: Recipe) -> None:
         UserError: keys that contradict each other, adapter kinds that cannot be folded.
     """
     for name, band in (("steer.band", recipe.steer.band), ("heal.band", recipe.heal.band)):
-        if band[0] > band[1]:
+        if band is not None and band[0] > band[1]:
             raise UserError(f"{name}={list(band)}: the first fraction must not exceed the second")
     if recipe.heal.use_dora:
         raise UserError(f"heal.use_dora=true: {ADAPTER_KINDS['dora'].refused}")

@@ -20,6 +20,8 @@ from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import read_vignettes
 from heal.models.cached import CachedRows
 from heal.models.language_model import LanguageModel
+from heal.places.place import Place, Steered, table
+from heal.places.trial import Plan, fit_all, places, prompts_of
 from heal.recipe import load_recipe
 from heal.run.memory_plan import MemoryPlan
 from heal.steering.extract import contexts, extract
@@ -29,8 +31,6 @@ from heal.studies.check.cost import BASELINE, FORWARD, PASSES, Cost, Pieces, sca
 from heal.studies.check.endings import LONGER, Endings, endings
 from heal.studies.check.read import Separation, separations
 from heal.studies.check.remarks import Remark, remarks
-from heal.studies.check.show import table
-from heal.studies.check.steer import Place, Plan, Steered, fit_all, places, prompts_of
 from heal.trait import Trait
 from tests import tiny as tiny_models
 from tests.cases import case
@@ -51,7 +51,8 @@ DEEP = Place("pca", (0.65, 0.75), (6,))
 
 
 def steered(place: Place = OWN, shift: float = 0.25, more: float = 0.0, **changes) -> Steered:
-    made = Steered(place, place is OWN, 1.0, 1.0, "", surely(shift), surely(shift), surely(more), 3.0, 1.0, 0.0, ())
+    gain, lost = surely(shift), surely(-0.01)
+    made = Steered(place, place is OWN, 1.0, 1.0, "", gain, gain, lost, gain, surely(more), 3.0, 1.0, 0.0, ())
     return replace(made, **changes)
 
 
@@ -262,7 +263,7 @@ def test_the_command_says_what_it_found_and_writes_it_down(tiny_folder: Path, tm
     assert done.stdout.endswith("check.png\n" if fatal else "check.png\nworth starting\n")
     assert [f"  change     {remark['text']}" in done.stdout for remark in record["remarks"]].count(False) == 0
     assert {one["signal"] for one in record["separations"]} == {TRAIT}
-    assert [(one["place"]["band"], one["of_recipe"]) for one in record["steered"]] == [
+    assert [(one["place"]["band"], one["first"]) for one in record["steered"]] == [
         ([0.45, 0.55], True),
         ([0.7, 0.8], False),
     ]

@@ -20,8 +20,8 @@ from heal.steps.heal import LOG
 from tests import running, tiny
 from tests.closeness import assert_near
 
-# What a round takes over from the one before: lambda, which follows D above and below this tau.
-CARRIED = ("heal.barrier.strength=auto", "heal.barrier.tau=0.001")
+# What later rounds go on from: lambda, which follows D above and below this tau, and where to steer.
+CARRIED = ("heal.barrier.strength=auto", "heal.barrier.tau=0.001", "steer.band=auto", "steer.method=auto")
 BASELINE = ("probe", "ways", "base", "prompted", "opposite", "judge")
 
 
@@ -32,7 +32,7 @@ def run_folder(root: Path) -> RunFolder:
 def results(folder: RunFolder) -> dict[str, str]:
     """Digest of every file that a run's steps wrote."""
     found = {}
-    for part in (folder.baseline, folder.path / "rounds"):
+    for part in (folder.baseline, folder.place, folder.path / "rounds"):
         for path in sorted(part.rglob("*")):
             if path.is_file() and path.name != MANIFEST:
                 found[str(path.relative_to(folder.path))] = sha256(path)
@@ -182,10 +182,12 @@ def test_another_recipe_in_the_same_folder_is_refused_and_shows_what_differs(
 def test_a_damaged_file_with_later_rounds_on_it_is_refused_by_name_before_another_round_is_made(
     tiny_folder: Path, tmp_path: Path, whole: RunFolder
 ) -> None:
-    for name in ("adapter/adapter_model.safetensors", "drift.json"):  # of a step that the next needs, and of none
-        root, log = tmp_path / name / "runs", tmp_path / name / "log.txt"
+    first = whole.round(0).relative_to(whole.path)
+    # Of a step that the next needs, of none, and of where to steer.
+    for name in (first / "adapter/adapter_model.safetensors", first / "drift.json", Path("place/place.json")):
+        root, log = tmp_path / name.name / "runs", tmp_path / name.name / "log.txt"
         shutil.copytree(whole.path.parent, root)
-        path = run_folder(root).round(0) / name
+        path = run_folder(root).path / name
         path.write_bytes(path.read_bytes()[:-10])
         more = ("run.name=there", f"run.root={root}", "run.rounds=3", *CARRIED)
         status = running.finish(running.words(tiny_folder, whole.path.parent, *more), log)

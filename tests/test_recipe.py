@@ -120,6 +120,12 @@ def test_a_value_of_a_wrong_type_is_refused_and_names_the_key(recipe_file: Path)
         "heal.barrier.strength=null",
         "heal.barrier.strength=",
         "heal.barrier.strength=[1]",
+        "steer.band=automatic",
+        "steer.band=null",
+        "steer.band=",
+        "steer.band=[auto,1]",
+        "steer.method=null",
+        "steer.method=",
     ]:
         with case(word):
             message = refusal(recipe_file, word)
@@ -314,6 +320,8 @@ def test_a_recipe_written_and_read_again_is_the_same(recipe_file: Path):
     recipe = load(
         recipe_file,
         "heal.barrier.strength=auto",
+        "steer.band=auto",
+        "steer.method=auto",
         "run.name=007",
         "run.seed=5",
         "heal.band=[0.25,1]",
@@ -325,8 +333,9 @@ def test_a_recipe_written_and_read_again_is_the_same(recipe_file: Path):
         "filter.max_tail_perplexity=1e9",
     )
     assert from_mapping(yaml.safe_load(to_yaml(recipe)), "recipe.yaml") == recipe
-    assert recipe.heal.barrier.strength is None
-    assert to_mapping(recipe)["heal"]["barrier"]["strength"] == "auto"
+    written = to_mapping(recipe)
+    assert recipe.heal.barrier.strength is recipe.steer.band is recipe.steer.method is None
+    assert written["heal"]["barrier"]["strength"] == written["steer"]["band"] == written["steer"]["method"] == "auto"
 
 
 def test_include_is_no_word_of_the_command_line(recipe_file: Path):

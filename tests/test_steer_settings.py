@@ -5,7 +5,7 @@ import pytest
 from heal.config import SteerConfig
 from heal.errors import UserError
 from heal.steering.methods import METHODS
-from heal.steering.settings import check_settings, method_settings
+from heal.steering.settings import check_settings, method_settings, settled
 from tests.cases import case
 
 
@@ -58,3 +58,9 @@ def test_a_setting_that_one_of_several_methods_takes_is_accepted():
 def test_a_setting_that_a_method_takes_is_passed_on():
     found = method_settings(SteerConfig(method="cosine_gated", gate=0.2, centre=True))
     assert found == {"gate": 0.2, "centre": True}
+
+
+def test_only_a_run_chooses_where_to_steer() -> None:
+    for steer, name in ((SteerConfig(band=None), "band"), (SteerConfig(method=None), "method")):
+        with pytest.raises(UserError, match=f"steer.{name}=auto: only heal train chooses it"):
+            settled(steer)

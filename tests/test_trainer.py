@@ -152,20 +152,24 @@ def test_a_strength_that_follows_D_is_that_of_the_dense_loss_at_every_step(
         with case(batch_size, start):
             model, accumulator = student(tiny_folder, rounds=1)
             learn(accumulator, 1)
-            config = with_barrier(replace(ONE_STEP, epochs=4), strength=None)
+            _, d = dense_terms(model, accumulator, ROWS, BARRIER)
+            tau = 0.5 * float(d.detach().min())  # every completion is above it, so that the log says the excess
+            config = with_barrier(replace(ONE_STEP, epochs=4), strength=None, tau=tau)
             config = replace(config, batch_size=batch_size, accumulation=-(-16 // batch_size))
             parameters = accumulator.trainable()
-            loss = dense_loss(model, accumulator, ROWS, replace(BARRIER, strength=start))
+            loss = dense_loss(model, accumulator, ROWS, replace(config.barrier, strength=start))
             dense = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
             gradients.clear()
-            log = [step for step in whole_log(model, accumulator, config, start=start) if step.step]
-            close(gradients[0], dense, 5e-5)
-            assert log[0].values["loss"] == pytest.approx(float(loss), rel=1e-4)
+            log = [step.values for step in whole_log(model, accumulator, config, start=start) if step.step]
+            close(gradients[config.accumulation - 1], dense, 5e-5)
             barrier = Barrier.of_round(config.barrier, 1, start)
-            for step in log:
-                barrier = barrier.after(step.values["D_mean"])
-                assert step.values["strength"] == barrier.strength
-            paths.append([step.values["strength"] for step in log])
+            for values in log:
+                assert values["barrier_on"] == 1
+                wall = barrier.strength * (values["D_mean"] - tau)
+                assert values["loss"] - values["ce"] == pytest.approx(wall, rel=1e-6)
+                barrier = barrier.after(values["D_mean"])
+                assert values["strength"] == barrier.strength
+            paths.append([values["strength"] for values in log])
     assert len(set(paths[0])) == 4
     assert paths[2] == pytest.approx(paths[1], rel=1e-3)
 

@@ -12,7 +12,7 @@ from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.run.open import fitting
 from heal.steering.extract import extract_as
-from heal.steering.settings import check_settings
+from heal.steering.settings import check_settings, methods_of
 from heal.steering.vector import SteeringVector
 from heal.steering.weights import WeightDifference
 from heal.trait import Trait
@@ -43,7 +43,7 @@ def extract(model: LanguageModel, trait: Trait, *, progress: Progress = silent, 
         RoundError: activations that are not finite, or that do not say where to steer.
     """
     settings = _STEER.recipe(extract, keywords).steer
-    check_settings(settings, [settings.method])
+    check_settings(settings, methods_of(settings))
     return extract_as(settings, model, trait, progress)
 
 

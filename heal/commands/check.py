@@ -12,6 +12,7 @@ from heal.environment import quiet_libraries
 from heal.errors import RoundError, UserError, nearest
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
+from heal.places.place import BAND, METHOD, bands_around
 from heal.recipe import load_recipe, sized
 from heal.run.open import default_name, open_model
 from heal.trait import trait_of
@@ -51,7 +52,7 @@ def check(words: Sequence[str]) -> None:
     """Measures, prints what was found and what is amiss, and writes both; RoundError where a run is pointless."""
     own, others = split_words(Options, words)
     options, recipe = read_options(Options, own), sized(load_recipe(others))
-    plan_words = methods(options.methods, recipe.steer.method), bands(options.bands, recipe.steer)
+    plan_words = methods(options.methods, recipe.steer.method or METHOD), bands(options.bands, recipe.steer)
     trait = trait_of(recipe)
     lowered = lowered_to(trait, recipe)
     refuse_missing_prompts(recipe, trait)
@@ -63,11 +64,11 @@ def check(words: Sequence[str]) -> None:
         console.say(f"prompts    {line}")
     console.say("loading the libraries ...")
     quiet_libraries(downloads=recipe.model.name != "embedded")
+    from heal.places.trial import Plan
     from heal.run.files import write_files
     from heal.steering.settings import check_settings
     from heal.studies.check.measure import check as measure
     from heal.studies.check.show import FIGURE, figure, lines
-    from heal.studies.check.steer import Plan
 
     check_settings(replace(recipe.steer, pairs=options.pairs), plan_words[0])
     model, trait, _ = open_model(recipe, console)
@@ -105,13 +106,10 @@ def bands(text: str, steer: SteerConfig) -> tuple[tuple[float, float], ...]:
     Raises:
         UserError: no number, or one that is no fraction of the depth.
     """
-    low, high = steer.band
     try:
         centres = [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise UserError(f"bands={text}: expected numbers, separated by commas") from error
     if not all(0 <= centre <= 1 for centre in centres):
         raise UserError(f"bands={text}: the centre of a band is a fraction of the depth, from 0 to 1")
-    half = (high - low) / 2
-    around = ((round(max(0.0, one - half), 3), round(min(1.0, one + half), 3)) for one in centres)
-    return tuple(dict.fromkeys(((low, high), *around)))
+    return bands_around(centres, steer.band or BAND)

@@ -60,7 +60,12 @@ def estimate(
 
 
 def paired_difference(
-    values: Sequence[float], base: Sequence[float], statistic: Statistic, resamples: int, seed: int
+    values: Sequence[float],
+    base: Sequence[float],
+    statistic: Statistic,
+    resamples: int,
+    seed: int,
+    level: float = _LEVEL,
 ) -> Estimate:
     """`statistic(values) - statistic(base)`, the same items drawn on both sides; pairs with a NaN are left out.
 
@@ -69,7 +74,7 @@ def paired_difference(
     """
     if len(values) != len(base):
         raise ValueError(f"paired_difference: {len(values)} items against {len(base)}")
-    return _bootstrap(_finite_rows(np.column_stack([values, base]).astype(float)), statistic, resamples, seed)
+    return _bootstrap(_finite_rows(np.column_stack([values, base]).astype(float)), statistic, resamples, seed, level)
 
 
 def over_seeds(

@@ -23,7 +23,17 @@ from heal.report.plot import NARROW, WIDE
 from heal.report.reading import notes, reading
 from heal.report.results import Results
 from heal.report.signals import moved
-from heal.report.tables import columns, folded, margin_cell, prominent, round_table, side_effects, stage_rows, ways
+from heal.report.tables import (
+    columns,
+    folded,
+    margin_cell,
+    places,
+    prominent,
+    round_table,
+    side_effects,
+    stage_rows,
+    ways,
+)
 from heal.report.words import audits, glossary, remarks, settings
 
 HERE = Path(__file__).resolve().parent
@@ -111,6 +121,7 @@ def render(results: Results) -> bytes:
         at_once=prominent(results),
         margin=lambda row: margin_cell(results, row),
         ways=ways(results),
+        places=places(results),
         rounds=round_table(results),
         best=results.best,
         reasons=sorted(reasons),

@@ -15,6 +15,8 @@ from heal.evaluation.signal import Validity
 from heal.evaluation.validity import valid_names
 from heal.generation.collect import Collection, Completion
 from heal.healing.log import StepLog, read_log
+from heal.places.place import FILE as PLACE
+from heal.places.place import Placed
 from heal.records import as_record, read_json, read_jsonl, read_record
 from heal.run.best import Best, read_best
 from heal.run.folder import Facts, RunFolder
@@ -98,6 +100,7 @@ class Results:
         facts: what the recipe leaves open.
         base, prompted, opposite: the signals of the stages that are measured once.
         doses: the signals of base under the first vector, by dose, where they were measured.
+        placed: the places at which steering was tried; None where the recipe says where.
         validity: of every signal, for this model.
         asking: how each forced choice was put to the model; empty in a run that tried no ways.
         probe: the format of the probe.
@@ -116,6 +119,7 @@ class Results:
     prompted: Summary
     opposite: Summary
     doses: dict[float, Summary]
+    placed: Placed | None
     validity: dict[str, Validity]
     asking: dict[str, Asking]
     probe: ProbeRecord
@@ -160,6 +164,7 @@ def read_results(folder: RunFolder) -> Results:
         prompted=baseline.prompted,
         opposite=baseline.opposite,
         doses=_read_doses(folder, recipe),
+        placed=Placed.load(folder.place) if (folder.place / PLACE).is_file() else None,
         validity=baseline.validity,
         asking=baseline.asking,
         probe=read_record(ProbeRecord, folder.baseline / "probe.json"),

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from heal.evaluation.asking.way import Tried
 from heal.evaluation.metrics import CoherenceCost, FoundationFigures, Summary
 from heal.evaluation.signal import Signal, Validity, described
+from heal.places.place import cells, header
 from heal.report.headline import term
 from heal.report.numbers import bounds, dash, interval, no_items, number, percent
 from heal.report.results import Results, Round
@@ -170,6 +171,13 @@ class Group:
     def constant(self) -> list[Line]:
         """Those that say the same of every round."""
         return [line for line in self.lines if line.constant]
+
+
+def places(results: Results) -> tuple[list[str], list[tuple[bool, list[str]]]]:
+    """The places at which steering was tried: a header, and a line each with whether it is the chosen one."""
+    if results.placed is None or not results.placed.tried:
+        return [], []
+    return header(), [(one.place == results.placed.place, cells(one)) for one in results.placed.tried]
 
 
 @dataclass(frozen=True)

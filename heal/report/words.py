@@ -8,6 +8,7 @@ from heal.healing.divergences import divergence_named
 from heal.report.agreement import judge_agreement
 from heal.report.numbers import MINUS, plain
 from heal.report.results import Results
+from heal.steering.settings import settled
 
 KINDS = {"answers": "answer", "questions": "general question", "texts": "neutral text", "vignettes": "scene"}
 
@@ -16,6 +17,9 @@ def settings(results: Results) -> list[tuple[str, str]]:
     """The run in a few lines."""
     recipe = results.recipe
     steer, calibration, generation, heal = recipe.steer, recipe.calibration, recipe.generation, recipe.heal
+    placed = results.placed
+    method, band = settled(steer) if placed is None else (placed.place.method, placed.place.band)
+    chosen = "" if placed is None else f", chosen: {placed.why}"
     finished, planned = len(results.rounds), recipe.run.rounds
     prompts = len({row.prompt for row in results.rounds[0].completions})
     alphas = ", ".join(plain(alpha) for alpha in generation.alphas)
@@ -23,7 +27,7 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ("Model", f"{recipe.model.name}, {results.facts.dtype}"),
         ("Recipe", f"{recipe.recipe}, seed {recipe.run.seed}"),
         ("Rounds", f"{finished}" if finished >= planned else f"{finished} of {planned} finished"),
-        ("Steering", f"{steer.method} from {steer.pairs} pairs, blocks at {_band(steer.band)} of the depth"),
+        ("Steering", f"{method} from {steer.pairs} pairs, blocks at {_band(band)} of the depth{chosen}"),
         (
             "Dose",
             f"p95 KL of {calibration.target:g} nats against the {calibration.reference}, "

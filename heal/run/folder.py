@@ -142,6 +142,11 @@ class RunFolder:
         """Results of base under the first round's vector, measured once."""
         return self.path / "doses"
 
+    @property
+    def place(self) -> Path:
+        """Where and how the run steers, if that was left to be chosen."""
+        return self.path / "place"
+
     def round(self, index: int) -> Path:
         """The folder of a round, counted from 0."""
         return self.path / "rounds" / f"{index:02d}"
@@ -162,7 +167,7 @@ class RunFolder:
             UserError: a file is not; names it, and says what to do.
         """
         steps, finished = self.steps(), list[int]()
-        self._refuse_damaged(self.baseline, self.doses)
+        self._refuse_damaged(self.baseline, self.place, self.doses)
         while last is None or len(finished) <= last:
             at = self.round(len(finished))
             known = self._manifest(at).steps
@@ -365,6 +370,8 @@ class RunFolder:
         """Whether results exist that were computed after those in `folder`, from them."""
         if folder == self.baseline:
             return bool(Manifest(self.round(0)).steps.keys() & {"steered", "heal"})
+        if folder == self.place:
+            return self.recipe().steer.open and bool(Manifest(self.round(0)).steps)
         rounds = self.path / "rounds"
         if folder.parent != rounds or not rounds.is_dir():
             return False

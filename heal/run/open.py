@@ -64,11 +64,11 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.run.session import Session
     from heal.run.student import build_accumulator
     from heal.steering.foreign import read_vector
-    from heal.steering.settings import check_settings
+    from heal.steering.settings import check_settings, methods_of
     from heal.steps.measure import held_out_prompts
     from heal.tracking.events import EventLog, Events
 
-    check_settings(recipe.steer, [recipe.steer.method] if methods is None else methods)
+    check_settings(recipe.steer, methods_of(recipe.steer) if methods is None else methods)
     folder = RunFolder(place(recipe))
     counts = STUDY_COUNTS if kind else COUNTS
     recipe, kept = folder.as_begun(recipe)

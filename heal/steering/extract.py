@@ -19,7 +19,7 @@ from heal.progress import Progress, silent
 from heal.records import read_jsonl
 from heal.steering.method import Method, NoDirection, State
 from heal.steering.methods import method_named
-from heal.steering.settings import method_settings
+from heal.steering.settings import method_settings, settled
 from heal.steering.sites import Site, band_gram, bias_of, hook, module_at, sites_of, weight_in_force
 from heal.steering.vector import CENTRE, SteeringVector
 from heal.trait import Trait
@@ -59,13 +59,14 @@ def contrast_rows(language_model: LanguageModel, trait: Trait, texts: Sequence[s
 def extract_as(
     settings: SteerConfig, language_model: LanguageModel, trait: Trait, progress: Progress = silent
 ) -> SteeringVector:
-    """The vector that a recipe's steer section asks for; see `extract`."""
+    """The vector that a recipe's steer section asks for; see `extract` and `settled`."""
+    method, band = settled(settings)
     return extract(
         language_model,
         trait,
         contexts_of(trait, settings.pairs),
-        settings.method,
-        language_model.band(settings.band),
+        method,
+        language_model.band(band),
         progress,
         method_settings(settings),
     )

@@ -6,13 +6,36 @@ from typing import Any
 
 from heal.config import SteerConfig
 from heal.errors import UserError
-from heal.steering.methods import method_named
+from heal.steering.methods import ORDINARY, method_named
 
 _OF_EVERY_METHOD = ("method", "pairs", "band")
 
 
+def methods_of(steer: SteerConfig) -> list[str]:
+    """The method, or those among which it is to be chosen."""
+    return [steer.method] if steer.method is not None else list(ORDINARY)
+
+
+def settled(steer: SteerConfig) -> tuple[str, tuple[float, float]]:
+    """The method, and the band as fractions of the depth, of settings that leave neither to be chosen.
+
+    Raises:
+        UserError: one of them is `auto`.
+    """
+    if steer.method is None or steer.band is None:
+        name = "band" if steer.band is None else "method"
+        raise UserError(f"steer.{name}=auto: only heal train chooses it, before its first round; give one here")
+    return steer.method, steer.band
+
+
 def method_settings(steer: SteerConfig) -> dict[str, Any]:
-    """The settings of `steer.method` by name, as its `fit` takes them (and `centre`)."""
+    """The settings of `steer.method` by name, as its `fit` takes them (and `centre`).
+
+    Raises:
+        ValueError: the method is still to be chosen.
+    """
+    if steer.method is None:
+        raise ValueError("method_settings: no method")
     return {key: getattr(steer, key) for key in method_named(steer.method).settings}
 
 

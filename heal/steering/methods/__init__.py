@@ -11,6 +11,8 @@ _FIRST = "mean_diff"  # the default, which the others are held against; they fol
 
 _BY_NAME: dict[str, Method] = choices.load_all(__name__, "METHOD")
 METHODS: dict[str, Method] = {_FIRST: _BY_NAME[_FIRST]} | _BY_NAME
+# Those that any model takes at any multiple of a dose: the coefficient is a size, and no weight serves as a basis.
+ORDINARY = tuple(name for name, how in METHODS.items() if how.basis == "none" and how.neutral == 0 and not how.falling)
 
 
 def method_named(name: str) -> Method:

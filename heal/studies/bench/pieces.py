@@ -25,6 +25,7 @@ from heal.healing.rows import Batch, Collator, training_rows
 from heal.models.cached import padded
 from heal.models.language_model import LanguageModel
 from heal.steering.extract import contexts, pair_activations
+from heal.steering.settings import settled
 from heal.steering.sites import Site
 from heal.studies.bench.limits import Cost, Limits, count_flops, decoding_bytes
 from heal.studies.bench.setting import Setting
@@ -160,7 +161,7 @@ def extract_piece(setting: Setting, limits: Limits) -> Iterator[Row]:
     """Extraction that stops after the last block it reads against one that continues to the last block."""
     model, trait, texts = setting.model, setting.trait, contexts(16)
     with setting.accumulator.student():
-        sites = [Site(layer) for layer in model.band(setting.recipe.steer.band)]
+        sites = [Site(layer) for layer in model.band(settled(setting.recipe.steer)[1])]
         arms = {
             "stops": lambda: pair_activations(model, trait, texts, sites),
             "goes on": lambda: pair_activations(model, trait, texts, [*sites, Site(len(model.blocks) - 1)]),

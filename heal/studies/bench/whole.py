@@ -17,6 +17,7 @@ from heal.evaluation.subject import Setup, Subject
 from heal.generation.relevance import tail_perplexities
 from heal.healing.heal import heal
 from heal.steering.extract import contexts, extract
+from heal.steering.settings import settled
 from heal.steering.vector import SteeringVector
 from heal.studies.bench import serial
 from heal.studies.bench.limits import Limits
@@ -60,7 +61,7 @@ class Both:
         self.recipe, self.trait = setting.recipe, setting.trait
         self.model, self.accumulator = setting.student(0)
         self.plain_model, self.plain = setting.student(0) if plain else (self.model, self.accumulator)
-        self.band = self.model.band(self.recipe.steer.band)
+        self.band = self.model.band(settled(self.recipe.steer)[1])
         self.prompts = setting.prompts(COMPLETIONS)
         self.vector: SteeringVector = setting.vector
         self.dose: Calibration | None = None

@@ -13,6 +13,8 @@ from heal.evaluation.results import headline
 from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import read_vignettes
 from heal.models.language_model import LanguageModel
+from heal.places.place import Steered
+from heal.places.trial import Outcome, Plan, Trial, answers_read, fit_all, prompts_of
 from heal.records import json_bytes
 from heal.run.files import Files
 from heal.steps.measure import setup_of
@@ -20,7 +22,6 @@ from heal.studies.check.cost import Cost, measured
 from heal.studies.check.endings import Endings, endings
 from heal.studies.check.read import Separation, separations
 from heal.studies.check.remarks import Remark, remarks
-from heal.studies.check.steer import Outcome, Plan, Steered, Trial, answers_read, fit_all, prompts_of
 from heal.trait import Trait
 
 FILE = "check.json"

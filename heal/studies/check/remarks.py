@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from heal.evaluation.signal import PERSONA_SIZES, TRAIT
+from heal.places.place import Steered
 from heal.run.memory_plan import size
 from heal.studies.check.cost import Cost
 from heal.studies.check.endings import Endings
 from heal.studies.check.read import Separation
-from heal.studies.check.steer import Steered
 
 FEW_END = 0.5  # fraction of answers that must end within the budget for nothing to be said of it
 MUCH_MORE = 1.5  # times the recipe's shift per nat, from which another place is worth a line

@@ -6,21 +6,15 @@ from itertools import cycle
 from matplotlib.axes import Axes
 
 from heal.evaluation.stats import Estimate
+from heal.places.place import Steered, table
 from heal.report.drawing import COLOURS, DASHES, MARKERS, MUTED, legend, mark, new_figure, png
 from heal.report.plot import arms, drawable
 from heal.studies.check.cost import Cost
 from heal.studies.check.measure import Check
 from heal.studies.check.read import Separation
-from heal.studies.check.steer import Steered
 from heal.studies.interventions.show import folded
 
 FIGURE = "check.png"
-
-_HEADER = (
-    ("method", "band", "blocks", "c*", "p95 KL"),
-    ("trait per nat", "trait over base", "tail perplexity", "on prompt", "looping", ""),
-)
-_LEFT = 3  # columns of words; numbers are aligned right
 
 
 def lines(check: Check) -> list[str]:
@@ -35,20 +29,6 @@ def lines(check: Check) -> list[str]:
         f"chat       its contract holds; {notices or 'no'} {'notice' if notices == 1 else 'notices'}",
         *(f"           {notice}" for notice in check.notices),
         *_cost(check.cost),
-    ]
-
-
-def table(steered: Sequence[Steered]) -> list[str]:
-    """One line a method and band, under a header."""
-    rows = [[name for part in _HEADER for name in part], *(_cells(one) for one in steered)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number < _LEFT else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row[:-1], widths, strict=False))
-        ).rstrip()
-        + f"  {row[-1]}".rstrip()
-        for row in rows
     ]
 
 
@@ -119,24 +99,6 @@ def _separation(one: Separation) -> str:
         f"{one.negative:.3f}; apart {one.apart:+.3f} (n = {one.apart.n}), over base {one.over_base:+.3f} {one.unit}: "
         f"{'readable' if one.readable else 'not readable'}"
     )
-
-
-def _cells(one: Steered) -> list[str]:
-    blocks = one.place.blocks
-    notes = [*(["out of reach"] if one.miss else []), *one.incoherent]
-    return [
-        one.place.method,
-        f"[{one.place.band[0]:g},{one.place.band[1]:g}]",
-        f"{blocks[0]}-{blocks[-1]}" if len(blocks) > 1 else str(blocks[0]),
-        f"{one.c_star:.3g}",
-        f"{one.kl:.2f}",
-        f"{one.per_nat:+.3f}",
-        f"{one.shift:+.3f}",
-        f"{one.tail_perplexity:.1f}",
-        f"{one.identified_share:.2f}",
-        f"{one.repetition_share:.2f}",
-        "; ".join(notes),
-    ]
 
 
 def _cost(cost: Cost) -> list[str]:
