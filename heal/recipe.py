@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from heal import choices
 from heal.adapter_kinds import ADAPTER_KINDS, foldable
-from heal.banks import AUTO
 from heal.config import AS_DEFAULT, Recipe
 from heal.errors import UserError, nearest
 from heal.narration import name_of
@@ -348,6 +347,12 @@ def check(recipe: Recipe) -> None:
         raise UserError(
             f"heal.barrier.{contrary}: with heal.barrier.strength=auto lambda follows D / tau, and nothing else; give "
             "heal.barrier.strength a number"
+        )
+    if recipe.data.vector and recipe.steer.open:
+        left = "band" if recipe.steer.band is None else "method"
+        raise UserError(
+            f"steer.{left}=auto with data.vector={recipe.data.vector}: a vector says itself where and how it steers; "
+            "leave one of the two out"
         )
     doses = [f"{dose:g}" for dose in recipe.evaluation.doses]
     if twice := [dose for dose in doses if doses.count(dose) > 1]:

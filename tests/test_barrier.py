@@ -344,22 +344,23 @@ def test_a_strength_that_follows_D_rises_above_tau_falls_below_it_and_is_never_n
         with case(tau):
             barrier = Barrier.of_round(BarrierConfig(strength=None, tau=tau), 3)
             assert barrier == Barrier.of_round(BarrierConfig(strength=None, tau=tau), 0)
-            assert barrier.after(tau) == barrier
+            assert barrier.after(tau, 0.5) == barrier
+            assert barrier.after(0.5 * tau, 0.0) == barrier  # it did nothing
             last = barrier
             for above in (1.01, 1.5, 4.0):
-                risen = barrier.after(above * tau)
+                risen = barrier.after(above * tau, 1.0)
                 assert risen.strength > last.strength
                 last = risen
-            fallen = [last := last.after(below * tau) for below in (0.99, 0.5, 0.0) * 20]
+            fallen = [last := last.after(below * tau, 0.25) for below in (0.99, 0.5, 0.1) * 20]
             strengths = [one.strength for one in fallen]
             assert all(after < before or before == after == 0 for before, after in pairwise(strengths))
             assert strengths[-1] == 0
-            assert fallen[-1].after(2 * tau).strength > 0
+            assert fallen[-1].after(2 * tau, 1.0).strength > 0
             assert Barrier.of_round(BarrierConfig(strength=None, tau=tau), 4, 2.5) == replace(barrier, strength=2.5)
     for settings in (BarrierConfig(strength=0.7), BarrierConfig("none", strength=None)):
         with case(settings):
             fixed = Barrier.of_round(settings, 0)
-            assert fixed.after(9.0) == fixed.after(0.0) == fixed
+            assert fixed.after(9.0, 1.0) == fixed.after(0.1, 0.5) == fixed
 
 
 def test_the_strength_follows_the_power_of_the_round():

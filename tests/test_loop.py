@@ -110,7 +110,7 @@ def test_lambda_follows_D_from_step_to_step_and_from_round_to_round(whole: RunFo
             step.values for step in read_log(whole.round(r) / LOG) if "ce" in step.values and step.phase == "train"
         ]
         for values in steps:
-            barrier = barrier.after(values["D_mean"])
+            barrier = barrier.after(values["D_mean"], values["barrier_on"])
             assert values["strength"] == barrier.strength
         assert read_json(whole.round(r) / "metrics.json")["training"]["strength"] == barrier.strength
     assert barrier.strength > START

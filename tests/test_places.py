@@ -15,7 +15,7 @@ from heal.evaluation.signal import TRAIT
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Setup
 from heal.models.language_model import LanguageModel
-from heal.places.place import BAND, CENTRES, METHOD, Place, Placed, Steered, as_placed, bands_around, choose
+from heal.places.place import BAND, CENTRES, METHOD, Place, Placed, Steered, bands_around, choose, where
 from heal.places.trial import RELEVANCE, Outcome, Plan, Trial
 from heal.recipe import load_recipe
 from heal.report.results import read_results
@@ -119,8 +119,7 @@ def test_what_is_chosen_is_one_of_the_places_that_were_tried_and_is_read_back(
             assert len(placed.tried) == len({one.place for one in placed.tried}) == count
             write_files(tmp_path, placed.files())
             assert Placed.load(tmp_path) == placed
-            steer = as_placed(step.recipe.steer, tmp_path)
-            assert (steer.method, steer.band) == (placed.place.method, placed.place.band)
+            assert where(step.recipe.steer, tmp_path) == (placed.place.method, placed.place.band)
 
 
 def test_a_trait_that_cannot_be_read_leaves_the_first_place(tiny: LanguageModel, tiny_trait: Trait) -> None:

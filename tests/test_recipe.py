@@ -243,6 +243,12 @@ def test_a_tolerance_that_reaches_down_to_no_dose_at_all_is_refused(recipe_file:
             load(recipe_file, *words, "calibration.tolerance=0.01")
 
 
+def test_a_vector_of_one_s_own_leaves_no_place_to_choose(recipe_file: Path):
+    for name in ("band", "method"):
+        said = refusal(recipe_file, f"steer.{name}=auto", "data.vector=mine.gguf")
+        assert said.startswith(f"steer.{name}=auto with data.vector=mine.gguf: a vector says itself where")
+
+
 def test_a_strength_that_follows_D_follows_nothing_else(recipe_file: Path):
     for word in ("heal.barrier.power=-0.5", "heal.barrier.tau=0"):
         said = refusal(recipe_file, word, "heal.barrier.strength=auto")

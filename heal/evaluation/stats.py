@@ -65,7 +65,7 @@ def paired_difference(
     statistic: Statistic,
     resamples: int,
     seed: int,
-    level: float = _LEVEL,
+    level: float = LEVEL,
 ) -> Estimate:
     """`statistic(values) - statistic(base)`, the same items drawn on both sides; pairs with a NaN are left out.
 

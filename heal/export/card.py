@@ -12,7 +12,7 @@ from heal.evaluation.stats import Estimate
 from heal.export.exportable import Exportable, Facts
 from heal.export.markdown import escaped, fenced, inline_code
 from heal.export.usage import Usage
-from heal.places.place import as_placed
+from heal.places.place import where
 from heal.report.words import loss
 from heal.run.best import Best, read_best
 from heal.run.student import Student
@@ -128,11 +128,12 @@ def _trait(student: Exportable) -> str:
 
 def _method(student: Student) -> str:
     recipe = student.recipe
-    heal, steer = recipe.heal, as_placed(recipe.steer, student.folder.place)
+    heal = recipe.heal
+    method, _ = where(recipe.steer, student.folder.place)
     written = min(recipe.generation.prompts, len(student.trait.generation_prompts))
     rows = {
         "recipe": inline_code(Path(recipe.recipe).stem),
-        "vector": f"{steer.method} of {steer.pairs} persona pairs, extracted anew each round",
+        "vector": f"{method} of {recipe.steer.pairs} persona pairs, extracted anew each round",
         "dose": f"p95 of the per-token KL along the steered path = {recipe.calibration.target:g} nat at alpha = 1",
         "completions": f"{counted(written, 'prompt')} at alpha "
         + ", ".join(f"{alpha:g}" for alpha in recipe.generation.alphas)

@@ -16,10 +16,8 @@ from heal.healing.aggregates import Aggregate, aggregate_named
 from heal.healing.divergences import Divergence, divergence_named
 from heal.models.language_model import LanguageModel
 
-# Of a strength that follows D, at each optimiser step. D is lower in the first epoch of a round than in its last: if
-# lambda fell as fast as it rises, every round would end above tau.
-START = 1.0  # before the first step of the first round
-RISE, FALL = 0.5, 0.125  # for each tau that D is above or below tau
+# Of a strength that follows D: before the first step of the first round, and its change at a step with D at 2 tau.
+START, RATE = 1.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -63,18 +61,19 @@ class Barrier:
         aggregate = aggregate_named(settings.aggregate)
         return Barrier(divergence, aggregate, strength, settings.tau, settings.operator_norm, follows)
 
-    def after(self, d_mean: float) -> "Barrier":
+    def after(self, d_mean: float, on: float) -> "Barrier":
         """The barrier for the next step: the same, or with a strength that followed D.
 
-        `lambda <- max(0, lambda + rate (D / tau - 1))`, the rate RISE where D is above tau and FALL below.
+        `lambda <- max(0, lambda + RATE (D / tau - 1))`, unless no completion was above tau: there the barrier did
+        nothing, whatever its strength.
 
         Args:
             d_mean: mean of D over the completions of the step, nats.
+            on: fraction of them with D above tau.
         """
-        if not self.follows:
+        if not self.follows or not on:
             return self
-        excess = d_mean / self.tau - 1
-        return replace(self, strength=max(0.0, self.strength + (RISE if excess > 0 else FALL) * excess))
+        return replace(self, strength=max(0.0, self.strength + RATE * (d_mean / self.tau - 1)))
 
 
 def position_losses(

@@ -210,7 +210,7 @@ class HealTrainer(StepTrainer):
     def _log_phase(self, phase: Phase, more: Mapping[str, float] | None = None) -> None:
         values = self._tally[phase].summary(self._barrier) | dict(more or {})
         if phase == "train" and self._barrier.follows:
-            self._barrier = self._barrier.after(values["D_mean"])
+            self._barrier = self._barrier.after(values["D_mean"], values["barrier_on"])
             values["strength"] = self._barrier.strength
         self._tally = {"train": _Tally(), "eval": _Tally()}
         steps = self.state.global_step

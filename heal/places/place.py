@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from heal.config import SteerConfig
@@ -10,11 +10,12 @@ from heal.evaluation.results import Rows
 from heal.evaluation.stats import Estimate
 from heal.records import read_record, record_bytes
 from heal.run.files import Files
+from heal.steering.settings import settled
 
 FILE = "place.json"
 METHOD, BAND = "mean_diff", (0.45, 0.55)  # of the place that the others are held against, where the recipe says none
 
-CENTRES = (0.3, 0.4, 0.6, 0.7, 0.8)  # of the bands that are tried beside it
+CENTRES = (0.3, 0.4, 0.6, 0.7)  # of the bands that are tried beside it
 
 Fractions = tuple[float, float]
 
@@ -122,16 +123,16 @@ class Placed:
         return read_record(Placed, folder / FILE)
 
 
-def as_placed(steer: SteerConfig, folder: Path) -> SteerConfig:
-    """A run's `steer` section with what `auto` came to; as it is where nothing was left to choose.
+def where(steer: SteerConfig, folder: Path) -> tuple[str, Fractions]:
+    """The method and the band that a run steers with: those of its recipe, or those that it chose.
 
     Raises:
         UserError: `folder` does not hold what the run chose.
     """
     if not steer.open:
-        return steer
+        return settled(steer)
     place = Placed.load(folder).place
-    return replace(steer, method=place.method, band=place.band)
+    return place.method, place.band
 
 
 def bands_around(centres: Sequence[float], first: Fractions) -> tuple[Fractions, ...]:

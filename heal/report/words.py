@@ -213,7 +213,11 @@ def _round_terms(results: Results) -> list[tuple[str, str]]:
         ("CE", "cross-entropy of the tokens of the kept completions under the student, nats/token"),
         ("D", _divergence(barrier)),
         ("barrier on", f"fraction of completions with D above tau = {barrier.tau:g} nats"),
-        *([("lambda", "the weight of the barrier, which follows D to hold it at tau")] if barrier.strength is None else []),
+        *(
+            [("lambda", "the weight of the barrier, which follows D to hold it at tau")]
+            if barrier.strength is None
+            else []
+        ),
         (
             "drift",
             "KL divergences between the healed student and base in either direction, per position of every other kept "

@@ -13,7 +13,7 @@ from heal.run.step import Step
 from heal.steering.methods import ORDINARY
 from heal.steps.baseline import Baseline, unreadable
 
-PAIRS, PROMPTS, TOKENS, ANSWERS = 32, 4, 12, 12  # at most: of the extraction, a dose, and the answers that judge it
+PAIRS, PROMPTS, TOKENS, ANSWERS = 16, 4, 12, 12  # at most: of the extraction, a dose, and the answers that judge it
 ANSWER_TOKENS = 40  # of each of these answers, at most
 
 

@@ -13,6 +13,7 @@ from heal.hub.bundle import Bundle
 from heal.hub.reproduction import HEADING, reproduction
 from heal.hub.rules import SIZES
 from heal.hub.source import Source
+from heal.places.place import where
 from heal.records import jsonl_bytes, read_records
 
 SPLITS = {"train": "kept.jsonl", "dropped": "dropped.jsonl"}
@@ -74,12 +75,13 @@ def _number(value: Any) -> Any:
 
 def _text(source: Source, rounds: int, kept: int, made: int) -> str:
     recipe, trait = source.recipe, source.trait
+    method, _ = where(recipe.steer, source.folder.place)
     columns = ["| column | |", "| --- | --- |", *(f"| `{name}` | {meaning} |" for name, meaning in _COLUMNS.items())]
     return "\n\n".join(
         [
             f"# {escaped(trait.name)}: completions under steering",
             f"{made} completions of {inline_code(source.base or 'a model of its maker')} in {rounds} rounds: of a "
-            f"model that was steered along a trait, by {inline_code(recipe.steer.method)}, under the neutral system "
+            f"model that was steered along a trait, by {inline_code(method)}, under the neutral system "
             "prompt below. The split `train` is what a student was distilled on, `dropped` what the filter took for "
             f"broken, off the prompt, or talk about the trait itself ({made - kept} of {made}).",
             f"## Trait: {escaped(trait.name)}",
