@@ -9,7 +9,7 @@ from heal.recipe import load_recipe
 from heal.records import json_bytes
 from heal.run.files import write_atomic
 from heal.run.folder import EXPORT_RECORD, Facts, RunFolder
-from heal.studies.sweep import Cell, cells, run_cells, split_values
+from heal.studies.sweep import Cell, cells, run_cells, split_values, visible_gpus
 from heal.trait import load_trait
 from tests.commanded import heal, refused
 from tests.finished import metrics
@@ -150,11 +150,32 @@ def test_a_failed_run_says_what_ended_it(tmp_path: Path, monkeypatch: pytest.Mon
     for number, (end, said) in enumerate(endings.items()):
         (tmp_path / "train.py").write_text(f"import os, sys\nprint('  generate 3/30', flush=True)\n{end}\n")
         cell, lines = only("recipe=nll", f"run.root={tmp_path / str(number)}", "rounds=1"), []
-        assert run_cells([cell], 1, 1, lines.append) == [cell]
+        assert run_cells([cell], 1, 1, [], lines.append) == [cell]
         assert lines == [
             f"{cell.folder.name}: started, 0 of 1 round done; {cell.log}",
             f"{cell.folder.name}: failed: {said}",
         ]
+
+
+def test_runs_side_by_side_have_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Also where GPUs are numbered by a scheduler, and where the first to end makes room for a third."""
+    script = tmp_path / "train.py"
+    script.write_text("import os, time\ntime.sleep(1)\nprint(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True)\n")
+    monkeypatch.setattr("heal.studies.sweep.TRAIN", script)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert visible_gpus() == ["3", "5"]
+    planned = cells(["recipe=nll", f"run.root={tmp_path / 'runs'}", "rounds=1", "seed=0,1,2"])
+    lines: list[str] = []
+    run_cells(planned, 2, 2, visible_gpus(), lines.append)
+    used = [cell.log.read_text().strip() for cell in planned]
+    assert set(used[:2]) == {"3", "5"}
+    assert used[2] in used[:2]
+    assert [line.split(", ")[0].rpartition(" ")[2] for line in lines if "started" in line] == used
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert visible_gpus() == []
 
 
 def test_one_run_is_counted_as_one(tmp_path: Path):

@@ -21,7 +21,7 @@ a .log file beside its folder; compare the runs with heal compare."""
 
 @dataclass
 class Options:
-    jobs: int = key(1, "runs side by side; they share the cores", 1)
+    jobs: int = key(1, "runs side by side; they share the cores, and each has one of the GPUs", 1)
 
 
 def main(words: Sequence[str]) -> None:
@@ -33,11 +33,11 @@ def sweep(words: Sequence[str]) -> None:
     """Runs the cells and says which failed."""
     own = [word for word in words if word.startswith("jobs=")]
     jobs = read_options(Options, own).jobs
-    from heal.studies.sweep import cells, run_cells
+    from heal.studies.sweep import cells, run_cells, visible_gpus
 
     planned = cells([word for word in words if word not in own])
     print(f"{counted(len(planned), 'run')}, {jobs} at a time", flush=True)
-    failed = run_cells(planned, jobs, usable_cores(), lambda text: print(text, flush=True))
+    failed = run_cells(planned, jobs, usable_cores(), visible_gpus(), lambda text: print(text, flush=True))
     for cell in planned:
         print(("failed    " if cell in failed else "finished  ") + str(cell.folder))
     if failed:

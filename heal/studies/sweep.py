@@ -1,6 +1,7 @@
 """Many runs: every combination of some values of keys, each run continued where it stopped and none repeated."""
 
 import itertools
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from heal.counts import lowered_to
 from heal.errors import UserError
 from heal.evaluation.choice import why_stop
 from heal.evaluation.metrics import RoundMetrics
+from heal.launcher import on_cpu
 from heal.recipe import load_recipe, sized
 from heal.run.folder import RunFolder
 from heal.run.open import default_name, facts_of
@@ -130,19 +132,31 @@ def split_values(text: str) -> list[str]:
 @dataclass
 class _Going:
     cell: Cell
+    slot: int  # of the `jobs` that run side by side
     process: subprocess.Popen
     start: float
     done_before: int
     shown: int = field(default=-1)
 
 
-def run_cells(asked: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Cell]:
+def visible_gpus() -> list[str]:
+    """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them; none where the launcher asks for CPUs."""
+    if on_cpu():
+        return []
+    import torch
+
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return (names or [str(index) for index in range(torch.cuda.device_count())])[: torch.cuda.device_count()]
+
+
+def run_cells(asked: Sequence[Cell], jobs: int, cores: int, gpus: Sequence[str], say: Say) -> list[Cell]:
     """Runs what is not finished, `jobs` at a time; a stopped sweep stops its runs, which continue next time.
 
     Args:
         asked: the cells.
         jobs: runs side by side.
         cores: shared among them.
+        gpus: of which each run has one, by itself where there are as many as runs (see `visible_gpus`).
         say: gets a line when a run starts, after each of its rounds, and when it ends.
 
     Returns:
@@ -163,8 +177,11 @@ def run_cells(asked: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Ce
             while waiting and len(going) < jobs:
                 cell = waiting.pop(0)
                 so_far = f"{cell.rounds_done()} of {counted(cell.rounds, 'round')} done"
-                say(f"{cell.folder.name}: started, {so_far}; {cell.log}")
-                going.append(_start(cell, max(1, cores // jobs)))
+                slot = min(set(range(jobs)) - {run.slot for run in going})
+                gpu = gpus[slot % len(gpus)] if gpus else None
+                on = "" if gpu is None else f" on GPU {gpu}"
+                say(f"{cell.folder.name}: started{on}, {so_far}; {cell.log}")
+                going.append(_start(cell, slot, max(1, cores // jobs), gpu))
             time.sleep(_POLL_SECONDS)
             for run in list(going):
                 ended = run.process.poll() is not None
@@ -189,14 +206,19 @@ def run_cells(asked: Sequence[Cell], jobs: int, cores: int, say: Say) -> list[Ce
     return failed
 
 
-def _start(cell: Cell, threads: int) -> _Going:
+def _start(cell: Cell, slot: int, threads: int, gpu: str | None) -> _Going:
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     words = list(cell.words)
     if not any(word.startswith("compute.threads=") for word in words):
         words.append(f"compute.threads={threads}")
     with open(cell.log, "a", encoding="utf-8") as log:
-        process = subprocess.Popen([sys.executable, str(TRAIN), *words], stdout=log, stderr=subprocess.STDOUT)
-    return _Going(cell, process, time.perf_counter(), cell.rounds_done())
+        process = subprocess.Popen(
+            [sys.executable, str(TRAIN), *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}),
+        )
+    return _Going(cell, slot, process, time.perf_counter(), cell.rounds_done())
 
 
 def _why(status: int, log: Path) -> str:
