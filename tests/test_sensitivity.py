@@ -13,6 +13,7 @@ import torch
 from heal.config import EvaluationConfig
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.neutral import NeutralTexts
+from heal.evaluation.readouts import judge
 from heal.evaluation.readouts.thoughts import UNCLOSED
 from heal.evaluation.results import StageResult
 from heal.evaluation.signal import limited, limits_of, signals
@@ -43,8 +44,9 @@ OF_ANSWERS = {
     *("tail_perplexity", "repetition_share", "alive_share", "probe_mass", "scaffold_nats", *COUNTED),
     *("identified_share", "relevance"),
 }
-# Here the model is not to think.
-OF_EVERYTHING = {name for name, signal in signals().items() if signal.items != "vignettes"} - {UNCLOSED.name}
+# Here the model is not to think, and there is no judge.
+NOT_ASKED = {UNCLOSED.name, *(signal.name for signal in judge.SIGNALS)}
+OF_EVERYTHING = {name for name, signal in signals().items() if signal.items != "vignettes"} - NOT_ASKED
 LIMITED = [name for name in limited() if name in OF_EVERYTHING]
 
 
