@@ -20,7 +20,7 @@ from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.readouts import free_answers, likelihood, persona, questions
 from heal.evaluation.readouts.thoughts import UNCLOSED
 from heal.evaluation.results import Answer, StageResult, headline, output_rows, summarise
-from heal.evaluation.signal import READOUTS, Measured, limited, signals
+from heal.evaluation.signal import MASS, READOUTS, Measured, limited, signals
 from heal.evaluation.stats import Estimate, estimate, paired_difference
 from heal.evaluation.subject import Subject
 from heal.evaluation.vignettes import read_vignettes
@@ -367,6 +367,15 @@ def test_a_stage_comes_back_from_its_file_as_it_was(results: dict[str, StageResu
     for result in (*results.values(), odd):
         (tmp_path / "stage.json").write_bytes(record_bytes(result))
         assert repr(read_record(StageResult, tmp_path / "stage.json")) == repr(result)
+
+
+def test_mass_that_an_earlier_version_read_off_more_questions_is_compared_on_those_of_both():
+    mass = signals()[MASS]
+    base = StageResult("base", (), (mass.measured([0.9] * 16 + [0.1] * 16),))
+    later = StageResult("healed", (), (mass.measured([0.8] * 16),))
+    for one, other, shift in ((later, base, -0.1), (base, later, 0.1)):
+        delta = summarise(one, other, 100, 0)[MASS].delta
+        assert (delta.n, delta.value) == (16, pytest.approx(shift))
 
 
 def test_a_signal_of_another_version_is_read_and_summarised_from_what_its_file_says(tmp_path: Path):

@@ -99,7 +99,11 @@ def headline(result: StageResult) -> str:
 
 def _figures(signal: Measured, base: Measured, resamples: int, seed: int) -> SignalFigures:
     value = estimate(signal.values, signal.statistic, resamples, seed)
-    delta = paired_difference(signal.values, base.values, signal.statistic, resamples, seed)
+    ours, theirs = signal.values, base.values
+    if signal.items == "questions":  # an earlier version read the mass off all of them, later ones off the first
+        count = min(len(ours), len(theirs))
+        ours, theirs = ours[:count], theirs[:count]
+    delta = paired_difference(ours, theirs, signal.statistic, resamples, seed)
     return SignalFigures(value.value, value.low, value.high, value.n, delta, signal.role, signal.unit)
 
 
