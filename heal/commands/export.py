@@ -41,7 +41,11 @@ class Options:
         "instead of a run: a steering vector of a method that adds c v, such as mean_diff or pca, as in a run's "
         "rounds/00/vector.safetensors",
     )
-    format: Literal["adapter", "model"] = key("adapter", "a PEFT LoRA folder, or a whole model with the update merged")
+    format: Literal["adapter", "model", "gguf", "gguf-adapter"] = key(
+        "adapter",
+        "a PEFT LoRA folder, or a whole model with the update merged; for llama.cpp, gguf: that model, or of a vector a "
+        "control vector; gguf-adapter: the LoRA",
+    )
     round: str | None = key(
         None, "the last round to include: counted from 1, best or last; none: what the run's export.round says"
     )
@@ -50,6 +54,7 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto", "of a merged model's weights; auto: the run's; 16 bits round a part of the update away"
     )
+    quant: str = key("f16", "of a GGUF model: f32, f16, bf16, q8_0, q5_1 ..., or a type of llama.cpp's llama-quantize")
     max_kl: float = key(
         0.1, "nats per token at p95 that an export's KL from the student may have; above, it is refused", 0
     )
@@ -104,17 +109,22 @@ def check(options: Options) -> None:
         raise UserError("bias=false: says nothing of a run, whose adapter has no bias; leave it out")
     if options.vector and options.gate != 1:
         raise UserError(f"gate={options.gate:g}: a steering vector is scaled by its coefficient; use c=...")
-    if options.vector and options.format == "model":
+    if options.vector and options.format not in ("adapter", "gguf"):
         raise UserError(
-            "format=model: most models' Linears have no bias that a steering vector could be merged into; "
-            "use format=adapter"
+            f"format={options.format}: most models' Linears have no bias that a steering vector could be merged into; "
+            "use format=adapter, or format=gguf for a control vector"
         )
     if options.out is not None:
         output_path(options.out, folder=True)
-    if options.format == "model" and options.rank is not None:
+    if options.format in ("model", "gguf") and options.rank is not None:
         raise UserError(f"rank={options.rank}: a merged model has no rank; use format=adapter, or leave rank out")
-    if options.format == "adapter" and options.dtype != "auto":
-        raise UserError(f"dtype={options.dtype}: an adapter is in float32; use format=model, or leave dtype out")
+    if options.format != "model" and options.dtype != "auto":
+        what = "use quant=..." if options.format == "gguf" else "an adapter is in float32; use format=model"
+        raise UserError(f"dtype={options.dtype}: {what}, or leave dtype out")
+    if options.quant != "f16" and (options.vector or options.format != "gguf"):
+        raise UserError(
+            f"quant={options.quant}: it is the type of a model's weights, run=... format=gguf; leave it out"
+        )
 
 
 def export_run(options: Options, folder: RunFolder) -> None:
@@ -151,10 +161,15 @@ def write_student(student: "Student", path: Path, options: Options) -> "Export":
 
     from heal.export.adapter import export_adapter
     from heal.export.exportable import Settings
+    from heal.export.llama_cpp.export import export_gguf, export_gguf_adapter
     from heal.export.merged import export_merged
 
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
     settings = Settings(options.gate, options.rank, dtype, options.max_kl, options.base)
+    if options.format == "gguf":
+        return export_gguf(student, path, settings, options.quant)
+    if options.format == "gguf-adapter":
+        return export_gguf_adapter(student, path, settings)
     return (export_adapter if options.format == "adapter" else export_merged)(student, path, settings)
 
 
@@ -163,6 +178,7 @@ def export_steering_vector(options: Options, file: Path) -> None:
     path = Path(options.out).expanduser() if options.out is not None else vector_path(file, options)
     console = Console()
     load_libraries(console, path)
+    from heal.export.llama_cpp.export import export_control_vector
     from heal.export.vector import check_additive, dose, export_vector
     from heal.steering.vector import SteeringVector
 
@@ -172,6 +188,11 @@ def export_steering_vector(options: Options, file: Path) -> None:
     config = model_of(options, file, vector)
     vector = replace(vector, model=config.name)
     model = load_model(console, config, options.device)
+    if options.format == "gguf":
+        written_vector = export_control_vector(vector, model, config, path, c, options.base)
+        console.say(f"control    {written_vector} ({vector.method} of {vector.trait} at c = {c:g}, for llama.cpp)")
+        console.say(f"more       {path / 'README.md'}")
+        return
     with console.step("export") as line:
         with memory_told("while exporting", "set device=cpu"):
             bias = options.bias == "true"
@@ -231,11 +252,12 @@ def load_libraries(console: Console, path: Path) -> None:
 def run_path(folder: RunFolder, options: Options) -> Path:
     """FOLDER/export/adapter or model, and what was asked for beyond that: adapter-round1-rank32."""
     gate = None if options.gate == 1 else f"{options.gate:g}"
+    dtype = next((name for name, usual in ((options.dtype, "auto"), (options.quant, "f16")) if name != usual), None)
     beyond = {
         "round": options.round,
         "gate": gate,
         "rank": options.rank,
-        "": None if options.dtype == "auto" else options.dtype,
+        "": dtype,
     }
     parts = [options.format] + [f"{name}{value}" for name, value in beyond.items() if value is not None]
     return folder.path / "export" / "-".join(parts)
@@ -243,7 +265,7 @@ def run_path(folder: RunFolder, options: Options) -> Path:
 
 def vector_path(file: Path, options: Options) -> Path:
     """NAME-adapter beside the vector, and what was asked for beyond that: vector-adapter-c0.5-rank1."""
-    parts = [f"{file.stem}-adapter"]
+    parts = [f"{file.stem}-{options.format}"]
     parts += [] if options.c is None else [f"c{options.c:g}"]
     parts += ["rank1"] if options.bias == "false" else []
     return file.with_name("-".join(parts))
@@ -262,5 +284,6 @@ def say_how_to_load(console: Console, path: Path, kind: str, model: "LanguageMod
     elif kind == "adapter":
         base = f"transformers.{loader}.from_pretrained({location(model.config)!r}{bits})"
         load = f"peft.PeftModel.from_pretrained({base}, {str(path)!r})"
-    console.say(f"load it    {load}")
+    if not kind.startswith("gguf"):
+        console.say(f"load it    {load}")
     console.say(f"more       {path / 'README.md'}")

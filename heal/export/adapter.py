@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from heal.accumulator import adapter_files
-from heal.export.base import base_of
+from heal.export.base import Base, base_of
 from heal.export.card import model_card
 from heal.export.exportable import AS_TRAINED, Card, Exportable, Facts, Settings
-from heal.export.factors import history_factors, truncate
+from heal.export.factors import Factors, history_factors, truncate
 from heal.export.folder import Export, check_place, refuse_distant, replaced, size, write_record
 from heal.export.readable import save_tokenizer
 from heal.export.verify import check_tokenizer, verify_adapter
@@ -53,15 +53,10 @@ def write_adapter(
     factors = history_factors(student.accumulator, settings.gate)
     if settings.rank is not None:
         factors = truncate(factors, settings.rank)
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(factors.layers):
-        a_RI, b_OR = factors.layers[name]
-        tensors |= {f"base_model.model.{name}.lora_A.weight": a_RI, f"base_model.model.{name}.lora_B.weight": b_OR}
     base = base_of(student.model, student.config, settings.base)
-    files = adapter_files(tensors, factors.rank, factors.rank, sorted(factors.layers), base.reference, base.revision)
     lost = None if settings.rank is None else factors.lost
     with replaced(path) as folder:
-        for name, content in files.items():
+        for name, content in peft_files(factors, base).items():
             (folder / name).write_bytes(content)
         found = verify_adapter(student, folder, factors, settings.gate)
         save_tokenizer(student.model.chat.tokenizer, folder)
@@ -72,3 +67,13 @@ def write_adapter(
         about = {"rank": factors.rank, "lost": lost, "agreement": asdict(found)}
         write_record(folder, format="adapter", rounds=list(rounds), among=list(among), gate=settings.gate, **about)
     return Export(path, facts, size(path))
+
+
+def peft_files(factors: Factors, base: Base) -> dict[str, bytes]:
+    """The two files of the factors as a PEFT adapter of `base`."""
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(factors.layers):
+        a_RI, b_OR = factors.layers[name]
+        tensors |= {f"base_model.model.{name}.lora_A.weight": a_RI, f"base_model.model.{name}.lora_B.weight": b_OR}
+    rank = factors.rank
+    return adapter_files(tensors, rank, rank, sorted(factors.layers), base.reference, base.revision)

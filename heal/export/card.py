@@ -65,7 +65,7 @@ def _front_matter(student: Exportable, facts: Facts) -> str:
     content = {
         "base_model": facts.base.name,
         "base_model_relation": "adapter" if rank else "finetune",
-        "library_name": "peft" if rank else "transformers",
+        "library_name": "gguf" if facts.quant else "peft" if rank else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["heal", "activation-steering", "self-distillation", *(["lora"] if rank else []), student.trait.name],
     }
@@ -81,6 +81,8 @@ def _what(student: Exportable, facts: Facts, measured: bool = True) -> str:
         kind = f"A LoRA adapter of rank {rank} (alpha {rank}, float32) for {base}"
     else:
         kind = f"{base} in {facts.weights} with its update merged into the weights"
+    if facts.quant is not None:
+        kind += ", as a GGUF file"
     lines = [f"{kind}, made in {rounds} of steering, distilling and healing."]
     if facts.gate != 1:
         below = "; the measurements below are at gate 1" if measured else ""
@@ -257,6 +259,8 @@ def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) ->
 def _use(student: Exportable, facts: Facts) -> str:
     prompt = min(student.trait.heldout_prompts, key=len)
     usage = Usage(student.model, student.config, facts.base, student.trait.name, prompt)
+    if facts.quant is not None:
+        return usage.gguf("model.gguf") if facts.rank is None else usage.gguf(None, "--lora adapter.gguf")
     return usage.merged() if facts.rank is None else usage.adapter(facts.rank)
 
 

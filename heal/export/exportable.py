@@ -69,6 +69,7 @@ class Facts:
         rank: of the adapter; None for a merged model.
         lost: relative Frobenius error of a truncated adapter; None when exact.
         kept: of a merged model whose weights are rounded; None otherwise.
+        quant: type of the weights in a GGUF file; None for another export.
     """
 
     base: Base
@@ -78,11 +79,12 @@ class Facts:
     rank: int | None = None
     lost: float | None = None
     kept: Kept | None = None
+    quant: str | None = None
 
     @property
     def weights(self) -> str:
-        """The name of the dtype."""
-        return str(self.dtype).removeprefix("torch.")
+        """The name of the dtype, or of a GGUF file's type."""
+        return self.quant or str(self.dtype).removeprefix("torch.")
 
 
 Card = Callable[[Facts], str]  # the README of an export

