@@ -348,6 +348,7 @@ def test_words_that_do_not_go_together_are_one_line(file: Path) -> None:
         (["vector={file}", "round=best"], "round=best: says nothing of a steering vector"),
         (["vector={file}", "gate=0.5"], "use c=..."),
         (["vector={file}", "format=model"], "use format=adapter"),
+        (["vector={file}", "format=gguf-adapter"], "format=gguf for a control vector"),
         (["run=x", "bias=false"], "bias=false: says nothing of a run"),
         (["run=x", "revision=v1"], "revision=v1: says nothing of a run"),
     ]:

@@ -43,8 +43,8 @@ class Options:
     )
     format: Literal["adapter", "model", "gguf", "gguf-adapter"] = key(
         "adapter",
-        "a PEFT LoRA folder, or a whole model with the update merged; for llama.cpp, gguf: that model, or of a vector a "
-        "control vector; gguf-adapter: the LoRA",
+        "a PEFT LoRA folder, or a whole model with the update merged; for llama.cpp, gguf: that model, or of a "
+        "vector a control vector; gguf-adapter: the LoRA",
     )
     round: str | None = key(
         None, "the last round to include: counted from 1, best or last; none: what the run's export.round says"
@@ -54,7 +54,9 @@ class Options:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto", "of a merged model's weights; auto: the run's; 16 bits round a part of the update away"
     )
-    quant: str = key("f16", "of a GGUF model: f32, f16, bf16, q8_0, q5_1 ..., or a type of llama.cpp's llama-quantize")
+    quant: Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"] = key(
+        "f16", "type of a GGUF model's weights; llama.cpp's llama-quantize makes others of f16"
+    )
     max_kl: float = key(
         0.1, "nats per token at p95 that an export's KL from the student may have; above, it is refused", 0
     )
@@ -189,8 +191,8 @@ def export_steering_vector(options: Options, file: Path) -> None:
     vector = replace(vector, model=config.name)
     model = load_model(console, config, options.device)
     if options.format == "gguf":
-        written_vector = export_control_vector(vector, model, config, path, c, options.base)
-        console.say(f"control    {written_vector} ({vector.method} of {vector.trait} at c = {c:g}, for llama.cpp)")
+        file = export_control_vector(vector, model, config, path, c, options.base)
+        console.say(f"vector     {file} ({vector.method} of {vector.trait} at c = {c:g}, for llama.cpp)")
         console.say(f"more       {path / 'README.md'}")
         return
     with console.step("export") as line:

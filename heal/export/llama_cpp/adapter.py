@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from heal.export.factors import ExportError, Factors
 from heal.export.llama_cpp.layout import Layout
-from heal.export.llama_cpp.model import _write
+from heal.export.llama_cpp.model import finish
 
 FILE = "adapter.gguf"
 
@@ -29,7 +29,7 @@ def write_adapter(factors: Factors, model: PreTrainedModel, path: Path) -> None:
         there = layout.name(f"{name}.weight")
         writer.add_tensor(f"{there}.lora_a", a_RI.numpy())
         writer.add_tensor(f"{there}.lora_b", layout.put(f"{name}.weight", b_OR).contiguous().numpy())
-    _write(writer)
+    finish(writer)
 
 
 def check_adapter(factors: Factors, model: PreTrainedModel, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A steering vector as a GGUF control vector, as llama.cpp (`--control-vector`) and repeng read it.
+"""A steering vector as a GGUF control vector, as llama.cpp (`--control-vector`) reads it.
 
 `direction.N` is added to the output of block N, counted from 0, at every position; the dose is inside.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from heal.errors import UserError
 from heal.export.factors import ExportError
-from heal.export.llama_cpp.model import _write
+from heal.export.llama_cpp.model import finish
 
 FILE = "control-vector.gguf"
 
@@ -38,7 +38,7 @@ def write_control_vector(shifts: Mapping[int, Tensor], architecture: str, path: 
     writer.add_uint32("controlvector.layer_count", len(shifts))
     for layer, shift_D in sorted(shifts.items()):
         writer.add_tensor(f"direction.{layer}", shift_D.float().cpu().contiguous().numpy())
-    _write(writer)
+    finish(writer)
 
 
 def check_control_vector(shifts: Mapping[int, Tensor], path: Path) -> None:

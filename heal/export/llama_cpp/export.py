@@ -36,10 +36,10 @@ def export_gguf(student: Student, path: Path, settings: Settings, quant: str = "
         student: what to export.
         path: the folder; an earlier export there is replaced once the new one is verified.
         settings: how; rank and dtype say nothing of it.
-        quant: type of the weights: one that the package gguf writes, or one of llama-quantize.
+        quant: type of the weights, one of `TYPES`.
 
     Raises:
-        UserError: nothing to export, a family or tokenizer that cannot be written, a type without its tool.
+        UserError: nothing to export, a family or tokenizer that cannot be written.
         ExportError: the export differs from the student; nothing is left on disk.
     """
     return write_gguf(student, path, partial(model_card, student), settings, quant, student.rounds)
@@ -50,20 +50,13 @@ def write_gguf(
 ) -> Export:
     """The same for any student, with a card of its own; `rounds` are those of the record."""
     check_place(path)
-    tool = model.tool_for(quant)
     factors = history_factors(student.accumulator, settings.gate)
     Layout.of(student.model.model)  # refused before anything is loaded
     merged = load_again(student, torch.device("cpu"), dtype=student.model.model.dtype)
     merge(merged, factors, torch.float32)
     with replaced(path) as folder:
         file = folder / model.FILE
-        if tool is None:
-            model.write_model(merged, file, quant)
-        else:
-            whole = folder / "whole.gguf"
-            model.write_model(merged, whole, "f16")
-            tool.run(whole, file)
-            whole.unlink()
+        model.write_model(merged, file, quant)
         loaded = model.load_by_transformers(file, merged.model)
         del merged
         found = verify_loaded(student, loaded, settings.gate)

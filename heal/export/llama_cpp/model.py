@@ -1,17 +1,11 @@
-"""A merged model as one GGUF file.
+"""A merged model as one GGUF file, quantised by the package gguf."""
 
-The numbers are quantised by the package gguf; llama.cpp's own types (Q4_K_M and others) by its tool llama-quantize.
-"""
-
-import shutil
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from heal.errors import UserError
 from heal.export.llama_cpp.layout import Layout
@@ -29,39 +23,7 @@ TYPES = {
     "q4_1": gguf.GGMLQuantizationType.Q4_1,
     "q4_0": gguf.GGMLQuantizationType.Q4_0,
 }
-QUANTISE = "llama-quantize"
 _FILE_TYPES = {"f32": "ALL_F32", **{name: f"MOSTLY_{name.upper()}" for name in TYPES if name != "f32"}}
-
-
-@dataclass(frozen=True)
-class Tool:
-    """llama.cpp's own tool, for a type that the package gguf does not write."""
-
-    path: str
-    quant: str
-
-    def run(self, source: Path, target: Path) -> None:
-        """Writes `target` from a file in 16 or 32 bits; UserError with what the tool says where it fails."""
-        done = subprocess.run([self.path, source, target, self.quant], capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"quant={self.quant}: {QUANTISE} failed: {said}")
-
-
-def tool_for(quant: str) -> Tool | None:
-    """llama-quantize, for a type that requires it; None for one that does not.
-
-    Raises:
-        UserError: the type requires it, and it is not on the PATH.
-    """
-    if quant in TYPES:
-        return None
-    path = shutil.which(QUANTISE)
-    if path is None:
-        raise UserError(
-            f"quant={quant}: heal writes {', '.join(TYPES)}; other types require llama.cpp's {QUANTISE} on the PATH"
-        )
-    return Tool(path, quant.upper())
 
 
 def write_model(merged: LanguageModel, path: Path, quant: str) -> None:
@@ -95,7 +57,7 @@ def write_model(merged: LanguageModel, path: Path, quant: str) -> None:
         writer.add_tensor(layout.name(name), gguf.quantize(values, kind), raw_dtype=kind)
     if (factors := rotary_factors(model)) is not None:
         writer.add_tensor("rope_freqs.weight", factors)
-    _write(writer)
+    finish(writer)
 
 
 def _type_of(values: np.ndarray, wanted: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
@@ -107,7 +69,7 @@ def _type_of(values: np.ndarray, wanted: gguf.GGMLQuantizationType) -> gguf.GGML
 
 def _add_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel, name: str) -> None:
     config = model.config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = _head_width(model)
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name.rstrip("/").rpartition("/")[2])
     writer.add_vocab_size(config.vocab_size)
@@ -147,7 +109,7 @@ def rotary_factors(model: PreTrainedModel) -> np.ndarray | None:
     return factors
 
 
-def _write(writer: gguf.GGUFWriter) -> None:
+def finish(writer: gguf.GGUFWriter) -> None:
     """Header, metadata and tensors, in this order."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -156,7 +118,18 @@ def _write(writer: gguf.GGUFWriter) -> None:
 
 
 def load_by_transformers(path: Path, model: PreTrainedModel) -> PreTrainedModel:
-    """The file as transformers reads it, dequantised to float32; the metadata too where it reads all of that."""
-    scaled = {} if rotary_factors(model) is None else {"config": model.config}
-    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, **scaled)
+    """The file as transformers reads it, dequantised to float32.
+
+    So is its metadata, but for what transformers does not read in every family: the heads' width and the rotary
+    positions, which are those of `model`.
+    """
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config.head_dim, config.rope_parameters = _head_width(model), model.config.rope_parameters
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=config, dtype=torch.float32)
     return loaded.eval()
+
+
+def _head_width(model: PreTrainedModel) -> int:
+    config = model.config
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return width
