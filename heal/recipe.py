@@ -380,15 +380,18 @@ def check(recipe: Recipe) -> None:
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML, in the order of the dataclasses; its texts are the characters that they are."""
-    escaped = deepcopy(recipe)
+    escaped, texts = deepcopy(recipe), dict[str, str]()
     for item in keys():
         *sections, last = item.name.split(".")
         section = reduce(getattr, sections, escaped)
         if item.takes_text and getattr(section, last) is not None:
-            setattr(section, last, _not_interpolated(str(getattr(section, last))))
+            texts[item.name] = _not_interpolated(str(getattr(section, last)))
+            setattr(section, last, texts[item.name])
     config = DictConfig(OmegaConf.to_container(OmegaConf.structured(escaped)))
     for item in keys():
-        if item.auto:
+        if item.name in texts:  # the container has lost the escape of a missing value
+            OmegaConf.update(config, item.name, texts[item.name])
+        elif item.auto:
             OmegaConf.update(config, item.name, item.written(OmegaConf.select(config, item.name)))
     return OmegaConf.to_yaml(config, resolve=True)
 

@@ -12,7 +12,6 @@ from heal.environment import quiet_libraries
 from heal.errors import RoundError, UserError, nearest
 from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
-from heal.places.place import BAND, METHOD, bands_around
 from heal.recipe import load_recipe, sized
 from heal.run.open import default_name, open_model
 from heal.trait import trait_of
@@ -50,6 +49,8 @@ def main(words: Sequence[str]) -> None:
 
 def check(words: Sequence[str]) -> None:
     """Measures, prints what was found and what is amiss, and writes both; RoundError where a run is pointless."""
+    from heal.places.place import METHOD
+
     own, others = split_words(Options, words)
     options, recipe = read_options(Options, own), sized(load_recipe(others))
     plan_words = methods(options.methods, recipe.steer.method or METHOD), bands(options.bands, recipe.steer)
@@ -106,6 +107,8 @@ def bands(text: str, steer: SteerConfig) -> tuple[tuple[float, float], ...]:
     Raises:
         UserError: no number, or one that is no fraction of the depth.
     """
+    from heal.places.place import BAND, bands_around
+
     try:
         centres = [float(part) for part in text.split(",") if part.strip()]
     except ValueError as error:

@@ -16,6 +16,7 @@ Content = dict[str, Any]  # of a JSON file, whose keys are those of its library
 _OF_THIS_COMPUTER = ("is_local", "local_files_only", "name_or_path")
 _NOT_OF_THE_EXPORT = ("quantization_config", "_name_or_path", "transformers_version", "torch_dtype")
 # Layer type of rope_parameters -> the key of transformers 4 for its base frequency.
+_ROPES = {"default", "linear", "dynamic", "yarn", "longrope", "llama3"}  # the types that transformers 4 knows
 _THETA_BY_LAYER_TYPE = {"full_attention": "rope_theta", "sliding_attention": "rope_local_base_freq"}
 
 
@@ -57,8 +58,10 @@ def write_config(folder: Path, base: Content) -> None:
 
 
 def older_rope(parameters: Content) -> Content:
-    """The keys of transformers 4 that say the same as `rope_parameters`."""
+    """The keys of transformers 4 that say the same as `rope_parameters`; none where it does not know the type."""
     by_layer_type = {name: value for name, value in parameters.items() if isinstance(value, dict)}
+    if not all(part.get("rope_type", "default") in _ROPES for part in by_layer_type.values() or (parameters,)):
+        return {}
     if not by_layer_type:
         return _flat(parameters)
     found = _flat(by_layer_type.get("full_attention", {}))
