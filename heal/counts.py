@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from heal.config import Recipe
 from heal.console import counted
 from heal.errors import UserError
-from heal.recipe import keys_by_name
+from heal.keys import keys_by_name
 from heal.trait import Trait
 
 # Keys that count a trait's texts, and those of them that a study of interventions draws on.

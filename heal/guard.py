@@ -17,6 +17,7 @@ from heal.console import fail
 from heal.errors import RoundError, UserError
 from heal.launcher import launched
 from heal.memory import out_of_memory, told
+from heal.messages import Elsewhere
 from heal.streams import give_up_unwritable, mend_streams, readable
 from heal.unforeseen import Unforeseen, kept
 
@@ -79,7 +80,7 @@ def guarded(work: Callable[[], None], hint: str = "") -> None:
         _end(str(error), 2)
     except RoundError as error:
         _end(f"{error} {hint if error.again else ''}".strip(), 1)
-    except parallel.Elsewhere:
+    except Elsewhere:
         _leave(1)
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _unread():

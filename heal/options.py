@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from heal.errors import UserError, nearest
-from heal.recipe import Key, key_lines, keys
+from heal.keys import Key, key_lines, keys
 
 Schema = TypeVar("Schema")
 

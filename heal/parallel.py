@@ -9,9 +9,7 @@ What travels is announced before it is sent, so that processes that have parted 
 not wait for each other.
 """
 
-import io
 import os
-import pickle
 import socket
 import time
 import zlib
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from heal.errors import RoundError, UserError
 from heal.launcher import Launched, on_cpu
+from heal.messages import Outcome, packed, unpacked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +40,6 @@ _LINGER = 2.0  # seconds
 
 class Lost(RoundError):
     """Another process has ended, and nobody knows why."""
-
-
-class Elsewhere(Exception):
-    """An error that another process has, and tells."""
 
 
 class Stopped(Exception):
@@ -83,15 +78,6 @@ class Traffic:
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(self.seconds + other.seconds, self.sent + other.sent)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What came of a piece of work: a value or an error, and in which process."""
-
-    rank: int
-    value: Any = None
-    error: Exception | None = None
 
 
 @dataclass
@@ -339,7 +325,7 @@ def _shared() -> _World | None:
     return None if world is None or world.alone else world
 
 
-def _attempt(world: _World, work: Callable[[], Any]) -> _Outcome:
+def _attempt(world: _World, work: Callable[[], Any]) -> Outcome:
     world.alone = True
     value, failure = None, None
     try:
@@ -354,10 +340,10 @@ def _attempt(world: _World, work: Callable[[], Any]) -> _Outcome:
         world.alone = False
     if world.keep_company is not None:
         world.keep_company(failure)
-    return _Outcome(world.this.rank, value, failure)
+    return Outcome(world.this.rank, value, failure)
 
 
-def _settled(world: _World, outcomes: Sequence[_Outcome]) -> list[Any]:
+def _settled(world: _World, outcomes: Sequence[Outcome]) -> list[Any]:
     """The values; raises the first error, which its own process raises with its traceback."""
     for outcome in outcomes:
         if outcome.error is not None:
@@ -365,12 +351,12 @@ def _settled(world: _World, outcomes: Sequence[_Outcome]) -> list[Any]:
     return [outcome.value for outcome in outcomes]
 
 
-def _gathered(world: _World, mine: _Outcome) -> list[_Outcome]:
+def _gathered(world: _World, mine: Outcome) -> list[Outcome]:
     """The outcomes of all processes; its own is the very one that was given."""
     import torch
     from torch import distributed as dist
 
-    content = _packed(mine)
+    content = packed(mine)
     lengths = _announced(world, "together", len(content))
     padded = torch.zeros(max(lengths), dtype=torch.uint8)
     padded[: len(content)] = torch.frombuffer(content, dtype=torch.uint8)
@@ -379,22 +365,22 @@ def _gathered(world: _World, mine: _Outcome) -> list[_Outcome]:
         dist.all_gather(received, padded, group=world.control)
     world.traffic += Traffic(sent=len(content))
     return [
-        mine if number == world.this.rank else _unpacked(bytes(each[:length].numpy()))
+        mine if number == world.this.rank else unpacked(bytes(each[:length].numpy()))
         for number, (each, length) in enumerate(zip(received, lengths, strict=True))
     ]
 
 
-def _from_first(world: _World, outcome: _Outcome | None) -> _Outcome:
+def _from_first(world: _World, outcome: Outcome | None) -> Outcome:
     import torch
     from torch import distributed as dist
 
-    content = bytearray() if outcome is None else _packed(outcome)
+    content = bytearray() if outcome is None else packed(outcome)
     length = _announced(world, "by_first", len(content))[0]
     buffer = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(length, dtype=torch.uint8)
     with _others_there():
         dist.broadcast(buffer, 0, group=world.control)
     world.traffic += Traffic(sent=len(content))
-    return _unpacked(bytes(buffer.numpy())) if outcome is None else outcome
+    return unpacked(bytes(buffer.numpy())) if outcome is None else outcome
 
 
 def _announced(world: _World, kind: str, length: int) -> list[int]:
@@ -432,35 +418,6 @@ def _of_a_connection(error: RuntimeError) -> bool:
     from torch.distributed import DistError
 
     return isinstance(error, DistError) or "gloo/transport" in str(error)
-
-
-def _packed(outcome: _Outcome) -> bytearray:
-    """The outcome as bytes, tensors without what else their storage holds."""
-    if outcome.error is not None and not isinstance(outcome.error, UserError | RoundError | OSError):
-        outcome = _Outcome(outcome.rank, error=Elsewhere(f"in process {outcome.rank}"))
-    import torch
-
-    class Pickler(pickle.Pickler):
-        def reducer_override(self, value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
-                return NotImplemented
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            return _tensor, (flat.view(torch.uint8).numpy().tobytes(), flat.dtype, tuple(value.shape))
-
-    file = io.BytesIO()
-    Pickler(file, pickle.HIGHEST_PROTOCOL).dump(outcome)
-    return bytearray(file.getbuffer())
-
-
-def _unpacked(content: bytes) -> _Outcome:
-    outcome: _Outcome = pickle.loads(content)  # from a process of this run
-    return outcome
-
-
-def _tensor(content: bytes, dtype: Any, shape: tuple[int, ...]) -> "Tensor":
-    import torch
-
-    return torch.frombuffer(bytearray(content), dtype=dtype).view(shape) if content else torch.empty(shape, dtype=dtype)
 
 
 def _first_line(error: BaseException) -> str:

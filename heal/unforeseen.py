@@ -12,7 +12,7 @@ from pathlib import Path
 
 from heal.errors import RoundError, UserError
 from heal.memory import memory_told
-from heal.parallel import Elsewhere
+from heal.messages import Elsewhere
 from heal.versions import versions_line
 
 HERE = Path(__file__).resolve().parent

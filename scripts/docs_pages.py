@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 import heal  # noqa: E402
 from heal.choices import names  # noqa: E402
 from heal.cli import COMMANDS, main  # noqa: E402
-from heal.recipe import keys  # noqa: E402
+from heal.keys import keys  # noqa: E402
 
 COPIED = {"index.md": ROOT / "README.md", "contributing.md": ROOT / "CONTRIBUTING.md",
           "changelog.md": ROOT / "CHANGELOG.md"}  # fmt: skip

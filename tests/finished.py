@@ -29,7 +29,8 @@ from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import load_recipe
 from heal.records import SEAL, json_bytes, record_bytes
-from heal.run.folder import Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import RunFolder
 from heal.run.manifest import JUDGE
 from heal.run.student import Student, build_accumulator, load_student, lora_seed
 from heal.trait import Trait

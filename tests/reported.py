@@ -34,8 +34,9 @@ from heal.healing.log import StepLog, log_bytes
 from heal.records import json_bytes, jsonl_bytes, record_bytes
 from heal.report.page import render
 from heal.report.results import read_results
+from heal.run.facts import Facts
 from heal.run.files import Files
-from heal.run.folder import Facts, RunFolder
+from heal.run.folder import RunFolder
 from heal.run.manifest import JUDGE, MANIFEST
 from heal.trait import Trait
 from tests.stages import healthy

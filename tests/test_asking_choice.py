@@ -26,7 +26,8 @@ from heal.models.chat import Chat
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
 from heal.records import read_record, record_bytes
-from heal.run.folder import Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import RunFolder
 from heal.run.session import Session
 from heal.steps.baseline import Ways, examine, way_rows
 from heal.tracking.tracker import Tracker

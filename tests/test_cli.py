@@ -14,7 +14,7 @@ import transformers
 from heal import __version__
 from heal.choices import names, summary
 from heal.cli import COMMANDS
-from heal.recipe import keys
+from heal.keys import keys
 from heal.versions import PACKAGES
 from tests.commanded import ROOT, heal, refused
 

@@ -19,7 +19,8 @@ from heal.recipe import load_recipe
 from heal.records import as_record, record_bytes
 from heal.report.canvas import Mark, Text
 from heal.report.plot import NARROW, WIDE
-from heal.run.folder import STEPS, Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import STEPS, RunFolder
 from heal.run.manifest import JUDGE
 from heal.studies.comparison.arms import Arm, Settings, group, lines, untrained
 from heal.studies.comparison.arms import tested as signals_tested

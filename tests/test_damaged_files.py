@@ -21,8 +21,9 @@ from heal.healing.references import FILE, References
 from heal.recipe import load_recipe
 from heal.records import read_json, read_jsonl
 from heal.report.results import Results, read_results
+from heal.run.facts import Facts
 from heal.run.files import append_line, write_files
-from heal.run.folder import Facts, RunFolder
+from heal.run.folder import RunFolder
 from heal.run.manifest import MANIFEST
 from heal.run.step import Runner, Step
 from heal.tracking.events import Events

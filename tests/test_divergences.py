@@ -14,7 +14,8 @@ from heal.config import BarrierConfig
 from heal.errors import UserError
 from heal.healing import divergences as package
 from heal.healing.divergences import divergence_named
-from heal.recipe import help_text, load_recipe
+from heal.keys import help_text
+from heal.recipe import load_recipe
 from heal.report.words import divergence_label, loss
 from tests.cases import case
 from tests.divergences import DIVERGENCES, HELD, NONE

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from heal.guard import HELP_WORDS
-from heal.recipe import keys
+from heal.keys import keys
 from tests import finished, reported
 from tests.cases import case
 from tests.commanded import ROOT, heal

@@ -25,7 +25,8 @@ from heal.export.verify import model_logits
 from heal.models.agreement import Agreement
 from heal.models.language_model import LanguageModel
 from heal.recipe import load_recipe
-from heal.run.folder import Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import RunFolder
 from heal.steering.methods import METHODS, mean_diff
 from heal.steering.vector import SteeringVector
 from tests import tiny as tiny_models

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from heal.errors import UserError
-from heal.recipe import keys
+from heal.keys import keys
 from heal.steering.method import NoDirection
 from heal.steering.methods import METHODS, method_named
 from tests.cases import case

@@ -23,7 +23,8 @@ from heal.progress import silent
 from heal.recipe import load_recipe
 from heal.records import jsonl_bytes, read_jsonl
 from heal.responding import Response
-from heal.run.folder import Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import RunFolder
 from heal.steps.generate import Generate
 from heal.trait import Trait
 from tests.cases import case

@@ -15,7 +15,8 @@ from heal.generation.collect import Collection, Completion
 from heal.models.chat import Chat
 from heal.recipe import load_recipe
 from heal.records import read_jsonl
-from heal.run.folder import FORMAT, Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import FORMAT, RunFolder
 from heal.run.open import facts_of, fitting, opened, refuse_other_prompts
 from heal.trait import load_trait
 from heal.unforeseen import TRACEBACKS, Unforeseen

@@ -14,7 +14,8 @@ from heal.generation.collect import Collection
 from heal.hub.source import EMBEDDED
 from heal.recipe import load_recipe
 from heal.records import read_record
-from heal.run.folder import EXPORT_RECORD, Exported, RunFolder
+from heal.run.facts import Exported
+from heal.run.folder import EXPORT_RECORD, RunFolder
 from heal.steering.vector import SteeringVector
 from heal.trait import load_trait
 from tests import finished, reported

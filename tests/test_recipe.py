@@ -12,18 +12,8 @@ import heal
 from heal import recipe as recipes
 from heal.config import Recipe
 from heal.errors import UserError
-from heal.recipe import (
-    RECIPES,
-    check,
-    find_yaml,
-    from_mapping,
-    help_text,
-    keys,
-    load_recipe,
-    parse_words,
-    to_mapping,
-    to_yaml,
-)
+from heal.keys import help_text, keys
+from heal.recipe import RECIPES, check, find_yaml, from_mapping, load_recipe, parse_words, to_mapping, to_yaml
 from tests.asked import load, refusal
 from tests.cases import case
 
@@ -310,7 +300,8 @@ def test_one_text_is_a_list_of_one_and_a_list_may_be_empty(recipe_file: Path):
 
 def test_neither_help_nor_a_recipe_loads_a_heavy_library():
     line = (
-        "import sys; from heal.recipe import *; help_text(); load_recipe(['steer.method=pca', 'heal.init=gaussian']);"
+        "import sys; from heal.keys import *; from heal.recipe import *; help_text();"
+        "load_recipe(['steer.method=pca', 'heal.init=gaussian']);"
         "print(*({'torch', 'transformers', 'peft', 'wandb'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)

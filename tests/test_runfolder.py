@@ -11,8 +11,9 @@ from heal.config import Recipe
 from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.records import json_bytes, read_json, record_bytes
+from heal.run.facts import Facts, Sizes
 from heal.run.files import sha256, write_atomic
-from heal.run.folder import EXPORT_RECORD, FORMAT, STEPS, Facts, RunFolder, Sizes
+from heal.run.folder import EXPORT_RECORD, FORMAT, STEPS, RunFolder
 from heal.run.manifest import MANIFEST
 from tests import tiny
 from tests.cases import case

@@ -13,7 +13,8 @@ from heal.counts import lowered_to, refuse_missing_prompts
 from heal.errors import UserError
 from heal.recipe import at_scale, load_recipe, sized
 from heal.recipe_files import RECIPES, available
-from heal.run.folder import Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import RunFolder
 from heal.scale import Scale
 from tests.asked import load
 from tests.cases import case

@@ -12,7 +12,7 @@ from heal import choices
 from heal.config import EvaluationConfig, Recipe
 from heal.evaluation.signal import READOUTS, TRAIT, Limit, Signal, limited, limits_of, signals
 from heal.evaluation.stats import Estimate
-from heal.recipe import keys
+from heal.keys import keys
 from tests.stages import around, summary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,7 +119,7 @@ def run(script: str, *arguments: str) -> str:
 
 def test_descriptions_are_read_without_torch_numpy_or_a_model():
     heavy = run(
-        "import sys; from heal.evaluation.signal import signals; from heal.recipe import help_text\n"
+        "import sys; from heal.evaluation.signal import signals; from heal.keys import help_text\n"
         "assert signals() and 'max_scaffold_rise' in help_text()\n"
         "print(*({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
     )
@@ -154,7 +154,8 @@ from heal.evaluation.results import Answer, StageResult, headline, summarise
 from heal.evaluation.signal import READOUTS, Evidence, limits_of, signals
 from heal.evaluation.validity import validity
 from heal.evaluation.verdict import coherence, incoherences
-from heal.recipe import help_text, load_recipe, to_yaml
+from heal.keys import help_text
+from heal.recipe import load_recipe, to_yaml
 
 recipe = load_recipe(["recipe=smoke", "evaluation.max_shouting_share=0.5"])
 assert "evaluation.max_shouting_share=0.25" in help_text()

@@ -7,8 +7,9 @@ import pytest
 from heal.errors import UserError
 from heal.recipe import load_recipe
 from heal.records import json_bytes
+from heal.run.facts import Facts
 from heal.run.files import write_atomic
-from heal.run.folder import EXPORT_RECORD, Facts, RunFolder
+from heal.run.folder import EXPORT_RECORD, RunFolder
 from heal.studies.sweep import Cell, cells, run_cells, split_values, visible_gpus
 from heal.trait import load_trait
 from tests.commanded import heal, refused

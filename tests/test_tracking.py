@@ -9,7 +9,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 from heal import choices
 from heal.config import TrackingConfig
 from heal.errors import UserError
-from heal.recipe import help_text, load_recipe
+from heal.keys import help_text
+from heal.recipe import load_recipe
 from heal.records import read_jsonl
 from heal.tracking import trackers as package
 from heal.tracking.events import EventLog, Events

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from heal.config import Recipe
 from heal.errors import UserError, nearest
-from heal.recipe import Key, check, keys, set_key
+from heal.keys import Key, keys
+from heal.recipe import check, set_key
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from heal.guard import CONTINUES, command
-from heal.recipe import help_text, load_recipe
+from heal.keys import help_text
+from heal.recipe import load_recipe
 from heal.run.open import opened
 
 if TYPE_CHECKING:

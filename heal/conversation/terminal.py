@@ -17,7 +17,7 @@ from heal.conversation.keyboard import Keyboard
 from heal.conversation.settings import Settings, wanted, words
 from heal.conversation.talk import Listener, Reply, Stopped, Talk, printable
 from heal.errors import UserError
-from heal.recipe import keys
+from heal.keys import keys
 
 COMMANDS = {
     "help": "what can be typed",

@@ -28,7 +28,8 @@ from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.progress import Progress
 from heal.run.best import meant_round
-from heal.run.folder import Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import RunFolder
 from heal.run.open import fitting
 from heal.run.step import A, Step
 from heal.run.student import rounds_up_to

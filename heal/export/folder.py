@@ -16,8 +16,9 @@ from heal.export.exportable import Facts
 from heal.export.factors import ExportError
 from heal.models.agreement import Agreement
 from heal.records import as_record, json_bytes, read_json
+from heal.run.facts import Exported
 from heal.run.files import holds, sha256
-from heal.run.folder import EXPORT_RECORD, Exported
+from heal.run.folder import EXPORT_RECORD
 
 FAINT = 0.5  # of the update, above which the rounding of a merged model is warned of
 CARD = "README.md"  # of an export; the one file that people edit

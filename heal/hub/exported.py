@@ -15,8 +15,9 @@ from heal.hub.reproduction import HEADING, reproduction
 from heal.hub.rules import id_fault
 from heal.hub.source import NONE, Source, checked_base
 from heal.records import as_record, json_bytes, read_json
+from heal.run.facts import Exported
 from heal.run.files import holds
-from heal.run.folder import EXPORT_RECORD, Exported
+from heal.run.folder import EXPORT_RECORD
 
 ADAPTER_CONFIG = "adapter_config.json"
 

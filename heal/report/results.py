@@ -19,7 +19,8 @@ from heal.places.place import FILE as PLACE
 from heal.places.place import Placed
 from heal.records import as_record, read_json, read_jsonl, read_record
 from heal.run.best import Best, read_best
-from heal.run.folder import Facts, RunFolder
+from heal.run.facts import Facts
+from heal.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

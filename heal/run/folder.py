@@ -4,21 +4,20 @@ import fcntl
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from heal.config import AS_DEFAULT, Recipe
-from heal.coverage import Coverage
 from heal.errors import UserError
 from heal.parallel import by_first, first_alone
 from heal.recipe import from_mapping, keys_by_name, sized, to_mapping, to_yaml
 from heal.records import digest, read_record, read_sealed, sealed_bytes
+from heal.run.facts import Exported, Facts
 from heal.run.files import Files, holds, write_atomic
 from heal.run.manifest import JUDGE, MANIFEST, SUMMARIES, Manifest
-from heal.trait import Trait
 from heal.yaml_text import flatten, read_yaml
 
 FORMAT = 2  # of a run folder; 1 had stages.json for manifests
@@ -35,62 +34,6 @@ PLACES = ("model.name", "model.chat_template")
 # What a start that was killed before the run began may have left in its folder.
 LOCK = ".lock"
 UNBEGUN = (LOCK, "facts.json", ".facts.json.*.tmp", ".recipe.yaml.*.tmp")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Batch sizes that were measured or ruled when the run started: rows decoded, and tokens of a pass."""
-
-    rows: int = 0
-    tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a recipe leaves open and a run's results depend on.
-
-    Attributes:
-        dtype: of the base, resolved.
-        trait: its content.
-        batching: sizes in use; free to change.
-        vignettes, chat_template: SHA-256 of files of the user's own; None: none.
-        format: of the folder.
-        heal: the version that started or last continued it.
-        coverage: what LoRA covers of the linear layers of the trained blocks; None: an earlier version did not say.
-        own: digests of the vector and the completions of the user's own, by key.
-        recipes: digests of the recipe that the run began with, and of those that later versions made of it, without
-            what may change; empty: an earlier version did not say.
-    """
-
-    dtype: str
-    trait: Trait
-    batching: Sizes = field(default_factory=Sizes)
-    vignettes: str | None = None
-    chat_template: str | None = None
-    format: int = 1
-    heal: str = ""
-    coverage: Coverage | None = None
-    own: dict[str, str] = field(default_factory=dict)
-    recipes: tuple[str, ...] = ()
-
-    def changed(self, other: "Facts") -> list[str]:
-        """The names of what differs and would change results."""
-        names = ("dtype", "trait", "vignettes", "chat_template")
-        changed = [name for name in names if getattr(self, name) != getattr(other, name)]
-        own = self.own | other.own
-        return [*changed, *(name for name in own if self.own.get(name) != other.own.get(name))]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What the record of an export says to other commands: its rounds (from 0), and the SHA-256 of its files.
-
-    `among` are the rounds among which the last of them was chosen; None: an earlier version, which took the last.
-    """
-
-    rounds: tuple[int, ...] = ()
-    among: tuple[int, ...] | None = None
-    files: dict[str, str] = field(default_factory=dict)
 
 
 class RunFolder:

@@ -21,8 +21,9 @@ from heal.parallel import by_first, first_alone, here, is_first, size
 from heal.recipe import to_mapping
 from heal.recipe_files import find_file
 from heal.records import digest, read_records
+from heal.run.facts import Facts, Sizes
 from heal.run.files import clear_temporary, sha256
-from heal.run.folder import FORMAT, Facts, RunFolder, Sizes
+from heal.run.folder import FORMAT, RunFolder
 from heal.tracking.tracker import TrackedRun, Tracker, require_trackers, start_trackers
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, trait_of
 from heal.unforeseen import tracebacks_into
