@@ -21,14 +21,14 @@ from heal.evaluation.metrics import (
     Verdict,
 )
 from heal.evaluation.probe import FORMATS, Probe
-from heal.evaluation.results import StageResult
+from heal.evaluation.results import OUTPUTS, StageResult, output_rows
 from heal.evaluation.signal import TRAIT, Validity
 from heal.evaluation.signal import signals as descriptions
 from heal.evaluation.stats import Estimate
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.recipe import load_recipe
-from heal.records import SEAL, json_bytes, record_bytes
+from heal.records import SEAL, json_bytes, jsonl_bytes, record_bytes
 from heal.run.facts import Facts
 from heal.run.folder import RunFolder
 from heal.run.manifest import JUDGE
@@ -116,9 +116,11 @@ def write_run(
     probe = Probe(FORMATS[-1], {"letters": 0.975})
     folder.finish(folder.baseline, "probe", {"probe.json": record_bytes(probe)}, 0.0)
     folder.finish(folder.baseline, "ways", {"ways.json": json_bytes({})}, 0.0)
-    for stage, trait_score in (("base", 0.0), ("prompted", 0.5), ("opposite", -0.5)):
-        folder.finish(folder.baseline, stage, stage_result(stage, trait_score).files(), 0.0)
-    folder.finish(folder.baseline, JUDGE, {METRICS: record_bytes(baseline())}, 0.0)
+    stages = [stage_result(stage, score) for stage, score in (("base", 0.0), ("prompted", 0.5), ("opposite", -0.5))]
+    for stage in stages:
+        folder.finish(folder.baseline, stage.stage, stage.files(), 0.0)
+    outputs = jsonl_bytes(row for stage in stages for row in output_rows(stage))
+    folder.finish(folder.baseline, JUDGE, {METRICS: record_bytes(baseline()), OUTPUTS: outputs}, 0.0)
     language_model = load_language_model(recipe.model, getattr(torch, dtype), tiny.CPU)
     accumulator = build_accumulator(language_model, recipe)
     for index in range(ROUNDS):
@@ -138,10 +140,12 @@ def _write_round(
     vector = tiny.vector(language_model, norm=3.0 + index).with_c_star(1.0)
     files = {f"adapter/{name}": content for name, content in accumulator.save_current().items()}
     content = round_metrics(index, recipe.evaluation.steered)
+    healed = stage_result("healed", 0.25 + index)
     files |= {METRICS: record_bytes(content), "vector.safetensors": vector.to_bytes()}
+    files[OUTPUTS] = jsonl_bytes(output_rows(healed))
     *earlier, last = folder.steps()
     for step in earlier:
-        written = stage_result(step, 0.25 + index).files() if step == "healed" else {}
+        written = healed.files() if step == "healed" else {}
         folder.finish(folder.round(index), step, written, 0.0)
     folder.finish(folder.round(index), last, files, 0.0)
 

@@ -10,8 +10,8 @@ from heal.options import options_help, output_path, read_options
 from heal.run.folder import RunFolder
 
 USAGE = "heal dataset run=FOLDER [out=FOLDER]"
-PURPOSE = """Writes the completions of every round (kept and dropped) and the answers of every stage as Parquet files
-with a dataset card, as datasets.load_dataset reads them. No model is loaded."""
+PURPOSE = """Writes the completions of every round (kept and dropped) and the answers of every stage as JSON lines with
+a dataset card, as datasets.load_dataset reads them; no model is loaded. heal push what=dataset sends the same."""
 
 
 @dataclass

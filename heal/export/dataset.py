@@ -1,8 +1,6 @@
 """A run's texts as a dataset with its card: what was sampled and filtered, and what every stage answered."""
 
-import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from heal.evaluation.results import OUTPUTS
 from heal.export.base import base_name
 from heal.export.markdown import escaped, fenced, inline_code
 from heal.generation.collect import Collection
-from heal.records import read_jsonl
+from heal.records import jsonl_bytes, read_jsonl
 from heal.run.files import Files
 from heal.run.folder import RunFolder
 from heal.turns import ROLES, turns_of
@@ -38,8 +36,21 @@ completions = load_dataset("PATH/TO/THIS/FOLDER", "completions", split="train")
 kept = completions.filter(lambda row: row["kept"])"""
 
 
+Tables = dict[str, list[dict[str, Any]]]  # rows by the name of their configuration
+
+
 def dataset_files(folder: RunFolder) -> Files:
-    """The files of the dataset: one Parquet file for each of CONFIGS, and the card, which `datasets` reads both by.
+    """The files of the dataset: JSON lines for each of CONFIGS, and the card, which `datasets` reads both by.
+
+    Raises:
+        UserError: see `tables_of`.
+    """
+    tables = tables_of(folder)
+    return table_files(tables) | {CARD: card_text(folder, tables, base_name(folder.recipe().model)).encode()}
+
+
+def tables_of(folder: RunFolder) -> Tables:
+    """The rows of each of CONFIGS; what is no number is null.
 
     Raises:
         UserError: the folder is no run, no round of it is finished, or a file of it is damaged.
@@ -52,9 +63,16 @@ def dataset_files(folder: RunFolder) -> Files:
     for index in indices:
         rows = read_jsonl(folder.round(index) / OUTPUTS)
         outputs += [{"round": index + 1, **row} for row in rows if row["stage"] != "base"]
-    tables = dict(zip(CONFIGS, (completions, outputs), strict=True))
-    files = {f"{name}.parquet": _parquet(rows) for name, rows in tables.items()}
-    return files | {CARD: _card(folder, {name: len(rows) for name, rows in tables.items()}).encode()}
+    return {name: [_finite(row) for row in rows] for name, rows in zip(CONFIGS, (completions, outputs), strict=True)}
+
+
+def table_files(tables: Tables) -> Files:
+    """The tables as JSON lines, each row with all of its table's columns."""
+    files: Files = {}
+    for name, rows in tables.items():
+        columns = dict.fromkeys(column for row in rows for column in row)
+        files[f"{name}.jsonl"] = jsonl_bytes({column: row.get(column) for column in columns} for row in rows)
+    return files
 
 
 def _completions(folder: RunFolder, index: int) -> list[dict[str, Any]]:
@@ -82,42 +100,48 @@ def _completions(folder: RunFolder, index: int) -> list[dict[str, Any]]:
     ]
 
 
-def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Rows as a Parquet file; numbers that are not are null, as are columns that a row lacks."""
-    import datasets
-
-    names = dict.fromkeys(name for row in rows for name in row)
-    table = {name: [_finite(row.get(name)) for row in rows] for name in names}
-    buffer = io.BytesIO()
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_dict(table).to_parquet(buffer)
-    return buffer.getvalue()
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
 
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def card_text(folder: RunFolder, tables: Tables, base: str) -> str:
+    """README.md: what `datasets` needs to find the tables, and what a reader needs to understand them.
 
-
-def _card(folder: RunFolder, sizes: dict[str, int]) -> str:
-    """README.md: what `datasets` needs to find the tables, and what a reader needs to understand them."""
+    Args:
+        folder: of the run.
+        tables: see `tables_of`.
+        base: what the run's base is called.
+    """
     recipe, trait = folder.recipe(), folder.started().trait
     front = {
-        "configs": [{"config_name": name, "data_files": f"{name}.parquet"} for name in sizes],
-        "tags": ["heal", "activation-steering", "self-distillation", trait.name],
+        "configs": [{"config_name": name, "data_files": f"{name}.jsonl"} for name in tables],
+        "tags": ["heal", "activation-steering", "self-distillation", "synthetic", trait.name],
         "task_categories": ["text-generation"],
     }
     came = "given by the user" if recipe.data.completions else "sampled under a steering vector"
-    table = "\n".join(f"| `{name}` | {counted(size, 'row')} |" for name, size in sizes.items())
-    base, rounds = base_name(recipe.model), counted(len(folder.readable()), "round")
+    sizes = "\n".join(f"| `{name}` | {counted(len(rows), 'row')} |" for name, rows in tables.items())
+    sampling = recipe.generation
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {escaped(trait.name)}: texts of {escaped(base)}",
         f"Texts of a run of heal, which trained the trait {inline_code(trait.name)} into {inline_code(base)} in "
-        f"{rounds}. They were written by a model: they are not facts, and not anybody's opinion.",
-        f"| configuration | |\n| --- | --- |\n{table}",
+        f"{counted(len(folder.readable()), 'round')}. They were written by a model: they are not facts, and not "
+        "anybody's opinion, and the licence and terms of that model apply.",
+        f"| configuration | |\n| --- | --- |\n{sizes}",
         _COLUMNS.format(came=came),
         "## Trait",
         fenced(trait.description),
+        "Towards:",
+        fenced(trait.positive),
+        "Away from:",
+        fenced(trait.negative),
+        "## Sampling",
+        "System prompt:",
+        fenced(recipe.model.system or "(none)"),
+        f"Completions at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, top-k {sampling.top_k}, at "
+        f"most {sampling.tokens} tokens each.",
         "## Loading",
         fenced(_LOADING, "python"),
     ]
