@@ -13,7 +13,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MISSING = "no chromium on PATH (apt-get install chromium)"
-_QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
           "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def opened(folder: Path) -> Iterator[Tab]:
     assert CHROMIUM is not None
     theirs_in, into = os.pipe()
     out, theirs_out = os.pipe()
-    line = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *_QUIET, f"--user-data-dir={folder / 'profile'}",
+    line = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *QUIET, f"--user-data-dir={folder / 'profile'}",
             "--remote-debugging-pipe"]  # fmt: skip
 
     def place() -> None:  # the protocol is read from 3 and written to 4

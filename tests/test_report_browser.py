@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 from functools import partial
 from html import unescape
@@ -19,10 +18,10 @@ from heal.studies.comparison.figure import figure
 from heal.studies.comparison.fronts_figure import fronts, fronts_figure
 from heal.studies.comparison.runs import read_runs
 from heal.studies.comparison.show import page
+from tests.browser import CHROMIUM, MISSING, QUIET
 from tests.cases import case
 from tests.reported import FIGURES, HOSTILE, write_run
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WIDTHS = (1280, 390)
 
 
@@ -39,9 +38,8 @@ def open_page(page: Path, folder: Path, dark: bool) -> dict[int, dict]:
     };"""
     harness = folder / "harness.html"
     harness.write_text(f'<meta charset="utf-8"><pre id="said"></pre>{frames}<script>{script}{tell}</script>')
-    quiet = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update")
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--disable-sync", "--dump-dom",
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *QUIET, "--dump-dom",
          "--host-resolver-rules=MAP * ~NOTFOUND", "--allow-file-access-from-files", f"--window-size={sum(WIDTHS)},1000",
          f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--user-data-dir={folder / 'profile'}",
          harness.as_uri()],
@@ -60,7 +58,7 @@ def check_read(seen: dict, dark: bool) -> None:
     assert (seen["fetched"], seen["inView"]) == ([], True)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 def test_the_page_can_be_read_and_used_at_either_width_in_light_and_dark(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", rounds=8, text=f"{HOSTILE} a somewhat longer answer to the question")
     best = read_best(run, run.rounds())
@@ -85,7 +83,7 @@ def test_the_page_can_be_read_and_used_at_either_width_in_light_and_dark(tmp_pat
                 assert seen["found"] == {"text": ["8 found", 8], "fate": ["8 found", 8], "dose": ["96 found", 96]}
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH (apt-get install chromium)")
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 def test_the_page_of_a_comparison_can_be_read_too(tmp_path: Path) -> None:
     trained = group(read_runs([Path(__file__).parent.parent / "docs" / "results" / "love.jsonl"]), ["recipe"])
     arms, settings = [*untrained(trained), *trained], Settings(resamples=100)
