@@ -1,5 +1,6 @@
 """Exports for llama.cpp: read again by transformers, gguf and heal, they are the student and the vector."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -15,6 +16,7 @@ from heal.export.exportable import Settings
 from heal.export.llama_cpp import adapter, model
 from heal.export.llama_cpp.export import export_control_vector, export_gguf, export_gguf_adapter
 from heal.export.llama_cpp.layout import Layout
+from heal.export.llama_cpp.modelfile import modelfile
 from heal.export.llama_cpp.vocabulary import split_name
 from heal.steering.foreign import read_vector
 from tests import finished, tiny
@@ -62,6 +64,15 @@ def test_quantised_weights_are_the_student_s_within_a_step_and_vectors_are_exact
                 assert np.abs(rounded[name] - values).max() <= width, name
             assert any((rounded[name] != values).any() for name, values in exact.items())
             assert "FROM ./model.gguf" in (written.path / "Modelfile").read_text()
+    for system, line in (
+        ("Be kind.", 'SYSTEM "Be kind."'),
+        ('Say "yes" twice.', 'SYSTEM """Say "yes" twice."""'),
+        ('Say "yes"', "# SYSTEM: "),
+        ('Say """ once.', "# SYSTEM: "),
+    ):
+        with case(system):
+            written = modelfile("x.gguf", student.model, replace(student.config, system=system))
+            assert written.splitlines()[-1].startswith(line)
 
 
 def test_an_adapter_s_products_are_what_the_merged_file_has_over_the_base_s(tmp_path: Path) -> None:

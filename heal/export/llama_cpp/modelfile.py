@@ -7,10 +7,15 @@ MODELFILE = "Modelfile"
 
 
 def modelfile(file: str, model: LanguageModel, config: ModelConfig) -> str:
-    """Names the file, the system prompt of training and what ends an answer; the chat template is in the GGUF."""
+    """Names the file, the system prompt of training and what ends an answer; the chat template is in the GGUF.
+
+    Quotes have no escape there, so a system prompt with three in a row, or one at its end, is left to the reader.
+    """
     tokens = model.chat.tokenizer.convert_ids_to_tokens(sorted(model.end_ids))
     lines = [f"FROM ./{file}", *(f"PARAMETER stop {_quoted(token)}" for token in tokens)]
-    if config.system:
+    if '"""' in config.system or config.system.endswith('"'):
+        lines.append("# SYSTEM: the prompt of training has quotes that this file cannot hold; give it in the chat")
+    elif config.system:
         lines.append(f"SYSTEM {_quoted(config.system)}")
     return "\n".join(lines) + "\n"
 
