@@ -87,8 +87,9 @@ class Key:
 
 
 def keys(schema: type = Recipe, prefix: str = "") -> Iterator[Key]:
-    """Every settable key below `schema`, in the order of the dataclasses."""
-    for item in dataclasses.fields(schema):
+    """Every settable key below `schema`, in the order of the dataclasses; a section's own before those inside it."""
+
+    for item in sorted(dataclasses.fields(schema), key=lambda item: dataclasses.is_dataclass(item.type)):
         name = prefix + item.name
         if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
             yield from keys(item.type, name + ".")
