@@ -91,4 +91,5 @@ def test_what_is_no_vector_of_this_model_is_refused_in_one_line(tiny: LanguageMo
         with case(name):
             with pytest.raises(UserError, match=said) as caught:
                 read_vector(str(tmp_path / name), tiny, "warm")
+            assert str(caught.value).startswith(f"data.vector={tmp_path / name}: ")
             assert "\n" not in str(caught.value)

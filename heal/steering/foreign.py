@@ -42,9 +42,7 @@ def read_vector(path: str, language_model: LanguageModel, trait: str) -> Steerin
     else:
         metadata, directions = _safetensors(file, said)
         if "method" in metadata:
-            own = SteeringVector.load(file)
-            own.check_fits(language_model)
-            return own
+            return _fitting(SteeringVector.load(file), language_model, said)
         if "kind" in metadata:
             raise UserError(f"{said}: a weight difference, which acts on weights; here a vector is required: {_FORMS}")
     blocks: dict[int, Tensor] = {}
@@ -56,8 +54,14 @@ def read_vector(path: str, language_model: LanguageModel, trait: str) -> Steerin
     if not blocks or not all(v_D.isfinite().all() and v_D.norm() > 0 for v_D in blocks.values()):
         raise UserError(f"{said}: it has no directions, or one that is zero or not finite")
     states = {Site(block): {"v": v_D} for block, v_D in sorted(blocks.items())}
-    vector = SteeringVector(states, METHOD, language_model.name, trait)
-    vector.check_fits(language_model)
+    return _fitting(SteeringVector(states, METHOD, language_model.name, trait), language_model, said)
+
+
+def _fitting(vector: SteeringVector, language_model: LanguageModel, said: str) -> SteeringVector:
+    try:
+        vector.check_fits(language_model)
+    except UserError as error:
+        raise UserError(f"{said}: {error}") from error
     return vector
 
 
