@@ -141,7 +141,7 @@ OTHERS = [  # the words, and what is said
     (["export", "run=finished", "out="], "expected the path of a folder"),
     (["export", "run=finished", f"round={'9' * 5000}"], "expected a number"),
     (["export", "run=finished", "rank=0"], "rank=0"),
-    (["export", "run=finished", "format=gguf"], "format=gguf"),
+    (["export", "run=finished", "format=ggml"], "format=ggml"),
     (["eval-harness", "run=finished"], "tasks=... is needed"),
     (["eval-harness", "run=finished", "tasks=,"], "names no task"),
     (["eval-harness", "run=finished", "tasks=x", "include=none"], "include=none: no such folder"),
