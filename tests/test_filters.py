@@ -17,7 +17,7 @@ from heal.generation.filters import (
     tail_length,
     verdicts,
 )
-from heal.recipe import RECIPES, available
+from heal.recipe_files import RECIPES, available
 from heal.trait import load_trait
 from tests.cases import case
 

@@ -5,7 +5,7 @@ import re
 from heal.banks import LANGUAGES, bank_of
 from heal.generation.filters import matches
 from heal.narration import name_of, narration_of
-from heal.recipe import RECIPES, available
+from heal.recipe_files import RECIPES, available
 from heal.trait import load_trait
 from tests.cases import case
 from tests.test_neutral_data import DATA, read

@@ -20,7 +20,7 @@ from heal.generation import relevance as of_texts
 from heal.generation.relevance import Relevance, _relevance, beginning, read_texts
 from heal.generation.rivals import RIVALS, rivals
 from heal.models.language_model import LanguageModel
-from heal.recipe import RECIPES, available
+from heal.recipe_files import RECIPES, available
 from heal.trait import load_trait
 from tests.cases import case
 from tests.plain import ASKED, NATS, about_prompt, about_prompts, greedy, rendered, texts

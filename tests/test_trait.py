@@ -15,7 +15,8 @@ from heal.counts import refuse_missing_prompts
 from heal.errors import UserError
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.narration import narration_of
-from heal.recipe import RECIPES, available, from_mapping, load_recipe, to_mapping, to_yaml
+from heal.recipe import from_mapping, load_recipe, to_mapping, to_yaml
+from heal.recipe_files import RECIPES, available
 from heal.records import as_record
 from heal.run.open import default_name
 from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait, make_trait, trait_of
