@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,21 @@ from heal.models.embedded import INSTALL, PACKAGE
 from heal.run.student import Student
 from tests import finished, tiny
 from tests.cases import case
+from tests.commanded import ROOT
 from tests.families import FAMILIES
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import cards
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama whose rotary positions and tokenizer class are not the defaults of transformers 4."""
+    """A tiny Llama that samples, whose rotary positions and tokenizer class are not the defaults of transformers 4."""
     folder = tiny.save("llama", tmp_path_factory.mktemp("bases") / "mine")
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 50000.0}
     finished.edit_json(folder / "config.json", rope_parameters=rope, rope_scaling=None, of_the_authors="kept")
     finished.edit_json(folder / "tokenizer_config.json", tokenizer_class="TokenizersBackend", add_prefix_space=None)
+    finished.edit_json(folder / "generation_config.json", do_sample=True, temperature=5.0)
     return folder
 
 
@@ -114,12 +120,7 @@ def test_the_tokenizer_of_an_export_is_one_that_transformers_4_knows(student: St
         assert (folder / "chat_template.jinja").read_text() == student.model.chat.tokenizer.chat_template
 
 
-def blocks(folder: Path, language: str) -> list[str]:
-    """The code of a card in one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-
-
-def test_every_block_of_python_in_a_card_runs_as_it_is_written(
+def test_every_block_of_python_in_a_card_runs_as_it_is_written_and_every_way_of_asking_is_greedy(
     student: Student, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny.load(base)
@@ -131,18 +132,26 @@ def test_every_block_of_python_in_a_card_runs_as_it_is_written(
         "vector": export_vector(vector, model, config, tmp_path / "vector", 0.5, named=str(base)).path,
     }
     for kind, folder in folders.items():
-        code = blocks(folder, "python")
+        code = [block.code for block in cards.blocks(folder, "python")]
         assert len([block for block in code if "vllm" not in block]) == 2
         assert len(code) == (2 if kind == "vector" else 3)  # vLLM takes no bias
         monkeypatch.chdir(folder)
+        texts = set()
         for block in code:
             with case(kind, block):
                 if "vllm" in block:
                     compile(block, "card", "exec")
+                    assert "temperature=0," in block
                     continue
                 capsys.readouterr()
                 exec(block, {"__name__": "__main__"})
-                assert capsys.readouterr().out.strip()
+                texts.add(capsys.readouterr().out.strip())
+        with case(kind):
+            (text,) = texts  # of generate and of a pipeline
+            assert text
+            requests = [block.code for block in cards.blocks(folder, "sh") if block.code.startswith("curl ")]
+            assert len(requests) == len(code) - 2
+            assert all('"temperature": 0' in request for request in requests)
 
 
 def test_a_card_says_what_an_engine_refuses_before_one_tries(student: Student, base: Path, tmp_path: Path) -> None:

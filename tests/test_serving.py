@@ -13,7 +13,7 @@ from heal.commands.verify_serving import main
 from heal.errors import UserError
 from heal.export.adapter import export_adapter
 from heal.export.merged import export_merged
-from heal.export.serving import verify_serving
+from heal.export.serving import reason, verify_serving
 from heal.run.student import Student
 from tests import finished
 
@@ -84,3 +84,10 @@ def test_what_cannot_be_served_is_said_in_one_line(tmp_path: Path, student: Stud
         with pytest.raises(UserError, match=why) as caught:
             verify_serving(export, python, ["Sing."], 2)
         assert "\n" not in str(caught.value)
+    logged = """(EngineCore pid=9) ERROR 11-26 20:13:11 [core.py:12] Traceback (most recent call last):
+(EngineCore pid=9) ERROR 11-26 20:13:11 [core.py:12] ValueError: no bias
+Traceback (most recent call last):
+v1.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.
+"""
+    assert reason(logged) == "ValueError: no bias"
+    assert reason(logged.splitlines()[-1]) == logged.splitlines()[-1]

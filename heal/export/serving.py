@@ -27,6 +27,8 @@ from heal.models.checkpoint import location
 from heal.models.load import load_language_model
 
 _ROUNDINGS = 8  # of the largest logit: two tokens less apart than that are a tie, which either order of sums may break
+# What vLLM puts before each line of its processes' tracebacks.
+_LOGGED = re.compile(r"^\([\w-]+ pid=\d+\) (?:[A-Z]+ \S+ \S+ \[\S+\] ?)?")
 # vLLM on a CPU: in one process, without binding threads to cores, with little memory for its cache.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -170,11 +172,12 @@ def _ask(python: Path, request: Mapping[str, object]) -> _Answer:
                 f"python={python}: {error.strerror}; give the interpreter of an environment with vLLM"
             ) from error
         if not answered.is_file():
-            raise UserError(f"python={python}: vLLM failed: {_reason(run.stderr)}")
+            raise UserError(f"python={python}: vLLM failed: {reason(run.stderr)}")
         return _Answer(**json.loads(answered.read_text()))
 
 
-def _reason(stderr: str) -> str:
-    """The last line of a traceback that names an error, whatever follows it."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no message"]
-    return next((line for line in reversed(lines) if re.match(r"[\w.]*(Error|Exception)\b", line)), lines[-1])[:300]
+def reason(stderr: str) -> str:
+    """The last line that names an error, whatever follows it; one that points at another above comes after that."""
+    lines = [_LOGGED.sub("", line).strip() for line in stderr.splitlines() if line.strip()] or ["no message"]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return next((line for line in reversed(errors) if "above" not in line), (errors or lines)[-1])[:300]

@@ -1,6 +1,7 @@
 """How an export is used, as its card says it: code that runs as written, in the folder of the export.
 
-For transformers, peft, vLLM and llama.cpp; what one of them refuses is said in place of its code.
+For transformers, peft, vLLM and llama.cpp; what one of them refuses is said in place of its code. Answers are greedy,
+as those that were measured, where pipelines, servers and the generation configs of many bases would sample.
 """
 
 import json
@@ -24,12 +25,12 @@ TOKENS = 100  # of an answer in the cards' code
 _MAIN = "AutoModelForCausalLM"
 _ANSWER = [
     "prompt = tokenizer(text, add_special_tokens=False, return_tensors='pt')",
-    "said = model.generate(**prompt, max_new_tokens={tokens})[0, prompt['input_ids'].shape[1]:]",
+    "said = model.generate(**prompt, do_sample=False, max_new_tokens={tokens})[0, prompt['input_ids'].shape[1]:]",
     "print(tokenizer.decode(said, skip_special_tokens=True))",
 ]
 _PIPELINE = [
     "pipe = pipeline('text-generation', model=model, tokenizer=tokenizer)",
-    "said = pipe(text, max_new_tokens={tokens}, return_full_text=False, add_special_tokens=False)",
+    "said = pipe(text, do_sample=False, max_new_tokens={tokens}, return_full_text=False, add_special_tokens=False)",
     "print(said[0]['generated_text'])",
 ]
 
@@ -273,7 +274,12 @@ class Usage:
         return {"enable_thinking": self.config.thinking} if self.model.chat.has_switch else {}
 
     def _request(self, name: str) -> str:
-        body: dict[str, object] = {"model": name, "messages": self.messages, "max_tokens": self.tokens}
+        body: dict[str, object] = {
+            "model": name,
+            "messages": self.messages,
+            "max_tokens": self.tokens,
+            "temperature": 0,
+        }
         if self._switch():
             body["chat_template_kwargs"] = self._switch()
         data = shlex.quote(json.dumps(body, ensure_ascii=False))
