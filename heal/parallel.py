@@ -4,15 +4,11 @@ Every process runs the same program on the same inputs. Where rows become number
 its share and gives everybody the results of all; where there is one process, all of them are its share. Whatever
 touches the run folder is done `by_first`. An error in either is raised in every process. Nothing here imports torch
 until there are several processes.
-
-What travels is announced before it is sent, so that processes that have parted company notice it: they end, and do
-not wait for each other.
 """
 
 import os
 import socket
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,13 +17,12 @@ from functools import wraps
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from heal.errors import RoundError, UserError
+from heal.errors import UserError
 from heal.launcher import Launched, on_cpu
-from heal.messages import Outcome, packed, unpacked
+from heal.messages import Lost, Outcome, Traffic, World, from_first, gathered, others_there
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import ProcessGroup, Store
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -38,51 +33,13 @@ _SPOKEN, _OVER = "spoken", "over"  # keys of the store
 _LINGER = 2.0  # seconds
 
 
-class Lost(RoundError):
-    """Another process has ended, and nobody knows why."""
-
-
 class Stopped(Exception):
     """What this process was doing is over, because another one has failed; its error comes when all are together."""
 
 
 @dataclass
-class _World:
-    """The processes of this run.
-
-    Attributes:
-        this: which of them this one is.
-        store: of keys that all of them see.
-        control: gloo, for what is small: nobody waits inside a GPU's collective for a process that has failed.
-        alone: whether this process computes by itself, so that nothing is dealt out.
-        traffic: what it has computed and handed over so far.
-        keep_company: see the function; None: the others do not need this process for their work.
-        torn: the error on which this process left something that all of them do at once.
-    """
-
-    this: Launched
-    store: "Store"
-    control: "ProcessGroup"
-    alone: bool = False
-    traffic: "Traffic" = field(default_factory=lambda: Traffic())
-    keep_company: Callable[[Exception | None], None] | None = None
-    torn: BaseException | None = None
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What a process has done together with others: seconds in its shares, and bytes that it handed over."""
-
-    seconds: float = 0.0
-    sent: int = 0
-
-    def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.seconds + other.seconds, self.sent + other.sent)
-
-
-@dataclass
 class _State:
-    world: _World | None = field(default=None)
+    world: World | None = field(default=None)
 
 
 _STATE = _State()
@@ -120,7 +77,7 @@ def start(this: Launched, joining: timedelta = JOINING) -> None:
             f"{this.size} processes were announced (WORLD_SIZE), but did not find each other within "
             f"{joining.total_seconds():g} s ({_first_line(error)}); start them all with torchrun or accelerate launch"
         ) from error
-    world = _World(this, store, dist.new_group(backend="gloo", timeout=_WAITING))
+    world = World(this, store, dist.new_group(backend="gloo", timeout=_WAITING))
     _STATE.world = world
     cards = together(lambda: (socket.gethostname(), str(torch.cuda.get_device_properties(0).uuid) if gpus else rank()))
     if len(set(cards)) < this.size:
@@ -202,7 +159,7 @@ def together(work: Callable[[], T]) -> list[T]:
     begin = time.perf_counter()
     mine = _attempt(world, work)
     world.traffic += Traffic(seconds=time.perf_counter() - begin)
-    return _settled(world, _gathered(world, mine))
+    return _settled(gathered(world, mine))
 
 
 def by_first(work: Callable[[], T]) -> T:
@@ -211,7 +168,7 @@ def by_first(work: Callable[[], T]) -> T:
     if world is None:
         return work()
     outcome = _attempt(world, work if world.this.rank == 0 else lambda: None)
-    value: T = _settled(world, [_from_first(world, outcome if world.this.rank == 0 else None)])[0]
+    value: T = _settled([from_first(world, outcome if world.this.rank == 0 else None)])[0]
     return value
 
 
@@ -276,7 +233,7 @@ def summed(tensors: Sequence["Tensor"]) -> None:
     from torch import distributed as dist
 
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    with _others_there():
+    with others_there(world):
         dist.all_reduce(flat)
     world.traffic += Traffic(sent=flat.nbytes)
     for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -292,7 +249,7 @@ def largest(number: int) -> int:
     from torch import distributed as dist
 
     found = torch.tensor(number)
-    with _others_there():
+    with others_there(world):
         dist.all_reduce(found, dist.ReduceOp.MAX, group=world.control)
     return int(found)
 
@@ -311,7 +268,7 @@ def at_once() -> Iterator[None]:
         yield
     except BaseException as error:
         lost = isinstance(error, RuntimeError) and _of_a_connection(error)
-        torn = _lost() if lost else error
+        torn = Lost() if lost else error
         if world is not None:
             world.torn = torn
         if lost:
@@ -319,13 +276,13 @@ def at_once() -> Iterator[None]:
         raise
 
 
-def _shared() -> _World | None:
+def _shared() -> World | None:
     """The processes, where work is dealt out now; None where this one computes by itself."""
     world = _STATE.world
     return None if world is None or world.alone else world
 
 
-def _attempt(world: _World, work: Callable[[], Any]) -> Outcome:
+def _attempt(world: World, work: Callable[[], Any]) -> Outcome:
     world.alone = True
     value, failure = None, None
     try:
@@ -343,74 +300,12 @@ def _attempt(world: _World, work: Callable[[], Any]) -> Outcome:
     return Outcome(world.this.rank, value, failure)
 
 
-def _settled(world: _World, outcomes: Sequence[Outcome]) -> list[Any]:
+def _settled(outcomes: Sequence[Outcome]) -> list[Any]:
     """The values; raises the first error, which its own process raises with its traceback."""
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
     return [outcome.value for outcome in outcomes]
-
-
-def _gathered(world: _World, mine: Outcome) -> list[Outcome]:
-    """The outcomes of all processes; its own is the very one that was given."""
-    import torch
-    from torch import distributed as dist
-
-    content = packed(mine)
-    lengths = _announced(world, "together", len(content))
-    padded = torch.zeros(max(lengths), dtype=torch.uint8)
-    padded[: len(content)] = torch.frombuffer(content, dtype=torch.uint8)
-    received = [torch.empty_like(padded) for _ in lengths]
-    with _others_there():
-        dist.all_gather(received, padded, group=world.control)
-    world.traffic += Traffic(sent=len(content))
-    return [
-        mine if number == world.this.rank else unpacked(bytes(each[:length].numpy()))
-        for number, (each, length) in enumerate(zip(received, lengths, strict=True))
-    ]
-
-
-def _from_first(world: _World, outcome: Outcome | None) -> Outcome:
-    import torch
-    from torch import distributed as dist
-
-    content = bytearray() if outcome is None else packed(outcome)
-    length = _announced(world, "by_first", len(content))[0]
-    buffer = torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(length, dtype=torch.uint8)
-    with _others_there():
-        dist.broadcast(buffer, 0, group=world.control)
-    world.traffic += Traffic(sent=len(content))
-    return unpacked(bytes(buffer.numpy())) if outcome is None else outcome
-
-
-def _announced(world: _World, kind: str, length: int) -> list[int]:
-    """How many bytes each process is about to send; all must be about to do the same."""
-    import torch
-    from torch import distributed as dist
-
-    mine = torch.tensor([zlib.crc32(kind.encode()), length])
-    received = [torch.empty_like(mine) for _ in range(world.this.size)]
-    with _others_there():
-        dist.all_gather(received, mine, group=world.control)
-    kinds, lengths = zip(*(each.tolist() for each in received), strict=True)
-    assert len(set(kinds)) == 1, f"{kind}: another process does something else; they have parted company"
-    return list(lengths)
-
-
-@contextmanager
-def _others_there() -> Iterator[None]:
-    """Turns a broken connection into `Lost`."""
-    world = _STATE.world
-    if world is not None and world.torn is not None:
-        raise world.torn
-    try:
-        yield
-    except RuntimeError as error:
-        raise _lost() from error
-
-
-def _lost() -> Lost:
-    return Lost("another process of this run ended without a word (killed, perhaps for memory).")
 
 
 def _of_a_connection(error: RuntimeError) -> bool:
