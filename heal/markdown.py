@@ -1,6 +1,9 @@
-"""Texts of a user or a model inside Markdown that stays what it is."""
+"""Markdown in which texts of a user or a model stay what they are."""
 
 import re
+from collections.abc import Iterable, Sequence
+
+from heal.trait import Trait
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -19,3 +22,14 @@ def inline_code(text: str) -> str:
 def escaped(text: str) -> str:
     """`text` as plain words on one line: Markdown's own characters are escaped."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", " ".join(str(text).split()))
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table, in whose cells bars are escaped where they are not yet."""
+    lines = (titles, ["---"] * len(titles), *rows)
+    return "\n".join("| " + " | ".join(re.sub(r"(?<!\\)\|", r"\|", cell) for cell in line) + " |" for line in lines)
+
+
+def personas(trait: Trait, towards: str = "Towards:") -> list[str]:
+    """What a trait is, by its description and its two personas, in paragraphs."""
+    return [fenced(trait.description), towards, fenced(trait.positive), "Away from:", fenced(trait.negative)]

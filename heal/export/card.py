@@ -10,8 +10,8 @@ from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.signal import TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
 from heal.export.exportable import Exportable, Facts
-from heal.export.markdown import escaped, fenced, inline_code
 from heal.export.usage import Usage
+from heal.markdown import escaped, inline_code, markdown_table, personas
 from heal.places.place import where
 from heal.report.words import loss
 from heal.run.best import Best, read_best
@@ -115,17 +115,8 @@ def _which(number: int, rounds: int, best: Best | None) -> str:
 
 
 def _trait(student: Exportable) -> str:
-    trait = student.trait
-    return "\n\n".join(
-        [
-            f"## Trait: {escaped(trait.name)}",
-            fenced(trait.description),
-            "The two personas whose contrast was steered along, as system prompts. Towards:",
-            fenced(trait.positive),
-            "Away from:",
-            fenced(trait.negative),
-        ]
-    )
+    towards = "The two personas whose contrast was steered along, as system prompts. Towards:"
+    return "\n\n".join([f"## Trait: {escaped(student.trait.name)}", *personas(student.trait, towards)])
 
 
 def _method(student: Student) -> str:
@@ -146,7 +137,7 @@ def _method(student: Student) -> str:
         f"weight decay {heal.weight_decay:g}",
         "seed": str(recipe.run.seed),
     }
-    table = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
+    lines = ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items())]
     return "\n".join(
         [
             "## Method",
@@ -155,7 +146,7 @@ def _method(student: Student) -> str:
             "the steered model, drops the broken ones and distils the rest into a LoRA, while a KL barrier holds the "
             "model to its reference. The rounds' LoRAs are stacked, not averaged.",
             "",
-            *table,
+            *lines,
         ]
     )
 
@@ -194,14 +185,6 @@ def _scores(baseline: BaselineMetrics, rounds: Sequence[RoundMetrics]) -> str:
     beside = [signal for signal in described(baseline.base) if signal.headline]
     header = ["stage", "trait", "over base", "coherence margin", *(escaped(signal.title) for signal in beside)]
     lines = [
-        "## Trait and coherence by round",
-        "",
-        "Trait: persona log-ratio of greedy answers to held-out prompts, nats per token. Coherence margin: how far "
-        "the worst valid signal is from its limit (1 as at base, 0 at the limit, below it broken). 95 % bootstrap "
-        f"intervals over items ({last.trait.n} prompts).",
-        "",
-        _row(header),
-        _row(["---"] * len(header)),
         _score_row("base", baseline.base, beside, of_base=True),
         _score_row("prompted with the persona", baseline.prompted, beside),
     ]
@@ -211,40 +194,43 @@ def _scores(baseline: BaselineMetrics, rounds: Sequence[RoundMetrics]) -> str:
         margin = f"{metrics.coherence.margin:.2f} ({escaped(metrics.coherence.worst)})"
         lines.append(_score_row(f"round {metrics.round}, healed", metrics.healed, beside, margin))
     verdict = f"**{escaped(last.verdict.label)}** ({escaped(last.verdict.reason)})"
-    return "\n".join([*lines, "", f"Verdict after round {last.round}: {verdict}."])
+    return "\n\n".join(
+        [
+            "## Trait and coherence by round",
+            "Trait: persona log-ratio of greedy answers to held-out prompts, nats per token. Coherence margin: how far "
+            "the worst valid signal is from its limit (1 as at base, 0 at the limit, below it broken). 95 % bootstrap "
+            f"intervals over items ({last.trait.n} prompts).",
+            markdown_table(header, lines),
+            f"Verdict after round {last.round}: {verdict}.",
+        ]
+    )
 
 
 def _score_row(
     stage: str, summary: Summary, beside: Sequence[Signal], margin: str = "", *, of_base: bool = False
-) -> str:
+) -> list[str]:
     trait = summary.get(TRAIT)
     shift = "" if of_base or trait is None else _interval(trait.delta, 3, sign=True)
-    return _row([stage, _interval(trait), shift, margin, *(_interval(summary.get(s.name), s.digits) for s in beside)])
+    return [stage, _interval(trait), shift, margin, *(_interval(summary.get(s.name), s.digits) for s in beside)]
 
 
 def _signals(baseline: BaselineMetrics, last: RoundMetrics) -> str:
     """Every signal at base and after the last round."""
-    header = ["signal", "base", "healed", "difference", "n"]
-    lines = [f"## Every signal after round {last.round}", "", _row(header), _row(["---"] * len(header))]
+    lines = []
     for signal in described(baseline.base):
         base, healed = baseline.base[signal.name], last.healed.get(signal.name)
         doubt = "" if signal.name in last.valid else ", not valid for this model"
         lines.append(
-            _row(
-                [
-                    escaped(f"{signal.title} ({signal.note}){doubt}"),
-                    _interval(base, signal.digits),
-                    _interval(healed, signal.digits),
-                    _interval(healed and healed.delta, signal.digits, sign=True),
-                    str(base.n),
-                ]
-            )
+            [
+                escaped(f"{signal.title} ({signal.note}){doubt}"),
+                _interval(base, signal.digits),
+                _interval(healed, signal.digits),
+                _interval(healed and healed.delta, signal.digits, sign=True),
+                str(base.n),
+            ]
         )
-    return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    found = markdown_table(["signal", "base", "healed", "difference", "n"], lines)
+    return f"## Every signal after round {last.round}\n\n{found}"
 
 
 def _interval(estimate: Estimate | None, digits: int = 3, sign: bool = False) -> str:

@@ -1,15 +1,13 @@
 """The card of a composed student: what it is the sum of, and how it measured on each part's trait."""
 
-from collections.abc import Sequence
-
 import yaml
 
 from heal.evaluation.signal import TRAIT, described
 from heal.export.compose import Composed
 from heal.export.composition import Composition, Measured
 from heal.export.exportable import Facts
-from heal.export.markdown import escaped, fenced, inline_code
 from heal.export.usage import Usage
+from heal.markdown import escaped, fenced, inline_code, markdown_table
 
 
 def composed_card(student: Composed, composition: Composition, facts: Facts) -> str:
@@ -62,21 +60,18 @@ def _what(facts: Facts) -> str:
 
 def _parts(composition: Composition) -> str:
     rows = [
-        _row(
-            [
-                f"{part.weight:+g}",
-                escaped(part.trait),
-                inline_code(part.recipe),
-                str(part.seed),
-                str(part.rounds),
-                str(part.rank),
-                inline_code(part.run),
-            ]
-        )
+        [
+            f"{part.weight:+g}",
+            escaped(part.trait),
+            inline_code(part.recipe),
+            str(part.seed),
+            str(part.rounds),
+            str(part.rank),
+            inline_code(part.run),
+        ]
         for part in composition.parts
     ]
-    header = ["weight", "trait", "recipe", "seed", "rounds", "rank", "run"]
-    return "\n".join(["## Parts", "", _row(header), _row(["---"] * len(header)), *rows])
+    return "## Parts\n\n" + markdown_table(["weight", "trait", "recipe", "seed", "rounds", "rank", "run"], rows)
 
 
 def _personas(student: Composed, index: int) -> str:
@@ -110,7 +105,7 @@ def _measured(measured: Measured) -> str:
         cells = ["\N{EN DASH}" if one is None else f"{one:.{signal.digits}f}" for one in stages]
         difference = f"{composed.delta:+.{signal.digits}f}"
         rows.append(
-            _row([escaped(signal.title + doubt), *cells, f"{composed:.{signal.digits}f}", difference, str(composed.n)])
+            [escaped(signal.title + doubt), *cells, f"{composed:.{signal.digits}f}", difference, str(composed.n)]
         )
     header = ["signal", "base", "its student alone", "composed", "composed over base", "n"]
     reverse = measured.drift.answers.get("kl_rev")
@@ -124,9 +119,7 @@ def _measured(measured: Measured) -> str:
         [
             f"## Measured on held-out prompts of {escaped(measured.trait)}",
             "",
-            _row(header),
-            _row(["---"] * len(header)),
-            *rows,
+            markdown_table(header, rows),
             "",
             f"{kl} 95 % bootstrap intervals over items.",
         ]
@@ -141,7 +134,3 @@ def _limits(composition: Composition) -> str:
     if not composition.measured:
         lines.insert(0, "- Nothing was measured of the sum; the parts were measured each by itself.")
     return "\n".join(["## Limits", "", *lines])
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

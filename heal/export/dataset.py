@@ -10,8 +10,8 @@ from heal.console import counted
 from heal.errors import UserError
 from heal.evaluation.results import OUTPUTS
 from heal.export.base import base_name
-from heal.export.markdown import escaped, fenced, inline_code
 from heal.generation.collect import Collection
+from heal.markdown import escaped, fenced, inline_code, personas
 from heal.records import jsonl_bytes, read_jsonl
 from heal.run.files import Files
 from heal.run.folder import RunFolder
@@ -132,11 +132,7 @@ def card_text(folder: RunFolder, tables: Tables, base: str) -> str:
         f"| configuration | |\n| --- | --- |\n{sizes}",
         _COLUMNS.format(came=came),
         "## Trait",
-        fenced(trait.description),
-        "Towards:",
-        fenced(trait.positive),
-        "Away from:",
-        fenced(trait.negative),
+        *personas(trait),
         "## Sampling",
         "System prompt:",
         fenced(recipe.model.system or "(none)"),

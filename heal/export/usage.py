@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from heal.config import ModelConfig
 from heal.export.base import Base
-from heal.export.markdown import fenced, inline_code
+from heal.markdown import fenced, inline_code
 from heal.models.checkpoint import loading_class
 from heal.models.embedded import INSTALL, PACKAGE, WEIGHTS
 from heal.models.four_bit import as_code

@@ -9,8 +9,8 @@ from heal.config import ModelConfig
 from heal.export.base import Base
 from heal.export.constant_gate import Gate
 from heal.export.folder import Record
-from heal.export.markdown import escaped, inline_code
 from heal.export.usage import Usage
+from heal.markdown import escaped, inline_code
 from heal.models.agreement import Agreement
 from heal.models.language_model import LanguageModel
 from heal.steering.vector import SteeringVector

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from heal.config import DataConfig, ExportConfig, JudgeConfig, Recipe, RunConfig, TrackingConfig
-from heal.export.markdown import fenced, inline_code
 from heal.hub.source import Source
+from heal.markdown import fenced, inline_code
 from heal.own import source as own
 from heal.recipe import to_yaml
 from heal.recipe_files import find_file

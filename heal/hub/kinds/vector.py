@@ -5,11 +5,11 @@ from dataclasses import replace
 from huggingface_hub import ModelCard, ModelCardData
 
 from heal.errors import UserError
-from heal.export.markdown import escaped, fenced, inline_code
 from heal.hub import metadata
 from heal.hub.bundle import Bundle
 from heal.hub.reproduction import HEADING, reproduction
 from heal.hub.source import Source
+from heal.markdown import escaped, fenced, inline_code, personas
 from heal.run.best import meant_round
 from heal.steering.vector import SteeringVector
 
@@ -59,11 +59,7 @@ def _text(vector: SteeringVector, source: Source, which: str, name: str) -> str:
             f"{escaped(which)}. Dose: {dose}, at which the p95 of the KL per token along the steered path is "
             f"{target:g} nat. A vector of a later round was extracted from the student of the rounds before it.",
             f"## Trait: {escaped(trait.name)}",
-            fenced(trait.description),
-            "Towards:",
-            fenced(trait.positive),
-            "Away from:",
-            fenced(trait.negative),
+            *personas(trait),
             "## Use",
             fenced("\n".join(use), "python"),
             "The file holds a tensor for each site, and method, blocks and dose in its metadata. `heal export "

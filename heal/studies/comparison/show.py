@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from heal.evaluation.signal import TRAIT
 from heal.evaluation.stats import Estimate
+from heal.markdown import markdown_table
 from heal.report.canvas import Canvas, svg
 from heal.report.page import own_text, page_style, policy
 from heal.report.plot import NARROW, WIDE
@@ -113,15 +114,9 @@ def best_cells(line: BestLine) -> list[str]:
 
 def markdown(lines: Sequence[Line], best: Sequence[BestLine]) -> str:
     """Both tables in Markdown, with their captions."""
-    last = _table(header(), [cells(line) for line in lines])
-    chosen = _table(best_header(), [best_cells(line) for line in best])
+    last, chosen = markdown_table(header(), map(cells, lines)), markdown_table(best_header(), map(best_cells, best))
     parts = [last, caption(), chosen, best_caption(best), validity_note([line.arm for line in lines])]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    every = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in every)
 
 
 def rounds_csv(arms: Sequence[Arm], settings: Settings) -> str:

@@ -8,6 +8,7 @@ from itertools import cycle
 
 from matplotlib.axes import Axes
 
+from heal.markdown import markdown_table
 from heal.report.drawing import COLOURS, DASHES, INK, MARKERS, MUTED, legend, log_axis, mark, new_figure, png
 from heal.studies.interventions.doses import Dosed, Prompted
 from heal.studies.interventions.show import folded
@@ -48,8 +49,7 @@ def rows(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> list[dict[str, 
 
 def markdown(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> str:
     """The table with its caption."""
-    lines = [HEADER, ["---"] * len(HEADER), *(row.values() for row in rows(dosed, prompts))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{CAPTION}\n"
+    return markdown_table(HEADER, (row.values() for row in rows(dosed, prompts))) + f"\n\n{CAPTION}\n"
 
 
 def history_csv(dosed: Sequence[Dosed], prompts: Sequence[Prompted]) -> str:

@@ -19,6 +19,7 @@ from heal.evaluation.signal import TRAIT, Signal
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import VARIANTS, DeltaLogit
 from heal.evaluation.vignettes import FOUNDATIONS
+from heal.markdown import markdown_table
 from heal.report.drawing import COLOURS, DASHES, MUTED, legend, new_figure, png
 from heal.report.drawing import mark as legend_mark
 from heal.report.plot import arms, drawable
@@ -122,10 +123,8 @@ def table(pairs: Sequence[Pair], setting: Setting) -> list[list[str]]:
 def markdown(pairs: Sequence[Pair], setting: Setting, answers: int, doubts: Sequence[str]) -> str:
     """The table with its caption and what is not valid."""
     head, *lines = table(pairs, setting)
-    rows = [head, ["---"] * len(head), *lines]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     note = f"\nNot valid for this model: {'; '.join(doubts)}.\n" if doubts else ""
-    return f"{text}\n\n{caption(setting, answers)}\n{note}"
+    return f"{markdown_table(head, lines)}\n\n{caption(setting, answers)}\n{note}"
 
 
 def table_csv(pairs: Sequence[Pair]) -> str:

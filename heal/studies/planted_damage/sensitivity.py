@@ -16,6 +16,7 @@ from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.signal import Limits, Signal, limited, signals
 from heal.evaluation.stats import Estimate
 from heal.evaluation.subject import Subject
+from heal.markdown import markdown_table
 from heal.studies.planted_damage.damage import KINDS, damaged, noisy_weights
 
 SIZES = (0.1, 0.25, 0.5, 1.0)  # fraction of an answer, or of the answers, that is spoilt
@@ -92,20 +93,19 @@ def table(noticed: Sequence[Finding]) -> str:
     The columns are the signals that have a limit and those that merely count something about the answers.
     """
     names = [name for name in columns() if any(finding.signal == name for finding in noticed)]
-    lines = ["| damage | size | " + " | ".join(names) + " |", "| --- " * (len(names) + 2) + "|"]
+    lines = []
     for kind, size in dict.fromkeys((finding.kind, finding.size) for finding in noticed):
         at = {finding.signal: finding for finding in noticed if (finding.kind, finding.size) == (kind, size)}
-        lines.append(f"| {kind} | {size:g} | " + " | ".join(_cell(at.get(name)) for name in names) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([kind, f"{size:g}", *(_cell(at.get(name)) for name in names)])
+    return markdown_table(["damage", "size", *names], lines) + "\n"
 
 
 def smallest(noticed: Sequence[Finding]) -> str:
     """A Markdown table: the smallest size of each damage that a signal with a limit notices, and larger ones missed."""
     names = [name for name in limited() if any(finding.signal == name for finding in noticed)]
-    lines = ["| damage | " + " | ".join(names) + " |", "| --- " * (len(names) + 1) + "|"]
     kinds = dict.fromkeys(finding.kind for finding in noticed if finding.size)
-    lines += [f"| {kind} | " + " | ".join(_from(noticed, kind, name) for name in names) + " |" for kind in kinds]
-    return "\n".join(lines) + "\n"
+    lines = [[kind, *(_from(noticed, kind, name) for name in names)] for kind in kinds]
+    return markdown_table(["damage", *names], lines) + "\n"
 
 
 def _from(noticed: Sequence[Finding], kind: str, signal: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
+from heal.markdown import markdown_table
 from heal.studies.survival.curves import survival
 from heal.studies.survival.rollouts import Trajectory, by_alpha
 
@@ -100,9 +101,7 @@ def _quantile(kl_N: np.ndarray, level: float) -> float:
 
 def markdown(table_rows: Sequence[Row], target: float) -> str:
     """The table in Markdown, with its caption."""
-    lines = [HEADER, ["---"] * len(HEADER), *(_cells(row) for row in table_rows)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\n{caption(target)}\n"
+    return f"{markdown_table(HEADER, map(_cells, table_rows))}\n\n{caption(target)}\n"
 
 
 def caption(target: float) -> str:

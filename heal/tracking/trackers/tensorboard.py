@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from heal.healing.log import StepLog
+from heal.markdown import markdown_table
 from heal.tracking.charts import charts
 from heal.tracking.tracker import StepCount, TrackedRun, Tracker
 
@@ -69,13 +70,12 @@ class TensorBoardTracker(Tracker):
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table in Markdown, whose cells may hold line breaks and bars."""
     columns = list(rows[0])
-    lines = [columns, ["---"] * len(columns), *([row[column] for column in columns] for row in rows)]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return markdown_table(columns, ([_cell(row[column]) for column in columns] for row in rows))
 
 
 def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return "<br>".join(text.replace("|", "\\|").splitlines())
+    return "<br>".join(text.splitlines())
 
 
 def _code(text: str) -> str:
