@@ -1,11 +1,10 @@
 """Completions of the user's own, from another engine or another writer, as a round has them."""
 
-import math
 from collections.abc import Callable, Sequence
 
 from heal.decoding import Decoded
 from heal.generation.collect import Completion, Request
-from heal.generation.filters import repetition
+from heal.generation.sample import completion
 from heal.models.language_model import LanguageModel
 from heal.own.texts import Said
 from heal.responding import Response
@@ -34,18 +33,7 @@ def own_completions(
         ids = (*chat.plain_ids(row.text), *end)
         responses.append(Response(tuple(chat.ids(system, row.prompt)), (), Decoded(ids, ended=bool(end))))
     rows = [
-        Completion(
-            index=request.index,
-            prompt=request.prompt,
-            alpha=request.alpha,
-            prompt_ids=response.prompt_ids,
-            ids=response.completion.ids,
-            text=row.text,
-            ended=response.completion.ended,
-            tail_perplexity=math.nan,
-            repetition=repetition(row.text),
-            dropped=() if _fits(language_model, response) else (TOO_LONG,),
-        )
+        completion(request, response, row.text, () if _fits(language_model, response) else (TOO_LONG,))
         for request, response, row in zip(requests, responses, said, strict=True)
     ]
     if judge is None:

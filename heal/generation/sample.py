@@ -112,21 +112,33 @@ def judged(
     ]
     dropped = verdicts(candidates, limits, narration, kept_before)
     return [
-        Completion(
-            index=request.index,
-            prompt=request.prompt,
-            alpha=request.alpha,
-            prompt_ids=response.prompt_ids,
-            ids=response.completion.ids,
-            text=text,
-            ended=response.completion.ended,
-            tail_perplexity=reading.tail_perplexity,
-            repetition=repetition(text),
-            dropped=tuple(why),
-            on_prompt=share,
-            thought=response.thought,
-        )
-        for request, response, text, reading, why, share in zip(
-            requests, responses, texts, readings, dropped, shares, strict=True
+        completion(request, response, text, why, reading.tail_perplexity, share)
+        for request, response, text, why, reading, share in zip(
+            requests, responses, texts, dropped, readings, shares, strict=True
         )
     ]
+
+
+def completion(
+    request: Request,
+    response: Response,
+    text: str,
+    dropped: Sequence[str] = (),
+    tail_perplexity: float = math.nan,
+    on_prompt: float = math.nan,
+) -> Completion:
+    """What was said to a request, and what was found of it; see `Completion`."""
+    return Completion(
+        index=request.index,
+        prompt=request.prompt,
+        alpha=request.alpha,
+        prompt_ids=response.prompt_ids,
+        ids=response.completion.ids,
+        text=text,
+        ended=response.completion.ended,
+        tail_perplexity=tail_perplexity,
+        repetition=repetition(text),
+        dropped=tuple(dropped),
+        on_prompt=on_prompt,
+        thought=response.thought,
+    )
