@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import heal
 from heal.accumulator import Accumulator
@@ -17,7 +18,7 @@ from heal.errors import UserError
 from heal.evaluation.evaluate import evaluate
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.subject import Setup, Subject
-from heal.models.architectures import layer_kinds
+from heal.models.architectures import empty_cache
 from heal.models.language_model import LanguageModel
 from tests import tiny
 from tests.closeness import assert_near
@@ -87,6 +88,20 @@ def support(name: str, family: Family, folder: Path) -> Support:
     except UserError as error:
         return replace(row, vector=_said(error, base))
     return row
+
+
+def layer_kinds(model: PreTrainedModel) -> str:
+    """The kinds of layers by their number, such as `16 x attention, 16 x sliding window`."""
+    names = {
+        "LinearAttentionLayer": "recurrent",
+        "LinearAttentionAndFullAttentionLayer": "attention + recurrent",
+        "DynamicLayer": "attention",
+        "DynamicSlidingWindowLayer": "window",
+        "DynamicIndexedLayer": "indexed attention",
+        "DummyLayer": "no cache of its own",
+    }
+    kinds = [names.get(type(layer).__name__, type(layer).__name__) for layer in empty_cache(model).layers]
+    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
 
 
 def _said(error: UserError, base: Path) -> str:

@@ -150,17 +150,3 @@ def window(model: PreTrainedModel) -> int | None:
     """Tokens that the shortest sliding window or chunk of a layer holds; None: every layer sees everything."""
     windows = [layer.sliding_window for layer in empty_cache(model).layers if hasattr(layer, "sliding_window")]
     return min(windows, default=None)
-
-
-def layer_kinds(model: PreTrainedModel) -> str:
-    """The kinds of layers by their number, such as `16 x attention, 16 x sliding window`."""
-    names = {
-        "LinearAttentionLayer": "recurrent",
-        "LinearAttentionAndFullAttentionLayer": "attention + recurrent",
-        "DynamicLayer": "attention",
-        "DynamicSlidingWindowLayer": "window",
-        "DynamicIndexedLayer": "indexed attention",
-        "DummyLayer": "no cache of its own",
-    }
-    kinds = [names.get(type(layer).__name__, type(layer).__name__) for layer in empty_cache(model).layers]
-    return ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))

@@ -20,7 +20,6 @@ from heal.trait import Trait
 
 CACHE = "judge.jsonl"
 Quality = Literal["trait", "coherence"]
-QUALITIES: tuple[Quality, ...] = ("trait", "coherence")
 _SIDE_BY_SIDE = 8  # requests
 
 _TRAIT = """\
