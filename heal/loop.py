@@ -1,4 +1,4 @@
-"""The loop, to be read beside the diagram of a round in the README:
+"""The loop, to be read beside the diagram of a round in docs/method.md:
 
 base -> extract -> calibrate -> generate and filter -> heal -> fold -> measure -> drift -> judge -> next round
 """
