@@ -112,8 +112,8 @@ def test_a_fresh_round_changes_nothing(folders: dict[str, Path]):
             assert torch.equal(logits(model), folded)
 
 
-def test_the_history_counts_as_much_as_its_gate_says(tiny_folder: Path):
-    """A gate of 1/2 on one round is that round with half its update."""
+def test_a_gate_of_a_half_is_half_the_update_and_folding_at_it_keeps_that_student(tiny_folder: Path):
+    # A gate of 1/2 on one round is that round with half its update.
     model, accumulator = student(tiny_folder, rounds=1)
     with accumulator.gates(0.5, 1.0):
         gated = logits(model)
@@ -122,8 +122,25 @@ def test_the_history_counts_as_much_as_its_gate_says(tiny_folder: Path):
     learn(half, 0, size=0.025)
     assert_near(gated, logits(half_model))
 
+    model, accumulator = student(tiny_folder, rounds=1)
+    learn(accumulator, 1)
+    with accumulator.gates(1.0, 0.5):
+        gated = logits(model)
+    accumulator.fold(0.5)
+    assert_near(logits(model), gated)
 
-def test_a_round_that_learned_in_one_layer_alone_counts(tiny_folder: Path):
+
+def test_previous_is_the_student_without_its_current_round_even_where_that_learned_in_one_layer_alone(
+    tiny_folder: Path,
+):
+    model, accumulator = student(tiny_folder, rounds=2)
+    before = logits(model)
+    learn(accumulator, 2)
+    with accumulator.previous():
+        assert torch.equal(logits(model), before)
+    with accumulator.student():
+        assert not torch.equal(logits(model), before)
+
     model, accumulator = student(tiny_folder, rounds=1)
     before = logits(model)
     weight = next(weight for name, weight in accumulator.trainable().items() if "lora_B" in name)
@@ -137,16 +154,6 @@ def test_a_round_that_learned_in_one_layer_alone_counts(tiny_folder: Path):
         assert torch.equal(logits(model), before)
 
 
-def test_previous_is_the_student_without_its_current_round(tiny_folder: Path):
-    model, accumulator = student(tiny_folder, rounds=2)
-    before = logits(model)
-    learn(accumulator, 2)
-    with accumulator.previous():
-        assert torch.equal(logits(model), before)
-    with accumulator.student():
-        assert not torch.equal(logits(model), before)
-
-
 def test_a_new_accumulator_has_its_rank_its_scale_and_nothing_learned(tiny_folder: Path):
     accumulator = Accumulator(load(tiny_folder), RANK, ALPHA, LAYERS)
     for layer in accumulator.current_layers():
@@ -155,11 +162,9 @@ def test_a_new_accumulator_has_its_rank_its_scale_and_nothing_learned(tiny_folde
     assert accumulator.trainable().keys() == {n for n, p in accumulator.peft_model.named_parameters() if "lora_" in n}
 
 
-def test_only_current_trains_at_the_start(tiny_folder: Path):
+def test_only_current_trains_and_gets_gradients_after_folds_new_rounds_and_looks_at_the_base(tiny_folder: Path):
     assert only_current_trains(student(tiny_folder)[1])
 
-
-def test_only_current_trains_after_folds_and_new_rounds(tiny_folder: Path):
     _, accumulator = student(tiny_folder)
     for r in range(3):
         accumulator.fold()
@@ -167,14 +172,17 @@ def test_only_current_trains_after_folds_and_new_rounds(tiny_folder: Path):
         accumulator.start_round(r)
         assert only_current_trains(accumulator)
 
-
-def test_only_current_trains_after_the_base_was_looked_at(tiny_folder: Path):
     model, accumulator = student(tiny_folder, rounds=2)
     for context in (accumulator.base, accumulator.previous, accumulator.student):
         with context():
             logits(model)
             assert only_current_trains(accumulator)
         assert only_current_trains(accumulator)
+
+    model, accumulator = student(tiny_folder, rounds=2)
+    model.model(input_ids=torch.arange(3, 9)[None]).logits.square().mean().backward()
+    with_gradient = {name for name, p in accumulator.peft_model.named_parameters() if p.grad is not None}
+    assert with_gradient == set(accumulator.trainable())
 
 
 def test_an_error_inside_a_gate_leaves_the_student_as_it_was(tiny_folder: Path):
@@ -190,13 +198,6 @@ def test_an_error_inside_a_gate_leaves_the_student_as_it_was(tiny_folder: Path):
         fail()
     assert torch.equal(logits(model), before)
     assert only_current_trains(accumulator)
-
-
-def test_gradients_reach_current_alone(tiny_folder: Path):
-    model, accumulator = student(tiny_folder, rounds=2)
-    model.model(input_ids=torch.arange(3, 9)[None]).logits.square().mean().backward()
-    with_gradient = {name for name, p in accumulator.peft_model.named_parameters() if p.grad is not None}
-    assert with_gradient == set(accumulator.trainable())
 
 
 def test_the_rank_of_the_history_grows_by_that_of_a_round(tiny_folder: Path):
@@ -228,16 +229,7 @@ def test_folding_keeps_the_scale_of_each_round(tiny_folder: Path):
         torch.testing.assert_close(found[module], update, rtol=1e-5, atol=1e-6)
 
 
-def test_a_fold_at_half_gate_is_the_student_at_half_gate(tiny_folder: Path):
-    model, accumulator = student(tiny_folder, rounds=1)
-    learn(accumulator, 1)
-    with accumulator.gates(1.0, 0.5):
-        gated = logits(model)
-    accumulator.fold(0.5)
-    assert_near(logits(model), gated)
-
-
-def test_a_fold_leaves_the_earlier_rounds_bit_for_bit(tiny_folder: Path):
+def test_a_fold_leaves_the_earlier_rounds_and_the_base_weights_bit_for_bit(tiny_folder: Path):
     _, accumulator = student(tiny_folder, rounds=2)
     before = {name: (a_RI.clone(), b_OR.clone()) for name, a_RI, b_OR in accumulator.updates()}
     learn(accumulator, 2)
@@ -246,8 +238,6 @@ def test_a_fold_leaves_the_earlier_rounds_bit_for_bit(tiny_folder: Path):
         assert torch.equal(a_RI[: 2 * RANK], before[name][0])
         assert torch.equal(b_OR[:, : 2 * RANK], before[name][1])
 
-
-def test_a_fold_never_touches_the_base_weights(tiny_folder: Path):
     model, accumulator = student(tiny_folder, rounds=2)
     original = dict(load(tiny_folder).model.named_parameters())
     with accumulator.base():
@@ -260,7 +250,7 @@ def test_a_fold_never_touches_the_base_weights(tiny_folder: Path):
         assert all(torch.equal(weight, original[name]) for name, weight in kept.items())
 
 
-def test_a_fresh_round_is_a_function_of_its_seed_alone(tiny_folder: Path):
+def test_a_fresh_round_is_a_function_of_its_seed_alone_and_leaves_the_random_stream_alone(tiny_folder: Path):
     drawn = []
     for history, disturbance in ((0, 1), (0, 2), (2, 3)):
         _, accumulator = student(tiny_folder, rounds=history)
@@ -271,15 +261,11 @@ def test_a_fresh_round_is_a_function_of_its_seed_alone(tiny_folder: Path):
         assert other.keys() == drawn[0].keys()
         assert all(torch.equal(weight, drawn[0][name]) for name, weight in other.items())
 
-
-def test_another_seed_draws_another_round(tiny_folder: Path):
     _, accumulator = student(tiny_folder)
     first = weights(accumulator, "lora_A")
     accumulator.start_round(8)
     assert not any(torch.equal(weight, first[name]) for name, weight in weights(accumulator, "lora_A").items())
 
-
-def test_a_fresh_round_leaves_the_random_stream_alone(tiny_folder: Path):
     _, accumulator = student(tiny_folder)
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -288,7 +274,9 @@ def test_a_fresh_round_leaves_the_random_stream_alone(tiny_folder: Path):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_every_linear_layer_of_the_chosen_blocks_is_covered_and_nothing_else(folders: dict[str, Path]):
+def test_every_linear_layer_of_the_chosen_blocks_is_covered_and_nothing_else_such_as_a_vision_tower(
+    folders: dict[str, Path],
+):
     for architecture in ARCHITECTURES:
         with case(architecture):
             model = fresh(folders, architecture)
@@ -301,8 +289,6 @@ def test_every_linear_layer_of_the_chosen_blocks_is_covered_and_nothing_else(fol
             carried = [name for name, module in model.model.named_modules() if hasattr(module, "lora_A")]
             assert sorted(carried) == names
 
-
-def test_the_vision_tower_of_gemma_3_is_left_alone(folders: dict[str, Path]):
     model = fresh(folders, "gemma3_nested")
     tower = [name for name, module in model.model.named_modules() if "vision" in name and isinstance(module, nn.Linear)]
     assert tower

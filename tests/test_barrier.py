@@ -57,22 +57,14 @@ def test_cross_entropy_is_that_of_a_dense_log_softmax(architectures: dict[str, L
             torch.testing.assert_close(nll.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_forward_kl_is_from_reference_to_student(architectures: dict[str, LanguageModel]):
+def test_forward_kl_is_from_reference_to_student_and_reverse_kl_the_other_way(architectures: dict[str, LanguageModel]):
     for name, architecture in architectures.items():
-        with case(name):
-            h, reference = states(architecture, 9), states(architecture, 9, seed=1)
-            _, kl = position_losses(architecture, h, torch.zeros(9, dtype=torch.long), reference, KL_FWD)
-            expected = dense_kl(dense_logprobs(architecture, reference), dense_logprobs(architecture, h))
-            torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_reverse_kl_is_from_student_to_reference(architectures: dict[str, LanguageModel]):
-    for name, architecture in architectures.items():
-        with case(name):
-            h, reference = states(architecture, 9), states(architecture, 9, seed=1)
-            _, kl = position_losses(architecture, h, torch.zeros(9, dtype=torch.long), reference, KL_REV)
-            expected = dense_kl(dense_logprobs(architecture, h), dense_logprobs(architecture, reference))
-            torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
+        h, reference = states(architecture, 9), states(architecture, 9, seed=1)
+        student, base = dense_logprobs(architecture, h), dense_logprobs(architecture, reference)
+        for divergence, expected in ((KL_FWD, dense_kl(base, student)), (KL_REV, dense_kl(student, base))):
+            with case(name, divergence.name):
+                _, kl = position_losses(architecture, h, torch.zeros(9, dtype=torch.long), reference, divergence)
+                torch.testing.assert_close(kl.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_student_that_lost_one_of_the_reference_s_two_answers_pays_much_more_forward_than_reverse(tiny_folder: Path):
@@ -166,13 +158,11 @@ def test_gradients_are_those_of_finite_differences_in_float64(
                     torch.autograd.gradcheck(losses, (h,), atol=1e-6, rtol=1e-5)
 
 
-def test_more_memory_for_the_head_means_larger_chunks(tiny: LanguageModel):
+def test_more_memory_for_the_head_means_larger_chunks_and_the_losses_keep_to_it(tiny: LanguageModel, tiny_folder: Path):
     sizes = [replace(tiny, batching=Batching(head_bytes=size)).head_positions for size in (1, 10**6, 10**7)]
     assert sizes[0] == 1
     assert sizes[1] < sizes[2] < 10**7 / (4 * 272)
 
-
-def test_the_losses_keep_to_the_memory_for_the_head(tiny_folder: Path):
     model = replace(load(tiny_folder, torch.bfloat16), batching=Batching(head_bytes=2**24))
     count = model.head_positions
     h, reference = (states(model, count, seed).bfloat16() for seed in (0, 1))
@@ -194,12 +184,16 @@ def test_bfloat16_states_get_a_bfloat16_gradient_near_the_exact_one(tiny_folder:
             assert (gradient.float() - exact).norm() < 0.03 * exact.norm()
 
 
-def test_the_frozen_head_gets_no_gradient(tiny: LanguageModel):
+def test_neither_the_frozen_head_nor_the_reference_gets_a_gradient_and_looking_twice_gives_the_same(
+    tiny: LanguageModel,
+):
     loss_and_gradient(tiny, KL_REV)
     assert all(weight.grad is None for weight in tiny.model.parameters())
 
+    h, reference = states(tiny, 3).requires_grad_(), states(tiny, 3, seed=1).requires_grad_()
+    position_losses(tiny, h, torch.zeros(3, dtype=torch.long), reference, KL_REV)[1].sum().backward()
+    assert reference.grad is None
 
-def test_looking_at_a_gradient_twice_gives_the_same(tiny: LanguageModel):
     h = states(tiny, 9).requires_grad_()
     nll, kl = position_losses(tiny, h, torch.zeros(9, dtype=torch.long), states(tiny, 9, seed=1), KL_REV)
     first = torch.autograd.grad(kl.sum(), h, retain_graph=True)[0]
@@ -207,18 +201,10 @@ def test_looking_at_a_gradient_twice_gives_the_same(tiny: LanguageModel):
     assert torch.equal(torch.autograd.grad(kl.sum(), h)[0], first)
 
 
-def test_the_reference_gets_no_gradient(tiny: LanguageModel):
-    h, reference = states(tiny, 3).requires_grad_(), states(tiny, 3, seed=1).requires_grad_()
-    position_losses(tiny, h, torch.zeros(3, dtype=torch.long), reference, KL_REV)[1].sum().backward()
-    assert reference.grad is None
-
-
-def test_without_divergence_the_barrier_is_zero_whatever_the_reference(tiny: LanguageModel):
+def test_without_divergence_the_barrier_is_zero_and_a_divergence_requires_a_reference(tiny: LanguageModel):
     kl = position_losses(tiny, states(tiny, 4), torch.zeros(4, dtype=torch.long), states(tiny, 4, seed=1), NONE)[1]
     assert torch.equal(kl, torch.zeros(4))
 
-
-def test_a_divergence_without_a_reference_is_an_error(tiny: LanguageModel):
     with pytest.raises(ValueError, match="kl_rev needs the reference"):
         position_losses(tiny, states(tiny, 4), torch.zeros(4, dtype=torch.long), None, KL_REV)
 
@@ -230,8 +216,22 @@ def one(kl: Tensor, name: str) -> float:
     return float(aggregate(kl, torch.zeros(len(kl), dtype=torch.long), 1, AGGREGATES[name])[0])
 
 
-def test_a_short_loop_passes_under_the_mean_and_fires_the_rmse():
-    """Four tokens of a loop in a completion of sixty, everything else untouched."""
+def test_each_aggregate_is_its_formula_and_a_short_loop_passes_under_the_mean_and_fires_the_rmse():
+    kl = torch.rand(53, generator=source()) * 3
+    assert one(kl, "mean") == pytest.approx(float(kl.mean()))
+    assert one(kl, "rmse") == pytest.approx(math.sqrt(float(kl.square().mean()) + RMSE_EPS**2) - RMSE_EPS)
+    assert one(kl, "p95") == pytest.approx(float(torch.quantile(kl, 0.95)))
+    assert one(kl, "max") == float(kl.max())
+
+    for name in AGGREGATES:
+        with case(name):
+            assert one(torch.full((7,), 0.8), name) == pytest.approx(0.8, abs=1e-5)
+
+    for seed in range(50):
+        kl = torch.rand(11, generator=source(seed)).square() * 5
+        assert one(kl, "mean") <= one(kl, "rmse") + 1e-5 <= one(kl, "max") + 2e-5
+
+    # Four tokens of a loop in a completion of sixty, everything else untouched.
     kl, tau = torch.zeros(60), 0.5
     kl[30:34] = 5.75
     assert one(kl, "mean") == pytest.approx(0.383, abs=1e-3)
@@ -239,27 +239,7 @@ def test_a_short_loop_passes_under_the_mean_and_fires_the_rmse():
     assert one(kl, "mean") < tau < one(kl, "rmse")
 
 
-def test_a_constant_divergence_is_its_own_aggregate():
-    for name in AGGREGATES:
-        with case(name):
-            assert one(torch.full((7,), 0.8), name) == pytest.approx(0.8, abs=1e-5)
-
-
-def test_each_aggregate_is_its_formula():
-    kl = torch.rand(53, generator=source()) * 3
-    assert one(kl, "mean") == pytest.approx(float(kl.mean()))
-    assert one(kl, "rmse") == pytest.approx(math.sqrt(float(kl.square().mean()) + RMSE_EPS**2) - RMSE_EPS)
-    assert one(kl, "p95") == pytest.approx(float(torch.quantile(kl, 0.95)))
-    assert one(kl, "max") == float(kl.max())
-
-
-def test_the_mean_never_exceeds_the_rmse_and_the_rmse_never_the_maximum():
-    for seed in range(50):
-        kl = torch.rand(11, generator=source(seed)).square() * 5
-        assert one(kl, "mean") <= one(kl, "rmse") + 1e-5 <= one(kl, "max") + 2e-5
-
-
-def test_no_divergence_anywhere_is_exactly_zero_with_a_gradient_that_is_a_number():
+def test_no_divergence_anywhere_is_exactly_zero_with_a_gradient_of_zero():
     for name, how in AGGREGATES.items():
         with case(name):
             kl = torch.zeros(6, requires_grad=True)
@@ -269,16 +249,14 @@ def test_no_divergence_anywhere_is_exactly_zero_with_a_gradient_that_is_a_number
             assert kl.grad is not None
             assert torch.equal(kl.grad, torch.zeros(6))
 
-
-def test_the_rmse_at_zero_has_a_zero_gradient_even_where_nothing_masks_it():
     kl = torch.zeros(6, requires_grad=True)
     aggregate(kl, torch.zeros(6, dtype=torch.long), 1, AGGREGATES["rmse"]).sum().backward()
     assert kl.grad is not None
     assert torch.equal(kl.grad, torch.zeros(6))
 
 
-def test_an_aggregate_depends_on_its_own_completion_alone():
-    """Together, apart, or in another order: the same D for each completion."""
+def test_an_aggregate_depends_on_its_own_completion_alone_whatever_the_order_of_positions():
+    # Together, apart, or in another order: the same D for each completion.
     for name, how in AGGREGATES.items():
         with case(name):
             parts = [torch.rand(n, generator=source(n)) * 4 for n in (1, 5, 12, 3, 40)]
@@ -288,8 +266,6 @@ def test_an_aggregate_depends_on_its_own_completion_alone():
                 owner = torch.cat([torch.full((len(parts[index]),), line) for line, index in enumerate(order)])
                 torch.testing.assert_close(aggregate(kl, owner, 5, how), alone[order], rtol=1e-6, atol=1e-6)
 
-
-def test_the_positions_may_come_in_any_order():
     for name, how in AGGREGATES.items():
         with case(name):
             kl, owner = torch.rand(60, generator=source()), torch.arange(60) % 4
@@ -324,10 +300,13 @@ def test_gradients_of_the_aggregates_are_those_of_the_dense_formulas():
             torch.testing.assert_close(ours.grad.double(), exact.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_the_barrier_has_its_own_strength_in_the_first_round():
+def test_the_strength_of_a_round_follows_the_power_from_the_first_on():
     for power in [-0.5, 0.0, 1.0]:
         with case(power):
             assert lambda_for_round(0.3, power, 0) == 0.3
+
+    assert [lambda_for_round(0.3, 0.0, r) for r in range(5)] == [0.3] * 5
+    assert [lambda_for_round(2.0, -0.5, r) for r in range(4)] == pytest.approx([2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0])
 
 
 def test_the_barrier_of_a_round_is_what_the_recipe_s_settings_mean():
@@ -361,8 +340,3 @@ def test_a_strength_that_follows_D_rises_above_tau_falls_below_it_and_is_never_n
         with case(settings):
             fixed = Barrier.of_round(settings, 0)
             assert fixed.after(9.0, 1.0) == fixed.after(0.1, 0.5) == fixed
-
-
-def test_the_strength_follows_the_power_of_the_round():
-    assert [lambda_for_round(0.3, 0.0, r) for r in range(5)] == [0.3] * 5
-    assert [lambda_for_round(2.0, -0.5, r) for r in range(4)] == pytest.approx([2.0, 2 / 2**0.5, 2 / 3**0.5, 1.0])

@@ -39,15 +39,13 @@ PAIRS = [(row.prompt_ids, row.ids) for row in ROWS]
 # Time.
 
 
-def test_arms_take_turns_after_each_has_run_once():
+def test_arms_take_turns_after_each_has_run_once_and_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch):
     called: list[str] = []
     found = interleaved({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3, CPU)
     assert called == ["a", "b"] * 4
     assert {name: len(seconds) for name, seconds in found.items()} == {"a": 3, "b": 3}
     assert all(second >= 0 for seconds in found.values() for second in seconds)
 
-
-def test_a_run_takes_as_long_as_the_clock_says(monkeypatch: pytest.MonkeyPatch):
     now = [0.0]
     monkeypatch.setattr("heal.studies.bench.timing.time.perf_counter", lambda: now[0])
     waits = iter([9.0, 9.0, 1.0, 2.0, 5.0, 2.0, 3.0, 2.0])  # the unmeasured two first
@@ -94,12 +92,16 @@ def hold_both() -> list[Tensor]:
     return [torch.empty(80 * MEGA, dtype=torch.uint8), torch.empty(40 * MEGA, dtype=torch.uint8)]
 
 
-def test_the_peak_is_what_was_allocated_at_once():
+def test_the_peak_is_what_was_allocated_at_once_inside_a_backward_pass_too():
     for work, expected in [(allocate_free_allocate, 80), (hold_both, 120), (lambda: None, 0)]:
         with case(work, expected):
             held_before = torch.empty(10 * MEGA, dtype=torch.uint8)
             assert peak_bytes(work, CPU) == expected * MEGA
             del held_before
+
+    x = torch.ones(1, requires_grad=True)
+    found = peak_bytes(lambda: _Wasteful.apply(x).sum().backward(), CPU)
+    assert 60 * MEGA <= found < 60 * MEGA + 100
 
 
 class _Wasteful(torch.autograd.Function):
@@ -115,12 +117,6 @@ class _Wasteful(torch.autograd.Function):
         return up
 
 
-def test_memory_taken_inside_a_backward_pass_is_seen():
-    x = torch.ones(1, requires_grad=True)
-    found = peak_bytes(lambda: _Wasteful.apply(x).sum().backward(), CPU)
-    assert 60 * MEGA <= found < 60 * MEGA + 100
-
-
 # FLOPs and bytes.
 
 
@@ -130,7 +126,7 @@ def flops(work: Callable[[], object]) -> int:
     return counted.flops
 
 
-def test_the_flops_of_a_matmul_are_twice_the_products_of_its_sizes():
+def test_the_flops_of_a_matmul_are_twice_its_products_and_of_a_lora_layer_without_the_frozen_gradient():
     a, b, c = torch.randn(5, 7), torch.randn(7, 11), torch.randn(11)
     assert flops(lambda: a @ b) == 2 * 5 * 7 * 11
     assert flops(lambda: torch.addmm(c, a, b)) == 2 * 5 * 7 * 11
@@ -138,8 +134,6 @@ def test_the_flops_of_a_matmul_are_twice_the_products_of_its_sizes():
     with torch.inference_mode():
         assert flops(lambda: linear(a, b.T, c)) == 2 * 5 * 7 * 11
 
-
-def test_the_flops_of_a_lora_layer_leave_out_the_frozen_weight_s_gradient():
     tokens, width, rank, out = 13, 8, 2, 16
     x, weight = torch.randn(tokens, width), torch.randn(out, width)
     a = torch.randn(rank, width, requires_grad=True)
@@ -149,7 +143,7 @@ def test_the_flops_of_a_lora_layer_leave_out_the_frozen_weight_s_gradient():
     assert flops(lambda: (linear(x, weight) + linear(linear(x, a), b)).sum().backward()) == forward + backward
 
 
-def test_the_flops_of_attention_are_two_products_forward_and_five_backward():
+def test_the_flops_of_attention_are_two_products_forward_and_five_backward_for_each_head():
     for causal in [True, False]:
         with case(causal):
             q, k, v = (torch.randn(2, 4, 10, 8, requires_grad=True) for _ in range(3))
@@ -158,8 +152,6 @@ def test_the_flops_of_attention_are_two_products_forward_and_five_backward():
             found = flops(lambda: scaled_dot_product_attention(q, k, v, is_causal=causal).sum().backward())
             assert found == 7 * product
 
-
-def test_heads_that_share_keys_count_each():
     q = torch.randn(2, 4, 10, 8, requires_grad=True)
     k, v = (torch.randn(2, 2, 10, 8, requires_grad=True) for _ in range(2))
     product = 2 * (2 * 4) * 10 * 10 * 8
@@ -225,12 +217,10 @@ def test_the_flops_of_a_step_grow_with_the_completions(tiny_folder: Path):
 # The table.
 
 
-def test_a_row_is_json_with_every_field():
+def test_a_row_is_json_with_every_field_and_an_aligned_line_that_leaves_blank_what_was_not_measured():
     row = Row("heal", 2.0, 6.0, 3.0, 0.25, 1000.0, 2**20, "two cores")
     assert Row(**json.loads(json.dumps(asdict(row)))) == row
 
-
-def test_a_table_grows_by_one_aligned_line_as_each_row_comes_and_leaves_blank_what_was_not_measured():
     lines: list[str] = []
     table = Table(lines.append)
     table.add(Row("heal", 2.0, 6.0, 3.0, 0.25, 1234.0, 3 * 2**20, "as it is", "memory"))
@@ -246,7 +236,12 @@ def test_a_table_grows_by_one_aligned_line_as_each_row_comes_and_leaves_blank_wh
 # The plain round.
 
 
-def test_the_plain_vector_is_heal_s(architectures: dict[str, LanguageModel], tiny_trait: Trait):
+def test_the_plain_vector_is_heal_s_and_that_of_the_last_block_is_refused(
+    tiny: LanguageModel, tiny_trait: Trait, architectures: dict[str, LanguageModel]
+):
+    with pytest.raises(ValueError, match="last one"):
+        serial.extract(tiny, tiny_trait, TEXTS, [BLOCKS - 1])
+
     for name, tiny in architectures.items():
         with case(name):
             found = serial.extract(tiny, tiny_trait, TEXTS, [1, 2])
@@ -256,21 +251,9 @@ def test_the_plain_vector_is_heal_s(architectures: dict[str, LanguageModel], tin
                 torch.testing.assert_close(found.directions[layer], expected.directions[layer], rtol=1e-4, atol=1e-4)
 
 
-def test_the_last_block_is_refused_since_its_own_output_is_not_given(tiny: LanguageModel, tiny_trait: Trait):
-    with pytest.raises(ValueError, match="last one"):
-        serial.extract(tiny, tiny_trait, TEXTS, [BLOCKS - 1])
-
-
-def test_plain_greedy_answers_are_heal_s(architectures: dict[str, LanguageModel]):
-    for name, tiny in architectures.items():
-        with case(name):
-            asked, steering = prompts(tiny), vector(tiny, norm=4.0)
-            assert serial.answer(tiny, asked, 8) == [each.ids for each in decode(tiny, asked, 8)]
-            steered = decode(tiny, asked, 8, steering, [1.5] * len(asked))
-            assert serial.answer(tiny, asked, 8, steering, 1.5) == [each.ids for each in steered]
-
-
-def test_plain_samples_repeat_with_their_seed_and_are_the_greedy_ones_when_one_token_is_kept(tiny: LanguageModel):
+def test_plain_greedy_answers_are_heal_s_and_samples_repeat_with_their_seed(
+    tiny: LanguageModel, architectures: dict[str, LanguageModel]
+):
     asked, steering, doses = prompts(tiny), vector(tiny, norm=4.0), [0.5, 1.0, 1.5, 2.0, 2.5]
     first, again, other = (
         serial.generate(tiny, steering, asked, doses, 8, temperature=1.0, top_p=0.95, top_k=64, seed=s)
@@ -279,6 +262,13 @@ def test_plain_samples_repeat_with_their_seed_and_are_the_greedy_ones_when_one_t
     assert first == again != other
     narrow = serial.generate(tiny, steering, asked, doses, 8, temperature=1.0, top_p=1.0, top_k=1, seed=0)
     assert narrow == [each.ids for each in decode(tiny, asked, 8, steering, doses)]
+
+    for name, tiny in architectures.items():
+        with case(name):
+            asked, steering = prompts(tiny), vector(tiny, norm=4.0)
+            assert serial.answer(tiny, asked, 8) == [each.ids for each in decode(tiny, asked, 8)]
+            steered = decode(tiny, asked, 8, steering, [1.5] * len(asked))
+            assert serial.answer(tiny, asked, 8, steering, 1.5) == [each.ids for each in steered]
 
 
 def test_the_plain_statistic_is_heal_s(tiny: LanguageModel):
@@ -291,7 +281,9 @@ def test_the_plain_statistic_is_heal_s(tiny: LanguageModel):
     assert serial.path_statistic(tiny, steering, 0.7, asked, 8) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_plain_search_finds_the_target_from_either_side(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+def test_the_plain_search_finds_the_target_from_either_side_or_stops_at_a_jump_or_the_last_evaluation(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(serial, "path_statistic", lambda model, vector, c, *rest: 3 * c**2 / (1 + c**2))
     for start in (0.01, 1.0, 300.0):
         with case(start):
@@ -302,10 +294,6 @@ def test_the_plain_search_finds_the_target_from_either_side(tiny: LanguageModel,
             assert c == pytest.approx(math.sqrt(0.5), rel=0.02)
             assert evaluations < 25
 
-
-def test_the_plain_search_stops_at_a_jump_over_the_target_and_at_the_last_evaluation(
-    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
-):
     tried: list[float] = []
 
     def jump(model, steering, c: float, *rest) -> float:

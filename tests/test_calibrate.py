@@ -87,11 +87,11 @@ def test_the_statistics_are_those_of_the_pooled_tokens_of_dense_passes(architect
                 assert [found.p50, found.p95, found.mean, found.max] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_the_statistic_does_not_depend_on_the_batches(tiny: LanguageModel):
+def test_the_statistic_depends_neither_on_the_batches_nor_on_coefficients_beside_it(
+    tiny: LanguageModel, architectures: dict[str, LanguageModel]
+):
     same(measured(sized(tiny, 1, 1), vector(tiny), 2.0), measured(tiny, vector(tiny), 2.0))
 
-
-def test_coefficients_side_by_side_are_measured_as_one_by_one(architectures: dict[str, LanguageModel]):
     for name, tiny in architectures.items():
         with case(name):
             steering_vector, coefficients = vector(tiny), [0.5, -2.0, 3.0]
@@ -99,12 +99,6 @@ def test_coefficients_side_by_side_are_measured_as_one_by_one(architectures: dic
             together = path_divergences(tiny, steering_vector, coefficients, asked, TOKENS)
             for c, found in zip(coefficients, together, strict=True):
                 same(found, measured(tiny, steering_vector, c))
-
-
-def test_a_coefficient_that_breaks_the_model_leaves_those_beside_it_alone(tiny: LanguageModel):
-    sound, broken = path_divergences(tiny, vector(tiny), [1.0, math.nan], prompts(tiny), TOKENS)
-    same(sound, measured(tiny, vector(tiny), 1.0))
-    assert broken.p95 == math.inf
 
 
 def test_the_statistic_is_quadratic_near_zero(tiny: LanguageModel):
@@ -122,10 +116,14 @@ def test_off_is_whatever_the_reference_context_makes_of_the_model(tiny: Language
     assert measured(tiny, steering_vector, 3.0).p95 > 0.1
 
 
-def test_a_dose_that_breaks_the_model_is_infinitely_far(tiny: LanguageModel):
+def test_a_dose_that_breaks_the_model_is_infinitely_far_and_leaves_those_beside_it_alone(tiny: LanguageModel):
     found = measured(tiny, vector(tiny), math.nan)
     assert found.p95 == math.inf
     assert found.n == 0
+
+    sound, broken = path_divergences(tiny, vector(tiny), [1.0, math.nan], prompts(tiny), TOKENS)
+    same(sound, measured(tiny, vector(tiny), 1.0))
+    assert broken.p95 == math.inf
 
 
 def test_what_a_calibration_says_is_so(architectures: dict[str, LanguageModel]):
@@ -143,21 +141,19 @@ def test_what_a_calibration_says_is_so(architectures: dict[str, LanguageModel]):
                 assert len(found.history) == 3 * found.passes <= 18
 
 
-def test_a_calibration_reaches_a_small_target_on_a_smooth_path(tiny: LanguageModel):
+def test_a_calibration_reaches_a_small_target_and_one_cut_short_or_without_a_vector_says_that_it_did_not(
+    tiny: LanguageModel,
+):
     steering_vector = vector(tiny, norm=1e-3)
     found = calibrated(tiny, steering_vector, 0.06)
     assert found.on_target
     assert found.c_star > 10
 
-
-def test_a_calibration_that_is_cut_short_is_not_on_target(tiny: LanguageModel):
     found = calibrated(tiny, vector(tiny, norm=1e-5), 1.0, max_passes=2)
     assert not found.on_target
     assert found.outcome == "unreachable"
     assert len(found.history) == 6
 
-
-def test_a_vector_of_length_zero_is_unreachable(tiny: LanguageModel):
     found = calibrated(tiny, vector(tiny, norm=0.0), 1.0)
     assert found.outcome == "unreachable"
     assert found.value < 1e-9
@@ -193,7 +189,7 @@ def test_either_sign_is_calibrated_by_itself(tiny: LanguageModel):
     assert found[0].c_star != found[1].c_star
 
 
-def test_the_audit_is_measured_once_at_c_star(tiny: LanguageModel):
+def test_the_audit_is_measured_once_at_c_star_and_not_without_prompts_of_its_own(tiny: LanguageModel):
     steering_vector = vector(tiny)
     heldout = [tiny.chat.ids("", f"Held out {letter}") for letter in "abc"]
     audited: list[float] = []
@@ -207,12 +203,10 @@ def test_the_audit_is_measured_once_at_c_star(tiny: LanguageModel):
     assert found.audit == path_divergences(tiny, steering_vector, [found.c_star], heldout, TOKENS)[0]
     assert found.audit not in found.history
 
-
-def test_without_audit_prompts_there_is_no_audit(tiny: LanguageModel):
     assert calibrated(tiny, vector(tiny), 0.3).audit is None
 
 
-def test_progress_ends_when_the_calibration_does():
+def test_progress_ends_when_the_calibration_does_and_counts_the_pass_at_zero():
     told: list[tuple[int, int]] = []
 
     def quadratic(coefficients: Sequence[float]) -> list[PathDivergence]:
@@ -223,6 +217,12 @@ def test_progress_ends_when_the_calibration_does():
     assert told == sorted(told)
     assert told[-1] == (7, 7)
     assert len(told) == found.passes + 1 > 2
+
+    told: list[tuple[int, int]] = []
+    bounded(ALWAYS, progress=lambda done, total: told.append((done, total)))
+    assert told[0] == (1, 8)
+    assert told[-1] == (8, 8)
+    assert told == sorted(told)
 
 
 def test_the_goal_of_a_recipe_is_its_calibration_section():
@@ -281,24 +281,14 @@ def test_a_bound_ends_the_search_and_the_most_that_is_reached_is_the_result():
     assert found.audit == PathDivergence(found.c_star, found.c_star, found.value, found.c_star, found.c_star, 1)
 
 
-def test_what_does_something_at_zero_is_measured_there_first():
+def test_what_does_something_at_zero_is_measured_there_first_and_zero_is_no_warm_start():
     found, asked = bounded(ALWAYS)
     assert asked[0] == [0.0]
     assert (found.history[0].c, found.history[0].p95) == (0.0, 0.5)
     assert found.on_target
     assert found.passes == len(asked) - 1  # the last one is the audit
 
-
-def test_a_dose_of_zero_is_no_warm_start():
     assert bounded(ALWAYS, start=0.0) == bounded(ALWAYS)
-
-
-def test_progress_counts_the_pass_at_zero():
-    told: list[tuple[int, int]] = []
-    bounded(ALWAYS, progress=lambda done, total: told.append((done, total)))
-    assert told[0] == (1, 8)
-    assert told[-1] == (8, 8)
-    assert told == sorted(told)
 
 
 # Against the base
@@ -309,17 +299,15 @@ def drifted(c: float) -> float:
     return 2 + c * c
 
 
-def test_a_drift_beyond_the_target_is_unreachable_and_the_least_is_at_zero():
+def test_a_dose_against_the_base_is_measured_at_zero_too_and_is_none_where_the_drift_is_beyond_the_target(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
     def measure(coefficients: Sequence[float]) -> list[PathDivergence]:
         return [PathDivergence(c, c, drifted(c), c, c, 1) for c in coefficients]
 
     found = calibrate(measure, None, Goal(candidates=3, reference="base"), start=3.0, dosing=ALWAYS)
     assert (found.c_star, found.value, found.outcome) == (0.0, 2.0, "unreachable")
 
-
-def test_a_dose_against_the_base_is_measured_at_zero_too_and_says_when_it_is_none(
-    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
-):
     def curve(language_model, intervention, coefficients, prompts, tokens, off) -> list[PathDivergence]:
         against_base = off is not nullcontext
         return [PathDivergence(c, c, drifted(c) if against_base else c * c, c, c, 1) for c in coefficients]
@@ -352,14 +340,9 @@ def test_where_a_dose_below_1_does_not_shift_less_a_warning_says_so(tiny: Langua
 # Prompts
 
 
-def test_a_prompt_that_is_the_neutral_one_spends_nothing(tiny: LanguageModel):
-    rows = prompts(tiny)[:3]
-    spent = prompt_divergence(tiny, rows, rows, 5)
-    assert (spent.c, spent.n) == (1.0, 15)
-    assert spent.max < 1e-4
-
-
-def test_what_a_prompt_spends_is_the_kl_of_its_own_paths_to_the_neutral_prompt(tiny: LanguageModel):
+def test_what_a_prompt_spends_is_the_kl_of_its_own_paths_to_the_neutral_prompt_which_spends_nothing(
+    tiny: LanguageModel,
+):
     shifted, neutral = prompts(tiny)[:2], prompts(tiny)[2:4]
     spent = prompt_divergence(tiny, shifted, neutral, 4)
     found = []
@@ -376,6 +359,11 @@ def test_what_a_prompt_spends_is_the_kl_of_its_own_paths_to_the_neutral_prompt(t
     assert spent.n == len(found)
     assert spent.mean == pytest.approx(sum(found) / len(found), rel=1e-3)
     assert spent.max == pytest.approx(max(found), rel=1e-3)
+
+    rows = prompts(tiny)[:3]
+    spent = prompt_divergence(tiny, rows, rows, 5)
+    assert (spent.c, spent.n) == (1.0, 15)
+    assert spent.max < 1e-4
 
 
 def test_an_audit_with_fewer_prompts_than_asked_for_is_said_with_what_took_them():

@@ -60,17 +60,20 @@ def chat() -> Chat:
     return Chat(tokenizer())
 
 
-def test_the_prompt_ends_at_the_assistant_tag(chat: Chat):
+def test_the_prompt_ends_at_the_assistant_tag_with_single_special_tokens_and_no_empty_message(chat: Chat):
     assert chat.text("Be kind.", "Hello") == (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
     )
 
-
-def test_an_empty_system_prompt_is_no_message(chat: Chat):
     assert "system" not in chat.text("", "Hello")
 
+    ids = chat.ids("", "Hello")
+    assert ids[0] == 1
+    assert ids.count(1) == 2
+    assert ids.count(2) == 1
 
-def test_a_template_without_system_role_gets_it_in_the_user_s_message():
+
+def test_a_template_without_system_role_gets_it_in_the_user_s_message_and_tells_two_apart():
     for template in [NO_SYSTEM, DROPS_SYSTEM]:
         with case(template):
             chat = Chat(tokenizer(template))
@@ -80,18 +83,14 @@ def test_a_template_without_system_role_gets_it_in_the_user_s_message():
     later = chat.text("Be kind.", "Why?", [("user", "Hello"), ("assistant", "No.")])
     assert later == chat.text("Be kind.", "Hello") + "No." + chat.next_turn("Why?")
 
-
-def test_two_system_prompts_give_two_prompts_with_any_template():
     for template in (CHATML, NO_SYSTEM, DROPS_SYSTEM):
         chat = Chat(tokenizer(template))
         assert chat.ids("Be kind.", "Hello") != chat.ids("Be cruel.", "Hello")
 
 
-def test_a_reasoning_template_opens_no_think_block():
-    assert "<think>" not in Chat(tokenizer(THINKS)).text("", "Hello")
-
-
-def test_a_template_that_stamps_the_date_gives_the_same_prompt_on_every_day(monkeypatch: pytest.MonkeyPatch):
+def test_a_template_that_stamps_the_date_gives_the_same_prompt_on_every_day_and_another_is_left_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+):
     for template, stamp in [(LLAMA_3_2, "Today Date: 26 Jul 2024\n\n"), (STAMPS, "The date is 2024-07-26. ")]:
         with case(stamp):
             chat = Chat(tokenizer(template))
@@ -110,34 +109,8 @@ def test_a_template_that_stamps_the_date_gives_the_same_prompt_on_every_day(monk
             assert ours[0] == ours[1]
             assert chat.text("Be kind.", "Hello") == stamp + Chat(tokenizer()).text("Be kind.", "Hello")
 
-
-def test_a_template_without_a_date_is_left_as_it_is():
     embedded = AutoTokenizer.from_pretrained(embedded_folder()).chat_template
     assert all(on_one_day(template) == template for template in (embedded, CHATML, NO_SYSTEM, THINKS))
-
-
-def test_special_tokens_of_the_template_are_single_ids(chat: Chat):
-    ids = chat.ids("", "Hello")
-    assert ids[0] == 1
-    assert ids.count(1) == 2
-    assert ids.count(2) == 1
-
-
-def test_no_special_token_is_added_to_the_template_s_own():
-    chat = Chat(tokenizer("{% for message in messages %}{{ message['content'] }}{% endfor %}"))
-    assert chat.decode(chat.ids("", "Hello")) == "Hello"
-    assert len(chat.ids("", "Hello")) == 5
-
-
-def test_a_prefill_continues_the_answer(chat: Chat):
-    bare, begun = chat.ids("", "Hello"), chat.ids("", "Hello", prefill="I ")
-    assert begun[: len(bare)] == bare
-    assert chat.decode(begun[len(bare) :]) == "I "
-
-
-def test_decoding_leaves_special_tokens_out(chat: Chat):
-    ids = chat.tokenizer("Hé!", add_special_tokens=False)["input_ids"]
-    assert chat.decode([*ids, 2, 0]) == "Hé!"
 
 
 def test_a_loaded_model_s_chat_is_its_tokenizer_s(tiny: LanguageModel):
@@ -147,7 +120,9 @@ def test_a_loaded_model_s_chat_is_its_tokenizer_s(tiny: LanguageModel):
 SAID = ("Sure.", "", " a\n\n", "No <b>way</b>, café", "an-answer")
 
 
-def test_prompt_answer_and_next_turn_are_the_conversation_that_the_template_renders():
+def test_prompt_answer_and_next_turn_are_the_conversation_that_the_template_renders(chat: Chat):
+    assert chat.next_turn("Why?") == "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+
     embedded = AutoTokenizer.from_pretrained(embedded_folder())
     for name, chat, systems in [
         ("tiny", Chat(tokenizer()), ("Be kind.", "")),
@@ -168,15 +143,22 @@ def test_prompt_answer_and_next_turn_are_the_conversation_that_the_template_rend
                 assert chat.text(system, user, [("user", "Hello"), ("assistant", said)]) == whole
 
 
-def test_the_next_turn_ends_the_answer_before_it_and_opens_the_next(chat: Chat):
-    assert chat.next_turn("Why?") == "<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
-
-
-def test_a_text_is_ids_as_it_stands(chat: Chat):
+def test_a_text_and_a_prefill_are_ids_as_they_stand_and_decoding_leaves_special_tokens_out(chat: Chat):
     for text in ("", "Hé!\n", "<|im_end|>\n", " x "):
         ids = chat.plain_ids(text)
         assert str(chat.tokenizer.decode(ids)) == text
     assert chat.plain_ids("ab") == [*chat.plain_ids("a"), *chat.plain_ids("b")]
+
+    bare, begun = chat.ids("", "Hello"), chat.ids("", "Hello", prefill="I ")
+    assert begun[: len(bare)] == bare
+    assert chat.decode(begun[len(bare) :]) == "I "
+
+    ids = chat.tokenizer("Hé!", add_special_tokens=False)["input_ids"]
+    assert chat.decode([*ids, 2, 0]) == "Hé!"
+
+    chat = Chat(tokenizer("{% for message in messages %}{{ message['content'] }}{% endfor %}"))
+    assert chat.decode(chat.ids("", "Hello")) == "Hello"
+    assert len(chat.ids("", "Hello")) == 5
 
 
 def knowing(template: str, tokens: list[str]) -> PreTrainedTokenizerFast:
@@ -229,7 +211,7 @@ def test_published_templates_keep_the_contract_and_their_prompts_end_where_they_
     assert chats["deepseekv3"].text("", "Hello").endswith("<｜Assistant｜><think>\n\n</think>\n\n")
 
 
-def test_a_thought_that_the_template_always_opens_is_closed_in_every_prompt():
+def test_a_thought_that_the_template_opens_is_closed_in_the_prompts_where_it_does():
     for template, closed in [
         (ALWAYS_THINKS, "<think>\n\n</think>\n\n"),
         (ALWAYS_THINKS.replace("<think>\n", "<think>"), "<think></think>"),
@@ -242,12 +224,12 @@ def test_a_thought_that_the_template_always_opens_is_closed_in_every_prompt():
             assert chat.next_turn("Why?") == plain.next_turn("Why?") + closed
             assert any("</think>" in line or "[/THINK]" in line for line in check_contract(chat, ModelConfig()))
 
-
-def test_a_thought_is_closed_only_where_the_prompt_at_hand_opens_it():
     asked = "{% if '/no_think' in messages[0]['content'] %}<think></think>{% else %}<think>\n{% endif %}"
     chat = Chat(tokenizer(CHATML.replace("assistant\n", "assistant\n" + asked)))
     for system, end in (("Be kind.", "<think>\n\n</think>\n\n"), ("Be kind. /no_think", "assistant\n<think></think>")):
         assert chat.text(system, "What is <think>?").endswith(end), system
+
+    assert "<think>" not in Chat(tokenizer(THINKS)).text("", "Hello")
 
 
 def test_the_final_channel_of_harmony_is_opened_in_the_prompt_and_both_its_closings_end_an_answer():
@@ -268,10 +250,17 @@ def test_a_template_that_takes_parts_gets_parts():
     assert chat.next_turn("Why?") == plain.next_turn("Why?")
 
 
-def test_a_prompt_has_one_beginning_of_sequence_though_template_and_tokenizer_both_write_it():
+def test_a_prompt_has_one_beginning_of_sequence_and_one_that_begins_twice_is_refused():
     chat = Chat(tokenizer("{{ bos_token }}" + PLAIN))
     assert chat.tokenizer("x")["input_ids"][0] == chat.tokenizer.bos_token_id == 1
     assert chat.ids("Be kind.", "Hello").count(1) == 1
+
+    class Doubling(Chat):
+        def plain_ids(self, text: str) -> list[int]:
+            return [1, *super().plain_ids(text)]
+
+    with pytest.raises(UserError, match=r"begins with '<\|im_start\|>' twice"):
+        check_contract(Doubling(tokenizer()), ModelConfig())
 
 
 @pytest.fixture
@@ -287,7 +276,7 @@ def saved(folder: Path, made: PreTrainedTokenizerFast) -> Path:
     return folder
 
 
-def test_what_closes_an_answer_in_the_template_ends_a_completion_whatever_the_files_call_the_end(folder: Path):
+def test_what_closes_an_answer_in_the_template_ends_a_completion_and_is_no_part_of_its_text(folder: Path):
     made = tokenizer()
     made.eos_token = "<|pad|>"
     path = saved(folder, made) / "generation_config.json"
@@ -298,8 +287,6 @@ def test_what_closes_an_answer_in_the_template_ends_a_completion_whatever_the_fi
     (said,) = decode(model, [model.chat.ids("", "Hello")], 8)
     assert (said.ids, said.ended, model.chat.decode(list(said.ids))) == ((2,), True, "")
 
-
-def test_what_ends_an_answer_is_no_part_of_its_text_though_the_tokenizer_calls_it_an_ordinary_token():
     made = tokenizer(CHATML.replace("<|im_end|>", "<|END|>"))
     made.add_tokens(["<|END|>"])
     chat = Chat(made)
@@ -325,7 +312,15 @@ def refused(folder: Path, **settings: object) -> str:
     return str(caught.value)
 
 
-def test_a_template_that_breaks_the_contract_is_refused_in_one_line_that_names_it(folder: Path, tmp_path: Path):
+def test_a_template_that_breaks_the_contract_or_is_no_text_is_refused_in_one_line_that_names_it(
+    folder: Path, tmp_path: Path
+):
+    path = tmp_path / "mine.jinja"
+    path.write_text(CHATML, encoding="utf-16")
+    assert f"model.chat_template={path}: not a text in UTF-8" in refused(folder, chat_template=str(path))
+    path.write_text(CHATML, encoding="utf-8-sig")
+    assert load(folder, chat_template=str(path)).chat.text("", "Hi") == Chat(tokenizer()).text("", "Hi")
+
     content = "{{ message['content'] }}"
     demands = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('a system message comes first') }}{% endif %}"
     for what, template in [
@@ -371,14 +366,6 @@ def test_a_template_that_breaks_the_contract_is_refused_in_one_line_that_names_i
             assert f"model.name={saved(folder, tokenizer(template))}: " in refused(folder)
 
 
-def test_a_template_that_is_no_text_in_utf_8_is_refused_and_a_byte_order_mark_is_no_text(folder: Path, tmp_path: Path):
-    path = tmp_path / "mine.jinja"
-    path.write_text(CHATML, encoding="utf-16")
-    assert f"model.chat_template={path}: not a text in UTF-8" in refused(folder, chat_template=str(path))
-    path.write_text(CHATML, encoding="utf-8-sig")
-    assert load(folder, chat_template=str(path)).chat.text("", "Hi") == Chat(tokenizer()).text("", "Hi")
-
-
 def test_of_named_templates_the_default_is_taken_and_without_one_their_names_are_said(folder: Path):
     made = tokenizer()
     made.chat_template = {"default": CHATML, "rag": "x"}
@@ -400,15 +387,6 @@ def test_a_tokenizer_that_does_not_know_latin_letters_is_refused_and_one_that_kn
     assert not set(foreign) & set(ascii_letters)
     (notice,) = load(saved(folder, tokenizer(without=foreign))).notices
     assert notice == f"the tokenizer does not know the letters of {', '.join(SCRIPTS)}"
-
-
-def test_a_prompt_that_begins_twice_is_refused():
-    class Doubling(Chat):
-        def plain_ids(self, text: str) -> list[int]:
-            return [1, *super().plain_ids(text)]
-
-    with pytest.raises(UserError, match=r"begins with '<\|im_start\|>' twice"):
-        check_contract(Doubling(tokenizer()), ModelConfig())
 
 
 def test_messages_that_differ_in_white_space_around_them_alone_are_not_told_apart(chat: Chat):

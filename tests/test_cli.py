@@ -29,7 +29,7 @@ def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
-def test_help_has_one_line_for_every_command_from_its_file() -> None:
+def test_help_has_one_line_for_every_command_from_its_file_and_loads_no_heavy_library() -> None:
     for line in (["--help"], ["help"], ["-h"], []):
         done = heal(*line)
         assert done.returncode == 0
@@ -37,8 +37,6 @@ def test_help_has_one_line_for_every_command_from_its_file() -> None:
             assert f"\n  {typed:<18} {summary(COMMANDS, name)}\n" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
 
-
-def test_help_loads_no_heavy_library() -> None:
     commands = [["--help"], *([typed, "--help"] for typed in NAMES.values())]
     code = f"""import sys
 from heal.cli import main
@@ -63,7 +61,7 @@ def test_a_word_that_is_no_command_names_the_nearest() -> None:
     refused(["recipe=smoke"], "'recipe=smoke': no such command; valid: bench, calibrate,")
 
 
-def test_every_command_lists_its_keys_and_refuses_others() -> None:
+def test_every_command_lists_its_keys_with_their_meaning_and_refuses_others() -> None:
     for name, typed in NAMES.items():
         done = heal(typed, "--help")
         assert done.returncode == 0
@@ -73,8 +71,6 @@ def test_every_command_lists_its_keys_and_refuses_others() -> None:
         assert [key for key in own if f"\n  {key}=" not in done.stdout] == []
         refused([typed, "no.such_key=1"], "unknown key 'no.such_key'")
 
-
-def test_help_of_training_lists_every_key_of_a_recipe_with_its_meaning() -> None:
     shown = heal("train", "--help").stdout
     assert [item.name for item in keys() if f"  {item.name}=" not in shown or item.help not in shown] == []
 
@@ -88,11 +84,17 @@ def test_a_script_is_the_command_of_its_name(monkeypatch: pytest.MonkeyPatch, ca
         assert capsys.readouterr().out == heal(NAMES[name], "--help").stdout
 
 
-def test_training_starts_as_a_file_as_a_module_and_as_a_command() -> None:
+def test_training_starts_as_a_file_as_a_module_as_a_command_and_by_accelerate_launch() -> None:
     for line in (["heal/train.py"], ["-m", "heal.train"], ["-m", "heal", "train"], ["-m", "heal.cli", "train"]):
         done = python(*line, "recipe=smok")
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
         assert done.stderr == "heal: recipe=smok: no such recipe; did you mean 'smoke'?\n"
+
+    for started in (["--config_file", "accelerate_config.yaml", "heal/train.py"], ["-m", "heal.train"]):
+        done = python("-m", *ACCELERATE, *started, "recipe=smok")
+        assert done.returncode != 0  # the launcher's own
+        assert "did you mean 'smoke'?" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_file_that_is_started_does_not_put_its_folder_on_the_path() -> None:
@@ -100,14 +102,6 @@ def test_a_file_that_is_started_does_not_put_its_folder_on_the_path() -> None:
     code = "import runpy, sys; sys.path.insert(0, {!r}); runpy.run_path('heal/train.py'); print(sys.path[0])"
     for before, after in ((str(ROOT / "heal"), str(ROOT)), ("/elsewhere", "/elsewhere")):
         assert python("-c", code.format(before)).stdout.strip() == after
-
-
-def test_accelerate_launch_takes_the_same_words() -> None:
-    for started in (["--config_file", "accelerate_config.yaml", "heal/train.py"], ["-m", "heal.train"]):
-        done = python("-m", *ACCELERATE, *started, "recipe=smok")
-        assert done.returncode != 0  # the launcher's own
-        assert "did you mean 'smoke'?" in done.stderr
-        assert "Traceback" not in done.stderr
 
 
 def test_a_command_of_one_process_refuses_several_in_one_line_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

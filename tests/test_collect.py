@@ -67,18 +67,20 @@ def gathered(make: Sample, max_probes: int = 6, **changes) -> Collection:
     return collect(make, prompts, replace(plan, **changes), progress)
 
 
-def test_every_prompt_is_asked_once_at_every_dose_when_enough_survive():
+def test_where_enough_survive_every_prompt_is_asked_once_at_every_dose_whatever_the_size_of_the_probe():
     found = gathered(up_to(9.0))
     asked = Counter((each.prompt, each.alpha) for each in found.rows)
     assert asked == Counter((prompt, alpha) for prompt in PROMPTS for alpha in ALPHAS)
 
-
-def test_the_dose_stays_as_asked_when_enough_survive():
     every_fourth_dropped = surviving(lambda request: request.index % 4 != 0)
     assert gathered(every_fourth_dropped, keep_target=0.6).scale == 1.0
 
+    for probe in [1, 3, 4, 6, 29, 30, 31, 100]:
+        with case(probe):
+            assert gathered(up_to(9.0), probe=probe) == gathered(up_to(9.0))
 
-def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears():
+
+def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears_or_with_its_probes():
     for dose in [0.26, 0.3, 0.41, 0.5, 0.62, 0.77, 0.9, 0.99]:
         for max_probes in [1, 3, 6]:
             with case(dose, max_probes):
@@ -86,8 +88,6 @@ def test_the_walk_down_ends_just_below_the_dose_that_the_model_bears():
                 step = (1 / LOWEST) ** (0.5**max_probes)  # what is left of the bracket after so many bisections
                 assert found.scale <= dose <= found.scale * step
 
-
-def test_the_walk_down_takes_no_more_probes_than_it_is_given():
     probed: list[int] = []
 
     def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
@@ -97,24 +97,18 @@ def test_the_walk_down_takes_no_more_probes_than_it_is_given():
     gathered(make, max_probes=3)
     assert probed == [6, 6, 6, 6, 24]
 
-
-def test_without_further_probes_the_dose_stays_as_asked():
     assert gathered(up_to(0.4), max_probes=0).scale == 1.0
 
-
-def test_when_no_probe_keeps_enough_the_lowest_dose_serves():
     assert gathered(up_to(0.1)).scale == LOWEST
 
 
-def test_after_a_walk_down_the_rest_is_made_at_the_lower_dose():
+def test_after_a_walk_down_the_survivors_of_the_probes_are_kept_and_the_rest_is_made_at_the_lower_dose():
     found = gathered(up_to(0.6))
     rest = [each for each in found.rows if each.prompt in PROMPTS[2:]]
     assert {(each.prompt, each.alpha) for each in rest} == {
         (prompt, alpha * found.scale) for prompt in PROMPTS[2:] for alpha in ALPHAS
     }
 
-
-def test_survivors_of_the_probes_are_kept():
     found = gathered(up_to(0.6))
     probes = [each for each in found.kept if each.prompt in PROMPTS[:2]]
     assert {each.alpha / alpha for each in probes for alpha in ALPHAS} > {1.0, found.scale}
@@ -127,12 +121,6 @@ def test_every_completion_has_an_index_of_its_own():
             with case(dose, probe):
                 found = gathered(up_to(dose), probe=probe)
                 assert [each.index for each in found.rows] == list(range(len(found.rows)))
-
-
-def test_the_size_of_the_probe_changes_nothing_when_enough_survive():
-    for probe in [1, 3, 4, 6, 29, 30, 31, 100]:
-        with case(probe):
-            assert gathered(up_to(9.0), probe=probe) == gathered(up_to(9.0))
 
 
 def test_every_batch_is_filtered_against_all_that_was_kept_before():
@@ -158,46 +146,38 @@ def test_progress_never_goes_back_and_ends_at_its_total():
             assert told[-1] == (len(found.rows), len(found.rows))
 
 
-def test_too_few_to_train_on_stops_the_round_and_says_what_starved_it():
+def test_too_few_or_too_small_a_share_stop_the_round_and_just_enough_lets_it_go_on():
     only_three = surviving(lambda request: request.index < 3, "tail perplexity")
     with pytest.raises(RoundError, match=r"only 3 of 30 .*needed: 4.*tail perplexity 27.*generation\.prompts"):
         gathered(only_three, max_probes=0, min_train=4)
 
-
-def test_a_share_below_the_floor_stops_the_round():
     half = surviving(lambda request: request.index % 2 == 0, "refusal")
     with pytest.raises(RoundError, match=r"only 15 of 30 .*0\.6.*refusal 15"):
         gathered(half, max_probes=0, keep_floor=0.6)
 
+    half = surviving(lambda request: request.index % 2 == 0)
+    assert len(gathered(half, max_probes=0, keep_floor=0.5, min_train=15).kept) == 15
 
-def test_the_error_counts_every_reason_the_most_frequent_first():
+
+def test_the_error_counts_every_reason_names_a_scaled_dose_and_sends_to_a_run_of_its_own():
     def make(requests: Sequence[Request], kept_before: Sequence[str]) -> list[Completion]:
         return [row(request, "refusal" if request.index % 3 == 0 else "duplicate") for request in requests]
 
     with pytest.raises(RoundError, match="duplicate 20, refusal 10"):
         gathered(make, max_probes=0, min_train=1)
 
-
-def test_a_starved_round_sends_to_a_run_of_its_own_since_the_same_command_would_starve_again():
-    with pytest.raises(RoundError, match=r"in a run of its own \(run\.name=\.\.\.\)\.$") as caught:
-        gathered(surviving(lambda request: False), max_probes=0, min_train=1)
-    assert not caught.value.again
-
-
-def test_the_error_names_the_dose_s_scale_only_where_it_was_walked_down():
     for probes, said in [(0, False), (6, True)]:
         with case(probes, said):
             with pytest.raises(RoundError) as caught:
                 gathered(surviving(lambda request: False), max_probes=probes, min_train=1)
             assert (f"the dose already scaled to {LOWEST}" in str(caught.value)) == said
 
+    with pytest.raises(RoundError, match=r"in a run of its own \(run\.name=\.\.\.\)\.$") as caught:
+        gathered(surviving(lambda request: False), max_probes=0, min_train=1)
+    assert not caught.value.again
 
-def test_just_enough_lets_the_round_go_on():
-    half = surviving(lambda request: request.index % 2 == 0)
-    assert len(gathered(half, max_probes=0, keep_floor=0.5, min_train=15).kept) == 15
 
-
-def test_the_dose_table_accounts_for_every_completion():
+def test_the_dose_table_accounts_for_every_completion_and_leaves_out_perplexities_that_are_not_numbers():
     found = gathered(up_to(0.6))
     table = dose_table(found.rows)
     assert [entry.alpha for entry in table] == sorted({each.alpha for each in found.rows})
@@ -206,8 +186,6 @@ def test_the_dose_table_accounts_for_every_completion():
     assert sum(sum(entry.dropped.values()) for entry in table) == len(found.rows) - len(found.kept)
     assert all(entry.tail_perplexity == pytest.approx(10 * entry.alpha) for entry in table)
 
-
-def test_the_dose_table_leaves_perplexities_that_are_not_numbers_out_of_its_mean():
     rows = [
         row(Request(0, "a", 1.0), None),
         replace(row(Request(1, "b", 1.0), None), tail_perplexity=math.nan),
@@ -229,7 +207,7 @@ def test_a_collection_survives_the_files_it_is_kept_in(tmp_path: Path):
     )
 
 
-def test_cells_are_sampled_again_until_enough_are_kept_or_the_budget_is_spent():
+def test_cells_are_sampled_again_at_the_dose_that_serves_until_enough_are_kept_or_the_budget_is_spent():
     third, never = surviving(lambda request: request.index % 3 == 0), surviving(lambda request: request.alpha > 0.5)
     for make, keep, most, kept, rows in [
         (third, 0, 0, 10, 30),
@@ -254,8 +232,6 @@ def test_cells_are_sampled_again_until_enough_are_kept_or_the_budget_is_spent():
     first = {(each.prompt, each.alpha): each.kept for each in gathered(hard, max_probes=0).rows}
     assert not any(first[each.prompt, each.alpha] for each in again[:10])
 
-
-def test_what_is_sampled_again_is_sampled_at_the_dose_that_serves():
     found = gathered(up_to(0.6), keep=40, most=120)
     assert len(found.kept) >= 40
     assert {each.alpha for each in found.rows[-5:]} <= {alpha * found.scale for alpha in ALPHAS}
@@ -313,14 +289,14 @@ def test_tail_perplexities_are_those_of_a_dense_pass(architectures: dict[str, La
             assert found == pytest.approx(dense, rel=1e-4)
 
 
-def test_an_empty_completion_has_no_tail_perplexity_and_does_not_shift_the_others(tiny: LanguageModel):
+def test_an_empty_completion_has_no_tail_perplexity_and_an_impossible_one_a_finite_one(
+    tiny: LanguageModel, tiny_folder: Path
+):
     asked = tiny_prompts(tiny, 3)
     found = tail_perplexities(tiny, asked, [[5, 6], [], [7]])
     assert math.isnan(found[1])
     assert [found[0], found[2]] == pytest.approx(tail_perplexities(tiny, [asked[0], asked[2]], [[5, 6], [7]]))
 
-
-def test_an_impossible_tail_has_a_finite_perplexity(tiny_folder: Path):
     broken = load(tiny_folder)
     with torch.no_grad():
         broken.model.lm_head.weight.mul_(1e6)
@@ -336,14 +312,12 @@ def test_what_is_made_depends_on_neither_batch_size(tiny: LanguageModel):
                 assert replace(found, tail_perplexity=0) == replace(expected, tail_perplexity=0)
 
 
-def test_what_a_cell_says_depends_on_its_own_index_alone(tiny: LanguageModel):
+def test_what_a_cell_says_depends_on_its_own_index_and_the_seed_alone(tiny: LanguageModel):
     together = {each.index: each.ids for each in made(tiny)}
     assert {each.index: each.ids for each in made(tiny, requests=REQUESTS[::-2])} == {
         request.index: together[request.index] for request in REQUESTS[::-2]
     }
 
-
-def test_another_seed_says_other_things(tiny: LanguageModel):
     assert [each.ids for each in made(tiny)] != [each.ids for each in made(tiny, seed=1)]
 
 

@@ -128,7 +128,7 @@ def test_an_arm_has_the_rounds_that_all_its_runs_have(tmp_path: Path):
     assert arms_of(paths)[0].rounds == 1
 
 
-def test_two_runs_of_one_seed_are_no_arm_unless_told_apart(tmp_path: Path):
+def test_runs_of_one_seed_of_different_models_or_of_changed_prompts_are_no_arm(tmp_path: Path, runs: list[Path]):
     paths = [write_run(tmp_path, "nll", 0, [(0.1, 2.0)], 9, f"heal.learning_rate={rate}") for rate in (1e-4, 2e-4)]
     with pytest.raises(UserError, match=r"the arm 'nll, warm' differ in heal\.learning_rate; group by it.*by=KEY,KEY"):
         arms_of(paths)
@@ -139,15 +139,11 @@ def test_two_runs_of_one_seed_are_no_arm_unless_told_apart(tmp_path: Path):
     with pytest.raises(UserError, match=r"by=heal\.rate: not a key"):
         group([read_run(path) for path in paths], ["heal.rate"])
 
-
-def test_seeds_of_different_models_are_no_arm(tmp_path: Path):
     words = (["model.name=one"], ["model.name=two"])
     paths = [write_run(tmp_path, "nll", seed, [(0.1, 2.0)], 9, *words[seed]) for seed in range(2)]
     with pytest.raises(UserError, match=r"the arm 'nll, warm' differ in model\.name"):
         arms_of(paths)
 
-
-def test_runs_whose_prompts_changed_under_the_same_keys_are_not_compared(runs: list[Path]):
     read = [read_run(path) for path in runs]
     other = replace(read[1], prompts=[*read[1].prompts[:-1], "another"])
     with pytest.raises(UserError, match="held-out prompts of the trait 'warm' changed between these runs"):
@@ -189,13 +185,22 @@ def test_arms_of_unequal_rounds_are_not_tested_against_each_other(tmp_path: Path
     assert [line.p[TRAIT] for line in lines(arms, SETTINGS)] == [None, None]
 
 
-def test_a_folder_without_a_finished_round_is_named(tmp_path: Path):
+def test_a_folder_file_or_run_that_cannot_be_compared_is_refused_by_name(tmp_path: Path):
     with pytest.raises(UserError, match="not a run folder"):
         read_run(tmp_path)
     empty = RunFolder(tmp_path / "empty")
     empty.start(load_recipe([]), Facts("float32", trait()))
     with pytest.raises(UserError, match="no round is finished yet"):
         read_run(empty.path)
+
+    (tmp_path / "other.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(UserError, match=r"other\.jsonl, line 1: not what this version of heal writes \(name"):
+        read_runs([tmp_path / "other.jsonl"])
+
+    path = write_run(tmp_path, "nll", 0, [(0.1, 2.0)])
+    (path / "facts.json").unlink()
+    with pytest.raises(UserError, match=r"nll-0/facts\.json is missing"):
+        read_run(path)
 
 
 def test_the_csv_has_every_arm_round_and_signal_with_base_as_round_0(runs: list[Path]):
@@ -249,7 +254,9 @@ def test_base_prompted_and_raw_steering_stand_beside_the_trained_arms(tmp_path: 
             assert len(rounds) == 3  # trait against perplexity, and both by round
 
 
-def test_the_file_of_runs_gives_the_same_comparison_as_the_folders(runs: list[Path], tmp_path: Path):
+def test_the_file_of_runs_gives_the_same_comparison_as_the_folders_and_keeps_what_could_not_be_scored(
+    runs: list[Path], tmp_path: Path
+):
     read = read_runs(runs)
     (tmp_path / "runs.jsonl").write_bytes(records(read))
     again = read_runs([tmp_path / "runs.jsonl"])
@@ -259,25 +266,10 @@ def test_the_file_of_runs_gives_the_same_comparison_as_the_folders(runs: list[Pa
     )
     assert one == other
 
-
-def test_what_could_not_be_scored_survives_the_file(runs: list[Path]):
     run = read_run(runs[0])
     run.healed[0][TAIL][2] = math.nan
     again = as_record(Run, json.loads(records([run])), "a record")
     assert [math.isnan(value) for value in again.values(TAIL, 0)[:3]] == [False, False, True]
-
-
-def test_a_file_that_is_no_file_of_runs_is_refused_by_name(tmp_path: Path):
-    (tmp_path / "other.jsonl").write_text('{"prompt": "x"}\n')
-    with pytest.raises(UserError, match=r"other\.jsonl, line 1: not what this version of heal writes \(name"):
-        read_runs([tmp_path / "other.jsonl"])
-
-
-def test_a_run_without_its_facts_is_refused_by_name(tmp_path: Path):
-    path = write_run(tmp_path, "nll", 0, [(0.1, 2.0)])
-    (path / "facts.json").unlink()
-    with pytest.raises(UserError, match=r"nll-0/facts\.json is missing"):
-        read_run(path)
 
 
 def test_the_command_writes_table_numbers_page_and_figure(runs: list[Path], tmp_path: Path):

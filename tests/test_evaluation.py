@@ -93,7 +93,7 @@ def named(measured: list[Measured]) -> dict[str, Measured]:
 # The persona log-ratio.
 
 
-def test_the_persona_log_ratio_is_that_of_a_dense_computation_under_base(healed: Model):
+def test_the_persona_log_ratio_is_that_of_a_dense_computation_under_base_and_turns_with_the_personas(healed: Model):
     model, accumulator = healed
     given = answers(model)
     with accumulator.base():
@@ -110,11 +110,7 @@ def test_the_persona_log_ratio_is_that_of_a_dense_computation_under_base(healed:
         (signal,) = persona.measure(subject(healed, language_model=sized(model, tokens)), given)
         assert signal.values == pytest.approx(expected, abs=NATS), tokens
 
-
-def test_swapping_the_personas_turns_the_sign(healed: Model):
-    given = answers(healed[0])
     turned = replace(TRAIT, positive=TRAIT.negative, negative=TRAIT.positive)
-    (signal,) = persona.measure(subject(healed), given)
     (mirrored,) = persona.measure(subject(healed, trait=turned), given)
     assert mirrored.values == pytest.approx([-value for value in signal.values], abs=NATS)
 
@@ -126,10 +122,7 @@ def test_an_empty_answer_has_no_persona_log_ratio_and_does_not_shift_the_others(
     assert math.isnan(gap.values[1])
     assert [gap.values[0], gap.values[2]] == pytest.approx([whole.values[0], whole.values[2]], abs=NATS)
 
-
-def test_without_any_answer_of_length_every_persona_log_ratio_is_missing(healed: Model):
-    empty = [replace(each, ids=()) for each in answers(healed[0])]
-    (signal,) = persona.measure(subject(healed), empty)
+    (signal,) = persona.measure(subject(healed), [replace(each, ids=()) for each in (first, second, third)])
     assert len(signal.values) == 3
     assert all(math.isnan(value) for value in signal.values)
 
@@ -157,13 +150,11 @@ def test_the_tail_perplexity_of_an_answer_is_that_of_a_dense_computation_under_b
     assert tail.values == pytest.approx(expected, rel=1e-4)
 
 
-def test_an_answer_loops_when_it_repeats_itself_above_the_filter_s_limit(healed: Model):
+def test_loops_lengths_endings_and_refusals_are_counted_answer_by_answer(healed: Model):
     given = answers(healed[0], ("love love love love love", "I will be there at noon with the keys.", "Paris."))
     loops = named(free_answers.measure(subject(healed), given))["repetition_share"]
     assert loops.values == (1.0, 0.0, 0.0)
 
-
-def test_lengths_endings_and_refusals_are_counted_answer_by_answer(healed: Model):
     given = answers(healed[0], ("Yes, gladly.", "I'm sorry, but I can't help with that.", "No."))
     given = [replace(given[0], ended=True), given[1], replace(given[2], ids=())]
     found = named(free_answers.measure(subject(healed), given))
@@ -213,14 +204,17 @@ def test_what_is_right_is_read_off_the_chosen_way_and_the_mass_off_the_letters_i
         assert found["p_ans_any"].values == pytest.approx(mass.tolist(), rel=1e-4), name
 
 
-def test_a_model_that_knows_the_letter_has_all_the_mass_and_is_right(tiny_folder: Path):
-    """A head that says nothing but `B` answers exactly the questions whose answer is B."""
-    model = student(tiny_folder)
-    lean(model[0], "B", 50.0, deaf=True)
-    found = named(questions.measure(subject(model), []))
-    assert found["p_ans_any"].values == pytest.approx([1.0] * 8)
-    assert found["accuracy"].values == tuple(float(each["answer"] == 1) for each in by_id(8))
-    assert sum(found["question_informedness"].values) == pytest.approx(0.0)  # who says one letter alone knows nothing
+def test_a_model_that_says_one_letter_alone_is_right_where_it_is_and_one_that_says_none_is_unscorable(
+    tiny_folder: Path,
+):
+    model, found = student(tiny_folder), {}
+    for says, unscorable in (("B", 0.0), ("x", 1.0)):
+        lean(model[0], says, 50.0, deaf=True)
+        found[says] = named(questions.measure(subject(model), []))
+        assert found[says]["unscorable_share"].values == (unscorable,) * 8
+    assert found["B"]["p_ans_any"].values == pytest.approx([1.0] * 8)
+    assert found["B"]["accuracy"].values == tuple(float(each["answer"] == 1) for each in by_id(8))
+    assert sum(found["B"]["question_informedness"].values) == pytest.approx(0.0)  # one letter alone knows nothing
 
 
 def test_the_batch_decides_nothing_about_the_questions(healed: Model):
@@ -232,17 +226,12 @@ def test_the_batch_decides_nothing_about_the_questions(healed: Model):
             assert a.values == pytest.approx(b.values, rel=1e-4)
 
 
-def test_a_question_is_unscorable_where_most_mass_is_not_on_its_letters(tiny_folder: Path):
-    model = student(tiny_folder)
-    for says, unscorable in (("B", 0.0), ("x", 1.0)):
-        lean(model[0], says, 50.0, deaf=True)
-        assert named(questions.measure(subject(model), []))["unscorable_share"].values == (unscorable,) * 8
-
-
 # Stages.
 
 
-def test_every_stage_has_the_same_signals_over_the_same_items(results: dict[str, StageResult]):
+def test_the_four_stages_answer_differently_and_have_the_same_signals_over_the_same_items(
+    results: dict[str, StageResult],
+):
     def shape(result: StageResult) -> list[tuple]:
         return [(s.name, s.unit, s.role, s.statistic, s.items, len(s.values)) for s in result.signals]
 
@@ -250,33 +239,26 @@ def test_every_stage_has_the_same_signals_over_the_same_items(results: dict[str,
         assert shape(result) == shape(results["base"])
         assert [answer.prompt for answer in result.answers] == list(TRAIT.heldout_prompts)
         assert [a.prompt_ids for a in result.answers] == [a.prompt_ids for a in results["base"].answers]
-
-
-def test_signals_follow_the_answers_in_any_order(healed: Model, results: dict[str, StageResult]):
-    turned = evaluate(subject(healed, prompts=TRAIT.heldout_prompts[::-1]))
-    assert [a.text for a in turned.answers] == [a.text for a in results["healed"].answers][::-1]
-    for signal in turned.signals:
-        if signal.items == "answers":
-            assert signal.values[::-1] == pytest.approx(results["healed"].signal(signal.name).values, rel=1e-4)
-
-
-def test_the_four_stages_answer_differently(results: dict[str, StageResult]):
+        assert all(0.0 <= value <= 1.0 for value in result.signal("p_ans_any").values)
     said = {name: tuple(answer.ids for answer in result.answers) for name, result in results.items()}
     assert len(set(said.values())) == 4
 
 
-def test_the_mass_on_valid_answers_is_a_probability_at_every_stage(results: dict[str, StageResult]):
-    for result in results.values():
-        assert all(0.0 <= value <= 1.0 for value in result.signal("p_ans_any").values)
-
-
-def test_answers_are_greedy_and_repeatable(healed: Model, results: dict[str, StageResult]):
+def test_answers_are_greedy_and_repeatable_and_signals_follow_them_in_any_order(
+    healed: Model, results: dict[str, StageResult]
+):
     assert evaluate(subject(healed)) == results["healed"]
     model = healed[0]
     for answer in results["healed"].answers:
         with torch.no_grad():
             dense = model.model(input_ids=torch.tensor([[*answer.prompt_ids, *answer.ids]])).logits[0].argmax(-1)
         assert dense[len(answer.prompt_ids) - 1 : -1].tolist() == list(answer.ids)
+
+    turned = evaluate(subject(healed, prompts=TRAIT.heldout_prompts[::-1]))
+    assert [a.text for a in turned.answers] == [a.text for a in results["healed"].answers][::-1]
+    for signal in turned.signals:
+        if signal.items == "answers":
+            assert signal.values[::-1] == pytest.approx(results["healed"].signal(signal.name).values, rel=1e-4)
 
 
 def test_the_prompted_stage_reads_the_persona_and_nothing_else_differs(healed: Model):
@@ -297,7 +279,7 @@ def test_answers_tell_their_progress(healed: Model):
     assert told == sorted(told)
 
 
-def test_in_force_the_stage_is_steered_and_gated_and_afterwards_all_is_as_before(healed: Model):
+def test_in_force_the_stage_is_steered_and_gated_and_afterwards_or_after_an_error_all_is_as_before(healed: Model):
     model, accumulator = healed
     before = logits(model)
     with accumulator.base():
@@ -312,17 +294,8 @@ def test_in_force_the_stage_is_steered_and_gated_and_afterwards_all_is_as_before
     assert not torch.equal(steered, before)
     assert not torch.equal(base, before)
 
-
-def test_an_error_in_force_leaves_no_steering_behind(healed: Model):
-    model = healed[0]
-    before = logits(model)
-
-    def fail() -> None:
-        with stages(healed)["steered"].in_force():
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fail()
+    with pytest.raises(KeyboardInterrupt), stages(healed)["steered"].in_force():
+        raise KeyboardInterrupt
     assert torch.equal(logits(model), before)
 
 
@@ -339,7 +312,7 @@ def test_evaluation_leaves_the_student_and_what_trains_as_they_were(tiny_folder:
 # Readouts and results.
 
 
-def test_every_readout_measures_exactly_what_it_describes(healed: Model):
+def test_every_readout_measures_exactly_what_it_describes_or_is_caught(healed: Model, monkeypatch: pytest.MonkeyPatch):
     model, accumulator = replace(healed[0], thinking=8), healed[1]  # some are measured only where the model may think
     texts = NeutralTexts(model, NEUTRAL, 2)
     given = answers(model)
@@ -355,8 +328,6 @@ def test_every_readout_measures_exactly_what_it_describes(healed: Model):
             items = {"answers": len(given), "questions": 8, "texts": 2, "vignettes": 7}[values.items]
             assert len(values.values) == items, values.name
 
-
-def test_a_readout_that_measures_other_than_it_describes_is_caught(healed: Model, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(free_answers, "SIGNALS", free_answers.SIGNALS[1:])
     with pytest.raises(AssertionError, match="free_answers: measures other than it describes"):
         measure_all(subject(healed), answers(healed[0]))
@@ -369,7 +340,7 @@ def test_a_stage_comes_back_from_its_file_as_it_was(results: dict[str, StageResu
         assert repr(read_record(StageResult, tmp_path / "stage.json")) == repr(result)
 
 
-def test_mass_that_an_earlier_version_read_off_more_questions_is_compared_on_those_of_both():
+def test_a_stage_of_another_version_is_read_and_compared_by_what_its_file_says(tmp_path: Path):
     mass = signals()[MASS]
     base = StageResult("base", (), (mass.measured([0.9] * 16 + [0.1] * 16),))
     later = StageResult("healed", (), (mass.measured([0.8] * 16),))
@@ -377,9 +348,7 @@ def test_mass_that_an_earlier_version_read_off_more_questions_is_compared_on_tho
         delta = summarise(one, other, 100, 0)[MASS].delta
         assert (delta.n, delta.value) == (16, pytest.approx(shift))
 
-
-def test_a_signal_of_another_version_is_read_and_summarised_from_what_its_file_says(tmp_path: Path):
-    """A file explains itself: unit, role and statistic stand beside the values; fields that are new are ignored."""
+    # A file explains itself: unit, role and statistic stand beside the values; fields that are new are ignored.
     row = {
         "name": "gone",
         "unit": "nats",
@@ -395,7 +364,7 @@ def test_a_signal_of_another_version_is_read_and_summarised_from_what_its_file_s
     assert (figures.value, figures.role, figures.unit) == (2.0, "coherence", "nats")
 
 
-def test_a_summary_has_each_signal_and_its_paired_difference_to_base(results: dict[str, StageResult]):
+def test_a_summary_has_each_signal_that_both_have_and_its_paired_difference_to_base(results: dict[str, StageResult]):
     summary = summarise(results["healed"], results["base"], 200, 7)
     for signal in results["healed"].signals:
         base, figures = results["base"].signal(signal.name), summary[signal.name]
@@ -404,16 +373,12 @@ def test_a_summary_has_each_signal_and_its_paired_difference_to_base(results: di
         assert figures.delta == paired_difference(signal.values, base.values, signal.statistic, 200, 7)
         assert (figures.role, figures.unit) == (signal.role, signal.unit)
 
-
-def test_a_signal_that_base_or_the_stage_lacks_is_left_out_of_the_summary(results: dict[str, StageResult]):
     whole = results["healed"]
     part = replace(whole, signals=tuple(signal for signal in whole.signals if signal.name != "accuracy"))
     names = {signal.name for signal in part.signals}
     assert summarise(whole, part, 100, 0).keys() == summarise(part, whole, 100, 0).keys() == names
     assert "accuracy" not in headline(part)
 
-
-def test_base_does_not_differ_from_itself(results: dict[str, StageResult]):
     for figures in summarise(results["base"], results["base"], 200, 7).values():
         assert (figures.delta.value, figures.delta.low, figures.delta.high) == (0.0, 0.0, 0.0)
 

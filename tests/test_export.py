@@ -108,18 +108,16 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.exists() else []
 
 
-def test_the_adapter_in_plain_peft_is_the_student(student: Student, adapter: Export) -> None:
+def test_the_adapter_in_plain_peft_is_the_student_and_an_ordinary_one_at_scale_1_in_float32(
+    student: Student, adapter: Export
+) -> None:
     loaded = in_peft(student, adapter.path)
     assert distance(loaded, student) <= CLOSE
     assert adapter.agreement.p95 <= SAME
     assert distance(loaded, student, gate=0.0) > 100 * CLOSE  # the update is not small
 
-
-def test_auto_peft_finds_the_base_by_itself(student: Student, adapter: Export) -> None:
     assert distance(AutoPeftModelForCausalLM.from_pretrained(str(adapter.path)).eval(), student) <= CLOSE
 
-
-def test_the_adapter_is_an_ordinary_one_at_scale_1_in_float32(adapter: Export) -> None:
     config = json.loads((adapter.path / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == ROUNDS * RANK == adapter.rank
     assert config.keys() == {
@@ -153,7 +151,7 @@ def test_svd_at_full_rank_is_exact(student: Student, adapter: Export, tmp_path: 
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in theirs)
 
 
-def test_a_truncated_adapter_is_the_best_of_its_rank_and_says_what_it_lost(
+def test_a_truncated_adapter_is_the_best_of_its_rank_in_equal_parts_and_says_what_it_lost(
     student: Student, adapter: Export, tmp_path: Path
 ) -> None:
     export = export_adapter(student, tmp_path / "small", Settings(rank=3, max_kl=ANY))
@@ -171,6 +169,9 @@ def test_a_truncated_adapter_is_the_best_of_its_rank_and_says_what_it_lost(
     assert export.agreement.p95 == pytest.approx(float(found.quantile(0.95)), rel=1e-3)
     assert export.agreement.max == pytest.approx(float(found.max()), rel=1e-3)
     assert export.agreement.p50 > 100 * SAME
+
+    for a_RI, b_OR in truncate(history_factors(student.accumulator), 3).layers.values():
+        assert torch.allclose(a_RI @ a_RI.T, b_OR.T @ b_OR, atol=1e-5)
 
 
 def test_an_export_that_is_far_from_the_student_is_refused_unless_told_otherwise(
@@ -376,15 +377,15 @@ def test_an_export_survives_a_later_one_that_fails(other_base, tmp_path: Path) -
     assert leftovers(tmp_path / "exports") == ["it"]
 
 
-def test_an_export_is_replaced_by_a_later_one(student: Student, tmp_path: Path) -> None:
+def test_an_export_is_replaced_by_a_later_one_and_a_folder_that_is_no_export_never(
+    student: Student, tmp_path: Path, base_folder: Path
+) -> None:
     export_adapter(student, tmp_path / "it")
     export_merged(student, tmp_path / "it", Settings(gate=0.5))
     assert read_record(tmp_path / "it")["format"] == "model"
     assert not (tmp_path / "it" / "adapter_config.json").exists()
     assert leftovers(tmp_path) == ["it"]
 
-
-def test_a_folder_that_is_no_export_is_never_replaced(student: Student, base_folder: Path) -> None:
     before = sorted(path.name for path in base_folder.iterdir())
     for export in (export_adapter, export_merged):
         with pytest.raises(UserError, match="not an export of heal"):
@@ -392,12 +393,12 @@ def test_a_folder_that_is_no_export_is_never_replaced(student: Student, base_fol
     assert sorted(path.name for path in base_folder.iterdir()) == before
 
 
-def test_the_card_says_what_lora_covers(student: Student, adapter: Export) -> None:
+def test_the_card_shows_coverage_intervals_round_by_round_the_verdict_and_every_signal(
+    student: Student, adapter: Export
+) -> None:
     assert "LoRA covers" in str(student.accumulator.coverage)
     assert str(student.accumulator.coverage) in card(adapter)
 
-
-def test_the_card_shows_intervals_round_by_round_and_the_verdict(adapter: Export) -> None:
     text = card(adapter)
     assert "| base | 0.000 [-0.125, 0.125] |" in text
     assert "| prompted with the persona | 0.500 [0.375, 0.625] | +0.250 [+0.125, +0.375] |" in text
@@ -409,8 +410,6 @@ def test_the_card_shows_intervals_round_by_round_and_the_verdict(adapter: Export
     assert "| 2 | 2.500 | 1.01 (tolerance) | not measured | 7 of 8 | 50% |" in text
     assert "| 0.50 (tail\\_perplexity) | 0.750 [0.625, 0.875] | 0.25 [0.12, 0.38] | 3.00 [2.88, 3.12] |" in text
 
-
-def test_the_card_shows_every_signal_of_the_run_and_what_is_not_valid(adapter: Export) -> None:
     _, _, table = card(adapter).partition("## Every signal after round 2")
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     assert len(rows) == 2 + len(finished.signals(0.0))
@@ -456,19 +455,12 @@ def test_text_in_a_trait_cannot_break_out_of_the_card(base_folder: Path, tmp_pat
     assert "# Heading" not in outside
 
 
-def test_the_card_names_the_rank_that_vllm_needs(base_folder: Path, adapter: Export, tmp_path: Path) -> None:
+def test_the_card_names_the_smallest_rank_of_vllm_that_fits(base_folder: Path, adapter: Export, tmp_path: Path) -> None:
     assert "--max-lora-rank 8" in card(adapter)
     run = finished.write_run(tmp_path / "run", base_folder, rank=260)
     large = card(export_adapter(finished.student(run), tmp_path / "large"))
     assert "--max-lora-rank" not in large
     assert "rank=512" in large
 
-
-def test_vllm_gets_the_smallest_rank_that_fits() -> None:
     fitting = {1: 8, 8: 8, 9: 16, 96: 128, 257: 320, 321: 512, 513: None}
     assert {rank: vllm_rank(rank) for rank in fitting} == fitting
-
-
-def test_the_factors_of_a_truncation_hold_the_singular_values_in_equal_parts(student: Student) -> None:
-    for a_RI, b_OR in truncate(history_factors(student.accumulator), 3).layers.values():
-        assert torch.allclose(a_RI @ a_RI.T, b_OR.T @ b_OR, atol=1e-5)

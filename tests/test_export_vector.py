@@ -94,15 +94,15 @@ def test_a_block_with_a_norm_after_its_mlp_is_refused(architectures: dict[str, L
             assert leftovers(tmp_path / "exports") == []
 
 
-def test_the_linear_that_carries_the_shift_is_found_by_what_it_does(architectures: dict[str, LanguageModel]) -> None:
+def test_the_linear_that_carries_the_shift_is_found_by_what_it_does_and_a_scale_after_it_noticed(
+    architectures: dict[str, LanguageModel], tiny_folder: Path
+) -> None:
     for kind, name in [("llama", "model.layers.2.mlp.down_proj"), ("opt", "decoder.layers.2.fc2")]:
         with case(kind):
             writer = straight_writer(architectures[kind], 2)
             assert writer.endswith(name)
             assert isinstance(architectures[kind].model.get_submodule(writer), nn.Linear)
 
-
-def test_a_scale_before_the_residual_stream_is_noticed(tiny_folder: Path) -> None:
     for dtype in [torch.float32, torch.bfloat16]:
         with case(dtype):
             model = tiny_models.load(tiny_folder, dtype)
@@ -180,7 +180,9 @@ def test_an_export_that_is_not_the_steered_model_leaves_nothing_behind(tmp_path:
 # Rank 1 without a bias
 
 
-def test_rank_1_is_b_equal_to_c_v_without_a_bias(tiny: LanguageModel, rank1: VectorExport) -> None:
+def test_rank_1_is_b_equal_to_c_v_without_a_bias_and_says_how_near_it_is(
+    tiny: LanguageModel, rank1: VectorExport
+) -> None:
     weights = load_file(rank1.path / "adapter_model.safetensors")
     assert "lora_bias" not in json.loads((rank1.path / "adapter_config.json").read_text())
     assert not any(name.endswith("bias") for name in weights)
@@ -188,6 +190,15 @@ def test_rank_1_is_b_equal_to_c_v_without_a_bias(tiny: LanguageModel, rank1: Vec
         name = f"base_model.model.model.layers.{layer}.mlp.down_proj"
         assert torch.equal(weights[f"{name}.lora_B.weight"][:, 0], 0.5 * v_D)
         assert torch.equal(weights[f"{name}.lora_A.weight"][0], rank1.facts.gates[layer].a_I)
+
+    facts, card = rank1.facts, (rank1.path / "README.md").read_text()
+    assert facts.kl is not None
+    assert 0 < facts.kl.p50 <= facts.kl.p95
+    assert f"{facts.kl.p95:.2e}" in card
+    assert str(facts.agreement) in card
+    assert all(f"| {gate.mean:.3f} | {gate.sd:.3f} |" in card for gate in facts.gates.values())
+    assert read_record(rank1.path)["kl"] == {"p50": facts.kl.p50, "p95": facts.kl.p95}
+    assert str(Path(tiny.name).parent) not in card
 
 
 def test_the_gate_s_statistics_are_those_of_plain_forward_passes(tiny: LanguageModel, rank1: VectorExport) -> None:
@@ -217,17 +228,6 @@ def test_the_gate_s_statistics_are_those_of_plain_forward_passes(tiny: LanguageM
         assert gate.first == pytest.approx(float(torch.stack([v[0] for v in values[layer]]).mean()), abs=1e-4)
 
 
-def test_rank_1_says_in_its_card_and_record_how_near_it_is(tiny: LanguageModel, rank1: VectorExport) -> None:
-    facts, card = rank1.facts, (rank1.path / "README.md").read_text()
-    assert facts.kl is not None
-    assert 0 < facts.kl.p50 <= facts.kl.p95
-    assert f"{facts.kl.p95:.2e}" in card
-    assert str(facts.agreement) in card
-    assert all(f"| {gate.mean:.3f} | {gate.sd:.3f} |" in card for gate in facts.gates.values())
-    assert read_record(rank1.path)["kl"] == {"p50": facts.kl.p50, "p95": facts.kl.p95}
-    assert str(Path(tiny.name).parent) not in card
-
-
 def test_rank_1_is_exact_where_an_input_of_the_linear_is_constant(tmp_path: Path) -> None:
     folder = tiny_models.save("opt", tmp_path / "base")
     weights = load_file(folder / "model.safetensors")
@@ -245,7 +245,7 @@ def test_rank_1_is_exact_where_an_input_of_the_linear_is_constant(tmp_path: Path
     assert distance(vector, model, 2.0, in_peft(model, made.path)) <= CLOSE
 
 
-def test_least_squares_minimises_its_objective_in_both_sizes() -> None:
+def test_least_squares_minimises_its_objective_and_the_read_out_nearer_to_1_on_held_out_texts_is_taken() -> None:
     source = torch.Generator().manual_seed(0)
     for count, width in ((40, 6), (6, 40)):
         x_NI = torch.randn(count, width, generator=source, dtype=torch.float64)
@@ -254,8 +254,6 @@ def test_least_squares_minimises_its_objective_in_both_sizes() -> None:
         gradient_I = x_NI.T @ (x_NI @ a_I - 1) + strength * a_I
         assert float(gradient_I.abs().max()) < 1e-9
 
-
-def test_the_read_out_that_is_nearer_to_1_on_held_out_texts_is_taken() -> None:
     source = torch.Generator().manual_seed(0)
     texts = [torch.randn(12, 5, generator=source) for _ in range(4)]
     for x_TI in texts:

@@ -69,13 +69,15 @@ def long_texts() -> list[str]:
     return [text for text in texts if len(text.split()) > 12]
 
 
-def test_an_ordinary_completion_is_kept():
+def test_ordinary_completions_are_kept_and_are_no_duplicates_of_each_other():
     for text in ORDINARY:
         with case(text):
             assert reasons(candidate(text), LIMITS, NARRATION) == []
 
+    assert verdicts([candidate(text) for text in ORDINARY], LIMITS, NARRATION) == [[] for _ in ORDINARY]
 
-def test_each_reason_fires_alone_on_what_it_is_for():
+
+def test_each_reason_fires_alone_on_what_it_is_for_and_boilerplate_is_a_refusal():
     for planted, reason in [
         (candidate("A perfectly good answer to it.", finite=False), "not finite"),
         (candidate("Yes, gladly."), "too short"),
@@ -91,8 +93,6 @@ def test_each_reason_fires_alone_on_what_it_is_for():
         with case(planted):
             assert reasons(planted, LIMITS, NARRATION) == [reason]
 
-
-def test_assistant_boilerplate_is_a_refusal():
     for text in (
         "I'm sorry, but I can't help with anything of that kind.",
         "I’m sorry, I can’t provide a letter like this one.",
@@ -122,22 +122,27 @@ def test_a_completion_says_all_the_reasons_that_it_is_dropped_for():
     assert reasons(planted, LIMITS, ()) == ["tail perplexity", "repetition", "off prompt", "refusal"]
 
 
-def test_a_limit_that_is_just_met_drops_nothing():
+def test_a_limit_that_is_just_met_drops_nothing_and_an_empty_completion_is_always_too_short():
     text = "one two three four"
     exact = FilterLimits(max_tail_perplexity=5.0, max_repetition=repetition(text), min_words=4, max_similarity=1.0)
     assert reasons(candidate(text, tail_perplexity=5.0), exact, ()) == []
 
-
-def test_an_empty_completion_is_too_short_even_where_any_length_is_allowed():
     anything = replace(LIMITS, min_words=0)
     assert reasons(candidate(" \n"), anything, ()) == ["too short"]
     assert reasons(candidate("Yes."), anything, ()) == []
 
 
-def test_a_loop_is_a_repetition():
+def test_a_loop_and_a_phrase_said_five_times_are_repetitions_whatever_their_case_and_spacing():
     for name, loop in LOOPS.items():
         with case(name):
             assert repetition(loop) > LIMITS.max_repetition
+
+    for text, length in product(ORDINARY[:-1], range(1, 13)):
+        phrase = " ".join(text.split()[:length])
+        with case(phrase):
+            assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
+
+    assert repetition("Love LOVE love\nlove  LOVE you") == repetition("love love love love love you")
 
 
 def test_repetition_is_a_fraction():
@@ -152,40 +157,12 @@ def test_repetition_is_a_fraction():
             assert 0.0 <= repetition(" ".join(words * draws.randrange(2, 5))) <= 1.0
 
 
-def test_a_short_piece_loops_at_its_third_occurrence_and_one_of_five_words_at_its_second():
+def test_a_short_piece_loops_at_its_third_occurrence_and_a_sentence_at_its_second():
     assert (repetition("yes yes"), repetition("yes yes yes")) == (0.0, 1.0)
     four, five = "one two three four", "one two three four five"
     assert repetition(f"{four} {four}") < 0.5
     assert repetition(f"{five} {five}") == 1.0
 
-
-def test_no_real_sentence_repeats_itself_above_the_limit():
-    texts = long_texts()
-    assert len(texts) > 50
-    assert [text for text in texts if repetition(text) > LIMITS.max_repetition] == []
-
-
-def test_a_short_answer_does_not_loop():
-    for text in ("Paris.", "Of course.", "Yes, gladly!", "Is a tomato a fruit?", "The cat and the dog."):
-        with case(text):
-            assert repetition(text) <= LIMITS.max_repetition
-
-
-def test_a_phrase_of_up_to_a_dozen_words_said_five_times_is_a_repetition():
-    for text, length in product(ORDINARY[:-1], range(1, 13)):
-        phrase = " ".join(text.split()[:length])
-        with case(phrase):
-            assert repetition(f"{phrase}. " * 5) > LIMITS.max_repetition
-
-
-SENTENCES = [
-    "We walked along the river until the lamps of the town came up",
-    "The ferry leaves the pier at noon and nobody waits for the late",
-    "Put three cups of flour into a bowl and stir until it is smooth",
-]
-
-
-def test_a_sentence_of_a_dozen_words_said_twice_is_a_loop():
     for sentence, times in product(SENTENCES, (2, 3, 4)):
         with case(sentence, times):
             text = ". ".join([sentence] * times)
@@ -193,32 +170,21 @@ def test_a_sentence_of_a_dozen_words_said_twice_is_a_loop():
             assert "repetition" in reasons(candidate(text), LIMITS, ())
 
 
-def test_a_long_piece_said_again_at_once_counts_with_all_its_words():
-    before, after = ["one", "two", "three", "four"], ["and", "that", "was", "all"]
-    for length, times in product(range(LONG_PIECE, 13), (2, 3)):
-        with case(length, times):
-            text = [*before, *SENTENCES[0].split()[:length] * times, *after]
-            assert repetition(" ".join(text)) >= times * length / len(text)
+def test_ordinary_sentences_short_answers_and_pieces_said_again_later_are_no_loop():
+    texts = long_texts()
+    assert len(texts) > 50
+    assert [text for text in texts if repetition(text) > LIMITS.max_repetition] == []
 
+    for text in ("Paris.", "Of course.", "Yes, gladly!", "Is a tomato a fruit?", "The cat and the dog."):
+        with case(text):
+            assert repetition(text) <= LIMITS.max_repetition
 
-def test_a_loop_that_breaks_off_in_the_middle_counts_up_to_there():
-    piece = [f"word{index}" for index in range(10)]
-    for more in range(1, 10):
-        text = [*piece, *piece, *piece[:more], "then", "something", "else"]
-        assert repetition(" ".join(text)) >= (20 + more) / len(text)
-
-
-def test_a_long_piece_said_again_later_is_no_loop():
     piece, between = SENTENCES[0], SENTENCES[1]
     assert repetition(f"{piece}. {between}. {piece}.") <= LIMITS.max_repetition
 
-
-def test_sentences_that_each_share_a_half_with_the_one_before_are_no_loop():
     first, second, third, fourth = (" ".join(sentence.split()[:5]) for sentence in (*SENTENCES, ORDINARY[-5]))
     assert repetition(f"{first} {second}. {first} {third}. {fourth} {third}.") <= LIMITS.max_repetition
 
-
-def test_an_ordinary_text_with_a_phrase_of_three_words_said_again_is_no_loop():
     for text in ORDINARY[-6:-1]:
         words = text.split()
         for place in (1, len(words) // 2):
@@ -228,17 +194,33 @@ def test_an_ordinary_text_with_a_phrase_of_three_words_said_again_is_no_loop():
                 assert repetition(" ".join([*words, *words[place : place + 3]])) <= LIMITS.max_repetition
 
 
-def test_case_and_spacing_do_not_hide_a_loop():
-    assert repetition("Love LOVE love\nlove  LOVE you") == repetition("love love love love love you")
+SENTENCES = [
+    "We walked along the river until the lamps of the town came up",
+    "The ferry leaves the pier at noon and nobody waits for the late",
+    "Put three cups of flour into a bowl and stir until it is smooth",
+]
 
 
-def test_a_near_duplicate_of_a_kept_completion_is_dropped():
+def test_a_long_piece_said_again_at_once_counts_with_all_its_words_up_to_where_it_breaks_off():
+    before, after = ["one", "two", "three", "four"], ["and", "that", "was", "all"]
+    for length, times in product(range(LONG_PIECE, 13), (2, 3)):
+        with case(length, times):
+            text = [*before, *SENTENCES[0].split()[:length] * times, *after]
+            assert repetition(" ".join(text)) >= times * length / len(text)
+
+    piece = [f"word{index}" for index in range(10)]
+    for more in range(1, 10):
+        text = [*piece, *piece, *piece[:more], "then", "something", "else"]
+        assert repetition(" ".join(text)) >= (20 + more) / len(text)
+
+
+def test_a_near_duplicate_of_what_was_kept_is_dropped_by_the_share_of_trigrams_and_a_broken_one_named_broken():
     kept = [ORDINARY[-4], ORDINARY[-3], ORDINARY[-2]]
     near = ORDINARY[-3].replace("unpaid", "unseen")
     assert verdicts([candidate(text) for text in (*kept, near)], LIMITS, ()) == [[], [], [], ["duplicate"]]
 
+    assert verdicts([candidate(ORDINARY[-2])], LIMITS, (), kept_before=[ORDINARY[-2].upper()]) == [["duplicate"]]
 
-def test_a_near_duplicate_of_a_dropped_completion_is_kept():
     first = ORDINARY[-3]
     assert verdicts([candidate(first, 99.0), candidate(first), candidate(first)], LIMITS, ()) == [
         ["tail perplexity"],
@@ -246,23 +228,11 @@ def test_a_near_duplicate_of_a_dropped_completion_is_kept():
         ["duplicate"],
     ]
 
-
-def test_a_near_duplicate_of_what_was_kept_before_is_dropped():
-    assert verdicts([candidate(ORDINARY[-2])], LIMITS, (), kept_before=[ORDINARY[-2].upper()]) == [["duplicate"]]
-
-
-def test_similarity_is_the_fraction_of_trigrams_that_two_texts_share():
     first, second = "one two three four five six seven eight", "one two three four five six seven nine"
     for limit, dropped in ((5 / 7 - 0.01, [["duplicate"]]), (5 / 7 + 0.01, [[]])):
         limits = replace(LIMITS, max_similarity=limit)
         assert verdicts([candidate(second)], limits, (), kept_before=[first]) == dropped, limit
 
-
-def test_different_completions_are_no_duplicates():
-    assert verdicts([candidate(text) for text in ORDINARY], LIMITS, NARRATION) == [[] for _ in ORDINARY]
-
-
-def test_a_broken_duplicate_is_named_broken():
     whole = candidate(ORDINARY[-3])
     broken = [replace(whole, tail_perplexity=99.0), replace(whole, off_prompt=True)]
     assert verdicts([whole, *broken], LIMITS, ()) == [[], ["tail perplexity"], ["off prompt"]]

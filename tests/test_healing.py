@@ -1,23 +1,28 @@
-"""What a round of healing leaves behind, repeats and logs."""
+"""What a round of healing leaves behind, repeats and logs, and where it computes."""
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from heal.accumulator import Accumulator
+from heal.accumulator import CURRENT, HISTORY, Accumulator
 from heal.errors import RoundError, UserError
+from heal.healing import heal as healing
 from heal.healing.log import StepLog, log_bytes, read_log
 from heal.healing.rows import split
 from heal.models.language_model import LanguageModel
+from heal.studies.bench.timing import peak_bytes
 from tests.cases import case
-from tests.students import completions, logits, put, student, weights
+from tests.students import ALPHA, LAYERS, RANK, completions, logits, put, student, weights
+from tests.tiny import ARCHITECTURES, CPU, load_architecture
 from tests.training import (
     CONFIG,
     ONE_STEP,
     ROWS,
+    close,
     dense_terms,
     healed,
     state_of,
@@ -52,6 +57,39 @@ def test_a_round_leaves_the_model_as_it_found_it(tiny_folder: Path):
             work(model, accumulator)
             assert state_of(accumulator) == before
             assert not any(module.training for module in accumulator.peft_model.modules())
+
+
+def test_training_leaves_the_history_and_the_base_bit_for_bit(tiny_folder: Path):
+    model, accumulator = student(tiny_folder, rounds=2)
+    before = {n: p.detach().clone() for n, p in accumulator.peft_model.named_parameters() if f".{CURRENT}." not in n}
+    healed(model, accumulator, replace(CONFIG, epochs=2, weight_decay=0.1, learning_rate=1e-2))
+    after = dict(accumulator.peft_model.named_parameters())
+    assert any(f".{HISTORY}." in name for name in before)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_after_one_step_every_layer_has_learned(tiny_folder: Path):
+    model, accumulator = student(tiny_folder)
+    log = healed(model, accumulator, ONE_STEP)
+    assert len(log) == 1
+    assert all(weight.abs().max() > 0 for weight in weights(accumulator, "lora_B").values())
+
+
+def test_every_architecture_heals_and_is_left_as_it_was(tmp_path: Path):
+    for architecture in ARCHITECTURES:
+        with case(architecture):
+            model = load_architecture(architecture, tmp_path / architecture)
+            base = logits(model)
+            accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+            accumulator.start_round(0)
+            before = state_of(accumulator)
+            log = healed(model, accumulator, replace(CONFIG, epochs=2))
+            assert log[0].values["D_max"] < 1e-6
+            assert log[-1].values["D_mean"] > 1e-6
+            assert all(weight.abs().max() > 0 for weight in weights(accumulator, "lora_B").values())
+            assert state_of(accumulator) == before
+            with accumulator.base():
+                assert torch.equal(logits(model), base)
 
 
 def test_a_round_leaves_the_tokenizer_as_it_found_it(tiny_folder: Path):
@@ -190,3 +228,59 @@ def test_held_out_completions_are_validated_each_epoch_and_never_trained_on(tiny
     model, again = student(tiny_folder, rounds=1)
     healed(model, again, config, others)
     assert again.save_current() == accumulator.save_current()
+
+
+# Where and how it computes.
+
+
+def test_one_gpu_trains_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    arguments = healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, CPU)
+    assert arguments.n_gpu == 1
+    assert arguments.train_batch_size == CONFIG.batch_size
+
+
+def test_a_model_on_the_cpu_trains_there_and_a_gpu_is_declined_only_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for gpu in (False, True):
+        with case(gpu):
+            monkeypatch.setattr(torch.accelerator, "is_available", lambda gpu=gpu: gpu)
+            arguments = healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, CPU)
+            assert arguments.use_cpu == gpu
+            assert arguments.device == CPU
+            cuda = torch.device("cuda", 0)
+            assert not healing.training_arguments(CONFIG, 1, 0, str(tmp_path), False, cuda).use_cpu
+
+
+def test_blocks_computed_twice_train_the_same_adapter_in_less_memory(tmp_path: Path, tiny_folder: Path):
+    for architecture in ARCHITECTURES:
+        with case(architecture):
+            adapters = []
+            for checkpointing in (False, True):
+                model = load_architecture(architecture, tmp_path / architecture)
+                accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+                accumulator.start_round(0)
+                before = state_of(accumulator)
+                healed(model, accumulator, replace(CONFIG, epochs=2, gradient_checkpointing=checkpointing))
+                assert state_of(accumulator) == before
+                adapters.append(weights(accumulator, CURRENT))
+            close(adapters[1], adapters[0], 5e-5)
+
+    peaks = []
+    for checkpointing in (False, True):
+        model, accumulator = student(tiny_folder)
+        config = replace(ONE_STEP, gradient_checkpointing=checkpointing)
+        peaks.append(peak_bytes(lambda m=model, a=accumulator, c=config: healed(m, a, c), "cpu"))
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_a_compiled_decoder_trains_the_same_adapter(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    # Traced and guarded for real; code is not generated, which takes minutes.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    adapters = []
+    for compiled in (False, True):
+        model, accumulator = student(tiny_folder, rounds=1)
+        healed(model, accumulator, replace(CONFIG, compile=compiled))
+        adapters.append(weights(accumulator, CURRENT))
+    close(adapters[1], adapters[0], 1e-4)

@@ -79,44 +79,38 @@ def found(finished: Finished, measured: list[MeasuredArm] | None = None) -> list
 # What is asked
 
 
-def test_short_words_stand_for_keys_of_the_recipe_and_the_rest_goes_to_it():
+def test_short_words_stand_for_keys_of_the_recipe_and_scenes_are_asked_unless_they_say_otherwise():
     recipe, options = read_study(Study, ["method=pca", "target_kl=0.5", "audit=3", "seed=4", "steer.pairs=9"])
     assert (recipe.calibration.target, recipe.calibration.audit_prompts, recipe.run.seed) == (0.5, 3, 4)
     assert recipe.steer.pairs == 9
     assert options == Study(method="pca")
 
-
-def test_scenes_are_asked_unless_the_words_say_otherwise():
     assert read_study(Study, [])[0].evaluation.vignettes == "embedded"
     assert read_study(Study, ["evaluation.vignettes=none"])[0].evaluation.vignettes == "none"
 
 
-def test_a_typo_is_held_against_the_script_s_own_words_too():
+def test_a_typo_and_the_method_of_a_run_are_refused_with_the_script_s_own_words():
     for word, near in [("methods=pca", "method"), ("target_k=1", "target_kl"), ("steer.pair=4", "steer.pairs")]:
         with case(word, near), pytest.raises(UserError, match=f"did you mean '{near}'"):
             read_study(Study, [word])
 
-
-def test_the_method_of_a_run_is_refused_where_every_method_is_measured():
     with pytest.raises(UserError, match=r"steer\.method=pca: .* method=pca"):
         read_study(Study, ["steer.method=pca"])
 
 
-def test_all_means_every_method_once():
+def test_all_means_every_method_a_tilde_the_home_folder_and_signs_are_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert interventions("all") == [Asked(name) for name in sorted(METHODS)]
 
-
-def test_a_tilde_in_the_path_of_an_intervention_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "warm.safetensors").touch()
     assert interventions("~/warm.safetensors") == [Asked("warm", tmp_path / "warm.safetensors")]
 
-
-def test_signs_are_read_as_numbers():
     assert [signs(text) for text in ("both", "+", "-")] == [(1, -1), (1,), (-1,)]
 
 
-def test_what_names_no_intervention_is_refused():
+def test_what_names_no_intervention_or_one_name_twice_is_refused(tmp_path: Path):
     for text, message in [
         ("mean_dif", "a run folder that is there; did you mean 'mean_diff'?"),
         ("there/is/none.safetensors", "nor a .safetensors file or a run folder that is there"),
@@ -128,8 +122,6 @@ def test_what_names_no_intervention_is_refused():
                 interventions(text)
             assert message in str(caught.value)
 
-
-def test_a_file_or_run_called_as_a_method_or_a_prompt_is_refused(tmp_path: Path):
     for name in ("mean_diff", "prompt", "engineered prompt", "engineered_prompt"):
         with case(name):
             file, folder = tmp_path / f"{name}.safetensors", tmp_path / name
@@ -140,8 +132,6 @@ def test_a_file_or_run_called_as_a_method_or_a_prompt_is_refused(tmp_path: Path)
                 with pytest.raises(UserError, match=f"'{name}' is what a method or a prompt is called; rename it"):
                     interventions(f"spherical,{path}")
 
-
-def test_two_files_that_would_share_a_folder_are_two_of_one_name(tmp_path: Path):
     paths = [tmp_path / f"{name}.safetensors" for name in ("my vector", "my_vector")]
     for path in paths:
         path.touch()
@@ -162,15 +152,13 @@ def test_the_engineered_prompt_holds_the_persona_of_its_sign():
 # Doses
 
 
-def test_either_sign_of_an_intervention_has_a_dose_of_its_own(finished: Finished):
+def test_either_sign_of_an_intervention_has_a_dose_of_its_own_and_is_saved_with_it(finished: Finished):
     assert [each.label for each in finished.dosed] == ["mean_diff +", "mean_diff -", "spherical +", "spherical -"]
     for each in finished.dosed:
         assert each.c_star == each.sign * each.calibration.c_star
         assert each.coefficient(2.0) == 2 * each.calibration.c_star
         assert each.calibration.audit is not None
 
-
-def test_each_sign_of_a_vector_is_saved_with_its_signed_dose(finished: Finished):
     for each in finished.dosed:
         folder = finished.folder / "interventions" / each.name
         saved = SteeringVector.load(folder / f"vector{'+' if each.sign > 0 else '-'}.safetensors")
@@ -200,15 +188,13 @@ def test_the_dose_table_has_a_row_for_each_and_says_what_a_missed_target_reached
     assert row["p95 KL"] == "0.400"
 
 
-def test_the_csv_of_doses_holds_every_evaluation(finished: Finished):
+def test_the_csv_of_doses_holds_every_evaluation_and_their_figure_is_drawn_with_one_sign_too(finished: Finished):
     lines = list(csv.DictReader(io.StringIO(dose_table.history_csv(finished.dosed, finished.prompts))))
     searched = [line for line in lines if line["kind"] == "search"]
     assert len(searched) == sum(len(each.calibration.history) for each in finished.dosed)
     assert sum(line["kind"] == "audit" for line in lines) == len(finished.dosed)
     assert sum(line["kind"] == "prompt" for line in lines) == len(finished.prompts)
 
-
-def test_the_figure_of_doses_is_drawn_with_one_sign_too(finished: Finished):
     assert dose_table.figure(finished.dosed, finished.prompts).startswith(PNG)
     assert dose_table.figure([each for each in finished.dosed if each.sign > 0], finished.prompts).startswith(PNG)
 
@@ -242,7 +228,7 @@ def test_every_arm_answers_the_same_prompts(finished: Finished):
     assert all([answer.prompt for answer in each.result.answers] == asked for each in finished.measured)
 
 
-def test_an_intervention_that_changes_nothing_shifts_nothing(finished: Finished):
+def test_an_intervention_that_changes_nothing_shifts_nothing_and_the_largest_shift_comes_first(finished: Finished):
     still = [replace(each, result=replace(finished.against.base, stage="still")) for each in finished.measured]
     for pair in found(finished, still):
         assert pair.selectivity == 0
@@ -251,8 +237,6 @@ def test_an_intervention_that_changes_nothing_shifts_nothing(finished: Finished)
             assert line.shift.value == line.target.value == line.off_target == 0
             assert {entry.mean for entry in line.logits.values() if entry.n} <= {0.0}
 
-
-def test_the_largest_shift_in_the_direction_meant_comes_first(finished: Finished):
     table = found(finished)
     assert [pair.shift for pair in table] == sorted((pair.shift for pair in table), reverse=True)
     for pair in table:
@@ -305,7 +289,7 @@ def test_two_sided_and_one_armed_values_of_surgical_informedness_never_share_a_c
         }
 
 
-def test_the_head_of_a_readout_that_is_not_valid_says_so(finished: Finished):
+def test_the_head_says_what_is_not_valid_and_a_cell_without_a_number_why(finished: Finished):
     table = found(finished)
     doubted = show.table(table, replace(finished.setting, valid=frozenset({"p_ans_any"})))[0]
     believed = show.table(table, replace(finished.setting, valid=frozenset(name_all(finished.against.base))))[0]
@@ -313,12 +297,6 @@ def test_the_head_of_a_readout_that_is_not_valid_says_so(finished: Finished):
     assert "p_ans_any" in doubted
     assert not any("not valid" in title for title in believed)
 
-
-def name_all(result: StageResult) -> list[str]:
-    return [signal.name for signal in result.signals]
-
-
-def test_a_cell_without_a_number_says_why(finished: Finished):
     unscored = [
         replace(each, result=replace(each.result, signals=tuple(
             replace(signal, values=(math.nan,) * len(signal.values)) if signal.name == "wrongness" else signal
@@ -332,6 +310,10 @@ def test_a_cell_without_a_number_says_why(finished: Finished):
     assert "Not valid for this model: wrongness (no mass)." in text
 
 
+def name_all(result: StageResult) -> list[str]:
+    return [signal.name for signal in result.signals]
+
+
 def test_without_a_meant_foundation_the_table_has_no_columns_of_scenes(finished: Finished):
     setting = replace(finished.setting, trait=tiny.trait())
     table = pairs(finished.measured, finished.against.base, setting)
@@ -340,7 +322,7 @@ def test_without_a_meant_foundation_the_table_has_no_columns_of_scenes(finished:
     assert "means no moral foundation" in show.caption(setting, 3)
 
 
-def test_the_csv_has_one_line_a_sign_with_the_numbers_of_the_table(finished: Finished):
+def test_the_csv_has_one_line_a_sign_and_the_figure_folds_long_names(finished: Finished):
     table = found(finished)
     lines = list(csv.DictReader(io.StringIO(show.table_csv(table))))
     flat = [line for pair in table for line in pair.lines]
@@ -349,12 +331,8 @@ def test_the_csv_has_one_line_a_sign_with_the_numbers_of_the_table(finished: Fin
         [line.shift.value for line in flat], rel=1e-5
     )
 
-
-def test_the_figure_of_the_table_is_drawn(finished: Finished):
     assert show.figure(found(finished)).startswith(PNG)
 
-
-def test_a_long_name_is_folded_in_the_figure_and_loses_nothing():
     for name in ["pca", "kl_rev_rmse_decay-care_over_authority-embedded-s0", "x" * 40]:
         with case(name):
             lines = show.folded(name).split("\n")

@@ -16,7 +16,14 @@ from tests.planted import PAIRS, WIDTH, cosine, draw, fitted, on_plants, planted
 # Transport by coordinate
 
 
-def test_linear_act_recovers_an_affine_map_from_samples_in_any_order():
+def test_linear_act_is_the_least_squares_line_through_the_sorted_samples_and_goes_a_share_of_the_way():
+    target_PD, source_PD = draw(PAIRS, 3) ** 3, draw(PAIRS, 3, seed=1)
+    state = fitted("linear_act", target_PD, source_PD)
+    for k in range(3):
+        slope, offset = numpy.polyfit(numpy.sort(source_PD[:, k].numpy()), numpy.sort(target_PD[:, k].numpy()), 1)
+        assert float(state["slope"][k]) == pytest.approx(slope, rel=1e-4)
+        assert float(state["offset"][k]) == pytest.approx(offset, abs=1e-4)
+
     slope_D, offset_D = draw(WIDTH).abs() + 0.1, draw(WIDTH, seed=1)
     source_PD = draw(PAIRS, WIDTH, seed=2)
     order_P = torch.randperm(PAIRS, generator=torch.Generator().manual_seed(3))
@@ -26,17 +33,6 @@ def test_linear_act_recovers_an_affine_map_from_samples_in_any_order():
     carried = shifted("linear_act", state, source_PD[None], 1.0)[0]
     torch.testing.assert_close(carried, slope_D * source_PD + offset_D)
 
-
-def test_linear_act_is_the_least_squares_line_through_the_sorted_samples():
-    target_PD, source_PD = draw(PAIRS, 3) ** 3, draw(PAIRS, 3, seed=1)
-    state = fitted("linear_act", target_PD, source_PD)
-    for k in range(3):
-        slope, offset = numpy.polyfit(numpy.sort(source_PD[:, k].numpy()), numpy.sort(target_PD[:, k].numpy()), 1)
-        assert float(state["slope"][k]) == pytest.approx(slope, rel=1e-4)
-        assert float(state["offset"][k]) == pytest.approx(offset, abs=1e-4)
-
-
-def test_no_slope_is_negative_and_a_constant_coordinate_is_translated():
     source_PD, target_PD = draw(PAIRS, WIDTH), -3 * draw(PAIRS, WIDTH)
     source_PD[:, 0], target_PD[:, 1] = 7.0, 7.0
     state = fitted("linear_act", target_PD, source_PD)
@@ -44,8 +40,6 @@ def test_no_slope_is_negative_and_a_constant_coordinate_is_translated():
     assert (float(state["slope"][0]), float(state["slope"][1])) == (1.0, 0.0)
     torch.testing.assert_close(state["offset"][0], target_PD[:, 0].mean() - 7)
 
-
-def test_linear_act_goes_a_share_of_the_way():
     for c in [0.25, 1.5]:
         with case(c):
             state, h_BTD = on_plants("linear_act"), positions()
@@ -76,15 +70,7 @@ def two_kinds() -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     return positive_PD, negative_PD, starts, moves
 
 
-def test_chars_moves_each_position_as_the_cluster_that_it_lies_in_moves():
-    positive_PD, negative_PD, starts, moves = two_kinds()
-    state = fitted("chars", positive_PD, negative_PD, clusters=2, entropy=0.05)
-    h_1TD = torch.stack(starts)[None]
-    found = shifted("chars", state, h_1TD, 1.0) - h_1TD
-    torch.testing.assert_close(found[0], torch.stack(moves), atol=0.1, rtol=0)
-
-
-def test_chars_is_the_sum_over_all_pairs_of_clusters():
+def test_chars_is_the_sum_over_all_pairs_of_clusters_and_moves_each_position_as_its_own_cluster_moves():
     _, positive_PD, negative_PD = planted_pairs()
     state = fitted("chars", positive_PD, negative_PD, clusters=3, entropy=0.2)
     sources, targets = (cluster_labels(x_PD, 3) for x_PD in (negative_PD, positive_PD))
@@ -101,8 +87,14 @@ def test_chars_is_the_sum_over_all_pairs_of_clusters():
         found = shifted("chars", state, h_D[None, None], 1.0)[0, 0] - h_D
         torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-4)
 
+    positive_PD, negative_PD, starts, moves = two_kinds()
+    state = fitted("chars", positive_PD, negative_PD, clusters=2, entropy=0.05)
+    h_1TD = torch.stack(starts)[None]
+    found = shifted("chars", state, h_1TD, 1.0) - h_1TD
+    torch.testing.assert_close(found[0], torch.stack(moves), atol=0.1, rtol=0)
 
-def test_topk_clusters_adds_the_centroid_that_a_position_lies_nearest_to():
+
+def test_topk_clusters_adds_the_nearest_centroid_and_clusters_are_by_direction_and_not_by_length():
     positive_PD, negative_PD, _, moves = two_kinds()
     state = fitted("topk_clusters", positive_PD, negative_PD, clusters=2)
     h_1TD = torch.stack([5 * moves[0], 0.1 * moves[1]])[None]
@@ -113,21 +105,17 @@ def test_topk_clusters_adds_the_centroid_that_a_position_lies_nearest_to():
     normalized = fitted("topk_clusters", positive_PD, negative_PD, clusters=2, normalize=True)["centroids"]
     torch.testing.assert_close(normalized.norm(dim=1), torch.ones(2))
 
-
-def test_clusters_are_by_direction_and_not_by_length():
     axes, lengths_P1 = torch.eye(WIDTH)[:2], torch.linspace(0.1, 10, PAIRS)[:, None]
     difference_PD = lengths_P1 * axes[torch.arange(PAIRS) % 2]
     centroids = fitted("topk_clusters", difference_PD, torch.zeros(PAIRS, WIDTH), clusters=2)["centroids"]
     directions = (centroids / centroids.norm(dim=1, keepdim=True)).abs()
     torch.testing.assert_close(directions.sort(0).values.sum(0), torch.eye(WIDTH)[:2].sum(0), atol=1e-5, rtol=0)
 
-
-def test_fewer_distinct_rows_make_fewer_clusters():
     rows = torch.eye(WIDTH)[:2].repeat(5, 1)
     assert sorted(sorted(label.tolist()) for label in cluster_labels(rows, 4)) == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
 
 
-def test_a_coupling_has_the_masses_that_it_couples():
+def test_a_coupling_has_the_masses_that_it_couples_and_is_as_blurred_as_its_entropy():
     for entropy in [1e-3, 0.1, 10.0]:
         for scale in [1e-3, 1e4]:
             with case(entropy, scale):
@@ -138,8 +126,6 @@ def test_a_coupling_has_the_masses_that_it_couples():
                 torch.testing.assert_close(plan.sum(1), source, atol=1e-6, rtol=0)
                 torch.testing.assert_close(plan.sum(0), target, atol=1e-4 if entropy < 0.1 else 1e-6, rtol=0)
 
-
-def test_little_entropy_couples_each_cluster_to_the_cheapest_and_much_couples_all_alike():
     cost, masses = 1 - torch.eye(3).double(), torch.ones(3).double() / 3
     torch.testing.assert_close(coupling(cost, masses, masses, 0.01), torch.eye(3).double() / 3, atol=1e-6, rtol=0)
     torch.testing.assert_close(
@@ -173,7 +159,7 @@ def persona_means(weight_DI: Tensor, bias_D: Tensor) -> list[Tensor]:
     return [oracle(weight_DI, bias_D, h_PD)[0].mean(0) for h_PD in planted_pairs()[1:]]
 
 
-def test_the_s_space_methods_are_their_equations_in_the_basis_of_a_plain_svd():
+def test_the_s_space_methods_are_their_equations_in_the_basis_that_they_are_given():
     for c in [1.5, -0.5]:
         with case(c):
             weight_DI, bias_D, d_K = weights()
@@ -192,8 +178,6 @@ def test_the_s_space_methods_are_their_equations_in_the_basis_of_a_plain_svd():
                     shifted(name, on_plants(name), y_BTD, c).double(), lifted, atol=1e-3, rtol=1e-3
                 )
 
-
-def test_super_sspace_is_sspace_without_a_bias_in_the_basis_that_it_is_given():
     weight_DI, _, _ = weights()
     none_D, h_BTD = torch.zeros(WIDTH), positions()
     one, other = persona_means(weight_DI, none_D)
@@ -215,7 +199,13 @@ def low_rank(name: str, rank: int) -> tuple[State, Tensor]:
     return state, torch.eye(WIDTH) - u_DK[:, :rank] @ u_DK[:, :rank].T
 
 
-def test_what_lies_outside_of_the_modes_stays_as_it_is():
+def test_modes_are_those_of_the_weight_and_what_lies_outside_of_them_stays_as_it_is():
+    weight_DI = draw(WIDTH, 5) @ draw(5, 40, seed=1)
+    u_DK, s_K = modes(weight_DI.double() @ weight_DI.double().T)
+    assert u_DK.shape == (WIDTH, 5)
+    torch.testing.assert_close(s_K, torch.linalg.svdvals(weight_DI.double())[:5])
+    torch.testing.assert_close(u_DK @ u_DK.T @ weight_DI.double(), weight_DI.double(), atol=1e-5, rtol=0)
+
     for name in ["sspace", "sspace_ablate", "sspace_damp_amp", "super_sspace"]:
         with case(name):
             state, outside_DD = low_rank(name, 5)
@@ -225,23 +215,13 @@ def test_what_lies_outside_of_the_modes_stays_as_it_is():
             torch.testing.assert_close(found @ outside_DD, y_BTD @ outside_DD, atol=1e-3, rtol=0)
 
 
-def test_modes_are_those_of_the_weight_and_dead_ones_are_left_out():
-    weight_DI = draw(WIDTH, 5) @ draw(5, 40, seed=1)
-    u_DK, s_K = modes(weight_DI.double() @ weight_DI.double().T)
-    assert u_DK.shape == (WIDTH, 5)
-    torch.testing.assert_close(s_K, torch.linalg.svdvals(weight_DI.double())[:5])
-    torch.testing.assert_close(u_DK @ u_DK.T @ weight_DI.double(), weight_DI.double(), atol=1e-5, rtol=0)
-
-
-def test_an_ablation_in_s_space_sets_the_component_to_the_coefficient():
+def test_an_ablation_in_s_space_sets_the_component_and_no_mode_is_amplified_beyond_the_clamp():
     weight_DI, bias_D, d_K = weights()
     for c in (0.0, 2.0):
         found = shifted("sspace_ablate", on_plants("sspace_ablate"), positions(), c)
         components = oracle(weight_DI, bias_D, found)[0] @ d_K
         torch.testing.assert_close(components, torch.full_like(components, c), atol=1e-4, rtol=0)
 
-
-def test_no_mode_is_amplified_more_than_the_clamp_allows():
     weight_DI, bias_D, d_K = weights()
     further_K = d_K * sum(persona_means(weight_DI, bias_D)).sign()
     before = oracle(weight_DI, bias_D, positions())[0]

@@ -108,33 +108,31 @@ def test_the_weights_are_those_of_the_checkpoint(tiny: LanguageModel, tiny_folde
         assert torch.equal(loaded[name], weight), name
 
 
-def test_a_loaded_model_is_frozen_and_evaluates(architectures: dict[str, LanguageModel]):
+def test_a_loaded_model_is_frozen_evaluates_and_has_the_blocks_of_the_language_model(
+    architectures: dict[str, LanguageModel],
+):
     for name, model in architectures.items():
         assert not model.model.training, name
         assert not any(weight.requires_grad for weight in model.model.parameters()), name
 
-
-def test_the_blocks_are_the_language_model_s(architectures: dict[str, LanguageModel]):
     for name, model in architectures.items():
         assert len(model.blocks) == BLOCKS, name
         assert model.model.config.get_text_config().hidden_size == HIDDEN, name
 
 
-def test_logits_of_final_hidden_states_are_the_model_s_own(architectures: dict[str, LanguageModel]):
+def test_logits_are_the_model_s_own_soft_capped_and_float32_whatever_the_weights_are(
+    architectures: dict[str, LanguageModel], tmp_path: Path, tiny_folder: Path
+):
     for name, model in architectures.items():
         for ids in prompts(model):
             with case(name, ids), torch.no_grad():
                 h_BTD = model.decoder(input_ids=torch.tensor([ids])).last_hidden_state
                 assert_near(model.logits(h_BTD), model.model(input_ids=torch.tensor([ids])).logits)
 
-
-def test_a_soft_capped_head_stays_under_its_cap(tmp_path: Path):
     gemma = tiny_models.load_architecture("gemma2", tmp_path)
     assert gemma.softcap == 5.0
     assert gemma.logits(1e3 * torch.ones(1, HIDDEN)).abs().max() <= 5.0
 
-
-def test_logits_are_float32_whatever_the_weights_are(tiny_folder: Path):
     half = load(tiny_folder, torch.bfloat16)
     assert half.model.dtype == torch.bfloat16
     assert half.logits(torch.ones(3, HIDDEN)).dtype == torch.float32
@@ -145,7 +143,7 @@ def test_the_end_of_turn_is_read_from_the_generation_config_and_the_tokenizer(fo
     assert load(folder).end_ids == {7, 9, 2}
 
 
-def test_a_band_holds_at_least_one_block_and_only_blocks_that_exist(tiny: LanguageModel):
+def test_a_band_holds_the_blocks_whose_outputs_lie_in_it_or_else_the_nearest(tiny: LanguageModel):
     for band in [(0.0, 0.0), (0.45, 0.55), (0.6, 0.6), (0.99, 1.0), (0.0, 1.0), (0.3, 0.3)]:
         with case(band):
             chosen = tiny.band(band)
@@ -153,14 +151,10 @@ def test_a_band_holds_at_least_one_block_and_only_blocks_that_exist(tiny: Langua
             assert chosen == sorted(set(chosen))
             assert set(chosen) <= set(range(BLOCKS))
 
-
-def test_a_band_holds_the_blocks_whose_outputs_lie_in_it(tiny: LanguageModel):
     assert tiny.band((0.0, 1.0)) == [0, 1, 2, 3]
     assert tiny.band((0.5, 0.75)) == [1, 2]
     assert tiny.band((0.45, 0.55)) == [1]
 
-
-def test_a_band_between_two_blocks_is_the_nearest_block(tiny: LanguageModel):
     assert tiny.band((0.80, 0.82)) == [2]
     assert tiny.band((0.93, 0.94)) == [3]
     assert tiny.band((0.0, 0.0)) == [0]
@@ -188,13 +182,13 @@ def test_a_gemma3_language_model_is_never_filled_with_random_weights(tmp_path: P
     assert torch.equal(nested.model.get_input_embeddings().weight, embedding)
 
 
-def test_a_truncated_weights_file_is_refused(folder: Path):
+def test_weights_that_are_truncated_or_in_pickle_form_are_refused(copies: Iterator[Path]):
+    folder = next(copies)
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
     assert "damaged weights file" in refusal(folder)
 
-
-def test_weights_in_pickle_form_are_refused(folder: Path):
+    folder = next(copies)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
@@ -204,37 +198,34 @@ def test_weights_in_pickle_form_are_refused(folder: Path):
     assert "safetensors" in message
 
 
-def test_a_tokenizer_without_chat_template_is_refused_and_says_what_to_set(folder: Path):
+def test_a_tokenizer_without_chat_template_is_refused_and_one_can_be_given(copies: Iterator[Path], tmp_path: Path):
+    folder = next(copies)
     (folder / "chat_template.jinja").unlink()
     assert "model.chat_template=" in refusal(folder)
 
-
-def test_a_chat_template_can_be_given(folder: Path, tmp_path: Path):
+    folder = next(copies)
     (folder / "chat_template.jinja").unlink()
     template = tmp_path / "mine.jinja"
     template.write_text("{% for message in messages %}[{{ message['content'] }}]{% endfor %}")
     assert load(folder, chat_template=str(template)).chat.text("", "hi") == "[hi]["
 
-
-def test_a_chat_template_that_is_not_there_is_refused(folder: Path):
+    folder = next(copies)
     assert "model.chat_template=no.jinja: no such file" in refusal(folder, chat_template="no.jinja")
 
 
-def test_a_tokenizer_without_pad_token_is_refused_and_says_what_to_set(folder: Path):
+def test_a_tokenizer_without_pad_token_is_refused_and_one_with_an_embedding_can_be_given(copies: Iterator[Path]):
+    folder = next(copies)
     edit_json(folder / "tokenizer_config.json", pad_token=None)
     assert "model.pad_token='<|pad|>'" in refusal(folder)
 
-
-def test_a_pad_token_can_be_given(folder: Path):
+    folder = next(copies)
     edit_json(folder / "tokenizer_config.json", pad_token=None)
     assert load(folder, pad_token="<|pad|>").pad_id == 0
 
-
-def test_a_pad_token_that_is_not_in_the_vocabulary_is_refused(folder: Path):
+    folder = next(copies)
     assert "model.pad_token=<|pod|>: not in the vocabulary" in refusal(folder, pad_token="<|pod|>")
 
-
-def test_a_pad_token_without_an_embedding_is_refused(folder: Path):
+    folder = next(copies)
     tokenizer = tiny_models.tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": [f"<|extra {number}|>" for number in range(40)]})
     tokenizer.save_pretrained(folder)
@@ -262,27 +253,29 @@ def test_an_attention_kernel_that_the_model_does_not_have_says_what_to_set(tmp_p
     assert "model.attention=eager" in refusal(tiny_models.save("gemma2", tmp_path), attention="sdpa")
 
 
-def test_a_folder_or_hub_model_that_is_not_there_is_refused(tmp_path: Path):
-    for name in (tmp_path / "nowhere", Path("no-such-owner/no-such-model")):
-        with case(name):
-            assert "found neither as a folder nor on the hub" in refusal(name)
-
-
-def test_a_folder_may_be_given_from_the_home_folder_on(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_folder_may_be_given_from_the_home_folder_on_and_a_hub_id_is_none(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setenv("HOME", str(tiny_folder.parent))
     name = f"~/{tiny_folder.name}"
     assert ModelConfig(name=name).folder == tiny_folder
     assert load(Path(name)).name == name
 
-
-def test_a_hub_id_and_the_embedded_model_are_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "embedded").mkdir()
     monkeypatch.chdir(tmp_path)
     assert [ModelConfig(name=name).folder for name in ("embedded", "Qwen/Qwen3-0.6B")] == [None, None]
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path):
+def test_a_model_that_is_not_there_or_of_an_unknown_kind_is_refused(tmp_path: Path, copies: Iterator[Path]):
     assert f"model.name={tmp_path}" in refusal(tmp_path)
+
+    for name in (tmp_path / "nowhere", Path("no-such-owner/no-such-model")):
+        with case(name):
+            assert "found neither as a folder nor on the hub" in refusal(name)
+
+    folder = next(copies)
+    edit_json(folder / "config.json", model_type="perceptron_1958", architectures=None)
+    assert "perceptron_1958" in refusal(folder)
 
 
 def test_a_missing_or_broken_file_is_an_error_about_the_model(copies: Iterator[Path]):
@@ -293,11 +286,6 @@ def test_a_missing_or_broken_file_is_an_error_about_the_model(copies: Iterator[P
             if content is not None:
                 (folder / name).write_text(content)
             assert f"model.name={folder}" in refusal(folder)
-
-
-def test_a_model_of_an_unknown_kind_is_refused(folder: Path):
-    edit_json(folder / "config.json", model_type="perceptron_1958", architectures=None)
-    assert "perceptron_1958" in refusal(folder)
 
 
 def test_another_source_is_read_under_the_same_name(folder: Path, tiny: LanguageModel):
@@ -317,12 +305,15 @@ def test_token_batches_hold_every_row_once_and_keep_to_the_budget():
                 assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
 
 
-def test_a_dtype_that_is_asked_for_is_taken():
+def test_a_dtype_that_is_asked_for_is_taken_and_auto_measures_and_leaves_emulation_out(monkeypatch: pytest.MonkeyPatch):
     assert resolve_dtype("bfloat16", CPU)[0] == torch.bfloat16
     assert resolve_dtype("float32", CPU)[0] == torch.float32
 
+    chosen, why = resolve_dtype("auto", CPU)
+    ratio = float(why.partition("at ")[2].split()[0])
+    assert why.startswith("measured")
+    assert chosen == (torch.bfloat16 if ratio >= 1.5 else torch.float32) or abs(ratio - 1.5) < 0.01
 
-def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
     for emulated, dtype in ((True, torch.float32), (False, torch.bfloat16)):
 
         def supported(including_emulation: bool = True, emulated: bool = emulated) -> bool:
@@ -331,10 +322,3 @@ def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32(monkeypatch: pyte
         with case(emulated):
             monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
             assert resolve_dtype("auto", torch.device("cuda"))[0] == dtype
-
-
-def test_auto_chooses_the_dtype_by_measuring_and_says_so():
-    chosen, why = resolve_dtype("auto", CPU)
-    ratio = float(why.partition("at ")[2].split()[0])
-    assert why.startswith("measured")
-    assert chosen == (torch.bfloat16 if ratio >= 1.5 else torch.float32) or abs(ratio - 1.5) < 0.01

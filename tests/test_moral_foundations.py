@@ -81,11 +81,7 @@ def scored(scene: Subject) -> tuple[torch.Tensor, torch.Tensor]:
     return found.score_NK, found.mass_N
 
 
-def test_without_vignettes_nothing_is_measured(tiny_folder: Path):
-    assert measure(subject(tiny_folder, 0)[1], []) == []
-
-
-def test_there_is_one_value_a_scene_and_the_clr_of_a_scene_sums_to_zero(tiny_folder: Path):
+def test_there_is_one_value_a_scene_whose_clr_sums_to_zero_and_without_vignettes_nothing_is_measured(tiny_folder: Path):
     signals = {signal.name: signal for signal in measure(subject(tiny_folder, 9)[1], [])}
     by_foundation = {name for each in FOUNDATIONS for name in (f"clr_{each}", f"{each}_nats")}
     assert set(signals) == by_foundation | {"vignette_mass", "vignette_informedness"}
@@ -93,6 +89,8 @@ def test_there_is_one_value_a_scene_and_the_clr_of_a_scene_sums_to_zero(tiny_fol
     table = np.array([signals[f"clr_{name}"].values for name in FOUNDATIONS])
     assert np.abs(table.sum(0)).max() < 1e-9
     assert all(0 <= value <= 1 for value in signals["vignette_mass"].values)
+
+    assert measure(subject(tiny_folder, 0)[1], []) == []
 
 
 def test_a_foundation_s_nats_are_the_logarithm_of_its_mean_share_of_the_options(tiny_folder: Path):
@@ -123,14 +121,14 @@ def test_scores_are_the_mean_log_probabilities_of_each_option_s_letter_over_the_
             assert float(mass_V[row]) == pytest.approx(np.mean(masses), rel=1e-3), way
 
 
-def test_a_run_that_chose_no_way_asks_in_two_orders_with_the_options_first(tiny_folder: Path):
+def test_a_run_that_chose_no_way_asks_in_two_orders_and_a_way_without_a_slot_measures_all_but_the_mass(
+    tiny_folder: Path,
+):
     _, scene = subject(tiny_folder, 2)
     chosen = {way: scored(asked_by(scene, way)) for way in LETTERED}
     for way, found in chosen.items():
         assert all(map(torch.equal, scored(scene), found)) == (way == BEFORE), way
 
-
-def test_a_way_without_a_slot_measures_all_but_the_mass(tiny_folder: Path):
     _, scene = subject(tiny_folder, 2)
     of_letters = {signal.name for signal in measure(scene, [])}
     for way in choice(scene.setup).ways:
@@ -221,7 +219,7 @@ def asked(
     return tuple(rows)
 
 
-def test_a_thought_is_closed_where_it_is_open_and_its_end_of_turn_is_dropped(
+def test_a_thought_is_closed_where_it_is_open_and_before_the_model_thinks_where_the_template_opens_it(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     model, scene = subject(tiny_folder, 1)
@@ -239,10 +237,6 @@ def test_a_thought_is_closed_where_it_is_open_and_its_end_of_turn_is_dropped(
             before = model.chat.text("Be brief.", options_first(scene.setup.vignettes[0].text, names))
             assert row == model.chat.plain_ids(before + kept + "\nI should answer now.\nAnswer: ("), thought
 
-
-def test_a_thought_that_the_template_opens_is_closed_before_the_model_thinks(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-):
     model, scene = subject(tiny_folder, 1)
     model = replace(model, chat=Chat(tokenizer(CHATML.replace("assistant\n", "assistant\n<think>\n"))))
     scene = replace(scene, setup=replace(scene.setup, language_model=model))
@@ -290,12 +284,10 @@ def softmax(score: np.ndarray) -> np.ndarray:
     return odds / odds.sum(1, keepdims=True)
 
 
-def test_labels_made_at_a_temperature_give_it_back():
+def test_labels_made_at_a_temperature_give_it_back_and_no_other_has_a_smaller_cross_entropy():
     for expected in (0.05, 0.5, 1.0, 2.0, 30.0):
         assert temperature(scores(), softmax(scores() / expected)) == pytest.approx(expected, rel=1e-6)
 
-
-def test_no_other_temperature_has_a_smaller_cross_entropy_to_people_s_labels():
     label = np.random.default_rng(1).dirichlet(np.ones(7), 40) / 2 + softmax(scores()) / 2
     found = temperature(scores(), label)
 
@@ -305,21 +297,17 @@ def test_no_other_temperature_has_a_smaller_cross_entropy_to_people_s_labels():
     assert 1e-2 < found < 1e2
     assert all(cross_entropy(found) < cross_entropy(found * factor) for factor in (0.5, 0.98, 1.02, 2.0))
 
-
-def test_scores_that_are_twice_as_sure_need_twice_the_temperature_and_a_constant_a_row_needs_none():
     label = softmax(scores() / 2)
     assert temperature(2 * scores(), label) == pytest.approx(4.0)
     assert temperature(scores() + np.arange(40)[:, None], label) == pytest.approx(2.0)
 
 
-def test_what_is_always_right_is_as_cold_as_can_be_and_what_knows_nothing_as_hot():
+def test_what_is_always_right_is_cold_what_knows_nothing_hot_and_what_has_no_scores_shifts_nothing():
     right, wrong = np.eye(7)[scores().argmax(1)], np.eye(7)[scores().argmin(1)]
     assert temperature(scores(), right) == 1e-2
     assert temperature(scores(), wrong) == 1e2
     assert temperature(np.zeros((3, 7)), np.eye(7)[:3]) == 1e2
 
-
-def test_a_scene_without_scores_does_not_shift_the_temperature():
     score, label = scores(), softmax(scores() / 2)
     score[::2] = np.nan
     assert temperature(score, label) == pytest.approx(2.0)

@@ -23,6 +23,7 @@ from heal.evaluation.subject import Setup, Subject
 from heal.models.load import load_language_model
 from heal.studies.planted_damage.damage import Kind, damaged, noisy_weights
 from heal.trait import load_trait
+from tests.cases import case
 
 CEILING = limits_of(EvaluationConfig())["tail_perplexity"]
 COUNT, TOKENS = 6, 48
@@ -71,19 +72,14 @@ def test_the_answers_themselves_are_within_every_limit(whole: dict[str, float]):
     assert whole["repetition_share"] == 0.0
 
 
-@pytest.fixture(scope="module", params=["token loop", "long loop"])
-def looping(request: pytest.FixtureRequest, base: Subject, answers: list[Answer]) -> dict[str, float]:
-    """Half of every answer is a loop, of a short piece or of a long one."""
-    return spoilt(base, answers, request.param)
-
-
-def test_loops_over_half_of_every_answer_are_all_seen_as_loops(looping: dict[str, float]):
-    assert looping["repetition_share"] == 1.0
-
-
-def test_perplexity_alone_would_praise_a_loop(looping: dict[str, float], whole: dict[str, float]):
-    """Why repetition is looked at as well."""
-    assert looping["tail_perplexity"] < whole["tail_perplexity"]
+def test_loops_over_half_of_every_answer_are_all_seen_as_loops_which_perplexity_alone_would_praise(
+    base: Subject, answers: list[Answer], whole: dict[str, float]
+):
+    for kind in ("token loop", "long loop"):
+        with case(kind):
+            looping = spoilt(base, answers, kind)
+            assert looping["repetition_share"] == 1.0
+            assert looping["tail_perplexity"] < whole["tail_perplexity"]
 
 
 def test_word_salad_in_half_of_every_answer_multiplies_the_tail_perplexity(

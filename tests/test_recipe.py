@@ -20,16 +20,17 @@ from tests.cases import case
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_defaults_are_a_valid_recipe(recipe_file: Path):
+def test_the_defaults_and_the_ends_of_a_range_are_a_valid_recipe(recipe_file: Path):
     check(Recipe())
     assert load(recipe_file) == Recipe(recipe=str(recipe_file))
 
-
-def test_every_default_passes_its_own_key_s_checks(recipe_file: Path):
     for key in keys():
         if key.default not in (None, "") and key.name != "recipe":
             value = list(key.default) if isinstance(key.default, tuple) else key.default
             load(recipe_file, f"{key.name}={value}")
+
+    recipe = load(recipe_file, "heal.band=[0,1]", "generation.top_p=1", "generation.temperature=0", "run.rounds=1")
+    assert (recipe.heal.band, recipe.generation.top_p, recipe.run.rounds) == ((0.0, 1.0), 1.0, 1)
 
 
 def test_the_file_overrides_the_defaults_and_the_command_line_overrides_the_file(tmp_path: Path):
@@ -40,7 +41,7 @@ def test_the_file_overrides_the_defaults_and_the_command_line_overrides_the_file
     assert recipe.heal.alpha == Recipe().heal.alpha
 
 
-def test_an_unknown_key_names_the_nearest_one(recipe_file: Path):
+def test_an_unknown_key_or_recipe_names_the_nearest_one_or_all_that_there_are(recipe_file: Path, tmp_path: Path):
     for word, near in [
         ("heal.rnak=4", "heal.rank"),
         ("heal.barrier.taau=1", "heal.barrier.tau"),
@@ -50,30 +51,22 @@ def test_an_unknown_key_names_the_nearest_one(recipe_file: Path):
         with case(word, near):
             assert f"did you mean '{near}'" in refusal(recipe_file, word)
 
-
-def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path):
     path = tmp_path / "typo.yaml"
     path.write_text("heal:\n  rnak: 4\n")
     message = refusal(path)
     assert str(path) in message
     assert "did you mean 'heal.rank'" in message
 
-
-def test_an_unknown_recipe_names_the_nearest_one(tmp_path: Path):
     for name in ("kl_rev_rmse", "nll"):
         (tmp_path / f"{name}.yaml").touch()
     with pytest.raises(UserError, match=r"recipe=kl_rev_rmze: no such recipe; did you mean 'kl_rev_rmse'"):
         find_yaml("recipe", "kl_rev_rmze", tmp_path)
 
-
-def test_a_name_near_to_none_lists_all_that_there_are(tmp_path: Path):
     for name in ("kl_rev_rmse", "nll"):
         (tmp_path / f"{name}.yaml").touch()
     with pytest.raises(UserError, match=r"valid: kl_rev_rmse, nll"):
         find_yaml("recipe", "zzzzzz", tmp_path)
 
-
-def test_a_recipe_path_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"recipe=nowhere/mine.yaml: no such file"):
         load_recipe(["recipe=nowhere/mine.yaml"])
 
@@ -171,18 +164,11 @@ def test_no_more_can_be_asked_for_than_there_is(recipe_file: Path):
             assert f"<= {there}" in refusal(recipe_file, f"{name}={there + 1}")
 
 
-def test_the_ends_of_a_range_are_allowed(recipe_file: Path):
-    recipe = load(recipe_file, "heal.band=[0,1]", "generation.top_p=1", "generation.temperature=0", "run.rounds=1")
-    assert (recipe.heal.band, recipe.generation.top_p, recipe.run.rounds) == ((0.0, 1.0), 1.0, 1)
-
-
-def test_a_word_that_is_not_key_value_is_refused():
+def test_a_word_that_is_not_key_value_and_a_file_that_is_no_mapping_are_refused(tmp_path: Path):
     for word in ["rank", "=3", ""]:
         with case(word), pytest.raises(UserError, match="expected key=value"):
             parse_words([word])
 
-
-def test_a_file_that_is_not_a_mapping_is_refused_and_named(tmp_path: Path):
     for content in ["- a list\n", "just text\n", "a: [1\n", "a: b: c\n", "\x00"]:
         with case(content):
             path = tmp_path / "broken.yaml"
@@ -196,15 +182,13 @@ def test_a_band_whose_ends_are_swapped_is_refused(recipe_file: Path):
             assert name in refusal(recipe_file, f"{name}=[0.6,0.4]")
 
 
-def test_a_number_of_kept_completions_is_refused_where_every_try_says_the_same(recipe_file: Path):
-    assert "a greedy completion is the same" in refusal(recipe_file, "generation.keep=9", "generation.temperature=0")
-
-
-def test_fewer_completions_than_the_round_needs_are_refused_before_it_starts(recipe_file: Path):
+def test_fewer_completions_than_a_round_needs_or_as_many_of_the_same_are_refused(recipe_file: Path):
     message = refusal(recipe_file, "generation.prompts=2", "generation.alphas=[1]", "filter.min_train=3")
     assert "generation.prompts" in message
     assert "filter.min_train=3" in message
     load(recipe_file, "generation.prompts=3", "generation.alphas=[1]", "filter.min_train=3")
+
+    assert "a greedy completion is the same" in refusal(recipe_file, "generation.keep=9", "generation.temperature=0")
 
 
 def test_a_project_that_wandb_would_refuse_is_refused_before_anything_is_loaded(recipe_file: Path):
@@ -215,16 +199,12 @@ def test_a_project_that_wandb_would_refuse_is_refused_before_anything_is_loaded(
             assert "tracking.entity" in message
 
 
-def test_no_dose_at_all_is_refused(recipe_file: Path):
+def test_no_dose_a_dose_given_twice_and_a_tolerance_that_reaches_down_to_none_are_refused(recipe_file: Path):
     assert "generation.alphas" in refusal(recipe_file, "generation.alphas=[]")
 
-
-def test_a_dose_given_twice_is_refused_and_completions_may_be_drawn_twice_at_one(recipe_file: Path):
     assert "evaluation.doses: 1 is there twice" in refusal(recipe_file, "evaluation.doses=[1,0.5,1.0]")
     assert load(recipe_file, "generation.alphas=[1,1]").generation.alphas == [1.0, 1.0]
 
-
-def test_a_tolerance_that_reaches_down_to_no_dose_at_all_is_refused(recipe_file: Path):
     for words in [["calibration.target=0.05"], ["calibration.target=0.5", "calibration.tolerance=0.6"]]:
         with case(words):
             message = refusal(recipe_file, *words)
@@ -233,26 +213,24 @@ def test_a_tolerance_that_reaches_down_to_no_dose_at_all_is_refused(recipe_file:
             load(recipe_file, *words, "calibration.tolerance=0.01")
 
 
-def test_a_vector_of_one_s_own_leaves_no_place_to_choose(recipe_file: Path):
+def test_what_is_chosen_or_follows_by_itself_is_refused_beside_what_fixes_it(recipe_file: Path):
     for name in ("band", "method"):
         said = refusal(recipe_file, f"steer.{name}=auto", "data.vector=mine.gguf")
         assert said.startswith(f"steer.{name}=auto with data.vector=mine.gguf: a vector says itself where")
 
-
-def test_a_strength_that_follows_D_follows_nothing_else(recipe_file: Path):
     for word in ("heal.barrier.power=-0.5", "heal.barrier.tau=0"):
         said = refusal(recipe_file, word, "heal.barrier.strength=auto")
         assert said.startswith(f"{word}: with heal.barrier.strength=auto")
         load(recipe_file, word, "heal.barrier.strength=0.3")
 
 
-def test_what_stands_for_a_missing_value_is_no_value(recipe_file: Path):
+def test_a_missing_value_and_a_date_that_does_not_exist_are_no_value_and_every_refusal_is_one_line(
+    recipe_file: Path, tmp_path: Path
+):
     for name in ["run.name", "run.seed", "model.revision", "generation.alphas"]:
         with case(name):
             assert refusal(recipe_file, f"{name}=???").startswith(f"{name}=??? on the command line: ")
 
-
-def test_a_date_that_does_not_exist_is_one_line(recipe_file: Path, tmp_path: Path):
     for date in ["2024-13-45", "2024-02-30"]:
         with case(date):
             assert "expected int" in refusal(recipe_file, f"run.seed={date}")
@@ -260,8 +238,6 @@ def test_a_date_that_does_not_exist_is_one_line(recipe_file: Path, tmp_path: Pat
             path.write_text(f"run: {{seed: {date}}}\n")
             assert refusal(path) == f"run.seed={date} in {path}: expected int, default 0"
 
-
-def test_every_refusal_is_one_line(recipe_file: Path):
     words = ("heal.rank=x", "heal.rnak=1", "run.rounds=0", "heal.use_dora=true", "heal.band=[1]")
     for word in (*words, "steer.method=a\nb", "model.dtype='a\n\nb'", "tracking.project=a\n#"):
         assert "\n" not in refusal(recipe_file, word)
@@ -273,6 +249,9 @@ def test_the_help_lists_every_key_with_type_default_and_meaning():
         assert f"  {key.name}={key.shown_default}  ({key.type_name})\n      {key.help}" in text
         for name, meaning in key.meanings.items():
             assert f"\n        {name}: {meaning.removeprefix(f'{name}: ')}" in text
+
+    for key in keys():
+        assert len(key.help) > 3, key.name
 
 
 def test_a_choice_is_one_of_those_that_are_there_and_another_names_the_nearest(recipe_file: Path):
@@ -306,11 +285,6 @@ def test_neither_help_nor_a_recipe_loads_a_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-def test_every_key_has_a_meaning():
-    for key in keys():
-        assert len(key.help) > 3, key.name
 
 
 def test_a_recipe_written_and_read_again_is_the_same(recipe_file: Path):

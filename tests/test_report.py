@@ -55,7 +55,7 @@ def page(html: str) -> Page:
     return Page(html)
 
 
-def test_report_is_a_page_and_its_figures(run: RunFolder, page: Page) -> None:
+def test_report_is_a_page_and_its_figures_and_a_telephone_gets_some_of_its_own(run: RunFolder, page: Page) -> None:
     assert sorted(path.name for path in run.report.iterdir()) == sorted(["index.html", *(f"{n}.png" for n in FIGURES)])
     for name in FIGURES:
         pixels = matplotlib.image.imread(run.report / f"{name}.png")
@@ -64,6 +64,9 @@ def test_report_is_a_page_and_its_figures(run: RunFolder, page: Page) -> None:
     drawn = page.all("svg")
     assert len(drawn) == 2 * len(FIGURES)
     assert all(each["aria-label"] for each in drawn)
+
+    drawn = [(each["class"], (each["viewbox"] or "").split()[2]) for each in page.all("svg")]
+    assert drawn == [("wide", f"{WIDE:g}"), ("narrow", f"{NARROW:g}")] * len(FIGURES)
 
 
 def test_page_asks_nothing_of_the_network(page: Page, html: str) -> None:
@@ -107,11 +110,6 @@ def test_the_best_round_and_the_worst_prompt_are_open_and_everything_else_closed
     opened = ["open" in details for details in Page(section(html, "answers")).all("details")]
     assert opened == [True, *[False] * (len(PROMPTS) - 1)]  # the prompt whose answers were damaged most
     assert sum("open" in details for details in page.all("details")) == 2
-
-
-def test_a_telephone_gets_figures_of_its_own(page: Page) -> None:
-    drawn = [(each["class"], (each["viewbox"] or "").split()[2]) for each in page.all("svg")]
-    assert drawn == [("wide", f"{WIDE:g}"), ("narrow", f"{NARROW:g}")] * len(FIGURES)
 
 
 def test_a_run_without_the_steered_stage_has_neither_its_answers_nor_its_rows(tmp_path: Path, html: str) -> None:

@@ -261,7 +261,9 @@ def test_two_sided_one_armed_and_older_values_of_surgical_informedness_never_sha
 # Side effects, and what is not valid.
 
 
-def test_every_side_effect_is_shown_at_base_and_healed_with_its_difference_and_n(run: RunFolder, html: str) -> None:
+def test_side_effects_are_shown_with_their_difference_and_trait_and_coherence_in_the_table_of_stages(
+    run: RunFolder, html: str
+) -> None:
     base, healed = BaselineMetrics.load(run.baseline).base, RoundMetrics.load(run.round(1)).healed
     rows = rows_of(section(html, "side-effects"))
     effects = [signals()[name] for name in base if not decides(signals()[name])]
@@ -272,10 +274,6 @@ def test_every_side_effect_is_shown_at_base_and_healed_with_its_difference_and_n
         assert rows[signal.title][1] == [before, after, difference, str(base[signal.name].n)], signal.name
     assert len(rows) == len(effects)
 
-
-def test_trait_and_coherence_stand_in_the_stages_table_and_not_among_the_side_effects(
-    run: RunFolder, html: str
-) -> None:
     stages, effects = section(html, "stages"), section(html, "side-effects")
     measured = [signals()[name] for name in BaselineMetrics.load(run.baseline).base]
     beside = [signal for signal in measured if signal.role == "trait" or signal.limit is not None]
@@ -304,7 +302,9 @@ def test_a_long_run_shows_ten_rounds_and_the_rest_one_click_away(tmp_path: Path)
     assert "3 more rounds" in section(html, "rounds")
 
 
-def test_what_never_changes_is_one_line_and_not_a_column(run: RunFolder, html: str) -> None:
+def test_what_never_changes_is_one_line_and_where_everything_is_valid_nothing_is_flagged(
+    run: RunFolder, html: str
+) -> None:
     vary, still = folded(read_results(run))
     assert {"alive_share", "repetition_share"} <= {column.signal.name for column in still}
     assert TRAIT in {column.signal.name for column in vary}
@@ -316,6 +316,9 @@ def test_what_never_changes_is_one_line_and_not_a_column(run: RunFolder, html: s
     table, line = section(html, "rounds").split("</table>")
     assert "cosine to round 1 0.988" in plain(line)
     assert "cosine" not in table
+
+    assert 'class="invalid"' not in html
+    assert not any("Not valid" in text for text in remarks(read_results(run)))
 
 
 def test_the_headline_decides(run: RunFolder, html: str) -> None:
@@ -376,11 +379,6 @@ def test_a_signal_that_is_not_valid_is_flagged_with_its_reason_wherever_it_stand
     noted = [text for text in remarks(read_results(folder)) if text.startswith("Not valid for this model")]
     assert all(judged[name].why in " ".join(noted) for name in doubted)
     assert all(text in plain(html) for text in noted)
-
-
-def test_where_everything_is_valid_nothing_is_flagged(run: RunFolder, html: str) -> None:
-    assert 'class="invalid"' not in html
-    assert not any("Not valid" in text for text in remarks(read_results(run)))
 
 
 def test_a_hostile_reason_is_text_and_nothing_else(tmp_path: Path) -> None:

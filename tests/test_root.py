@@ -50,7 +50,7 @@ def noisy(curve: Curve, size: float, seed: int) -> Curve:
     return lambda c: curve(c) * math.exp(random.Random(f"{seed} {c}").gauss(0, size))
 
 
-def test_an_analytic_curve_is_met_within_tolerance():
+def test_an_analytic_curve_is_met_from_below_and_from_above_however_small_or_large_the_vector():
     for shape, c_star, candidates in product(SHAPES, (0.03, 0.3, 0.9, 1.0, 3.0, 30.0), (1, 2, 4, 7)):
         with case(shape.__name__, c_star, candidates):
             result = search(shape(c_star), candidates=candidates, max_passes=12 if candidates == 1 else 6)
@@ -58,8 +58,6 @@ def test_an_analytic_curve_is_met_within_tolerance():
             assert abs(result.value - TARGET) <= TOLERANCE
             assert result.c == pytest.approx(c_star, rel=0.06)
 
-
-def test_the_target_is_met_from_below_and_from_above():
     for shape, start in product(SHAPES, (0.01, 1.0, 100.0)):
         with case(shape.__name__, start):
             result = search(shape(1.3), start)
@@ -67,16 +65,14 @@ def test_the_target_is_met_from_below_and_from_above():
             first = [c for c, _ in result.evaluated[:4]]
             assert first == pytest.approx([start * 2**power for power in (-1.5, -0.5, 0.5, 1.5)])
 
-
-def test_no_vector_is_too_small_or_too_large_for_the_default_number_of_passes():
     for shape, c_star in product(SHAPES, (1e-4, 1e4, 1e6)):
         with case(shape.__name__, c_star):
             start = 1.0 if c_star > 1 or shape is quadratic else 1e-3  # in the flat part nothing says how far it is
             assert search(shape(c_star), start).outcome == "tolerance"
 
 
-def test_a_warm_start_ends_within_two_passes_or_four_of_a_noisy_statistic():
-    """Noisy: it jumps by a tenth from one coefficient to the next, so that not every hit is before the crossing."""
+def test_a_warm_start_ends_within_two_passes_or_four_of_a_noisy_statistic_and_a_cold_one_within_four():
+    # Noisy: it jumps by a tenth from one coefficient to the next, so that not every hit is before the crossing.
     for drift in (0.75, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35):
         with case(drift):
             assert search(saturating(5.0 * drift), start=5.0, ratio=WARM).passes <= 2
@@ -84,28 +80,16 @@ def test_a_warm_start_ends_within_two_passes_or_four_of_a_noisy_statistic():
             with case(drift, seed):
                 assert search(noisy(saturating(5.0 * drift), 0.1, seed), start=5.0, ratio=WARM).passes <= 4
 
-
-def test_a_cold_start_ends_within_four_passes_on_a_smooth_curve():
     for c_star in (0.05, 0.3, 1.0, 4.0, 20.0):
         with case(c_star):
             assert search(saturating(c_star)).passes <= 4
+
+    assert search(saturating(7.0), start=7.05, ratio=1.02).passes == 1
 
 
 def test_a_shift_that_is_lost_in_rounding_until_it_is_large_is_found():
     result = search(lambda c: 0.0 if c < 3e4 else (c / 3e5) ** 2)
     assert result.outcome == "tolerance"
-
-
-def test_a_warm_start_on_target_takes_one_pass():
-    assert search(saturating(7.0), start=7.05, ratio=1.02).passes == 1
-
-
-def test_a_noisy_curve_ends_on_tolerance_or_says_that_it_did_not():
-    for seed in range(20):
-        with case(seed):
-            result = search(noisy(saturating(5.0), 0.1, seed))
-            assert (result.outcome == "tolerance") == (abs(result.value - TARGET) <= TOLERANCE)
-            assert result.c == pytest.approx(5.0, rel=0.5)
 
 
 def distance(value: float) -> float:
@@ -167,13 +151,7 @@ def test_a_point_on_the_falling_side_of_a_hump_is_no_hit():
     assert result.c == pytest.approx(0.5, rel=0.05)
 
 
-def test_a_jump_ends_in_its_own_bracket_although_the_curve_comes_back_to_the_target_beyond_it():
-    result = search(lambda c: 0.4 * c if c < 0.5 else max(4.0 / c, 1.1), max_passes=12)
-    assert result.outcome == "bracket"
-    assert result.c == pytest.approx(0.5, rel=0.01)
-
-
-def test_a_jump_over_the_target_ends_in_a_narrow_bracket():
+def test_a_jump_over_the_target_ends_in_its_own_narrow_bracket():
     levels = ((0.2, 4.0), (0.9, 1.2), (0.01, 1.1), (0.0, 2.0), (0.5, math.inf))
     for edge, (lower, upper) in product((0.7, 2.2, 5.3, 7.9), levels):
         with case(edge, lower, upper):
@@ -183,28 +161,26 @@ def test_a_jump_over_the_target_ends_in_a_narrow_bracket():
             above = min(c for c, value in result.evaluated if not value < TARGET)
             assert below < edge <= above <= 1.01 * below
 
+    result = search(lambda c: 0.4 * c if c < 0.5 else max(4.0 / c, 1.1), max_passes=12)
+    assert result.outcome == "bracket"
+    assert result.c == pytest.approx(0.5, rel=0.01)
 
-def test_a_jump_whose_chord_says_nothing_of_where_it_is_is_bracketed_as_soon_as_by_even_spreading():
     for edge in (0.7, 1.4, 5.3):
         with case(edge):
             assert search(lambda c, edge=edge: 0.94 if c < edge else 300.0, max_passes=6).outcome == "bracket"
 
-
-def test_a_jump_over_the_target_near_the_start_is_bracketed_in_the_default_number_of_passes():
     assert search(lambda c: 0.2 if c < 1.4 else 4.0).outcome == "bracket"
 
 
-def test_a_curve_that_stays_below_the_target_is_unreachable():
+def test_a_curve_that_stays_below_the_target_is_unreachable_and_one_that_stays_above_it_no_hit():
     for ceiling in (0.0, 1e-12, 0.5, 0.94):
         with case(ceiling):
             assert search(lambda c, ceiling=ceiling: ceiling * -math.expm1(-c * c)).outcome == "unreachable"
 
-
-def test_a_curve_that_stays_above_the_target_is_not_called_a_hit():
     assert search(lambda c: 2.0).outcome == "passes"
 
 
-def test_a_value_that_is_not_finite_counts_as_above_the_target():
+def test_a_value_that_is_not_finite_counts_as_above_the_target_and_is_not_the_result_beside_a_finite_one():
     for broken, (c_star, edge, start) in product(
         (math.inf, math.nan), ((0.1, 0.15, 1.0), (0.1, 0.15, 20.0), (10, 11, 1.0))
     ):
@@ -213,8 +189,6 @@ def test_a_value_that_is_not_finite_counts_as_above_the_target():
             assert result.outcome == "tolerance"
             assert result.c == pytest.approx(c_star, rel=0.05)
 
-
-def test_a_broken_model_is_never_the_result_when_a_finite_one_was_seen():
     for broken in (math.inf, math.nan):
         with case(broken):
             result = search(lambda c, broken=broken: 0.3 if c < 5.3 else broken)
@@ -234,7 +208,7 @@ def test_passes_are_limited():
             search(curve, max_passes=limit)
 
 
-def test_tolerance_is_claimed_exactly_when_it_was_met():
+def test_tolerance_is_claimed_exactly_when_it_was_met_on_a_noisy_curve_too():
     for seed in range(30):
         with case(seed):
             source = random.Random(seed)
@@ -246,6 +220,12 @@ def test_tolerance_is_claimed_exactly_when_it_was_met():
             )
             if result.outcome == "passes":
                 assert result.passes == limit
+
+    for seed in range(20):
+        with case(seed):
+            result = search(noisy(saturating(5.0), 0.1, seed))
+            assert (result.outcome == "tolerance") == (abs(result.value - TARGET) <= TOLERANCE)
+            assert result.c == pytest.approx(5.0, rel=0.5)
 
 
 def test_the_same_curve_is_searched_in_the_same_way():
@@ -264,7 +244,7 @@ def test_a_target_or_start_that_is_not_positive_is_a_programming_error():
 # A largest coefficient
 
 
-def test_no_coefficient_beyond_the_largest_is_tried():
+def test_no_coefficient_beyond_the_largest_is_tried_and_a_target_below_it_is_met():
     for candidates, start, largest in product((1, 2, 4, 7), (0.01, 1.0), (1.0, math.pi)):
         with case(candidates, start, largest):
             tried: list[float] = []
@@ -281,8 +261,6 @@ def test_no_coefficient_beyond_the_largest_is_tried():
             assert max(tried) <= largest
             assert (result.c, result.value) == (pytest.approx(largest), pytest.approx(0.01 * largest**2))
 
-
-def test_a_target_below_the_largest_coefficient_is_met():
     for c_star, start in product((0.02, 0.5, 0.97), (0.01, 0.5, 1.0)):
         with case(c_star, start):
             result = find_coefficient(
@@ -296,8 +274,6 @@ def test_a_target_below_the_largest_coefficient_is_met():
             assert result.outcome == "tolerance"
             assert result.c == pytest.approx(c_star, rel=0.06)
 
-
-def test_a_bound_that_is_out_of_the_way_changes_nothing():
     free, bound = (
         find_coefficient(at_each(saturating(3.0)), TARGET, TOLERANCE, largest=largest) for largest in (None, 1e9)
     )
@@ -307,15 +283,21 @@ def test_a_bound_that_is_out_of_the_way_changes_nothing():
 # A statistic that does not vanish at 0
 
 
-def test_a_floor_under_the_target_changes_nothing_but_the_record():
+def test_a_floor_under_the_target_changes_nothing_and_zero_itself_is_a_hit_where_it_is_on_target():
     statistic = at_each(lambda c: 0.3 + (c / 2) ** 2)
     plain, floored = (find_coefficient(statistic, TARGET, TOLERANCE, zero=zero) for zero in (None, 0.3))
     assert floored.outcome == "tolerance"
     assert floored.evaluated == ((0.0, 0.3), *plain.evaluated)
     assert (floored.c, floored.value, floored.passes) == (plain.c, plain.value, plain.passes)
 
+    def statistic(coefficients: Sequence[float]) -> list[float]:
+        raise AssertionError("nothing more is measured")
 
-def test_a_statistic_that_never_falls_to_the_target_is_unreachable_and_the_least_is_the_result():
+    result = find_coefficient(statistic, TARGET, TOLERANCE, zero=1.02)
+    assert (result.c, result.value, result.outcome, result.passes) == (0.0, 1.02, "tolerance", 0)
+
+
+def test_a_statistic_that_never_falls_to_the_target_is_unreachable_and_the_least_is_the_result_even_at_zero():
     for floor in (1.2, 50.0, math.inf, math.nan):
         with case(floor):
             result = find_coefficient(lambda cs: [1.2 + c for c in cs], TARGET, TOLERANCE, zero=floor)
@@ -323,18 +305,8 @@ def test_a_statistic_that_never_falls_to_the_target_is_unreachable_and_the_least
             assert result.value == min(value for _, value in result.evaluated if not math.isnan(value))
             assert result.value > TARGET
 
-
-def test_the_least_may_be_at_zero_itself():
     result = find_coefficient(lambda cs: [2 + c for c in cs], TARGET, TOLERANCE, zero=2.0)
     assert (result.c, result.value, result.outcome) == (0.0, 2.0, "unreachable")
-
-
-def test_zero_itself_is_a_hit_where_it_is_on_target():
-    def statistic(coefficients: Sequence[float]) -> list[float]:
-        raise AssertionError("nothing more is measured")
-
-    result = find_coefficient(statistic, TARGET, TOLERANCE, zero=1.02)
-    assert (result.c, result.value, result.outcome, result.passes) == (0.0, 1.02, "tolerance", 0)
 
 
 def test_beyond_a_dip_the_coefficient_at_which_the_statistic_rises_again_is_taken():
@@ -356,16 +328,14 @@ def search_of_falling(curve: Curve) -> Search:
     return find_coefficient(at_each(curve), TARGET, TOLERANCE, max_passes=8, largest=math.pi, zero=4.0, falling=True)
 
 
-def test_where_the_statistic_falls_the_crossing_from_above_is_taken():
-    """As of an angle: far at 0, least at the angle that activations have anyway, and far again beyond it."""
+def test_where_the_statistic_falls_the_first_crossing_from_above_is_taken():
+    # As of an angle: far at 0, least at the angle that activations have anyway, and far again beyond it.
     for c_star in (0.2, 1.0, 2.5):
         with case(c_star):
             result = search_of_falling(lambda c, c_star=c_star: 4 * (c / (2 * c_star) - 1) ** 2)
             assert result.outcome == "tolerance"
             assert result.c == pytest.approx(c_star, rel=0.06)
 
-
-def test_where_the_statistic_falls_a_point_at_which_it_has_risen_again_is_no_hit():
     result = find_coefficient(at_each(hump_upside_down), TARGET, TOLERANCE, max_passes=8, zero=4.0, falling=True)
     assert result.outcome == "tolerance"
     assert result.c == pytest.approx(0.5, rel=0.06)
@@ -376,12 +346,10 @@ def hump_upside_down(c: float) -> float:
     return 4 * 0.0625**c if c < 1 else 0.25 * c**1.3333
 
 
-def test_a_falling_statistic_that_starts_under_the_target_is_unreachable_at_once():
+def test_a_falling_statistic_is_unreachable_at_once_under_the_target_and_at_the_largest_coefficient_above_it():
     result = find_coefficient(lambda cs: [0.0 for _ in cs], TARGET, TOLERANCE, zero=0.5, falling=True)
     assert (result.c, result.value, result.outcome, result.passes) == (0.0, 0.5, "unreachable", 0)
 
-
-def test_a_falling_statistic_that_stays_above_the_target_ends_at_the_largest_coefficient():
     result = find_coefficient(
         lambda cs: [9 - c for c in cs], TARGET, TOLERANCE, largest=math.pi, zero=9.0, falling=True
     )

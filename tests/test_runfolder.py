@@ -200,16 +200,17 @@ def test_the_manifest_of_an_older_folder_is_read_and_becomes_a_new_one_with_the_
 # Whose folder it is.
 
 
-def test_a_new_folder_holds_the_recipe_and_the_facts(run: RunFolder):
+def test_a_new_folder_holds_recipe_facts_and_format_and_the_same_recipe_continues(run: RunFolder):
     asked = recipe()
     assert run.start(asked, FACTS) is False
     assert run.recipe() == asked
     assert replace(run.facts(), recipes=()) == FACTS
 
-
-def test_the_same_recipe_continues(run: RunFolder):
     run.start(recipe(), FACTS)
     assert run.start(recipe(), FACTS) is True
+
+    run.start(recipe(), FACTS)
+    assert read_json(run.path / "facts.json")["format"] == FORMAT == 2
 
 
 def test_a_run_whose_texts_look_like_something_else_continues_and_another_text_is_another_run(run: RunFolder):
@@ -357,7 +358,7 @@ def holder(run: RunFolder) -> subprocess.Popen:
     )
 
 
-def test_a_second_process_is_refused_until_the_first_is_gone_even_if_it_was_killed(run: RunFolder):
+def test_a_second_process_is_refused_until_the_first_is_gone_even_if_it_was_killed_or_failed(run: RunFolder):
     with holder(run) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
@@ -368,20 +369,13 @@ def test_a_second_process_is_refused_until_the_first_is_gone_even_if_it_was_kill
         assert "another process is running" in second.communicate()[0]
         assert second.returncode == 3
 
+    with pytest.raises(KeyboardInterrupt), run.locked():
+        raise KeyboardInterrupt
+    with run.locked():
+        assert run.path.is_dir()
+
 
 def test_the_rounds_of_the_exported_adapter_are_those_of_its_record(run: RunFolder):
     assert run.exported() == []
     write_atomic(run.adapter / EXPORT_RECORD, json_bytes({"rounds": [0, 1]}))
     assert run.exported() == [0, 1]
-
-
-def test_a_run_that_starts_today_is_of_format_2(run: RunFolder):
-    run.start(recipe(), FACTS)
-    assert read_json(run.path / "facts.json")["format"] == FORMAT == 2
-
-
-def test_a_lock_is_given_back_after_an_error(run: RunFolder):
-    with pytest.raises(KeyboardInterrupt), run.locked():
-        raise KeyboardInterrupt
-    with run.locked():
-        assert run.path.is_dir()

@@ -95,11 +95,9 @@ def test_every_kind_is_planted_at_every_size_once(planted: Planted):
     assert {kind for kind, _ in done} == {*KINDS, WEIGHTS}
 
 
-def test_planting_leaves_the_weights_bit_for_bit_as_they_were(planted: Planted):
+def test_planting_leaves_the_weights_and_base_bit_for_bit_as_they_were(planted: Planted):
     assert all(planted.untouched)
 
-
-def test_planting_leaves_base_as_it_was(planted: Planted):
     assert record_bytes(planted.again) == record_bytes(planted.base)  # NaN where nothing was scored
 
 
@@ -111,14 +109,12 @@ def test_noise_in_the_weights_is_there_while_the_model_answers(planted: Planted)
     assert all(value > 0 for value in strong.signal("neutral_kl_p50").values)
 
 
-def test_damage_to_texts_is_of_base_s_own_answers(planted: Planted):
+def test_damage_to_texts_is_of_base_s_own_answers_and_measured_by_what_is_read_off_them(planted: Planted):
     for kind, _, result in planted.damage:
         if kind != WEIGHTS:
             assert [answer.prompt for answer in result.answers] == list(PROMPTS)
             assert any(a.ids != b.ids for a, b in zip(result.answers, planted.base.answers, strict=True))
 
-
-def test_spoilt_texts_are_measured_by_what_is_read_off_answers_and_noise_by_everything(planted: Planted):
     for kind, size in damages():
         names = {finding.signal for finding in found(planted, kind, size)}
         assert names == (OF_EVERYTHING if kind == WEIGHTS else OF_ANSWERS)
@@ -151,29 +147,25 @@ def judged(name: str, base: float, value: float) -> Finding:
     return finding
 
 
-def test_a_move_to_the_bad_side_is_noticed_and_one_to_the_good_side_only_where_there_is_none():
+def test_a_move_to_the_bad_side_is_noticed_unless_it_could_be_chance():
     for name in OF_EVERYTHING:
         rises = signals()[name].better == "lower"
         assert judged(name, 0.5, 0.75 if rises else 0.25).noticed, name
         assert judged(name, 0.5, 0.25 if rises else 0.75).noticed == (name in COUNTED), name
         assert not judged(name, 0.5, 0.5).noticed, name
 
-
-def test_a_move_that_could_be_chance_is_not_noticed():
     for name in OF_EVERYTHING:
         moved, base = stage(name, [0.9, 0.1, 0.9, 0.1]), stage(name, [0.1, 0.9, 0.1, 0.9])
         (finding,) = findings("k", 0.5, moved, base, LIMITS, RESAMPLES, SEED)
         assert not finding.noticed
 
 
-def test_a_value_is_past_exactly_where_it_is_beyond_the_recipe_s_limit():
+def test_a_value_is_past_exactly_where_it_is_beyond_the_recipe_s_limit_if_there_is_one():
     for name, limit in limited().items():
         edge = limit.at(LIMITS[name], 0.5)
         assert judged(name, 0.5, edge * (1.01 if limit.kind == "ceiling" else 0.99)).past, name
         assert not judged(name, 0.5, edge).past, name
 
-
-def test_a_signal_without_a_limit_is_never_past_it():
     for name in OF_EVERYTHING - limited().keys():
         assert not judged(name, 0.5, -1e9).past, name
         assert not judged(name, 0.5, 1e9).past, name
@@ -203,7 +195,7 @@ def test_every_row_has_the_same_fields_and_comes_back_from_csv_with_its_numbers(
         assert (row["noticed"], row["past"]) == (str(int(finding.noticed)), str(int(finding.past)))
 
 
-def test_the_table_has_a_line_a_damage_and_a_column_a_signal(planted: Planted):
+def test_the_table_has_a_line_a_damage_a_column_a_signal_and_marks_what_was_noticed_or_past(planted: Planted):
     every = [finding for kind, size in damages() for finding in found(planted, kind, size)]
     head, rule, *lines = table(every).splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == ["damage", "size", *LIMITED, *COUNTED]
@@ -212,8 +204,6 @@ def test_the_table_has_a_line_a_damage_and_a_column_a_signal(planted: Planted):
         (kind, f"{size:g}") for kind, size in damages()
     ]
 
-
-def test_the_table_marks_what_was_noticed_and_what_is_past_its_limit():
     calm = judged("tail_perplexity", 4.0, 4.0)
     noticed = replace(judged("tail_perplexity", 4.0, 6.0), size=0.6)
     past = replace(judged("tail_perplexity", 4.0, 60.0), size=0.7)

@@ -32,24 +32,10 @@ def items_for(statistic: Statistic, n: int, seed: int) -> np.ndarray:
     return np.exp(drawn(n, seed)) if statistic == "log_mean" else drawn(n, seed)
 
 
-def test_the_interval_covers_the_truth_about_nineteen_times_in_twenty():
-    covered = 0
-    for seed in range(300):
-        found = estimate(drawn(40, seed), "mean", 500, seed)
-        covered += found.low <= 0.3 <= found.high
-    assert 0.90 <= covered / 300 <= 0.985
-
-
-def test_an_interval_of_another_level_covers_the_truth_as_often_as_it_says():
-    for level in (0.5, 0.8, 0.99):
-        covered = 0
-        for seed in range(300):
-            found = estimate(drawn(40, seed), "mean", 500, seed, level)
-            covered += found.low <= 0.3 <= found.high
-        assert abs(covered / 300 - level) < 0.06, level
-
-
-def test_the_interval_of_a_difference_covers_the_truth_about_nineteen_times_in_twenty():
+def test_an_interval_covers_the_truth_as_often_as_its_level_says():
+    for level, least, most in ((0.5, 0.44, 0.56), (0.8, 0.74, 0.86), (0.95, 0.90, 0.985), (0.99, 0.93, 1.0)):
+        found = [estimate(drawn(40, seed), "mean", 500, seed, level) for seed in range(300)]
+        assert least <= np.mean([each.low <= 0.3 <= each.high for each in found]) <= most, level
     covered = 0
     for seed in range(300):
         base = drawn(40, seed, 3.0)
@@ -58,12 +44,10 @@ def test_the_interval_of_a_difference_covers_the_truth_about_nineteen_times_in_t
     assert 0.90 <= covered / 300 <= 0.985
 
 
-def test_more_items_narrow_the_interval():
+def test_more_items_and_pairing_narrow_the_interval():
     narrow, wide = estimate(drawn(1600, 1), "mean", 500, 0), estimate(drawn(100, 1), "mean", 500, 0)
     assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(4.0, rel=0.3)
 
-
-def test_pairing_narrows_the_difference_of_items_that_go_together():
     base = drawn(40, 0, 3.0)
     after = base + drawn(40, 1, 0.1)
     paired = paired_difference(after, base, "mean", 1000, 0)
@@ -74,7 +58,7 @@ def test_pairing_narrows_the_difference_of_items_that_go_together():
     assert alone.low < other.high
 
 
-def test_the_value_is_the_statistic_of_the_items():
+def test_the_value_is_the_statistic_of_the_items_and_the_interval_lies_within_them():
     for statistic in STATISTICS:
         values, base = items_for(statistic, 41, 0), items_for(statistic, 41, 1)
         assert estimate(values, statistic, 200, 0).value == pytest.approx(REDUCE[statistic](values))
@@ -82,8 +66,6 @@ def test_the_value_is_the_statistic_of_the_items():
         found = paired_difference(values, base, statistic, 200, 0).value
         assert found == pytest.approx(REDUCE[statistic](values) - REDUCE[statistic](base)), statistic
 
-
-def test_the_interval_lies_within_the_items():
     for statistic in STATISTICS:
         for seed in range(10):
             values = items_for(statistic, 9, seed)
@@ -91,25 +73,19 @@ def test_the_interval_lies_within_the_items():
             lowest, highest = (REDUCE[statistic]([bound]) for bound in (values.min(), values.max()))
             assert lowest <= found.low <= found.high <= highest, (statistic, seed)
 
-
-def test_a_single_outlier_leaves_the_median_alone():
     values = [*drawn(40, 0), 1e6]
     assert estimate(values, "median", 300, 0).high < 2
     assert estimate(values, "mean", 300, 0).value > 1e4
 
 
-def test_pairs_with_a_value_that_is_not_a_number_are_left_out_and_n_says_so():
+def test_what_is_not_a_number_is_left_out_and_n_says_so():
     values, base = [1.0, NAN, 3.0, 4.0, 9.0], [0.0, 5.0, NAN, 3.0, 8.0]
     found = paired_difference(values, base, "mean", 200, 0)
     assert found.n == 3
     assert (found.value, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
 
-
-def test_items_that_are_not_numbers_are_left_out_and_n_says_so():
     assert estimate([NAN, 2.0, NAN, 2.0], "mean", 200, 0) == Estimate(2.0, 2.0, 2.0, 2)
 
-
-def test_without_a_single_number_there_is_no_estimate():
     for statistic in STATISTICS:
         for values in ([], [NAN], [NAN, NAN]):
             assert math.isnan(point(values, statistic))
@@ -119,7 +95,7 @@ def test_without_a_single_number_there_is_no_estimate():
                 assert not found.excludes_zero
 
 
-def test_constant_items_have_an_interval_of_no_width():
+def test_constant_items_one_item_and_what_is_compared_with_itself_have_an_interval_of_no_width():
     for statistic in STATISTICS:
         logarithm = statistic == "log_mean"
         for found, value in (
@@ -132,12 +108,8 @@ def test_constant_items_have_an_interval_of_no_width():
             assert (found.value, found.low, found.high) == pytest.approx((value, value, value)), statistic
             assert found.high - found.low < 1e-12
 
-
-def test_one_item_has_an_interval_of_no_width():
     assert estimate([0.7], "mean", 200, 0) == Estimate(0.7, 0.7, 0.7, 1)
 
-
-def test_nothing_differs_from_itself():
     for statistic in STATISTICS:
         values = items_for(statistic, 20, 0)
         assert paired_difference(values, values, statistic, 200, 0) == Estimate(0.0, 0.0, 0.0, 20)
@@ -149,22 +121,23 @@ def test_the_logarithm_is_taken_of_a_seed_s_mean_over_the_items_that_have_a_numb
     assert two.value == pytest.approx((math.log(0.2) + math.log(0.8)) / 2)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+def test_the_same_seed_gives_the_same_interval_and_a_difference_turned_round_the_mirrored_one():
     values = drawn(20, 0)
     assert estimate(values, "mean", 200, 5) == estimate(values, "mean", 200, 5)
     assert estimate(values, "mean", 200, 5) != estimate(values, "mean", 200, 6)
 
-
-def test_a_difference_turned_round_has_the_mirrored_interval():
     values, base = drawn(20, 0), drawn(20, 1)
     there, back = paired_difference(values, base, "mean", 300, 0), paired_difference(base, values, "mean", 300, 0)
     assert (-back.value, -back.high, -back.low) == pytest.approx((there.value, there.low, there.high))
 
 
-def test_sides_of_different_length_are_an_error():
+def test_sides_or_tables_of_different_shapes_are_an_error():
     for one, other in ((3, 4), (4, 3), (0, 1)):
         with pytest.raises(ValueError, match=f"{one} items against {other}"):
             paired_difference([1.0] * one, [1.0] * other, "mean", 200, 0)
+
+    with pytest.raises(ValueError, match="not tables of one shape"):
+        over_seeds([[1.0, 2.0]], [[1.0]], "mean", 10, 0)
 
 
 def test_an_interval_excludes_zero_only_from_one_side():
@@ -221,34 +194,25 @@ def test_an_item_that_one_seed_could_not_score_counts_where_it_was_scored():
     assert math.isnan(over_seeds([[NAN], [NAN]], None, "mean", 50, 0).value)
 
 
-def test_tables_of_different_shapes_are_an_error():
-    with pytest.raises(ValueError, match="not tables of one shape"):
-        over_seeds([[1.0, 2.0]], [[1.0]], "mean", 10, 0)
-
-
 # Tests of differences.
 
 
-def test_without_a_difference_p_is_small_as_often_as_it_says():
+def test_p_is_small_for_a_clear_difference_and_without_one_as_often_as_it_says():
     found = [sign_flip_p(np.random.default_rng(trial).normal(0, 1, 12), 400, trial) for trial in range(400)]
     assert 0.02 <= np.mean(np.array(found) <= 0.05) <= 0.09
     assert min(found) > 0
 
-
-def test_a_clear_difference_has_a_small_p_and_none_has_one():
     assert sign_flip_p(drawn(20, 0, 0.1), 1000, 0) < 0.01
     assert sign_flip_p([0.0] * 12, 1000, 0) == 1.0
     assert sign_flip_p([NAN], 1000, 0) == 1.0
     assert sign_flip_p([*drawn(20, 0, 0.1), NAN], 1000, 0) < 0.01
 
 
-def test_holm_s_family_is_that_of_the_textbook():
+def test_holm_s_family_is_that_of_the_textbook_and_calls_a_true_null_in_at_most_one_of_twenty():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
 
-
-def test_holm_calls_a_true_null_in_at_most_one_family_in_twenty():
     called = 0
     for trial in range(400):
         p_values = np.random.default_rng(trial).uniform(size=6)
@@ -259,7 +223,7 @@ def test_holm_calls_a_true_null_in_at_most_one_family_in_twenty():
 # Informedness.
 
 
-def test_informedness_is_the_macro_average_of_hits_less_false_alarms():
+def test_informedness_is_the_macro_average_of_hits_less_false_alarms_and_requires_two_classes():
     source = np.random.default_rng(0)
     labels = source.choice(["care", "fairness", "loyalty"], 50, p=[0.6, 0.3, 0.1])
     chosen = source.choice(["care", "fairness", "loyalty", "liberty"], 50)
@@ -271,7 +235,5 @@ def test_informedness_is_the_macro_average_of_hits_less_false_alarms():
     )
     assert np.mean(informedness(chosen.tolist(), labels.tolist())) == pytest.approx(expected)
 
-
-def test_with_one_class_of_labels_informedness_is_not_defined():
     assert np.isnan(informedness(["care"] * 4, ["care"] * 4)).all()
     assert informedness([], []) == ()

@@ -67,7 +67,7 @@ def test_coefficient_zero_is_the_model_itself_bit_for_bit(architectures: dict[st
                 assert torch.equal(logits(model, ids), before)
 
 
-def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position(
+def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position_and_moves_the_logits(
     architectures: dict[str, LanguageModel],
 ):
     for name, model in architectures.items():
@@ -78,8 +78,17 @@ def test_a_coefficient_shifts_the_block_s_output_by_that_much_at_every_position(
             shift_TD = (-2.5 * steering_vector.directions[1]).expand_as(plain[2])
             assert_near(shifted[2], plain[2] + shift_TD)
 
+    for name, model in architectures.items():
+        with case(name):
+            ids = prompts(model)[2]
+            before = logits(model, ids)
+            with vector(model, norm=10.0).applied(model, 1.0):
+                assert not torch.allclose(logits(model, ids), before, atol=1e-2)
 
-def test_a_coefficient_for_each_row_equals_separate_runs(architectures: dict[str, LanguageModel]):
+
+def test_a_coefficient_for_each_row_equals_separate_runs_whether_in_a_tensor_or_a_list(
+    architectures: dict[str, LanguageModel], tiny: LanguageModel
+):
     coefficients = [0.0, 1.0, -3.0, 0.25]
     for name, model in architectures.items():
         with case(name):
@@ -90,8 +99,6 @@ def test_a_coefficient_for_each_row_equals_separate_runs(architectures: dict[str
                 with steering_vector.applied(model, coefficient):
                     assert_near(together[row], logits(model, ids))
 
-
-def test_a_tensor_of_coefficients_does_what_a_list_does(tiny: LanguageModel):
     ids_BT = torch.tensor([prompts(tiny)[0]] * 2)
     results = []
     for coefficients in ([0.5, 2.0], torch.tensor([0.5, 2.0])):
@@ -100,16 +107,7 @@ def test_a_tensor_of_coefficients_does_what_a_list_does(tiny: LanguageModel):
     assert torch.equal(*results)
 
 
-def test_a_vector_moves_the_logits(architectures: dict[str, LanguageModel]):
-    for name, model in architectures.items():
-        with case(name):
-            ids = prompts(model)[2]
-            before = logits(model, ids)
-            with vector(model, norm=10.0).applied(model, 1.0):
-                assert not torch.allclose(logits(model, ids), before, atol=1e-2)
-
-
-def test_nothing_is_left_in_the_model_afterwards(tiny: LanguageModel):
+def test_nothing_is_left_in_the_model_afterwards_or_after_an_exception(tiny: LanguageModel):
     ids = prompts(tiny)[2]
     before = logits(tiny, ids)
     with vector(tiny).applied(tiny, 5.0):
@@ -117,10 +115,11 @@ def test_nothing_is_left_in_the_model_afterwards(tiny: LanguageModel):
     assert hook_count(tiny) == 0
     assert torch.equal(logits(tiny, ids), before)
 
-
-def test_nothing_is_left_in_the_model_after_an_exception(tiny: LanguageModel):
     with pytest.raises(KeyboardInterrupt), vector(tiny).applied(tiny, 5.0):
         raise KeyboardInterrupt
+    assert hook_count(tiny) == 0
+
+    last_token_activations(tiny, prompts(tiny), [Site(1)])
     assert hook_count(tiny) == 0
 
 
@@ -140,14 +139,12 @@ def test_a_half_precision_model_keeps_its_dtype(tiny_folder: Path):
         assert half.decoder(input_ids=ids_BT).last_hidden_state.dtype == torch.bfloat16
 
 
-def test_a_vector_of_another_model_is_refused(tiny: LanguageModel):
+def test_a_vector_of_another_model_width_or_depth_is_refused(tiny: LanguageModel):
     foreign = replace(vector(tiny), model="someone/else")
     with pytest.raises(UserError, match="someone/else"), foreign.applied(tiny, 1.0):
         pass
     assert hook_count(tiny) == 0
 
-
-def test_a_vector_of_another_width_or_depth_is_refused(tiny: LanguageModel):
     for directions in [{1: torch.ones(HIDDEN + 1)}, {1: torch.ones(1)}, {BLOCKS: torch.ones(HIDDEN)}]:
         with case(directions):
             foreign = replace(vector(tiny), states=states(directions))
@@ -158,7 +155,9 @@ def test_a_vector_of_another_width_or_depth_is_refused(tiny: LanguageModel):
 # On disk
 
 
-def test_a_vector_saved_and_loaded_again_is_the_same(tiny: LanguageModel, tmp_path: Path):
+def test_a_vector_is_saved_and_loaded_to_the_byte_and_calibrating_it_changes_c_star_alone(
+    tiny: LanguageModel, tmp_path: Path
+):
     for c_star in [None, 12.345678901234567, 1e-9]:
         with case(c_star):
             steering_vector = replace(vector(tiny), c_star=c_star)
@@ -168,19 +167,17 @@ def test_a_vector_saved_and_loaded_again_is_the_same(tiny: LanguageModel, tmp_pa
                 assert torch.equal(loaded.directions[layer], v_D)
             assert replace(loaded, states={}) == replace(steering_vector, states={})
 
-
-def test_the_same_vector_is_written_as_the_same_bytes(tiny: LanguageModel):
     steering_vector = vector(tiny)
     turned = replace(steering_vector, states=dict(reversed(steering_vector.states.items())))
     assert steering_vector.to_bytes() == turned.to_bytes()
 
-
-def test_calibrating_a_vector_changes_nothing_but_c_star(tiny: LanguageModel):
     steering_vector = vector(tiny)
     assert replace(steering_vector.with_c_star(3.0), c_star=None) == steering_vector
 
 
-def test_a_truncated_vector_is_refused_at_every_length(tiny: LanguageModel, tmp_path: Path):
+def test_a_file_that_is_truncated_holds_no_vector_or_is_not_there_is_refused(
+    tiny: LanguageModel, tmp_path: Path, tiny_folder: Path
+):
     content = vector(tiny).to_bytes()
     path = tmp_path / "cut.safetensors"
     for length in range(0, len(content), 37):
@@ -188,8 +185,6 @@ def test_a_truncated_vector_is_refused_at_every_length(tiny: LanguageModel, tmp_
         with pytest.raises(UserError, match=r"cut\.safetensors: not a steering vector"):
             SteeringVector.load(path)
 
-
-def test_a_file_that_holds_no_vector_or_is_not_there_is_refused(tiny_folder: Path, tmp_path: Path):
     for path in (tiny_folder / "model.safetensors", tmp_path / "none.safetensors"):
         with case(path), pytest.raises(UserError, match="not a steering vector"):
             SteeringVector.load(path)
@@ -198,14 +193,12 @@ def test_a_file_that_holds_no_vector_or_is_not_there_is_refused(tiny_folder: Pat
 # Comparing
 
 
-def test_the_cosine_with_itself_is_one_and_with_its_opposite_minus_one(tiny: LanguageModel):
+def test_the_cosine_is_over_the_shared_blocks_with_its_sign_and_nan_without_any(tiny: LanguageModel):
     steering_vector = vector(tiny)
     opposite = replace(steering_vector, states=states({k: -2 * v for k, v in steering_vector.directions.items()}))
     assert steering_vector.cosine(steering_vector) == pytest.approx(1.0)
     assert steering_vector.cosine(opposite) == pytest.approx(-1.0)
 
-
-def test_the_cosine_is_over_the_shared_blocks_and_nan_without_any(tiny: LanguageModel):
     first, second = vector(tiny, layers=(0, 1)), vector(tiny, layers=(0, 1, 2))
     assert first.cosine(second) == pytest.approx(1.0)
     assert math.isnan(first.cosine(vector(tiny, layers=(2, 3))))
@@ -219,7 +212,9 @@ def test_a_vector_of_no_contexts_is_an_error(tiny: LanguageModel, tiny_trait: Tr
         extract(tiny, tiny_trait, [], "mean_diff", [1])
 
 
-def test_activations_are_the_block_s_outputs_at_the_last_token(architectures: dict[str, LanguageModel]):
+def test_activations_are_the_block_s_outputs_at_the_last_token_of_one_row_or_many(
+    architectures: dict[str, LanguageModel],
+):
     for name, model in architectures.items():
         with case(name):
             rows = prompts(model)
@@ -230,8 +225,6 @@ def test_activations_are_the_block_s_outputs_at_the_last_token(architectures: di
                 for layer in (0, 1, 2):
                     assert_near(activations[Site(layer)][row], hidden[layer + 1][0, -1])
 
-
-def test_activations_of_one_row_are_those_of_many(architectures: dict[str, LanguageModel]):
     sites = [Site(1), Site(2)]
     for name, model in architectures.items():
         with case(name):
@@ -257,11 +250,6 @@ def test_extraction_stops_after_the_deepest_block_that_it_reads(architectures: d
         assert called == [0, 1, 2], name
 
 
-def test_extraction_leaves_no_hook_behind(tiny: LanguageModel):
-    last_token_activations(tiny, prompts(tiny), [Site(1)])
-    assert hook_count(tiny) == 0
-
-
 def test_pairs_are_asked_under_both_personas_at_the_assistant_tag(tiny: LanguageModel, tiny_trait: Trait):
     positive, negative = pair_activations(tiny, tiny_trait, TEXTS[:1], [Site(1)])
     rows = [tiny.chat.ids(persona, TEXTS[0]) for persona in (tiny_trait.positive, tiny_trait.negative)]
@@ -269,7 +257,9 @@ def test_pairs_are_asked_under_both_personas_at_the_assistant_tag(tiny: Language
     torch.testing.assert_close(torch.cat([positive[Site(1)], negative[Site(1)]]), expected)
 
 
-def test_a_vector_is_the_mean_difference_whatever_the_batches(tiny: LanguageModel, tiny_trait: Trait):
+def test_a_vector_is_the_mean_difference_whatever_the_batches_and_the_opposite_with_swapped_personas(
+    tiny: LanguageModel, tiny_trait: Trait
+):
     singles = [
         last_token_activations(
             tiny,
@@ -284,6 +274,10 @@ def test_a_vector_is_the_mean_difference_whatever_the_batches(tiny: LanguageMode
             expected = torch.stack([single[Site(layer)][0] - single[Site(layer)][1] for single in singles]).mean(0)
             assert_near(extracted.directions[layer], expected)
 
+    swapped = replace(tiny_trait, positive=tiny_trait.negative, negative=tiny_trait.positive)
+    there, back = (extract(tiny, trait, TEXTS[:3], "mean_diff", [1]) for trait in (tiny_trait, swapped))
+    assert_near(there.directions[1], -back.directions[1])
+
 
 def test_a_vector_says_where_it_comes_from(tiny: LanguageModel, tiny_trait: Trait):
     extracted = extract(tiny, tiny_trait, TEXTS[:2], "mean_diff", [1])
@@ -291,12 +285,6 @@ def test_a_vector_says_where_it_comes_from(tiny: LanguageModel, tiny_trait: Trai
         {}, "mean_diff", tiny.name, "warm", settings=extracted.settings
     )
     assert all(v_D.dtype == torch.float32 for v_D in extracted.directions.values())
-
-
-def test_swapped_personas_give_the_opposite_vector(tiny: LanguageModel, tiny_trait: Trait):
-    swapped = replace(tiny_trait, positive=tiny_trait.negative, negative=tiny_trait.positive)
-    there, back = (extract(tiny, trait, TEXTS[:3], "mean_diff", [1]) for trait in (tiny_trait, swapped))
-    assert_near(there.directions[1], -back.directions[1])
 
 
 def test_progress_ends_at_the_number_of_prompts(tiny: LanguageModel, tiny_trait: Trait):

@@ -41,8 +41,8 @@ def both(
     return surgical_informedness(base, Side(pos, mass_pos), Side(neg, mass_neg), intent, k, weights)
 
 
-def test_the_published_row_is_given_back():
-    """SI_fwd 0.32, SI_rev 1.00 and 100 x mass^2 = 80.1 give 52.9 at k = 1."""
+def test_wanted_flips_are_a_share_of_their_own_side_and_unwanted_ones_cost_k_times_theirs_as_published():
+    # SI_fwd 0.32, SI_rev 1.00 and 100 x mass^2 = 80.1 give 52.9 at k = 1.
     base = [R] * 25 + [W] * 4
     pos = [W] * 8 + [R] * 17 + [W] * 4
     neg = [R] * 25 + [R] * 4
@@ -50,8 +50,6 @@ def test_the_published_row_is_given_back():
     assert (found.forward, found.reverse, found.n) == (pytest.approx(0.32), pytest.approx(1.0), 29)
     assert found.value == pytest.approx(52.9, abs=0.05)
 
-
-def test_wanted_flips_are_a_share_of_their_own_side_and_unwanted_ones_cost_k_times_theirs():
     base = [R, R, R, R, W, W, W, W, W]
     pos = [W, W, W, R, R, W, W, W, W]  # 3 of 4 as wanted, 1 of 5 not
     neg = [W, R, R, R, R, R, R, W, W]  # 3 of 5 as wanted, 1 of 4 not
@@ -63,32 +61,31 @@ def test_wanted_flips_are_a_share_of_their_own_side_and_unwanted_ones_cost_k_tim
         assert both(base, pos, neg, 1, 0.9, 0.8, k) == found
 
 
-def test_an_intent_of_minus_one_wants_wrong_to_turn_right_at_the_positive_dose():
+def test_an_intent_of_minus_one_wants_wrong_to_turn_right_and_turning_everything_round_changes_nothing():
     base, righted, wronged = [R, R, W, W], [R, R, R, R], [W, W, W, W]
     assert both(base, righted, wronged, -1, 1.0, 1.0, 1.0).value == 100.0
     assert both(base, wronged, righted, -1, 1.0, 1.0, 1.0).value == -100.0
     assert both(base, righted, wronged, 1, 1.0, 1.0, 2.0).value == -200.0
 
-
-def test_turning_round_intent_and_wrongness_changes_nothing():
     base, pos, neg = (np.random.default_rng(seed).uniform(size=40) for seed in range(3))
     one = both(base, pos, neg, 1, 0.9, 0.8, 2.0)
     assert one.value != 0
     assert both(1 - base, 1 - pos, 1 - neg, -1, 0.9, 0.8, 2.0) == one
 
 
-def test_what_changes_nothing_is_not_surgical():
+def test_what_changes_nothing_or_calls_everything_wrong_gains_nothing_and_ending_at_a_half_is_no_flip():
     base = [R, R, W, W]
     found = both(base, base, base, -1, 1.0, 1.0, 2.0)
     assert (found.value, found.forward, found.reverse) == (0.0, 0.0, 0.0)
 
-
-def test_what_calls_everything_wrong_at_both_signs_gains_nothing_by_it():
     found = both([R, R, W, W], [W] * 4, [W] * 4, 1, 1.0, 1.0, 1.0)
     assert (found.value, found.forward, found.reverse) == (0.0, 1.0, -1.0)
 
+    found = both([R, R, W, W], [0.5, W, 0.5, W], [R, R, 0.5, R], 1, 1.0, 1.0, 1.0)
+    assert (found.forward, found.reverse) == (0.5, 0.5)
 
-def test_a_vignette_without_a_number_is_left_out_of_its_own_comparison_alone():
+
+def test_a_vignette_or_a_side_without_a_number_is_left_out_and_without_any_there_is_none():
     base = [R, R, W, W, NAN]
     pos = [W, NAN, W, W, W]
     neg = [R, R, R, NAN, R]
@@ -96,26 +93,17 @@ def test_a_vignette_without_a_number_is_left_out_of_its_own_comparison_alone():
     assert (found.forward, found.reverse, found.n) == (1.0, 1.0, 4)
     assert both(base, [NAN] * 5, neg, 1, 1.0, 1.0, 1.0).n == 3
 
-
-def test_a_side_that_cannot_be_measured_leaves_the_other_to_speak():
     base, neg = [R, R, W, W], [R, W, R, R]
     found = both(base, [NAN] * 4, neg, 1, 1.0, 1.0, 1.0)
     assert math.isnan(found.forward)
     assert (found.reverse, found.value) == (0.5, 50.0)
 
-
-def test_without_vignettes_on_both_sides_of_a_half_there_is_no_number():
     for base in ([], [W, W], [R, R], [NAN, NAN], [R, 0.5], [R, NAN]):
         found = both(base, [W] * len(base), [R] * len(base), 1, 1.0, 1.0, 1.0)
         assert all(math.isnan(value) for value in (found.value, found.forward, found.reverse)), base
 
 
-def test_a_vignette_that_ends_at_a_half_is_not_flipped():
-    found = both([R, R, W, W], [0.5, W, 0.5, W], [R, R, 0.5, R], 1, 1.0, 1.0, 1.0)
-    assert (found.forward, found.reverse) == (0.5, 0.5)
-
-
-def test_equal_weights_are_no_weights():
+def test_equal_weights_are_no_weights_and_a_weight_of_two_is_the_vignette_twice():
     base, pos, neg = (np.random.default_rng(seed).uniform(size=40) for seed in range(3))
     plain = both(base, pos, neg, 1, 0.9, 0.8, 1.0)
     for weight in (1.0, 0.3):
@@ -123,8 +111,6 @@ def test_equal_weights_are_no_weights():
         assert (weighted.value, weighted.forward) == (pytest.approx(plain.value), pytest.approx(plain.forward))
     assert (plain.variant, weighted.variant) == ("k=1, unweighted", "k=1, weighted by human loadings")
 
-
-def test_a_weight_of_two_is_the_vignette_twice_and_a_weight_of_none_is_its_absence():
     base, pos, neg = [R, R, W, W, W], [W, R, R, W, R], [R, W, R, R, W]
     weights = [2.0, 1.0, 1.0, 2.0, 0.0]
     rows = [0, 0, 1, 2, 3, 3]
@@ -134,7 +120,7 @@ def test_a_weight_of_two_is_the_vignette_twice_and_a_weight_of_none_is_its_absen
     assert weighted.forward == pytest.approx(2 / 3 - 1 / 3)
 
 
-def test_both_published_variants_are_given_by_name_over_their_own_vignettes():
+def test_both_published_variants_are_given_by_name_and_the_weighted_one_only_with_human_loadings():
     base, pos, neg = [R, R, W, W, R, W], [W, R, R, W, W, W], [R, R, R, W, R, R]
     of_target, loadings = [True] * 4 + [False] * 2, [0.9, 0.8, 0.7, 0.6, 0.2, 0.1]
     up, down = Side(pos, 0.9), Side(neg, 0.8)
@@ -148,8 +134,6 @@ def test_both_published_variants_are_given_by_name_over_their_own_vignettes():
         assert first is None or weighted.forward == pytest.approx(1.1 / 1.9 - 0.7 / 1.4)
         assert all(each.variant == name for name, each in found.items())
 
-
-def test_without_human_loadings_the_weighted_variant_is_absent():
     found = surgical_variants([R, W], Side([W, W], 1.0), Side([R, R], 1.0), 1, [True, True])
     assert {name: each.value for name, each in found.items()} == {"k=2, unweighted": 100.0}
 
@@ -173,7 +157,7 @@ def test_what_makes_no_sense_is_an_error():
 # One side alone.
 
 
-def test_a_one_armed_value_is_that_arm_alone_and_twice_what_base_as_the_other_side_would_give():
+def test_a_one_armed_value_is_that_arm_alone_and_says_that_it_is():
     base, pos, neg = ([*np.random.default_rng(seed).uniform(size=40)] for seed in range(3))
     up, down, still = Side(pos, 0.9), Side(neg, 0.8), Side(base, 1.0)
     for weights in (None, [0.5, 2.0] * 20):
@@ -187,8 +171,6 @@ def test_a_one_armed_value_is_that_arm_alone_and_twice_what_base_as_the_other_si
             held_against_base = surgical_informedness(base, first or still, second or still, -1, 2.0, weights)
             assert one.value == pytest.approx(2 * held_against_base.value)
 
-
-def test_a_value_says_how_many_arms_it_is_of_whatever_could_be_scored():
     base, side, unscored = [R, R, W, W], Side([W, R, W, R], 1.0), Side([NAN] * 4, 1.0)
     for pos, neg, arms, label, n in (
         (side, side, 2, "two-sided", 4),
@@ -218,17 +200,13 @@ def assert_same(one: SurgicalInformedness, other: SurgicalInformedness) -> None:
 # Logits of wrongness.
 
 
-def test_the_change_of_the_logit_is_averaged_over_pairs_that_have_both():
+def test_the_change_of_the_logit_is_averaged_over_pairs_that_have_both_and_clipped_where_certain():
     found = delta_logit([0.8, NAN, 0.6, 0.3], [0.5, 0.5, 0.5, NAN])
     first, second = logit(0.8), logit(0.6)
     assert found == pytest.approx(((first + second) / 2, abs(first - second) / math.sqrt(2), 2))
 
-
-def test_what_is_as_good_as_certain_is_clipped():
     assert delta_logit([1.0, 0.999], [0.0, 0.001]) == pytest.approx((2 * logit(0.99), 0.0, 2))
 
-
-def test_no_pair_has_no_mean_and_one_pair_no_deviation():
     assert math.isnan(delta_logit([NAN], [0.5]).mean)
     one = delta_logit([0.8], [0.5])
     assert (one.mean, one.n) == (pytest.approx(logit(0.8)), 1)
@@ -249,13 +227,9 @@ def test_selectivity_is_the_target_s_move_less_a_tenth_of_the_others_at_the_mass
     assert gated_selectivity(POS, NEG, "authority", 1, 0.9, 0.6, 0.8) == pytest.approx((-2.5 - 0.1) * 0.75**2)
     assert gated_selectivity(POS, NEG, "care", 1, 1.0, 1.0, 0.8) == pytest.approx(1.0 - 0.1 * (2.5 + 1.0) / 2)
 
-
-def test_more_mass_than_base_is_no_bonus():
     plain = gated_selectivity(POS, NEG, "authority", -1, 0.8, 0.8, 0.8)
     assert gated_selectivity(POS, NEG, "authority", -1, 0.99, 0.9, 0.8) == plain == pytest.approx(2.4)
 
-
-def test_what_moves_nothing_has_no_selectivity_and_swapping_the_signs_turns_what_is_on_target():
     assert gated_selectivity(POS, POS, "authority", -1, 0.9, 0.9, 0.9) == 0.0
     there, back = (gated_selectivity(*sides, "authority", -1, 1.0, 1.0, 1.0) for sides in ((POS, NEG), (NEG, POS)))
     assert there + back == pytest.approx(2 * -0.1)

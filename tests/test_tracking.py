@@ -54,7 +54,7 @@ def test_disabled_writes_the_events_and_nothing_else(tmp_path: Path):
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "trajectory.png", "adapter"}
 
 
-def test_the_events_hold_the_whole_run_in_order(offline: Path):
+def test_the_events_hold_the_whole_run_in_order_and_count_rounds_from_one(offline: Path):
     events = read_jsonl(offline / "events.jsonl")
     round_kinds = ["training"] * 3 + ["stage", "round"]
     assert [event["kind"] for event in events] == ["start", "round", *round_kinds, *round_kinds, "end"]
@@ -62,8 +62,6 @@ def test_the_events_hold_the_whole_run_in_order(offline: Path):
     assert events[0]["wandb"] == "offline"
     assert events[-1]["verdict"] == "holds"
 
-
-def test_people_read_rounds_counted_from_one(offline: Path):
     events = read_jsonl(offline / "events.jsonl")
     assert [event["round"] for event in events if event["kind"] == "round"] == [0, 1, 2]
     steps = [event for event in events if event["kind"] == "training"]
@@ -82,31 +80,25 @@ def test_the_events_are_the_same_with_and_without_wandb(offline: Path, tmp_path:
     assert both[0] == both[1]
 
 
-def test_wandb_gets_the_config_the_name_and_the_project(everything: list[Record]):
+def test_wandb_gets_the_config_the_name_the_project_and_the_axes(everything: list[Record]):
     (run,) = of_kind(everything, "run")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
     assert {name: config[name] for name in CONFIG} == CONFIG
     assert (run.project, run.display_name, run.run_group) == ("heal-tests", "a-run", "a-run")
 
-
-def test_wandb_draws_rounds_over_rounds_and_steps_over_rounds_trained(everything: list[Record]):
     axes = {metric.glob_name: metric.step_metric for metric in of_kind(everything, "metric") if metric.glob_name}
     assert axes == {"round/*": "round", "train/*": "rounds_trained", "eval/*": "rounds_trained"}
 
 
-def test_wandb_gets_every_training_step_on_an_axis_of_rounds(everything: list[Record]):
+def test_wandb_gets_every_training_step_and_round_on_axes_that_never_run_backwards(everything: list[Record]):
     steps = [row for row in history(everything) if "rounds_trained" in row]
     assert [row["rounds_trained"] for row in steps] == [0.25, 0.5, 0.5, 1.25, 1.5, 1.5]
     assert [row.get("train/loss") for row in steps] == [3.0, 2.0, None] * 2
     assert [row.get("eval/loss") for row in steps] == [None, None, 2.5] * 2
 
-
-def test_the_axis_never_runs_backwards(everything: list[Record]):
     axis = [row["rounds_trained"] for row in history(everything) if "rounds_trained" in row]
     assert axis == sorted(axis)
 
-
-def test_wandb_gets_one_value_a_round_and_base_as_round_0(everything: list[Record]):
     rounds = [row for row in history(everything) if "round" in row]
     values = [{name.removeprefix("round/"): row[name] for name in row if name.startswith("round/")} for row in rounds]
     assert dict(zip([row["round"] for row in rounds], values, strict=True)) == {
@@ -126,16 +118,18 @@ def test_wandb_gets_a_table_a_round_with_every_row(offline: Path, everything: li
         assert table["data"] == [list(row.values()) for row in ROWS]
 
 
-def test_wandb_gets_the_figure(everything: list[Record]):
+def test_wandb_gets_the_figure_the_adapter_as_an_artifact_and_the_end(everything: list[Record]):
     (row,) = [row for row in history(everything) if "report/trajectory|_type" in row]
     assert row["report/trajectory|_type"] == "image-file"
     assert (row["report/trajectory|width"], row["report/trajectory|height"]) == (8, 6)
 
-
-def test_wandb_gets_the_adapter_as_an_artifact(everything: list[Record]):
     (artifact,) = [each for each in of_kind(everything, "artifact") if each.type == "adapter"]
     assert artifact.name == "a-run-adapter"
     assert [entry.path for entry in artifact.manifest.contents] == ["adapter_config.json"]
+
+    summary = {item.key: item.value_json for record in of_kind(everything, "summary") for item in record.update}
+    assert (json.loads(summary["state"]), json.loads(summary["verdict"])) == ("done", "holds")
+    assert of_kind(everything, "exit")[0].exit_code == 0
 
 
 def test_an_artifact_is_kept_whatever_the_run_is_called(tmp_path: Path):
@@ -154,12 +148,6 @@ def test_an_artifact_is_kept_whatever_the_run_is_called(tmp_path: Path):
             told.artifact(f"{name}-adapter", "adapter", folder / "adapter")
             told.finish({})
             assert [artifact.name for artifact in of_kind(records(folder), "artifact")] == [kept]
-
-
-def test_wandb_gets_the_end(everything: list[Record]):
-    summary = {item.key: item.value_json for record in of_kind(everything, "summary") for item in record.update}
-    assert (json.loads(summary["state"]), json.loads(summary["verdict"])) == ("done", "holds")
-    assert of_kind(everything, "exit")[0].exit_code == 0
 
 
 def test_what_an_earlier_process_wrote_goes_to_wandb_alone(tmp_path: Path):

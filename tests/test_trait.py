@@ -68,19 +68,15 @@ def test_an_unknown_trait_names_the_nearest():
         load_trait("candor")
 
 
-def test_a_missing_field_is_named(tmp_path: Path, content: dict[str, Any]):
+def test_a_field_or_entry_that_is_missing_empty_or_of_another_type_is_named(tmp_path: Path, content: dict[str, Any]):
     for field in REQUIRED:
         with case(field):
             assert f"'{field}'" in refusal(tmp_path, {name: value for name, value in content.items() if name != field})
 
-
-def test_an_empty_field_or_one_of_another_type_is_named(tmp_path: Path, content: dict[str, Any]):
     for field, empty in product(FIELDS, ("", "  \n", [], {"a": "b"})):
         with case(field, empty):
             assert f"'{field}'" in refusal(tmp_path, content | {field: empty})
 
-
-def test_an_empty_entry_is_named_by_its_number(tmp_path: Path, content: dict[str, Any]):
     for field, empty in product(LISTS, ("", " ", ["x"], {"a": "b"})):
         with case(field, empty):
             number = len(content[field]) + 1
@@ -135,19 +131,17 @@ def test_a_name_that_cannot_name_a_folder_is_refused(tmp_path: Path, content: di
 # What a trait may be about.
 
 
-def test_a_trait_that_is_about_no_foundation_says_nothing_of_one(tmp_path: Path, content: dict[str, Any]):
+def test_a_trait_may_be_about_a_foundation_for_more_or_for_less_or_about_none(tmp_path: Path, content: dict[str, Any]):
     trait = load_trait(write(tmp_path, content))
     assert (trait.foundation, trait.intent) == ("", 0)
 
-
-def test_a_trait_may_be_about_a_foundation_for_more_or_for_less(tmp_path: Path, content: dict[str, Any]):
     for foundation, intent in product(FOUNDATIONS, (1, -1)):
         with case(foundation, intent):
             trait = load_trait(write(tmp_path, content | {"foundation": foundation, "intent": intent}))
             assert (trait.foundation, trait.intent) == (foundation, intent)
 
 
-def test_a_foundation_that_there_is_not_is_refused_and_all_that_there_are_are_named(
+def test_a_foundation_or_intent_that_there_is_not_or_without_the_other_is_refused(
     tmp_path: Path, content: dict[str, Any]
 ):
     for foundation in ("kindness", "", " ", None, 3, [], ["care"], {"care": 1}):
@@ -156,14 +150,10 @@ def test_a_foundation_that_there_is_not_is_refused_and_all_that_there_are_are_na
             assert "'foundation'" in message
             assert all(name in message for name in FOUNDATIONS)
 
-
-def test_an_intent_that_is_neither_more_nor_less_is_refused(tmp_path: Path, content: dict[str, Any]):
     for intent in (0, 2, "more", None, [], [1]):
         with case(intent):
             assert "'intent'" in refusal(tmp_path, content | {"foundation": "care", "intent": intent})
 
-
-def test_a_foundation_requires_an_intent_and_an_intent_a_foundation(tmp_path: Path, content: dict[str, Any]):
     assert "'intent'" in refusal(tmp_path, content | {"foundation": "care"})
     assert "'foundation'" in refusal(tmp_path, content | {"intent": 1})
 

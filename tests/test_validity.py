@@ -101,15 +101,20 @@ def test_on_a_good_model_everything_is_valid():
 # Forced choices.
 
 
-def test_a_forced_choice_needs_the_mass_even_when_it_is_informed():
+def test_a_forced_choice_requires_the_mass_even_when_it_is_informed():
     for name, mass, informed in CASES:
         known = {informed: around(1.0, 0.0)} if informed else {}
         assert not judged(**{mass: around(MIN_MASS - 0.01)}, **known)[name].valid, name
         assert judged(**{mass: around(MIN_MASS)})[name].valid, name
         assert not judged(**{mass: Estimate(NAN, NAN, NAN, 0)})[name].valid, name
 
+    without = {name: value for name, value in BASE.items() if name != "probe_mass"}
+    found = validity(Evidence(summary(without, {}), personas(WARM, COLD)), SET)
+    assert not found["alive_share"].valid
+    assert "probe_mass was not measured" in found["alive_share"].why
 
-def test_a_forced_choice_no_better_than_chance_is_invalid_even_with_all_the_mass():
+
+def test_a_forced_choice_with_right_answers_must_be_better_than_chance_even_with_all_the_mass():
     for name, informed in INFORMED:
         for known in (around(0.0), around(0.01), around(-0.5), Estimate(0.1, 0.0, 0.2, 16)):
             assert not judged(**{informed: known})[name].valid, (name, known)
@@ -117,13 +122,11 @@ def test_a_forced_choice_no_better_than_chance_is_invalid_even_with_all_the_mass
         assert not alike.valid
         assert "right answers of two kinds" in alike.why
 
-
-def test_a_forced_choice_without_a_right_answer_asks_for_no_informedness():
     ignorant = judged(**{informed: around(-0.5) for _, informed in INFORMED})
     assert all(ignorant[name].valid for name, _, informed in CASES if informed is None)
 
 
-def test_a_forced_choice_that_fails_takes_no_other_signal_with_it():
+def test_a_forced_choice_that_fails_takes_its_own_signals_with_it_and_no_other():
     rules = {name: signals()[name].validity for name in BASE}
     by_mass, by_both = (
         {name: names(rule) for name, rule in rules.items() if isinstance(rule, ForcedChoiceRule)}
@@ -138,18 +141,9 @@ def test_a_forced_choice_that_fails_takes_no_other_signal_with_it():
             assert set(names) <= lost
             assert valid_names(judged(**{informed: around(0.0)})) == BASE.keys() - lost
 
-
-def test_every_foundation_stands_or_falls_with_the_scenes():
     names = {name: around(0.0) for each in FOUNDATIONS for name in (f"clr_{each}", f"{each}_nats")}
     assert names.keys() <= valid_names(judged(**names))
     assert not names.keys() & valid_names(judged(**names, vignette_informedness=around(0.0)))
-
-
-def test_a_forced_choice_whose_mass_was_not_measured_is_invalid():
-    without = {name: value for name, value in BASE.items() if name != "probe_mass"}
-    found = validity(Evidence(summary(without, {}), personas(WARM, COLD)), SET)
-    assert not found["alive_share"].valid
-    assert "probe_mass was not measured" in found["alive_share"].why
 
 
 def asked(valid: bool, why: str = "because") -> Asking:
@@ -197,7 +191,7 @@ def test_relevance_is_valid_where_base_s_own_answers_are_recognised_at_more_than
 # Coherence.
 
 
-def test_a_signal_of_coherence_is_valid_exactly_where_base_is_within_the_recipe_s_limit():
+def test_a_signal_with_a_limit_is_valid_exactly_where_base_is_within_it():
     for name in ("repetition_share", "tail_perplexity"):
         for share in (0.0, 0.5, 1.0):
             assert judged(**{name: around(share * SET[name])})[name].valid, (name, share)
@@ -207,13 +201,9 @@ def test_a_signal_of_coherence_is_valid_exactly_where_base_is_within_the_recipe_
         assert not judged(**beyond)[name].valid
         assert judged(limits=SET | {name: 2 * SET[name]}, **beyond)[name].valid
 
-
-def test_a_forced_choice_with_all_the_mass_is_not_valid_where_base_itself_is_past_its_limit():
     assert not judged(alive_share=around(0.5))["alive_share"].valid
     assert not judged(limits=SET | {"p_ans_any": 0.99}, p_ans_any=around(0.95))["p_ans_any"].valid
 
-
-def test_every_signal_with_a_limit_is_judged():
     for name, limit in limited().items():
         rule = signals()[name].validity
         rests_on = () if rule is None else rule.signals
@@ -228,7 +218,7 @@ def test_every_signal_with_a_limit_is_judged():
 # The trait.
 
 
-def test_the_persona_log_ratio_is_valid_where_the_positive_persona_beats_the_negative_one():
+def test_the_persona_log_ratio_is_valid_where_the_positive_persona_beats_the_negative_one_answer_by_answer():
     assert judged()[TRAIT].valid
     for why, prompted, opposite in (
         ("the wrong way round", COLD, WARM),
@@ -240,9 +230,7 @@ def test_the_persona_log_ratio_is_valid_where_the_positive_persona_beats_the_neg
         assert not judged(prompted, opposite)[TRAIT].valid, why
     assert not validity(Evidence(summary(BASE, {}), {}), SET)[TRAIT].valid
 
-
-def test_the_personas_are_compared_answer_by_answer():
-    """Answers that differ a lot among themselves hide nothing: only each one's difference counts."""
+    # Answers that differ a lot among themselves hide nothing: only each one's difference counts.
     scattered = [-3.0, -1.0, 1.0, 3.0]
     assert judged([value + 0.1 for value in scattered], scattered)[TRAIT].valid
     assert not judged([value + 0.1 for value in scattered], scattered[::-1])[TRAIT].valid
@@ -265,23 +253,19 @@ def test_how_far_base_takes_on_the_persona_is_said_in_words_beside_the_number():
     assert "no answer could be scored" in judged([NAN] * 4, COLD)[TRAIT].why
 
 
-def test_base_s_own_persona_log_ratio_decides_nothing():
-    for value in (-5.0, 0.0, NAN):
-        assert judged(**{TRAIT: around(value)})[TRAIT] == judged()[TRAIT]
-
-
 # What is counted.
 
 
-def test_what_is_counted_is_always_valid():
+def test_what_is_counted_or_described_no_more_is_always_valid_and_base_s_own_trait_decides_nothing():
     nothing_else = {name: around(-1.0) for name in BASE if name not in COUNTED}
     for name in COUNTED:
         for value in (-1e9, 0.0, 1e9, NAN):
             assert judged(COLD, WARM, **(nothing_else | {name: around(value)}))[name].valid, (name, value)
 
-
-def test_a_signal_that_no_readout_describes_any_more_is_counted():
     assert judged(**{"measured by an earlier version": around(1.0)})["measured by an earlier version"].valid
+
+    for value in (-5.0, 0.0, NAN):
+        assert judged(**{TRAIT: around(value)})[TRAIT] == judged()[TRAIT]
 
 
 # Reasons.

@@ -66,11 +66,13 @@ def limit(name: str, base: float) -> float:
     return limited()[name].at(SET[name], base)
 
 
-def test_a_coherent_shift_holds_and_shows_its_numbers():
+def test_a_coherent_shift_holds_and_shows_its_numbers_and_the_signal_nearest_to_its_limit():
     holds = judged()
     assert holds.holds
     assert "+0.150 [+0.130, +0.170]" in holds.reason
     assert "n = 16" in holds.reason
+
+    assert f"coherence margin {held().margin:.2f} ({held().worst})" in judged().reason
 
 
 def test_every_coherence_signal_past_its_limit_is_incoherent_and_named_and_all_of_them_together():
@@ -99,8 +101,8 @@ def test_a_reason_shows_the_value_and_the_limit():
         assert judged({name: around(value)}, {name: around(change)}) == Verdict("incoherent", words)
 
 
-def test_a_fall_of_accuracy_is_incoherent_only_where_its_whole_interval_is_past_the_limit():
-    """The limit is 0.05 below base; how far the fall itself goes decides nothing."""
+def test_accuracy_is_held_against_its_limit_by_the_end_of_the_interval_nearer_to_base():
+    # The limit is 0.05 below base; how far the fall itself goes decides nothing.
     for value, low, high, label in (
         (-0.2, -0.3, -0.051, "incoherent"),
         (-0.2, -0.3, -0.049, "holds"),
@@ -114,8 +116,6 @@ def test_a_fall_of_accuracy_is_incoherent_only_where_its_whole_interval_is_past_
     assert judged(deltas={"accuracy": Estimate(-0.02, -0.03, -0.01, 16)}, limits=never).label == "incoherent"
     assert judged(deltas={"accuracy": Estimate(-0.02, -0.05, 0.01, 16)}, limits=never).holds
 
-
-def test_the_margin_of_accuracy_is_that_of_the_end_of_the_interval_nearer_to_base():
     only = frozenset({"accuracy"})
     for value, low, high, margin in (
         (-0.2, -0.45, 0.05, 1.0),
@@ -157,17 +157,15 @@ def test_the_checks_come_in_order():
     assert judged(other, other, valid=VALID | {"other"}, target=aside).label == "off-target"
 
 
-def test_a_collapsed_model_with_a_huge_shift_is_no_win():
+def test_a_shift_whose_interval_is_not_above_zero_is_none_and_a_huge_one_of_a_collapsed_model_no_win():
+    for delta in (around(0.015), around(0.0), around(-0.2), Estimate(0.1, 0.0, 0.2, 16), Estimate(NAN, NAN, NAN, 0)):
+        assert judged(deltas={TRAIT: delta}).label == "no trait shift", delta
+
     collapsed = {"p_ans_any": around(0.01), "repetition_share": around(1.0), TRAIT: around(5.0)}
     assert judged(collapsed, {TRAIT: around(4.9), "p_ans_any": around(-0.97)}).label == "incoherent"
 
 
-def test_a_shift_whose_interval_is_not_above_zero_is_none():
-    for delta in (around(0.015), around(0.0), around(-0.2), Estimate(0.1, 0.0, 0.2, 16), Estimate(NAN, NAN, NAN, 0)):
-        assert judged(deltas={TRAIT: delta}).label == "no trait shift", delta
-
-
-def test_off_target_signals_must_move_less_than_the_trait_in_either_direction():
+def test_off_target_signals_that_are_valid_must_move_less_than_the_trait_or_target_in_either_direction():
     for moved, label in ((0.14, "holds"), (-0.14, "holds"), (0.15, "off-target"), (-0.4, "off-target")):
         found = judged(
             {"other": around(1.0)},
@@ -178,8 +176,6 @@ def test_off_target_signals_must_move_less_than_the_trait_in_either_direction():
         assert found.label == label, moved
         assert ("other moved as much" in found.reason) == (label == "off-target")
 
-
-def test_off_target_signals_are_held_against_the_target_which_moves_as_it_is_meant_to():
     values = {"clr_care": around(0.5), "clr_liberty": around(0.2)}
     for moved, intent, label in (
         (0.4, 1, "holds"),  # 0.3 is more than the trait's 0.15 and less than the target's 0.4
@@ -195,27 +191,21 @@ def test_off_target_signals_are_held_against_the_target_which_moves_as_it_is_mea
         assert found.label == label, (moved, intent)
         assert ("clr_care moved by" in found.reason) == (intent * moved <= 0)
 
-
-def test_an_off_target_signal_that_is_not_valid_or_was_not_measured_is_not_looked_at():
     target = Target(TRAIT, 1, ("other", "never measured"))
     assert judged({"other": around(1.0)}, {"other": around(5.0)}, target=target).holds
     assert judged(valid=VALID | {"never measured"}, target=target).holds
     assert judged(target=Target("never measured", 1, ())).holds
 
 
-def test_a_value_just_at_a_limit_is_coherent():
+def test_a_value_just_at_a_limit_of_the_recipe_is_coherent_and_a_limit_over_base_goes_with_base():
     for name in limited():
         edge = limit(name, 2.0)
         deltas = {name: around(edge - 2.0, 0.0)} if limited()[name].over_base else {}
         assert judged({name: around(edge)}, deltas).holds, name
 
-
-def test_a_limit_over_base_goes_with_base():
     assert judged({"scaffold_nats": around(9.0)}, {"scaffold_nats": around(0.49)}).holds
     assert judged({"scaffold_nats": around(1.0)}, {"scaffold_nats": around(0.51)}).label == "incoherent"
 
-
-def test_the_limits_are_the_recipe_s_each_from_its_own_key():
     assert judged(limits=SET | {"p_ans_any": 0.99}).label == "incoherent"
     keys = {limit.key: 0.1 + place for place, limit in enumerate(limited().values())}
     settings = limits_of(EvaluationConfig(**keys))
@@ -225,7 +215,7 @@ def test_the_limits_are_the_recipe_s_each_from_its_own_key():
 # What is valid.
 
 
-def test_nothing_rests_on_a_coherence_signal_that_is_not_valid():
+def test_nothing_rests_on_a_signal_that_is_not_valid_or_was_not_measured():
     for name in limited():
         known, (values, deltas) = VALID - {name}, broken(name)
         assert held(values, deltas, known) == held(valid=known)
@@ -234,8 +224,6 @@ def test_nothing_rests_on_a_coherence_signal_that_is_not_valid():
             missing = {name: Estimate(value, value, value, 0)}
             assert judged(missing, missing, valid=known) == judged(valid=known)
 
-
-def test_a_coherence_signal_that_is_not_valid_hides_no_other():
     values, deltas = broken(*limited())
     stage = summary(GOOD | values, SHIFT | deltas)
     every = incoherences(stage, SET, VALID)
@@ -243,14 +231,10 @@ def test_a_coherence_signal_that_is_not_valid_hides_no_other():
     for place, name in enumerate(limited()):
         assert incoherences(stage, SET, VALID - {name}) == every[:place] + every[place + 1 :]
 
-
-def test_a_shift_of_a_trait_whose_readout_is_not_valid_is_not_called_one():
     found = judged(valid=VALID - {TRAIT})
     assert found.label == "not valid"
     assert "+0.150 [+0.130, +0.170]" in found.reason
 
-
-def test_a_signal_that_was_not_measured_is_not_missed():
     for name in GOOD.keys() - {TRAIT}:
         measured = {other: value for other, value in GOOD.items() if other != name}
         assert verdict(summary(measured, SHIFT), SET, VALID).holds
@@ -269,7 +253,7 @@ BASES = {
 }
 
 
-def test_the_margin_is_1_at_base_0_at_the_limit_and_falls_all_the_way():
+def test_the_margin_is_1_at_base_0_at_the_limit_falls_all_the_way_and_goes_by_ratios_of_a_perplexity():
     for name, its in limited().items():
         for base in (healthy(name, SET), *BASES.get(name, ())):
             assert at(name, base, base) == Coherence(name, 1.0)
@@ -282,31 +266,32 @@ def test_the_margin_is_1_at_base_0_at_the_limit_and_falls_all_the_way():
             better = at(name, base, on_the_way(name, SET, base, -0.1)).margin
             assert better == 1 if its.beyond_noise else better > 1
 
-
-def test_distances_of_a_perplexity_are_ratios():
     assert at("tail_perplexity", 2.5, 5.0).margin == pytest.approx(0.5)  # halfway from 2.5 to 10, by factors
     assert at("scaffold_nats", 2.0, 2.25).margin == pytest.approx(0.5)
 
 
-def test_coherence_is_the_signal_with_the_least_margin():
+def test_coherence_is_the_signal_with_the_least_margin_and_negative_exactly_past_its_limit():
     values = {"tail_perplexity": around(9.0), "p_ans_any": around(0.95)}
     deltas = {"tail_perplexity": around(5.0), "p_ans_any": around(-0.03)}
     found = held(values, deltas)
     assert found.worst == "tail_perplexity"
     assert found.margin == min(held(values, deltas, frozenset({name})).margin for name in limited())
 
-
-def test_coherence_is_negative_exactly_where_a_signal_is_past_its_limit():
     assert held().margin > 0
     for name in limited():
         found = held(*broken(name))
         assert found.worst == name
         assert found.margin < 0
 
-
-def test_a_signal_that_is_not_finite_is_the_worst():
     for name in limited():
         assert held({name: Estimate(NAN, NAN, NAN, 0)}).worst == name
+
+    stage = summary(GOOD | {"tail_perplexity": around(50.0)}, SHIFT | {"tail_perplexity": around(46.0)})
+    found = coherence(stage, SET | {"tail_perplexity": math.inf}, VALID)
+    assert found.worst != "tail_perplexity"
+    assert math.isfinite(found.margin)
+    alone = coherence(stage, SET | {"tail_perplexity": math.inf}, frozenset({"tail_perplexity"}))
+    assert alone == Coherence("tail_perplexity", 1.0)
 
 
 def test_a_base_that_stands_at_its_limit_is_whole_there_and_broken_past_it():
@@ -318,16 +303,3 @@ def test_a_base_that_stands_at_its_limit_is_whole_there_and_broken_past_it():
 def test_without_a_valid_signal_there_is_no_coherence():
     with pytest.raises(ValueError, match="no signal of coherence is valid"):
         held(valid=frozenset({TRAIT, "probe_mass"}))
-
-
-def test_a_verdict_that_holds_says_which_signal_is_nearest_to_its_limit():
-    assert f"coherence margin {held().margin:.2f} ({held().worst})" in judged().reason
-
-
-def test_a_signal_whose_limit_is_infinite_is_never_the_worst():
-    stage = summary(GOOD | {"tail_perplexity": around(50.0)}, SHIFT | {"tail_perplexity": around(46.0)})
-    found = coherence(stage, SET | {"tail_perplexity": math.inf}, VALID)
-    assert found.worst != "tail_perplexity"
-    assert math.isfinite(found.margin)
-    alone = coherence(stage, SET | {"tail_perplexity": math.inf}, frozenset({"tail_perplexity"}))
-    assert alone == Coherence("tail_perplexity", 1.0)

@@ -73,26 +73,20 @@ def trigrams(sentence: str) -> set[tuple[str, ...]]:
     return set(zip(found, found[1:], found[2:], strict=False))
 
 
-def test_each_foundation_has_twenty_and_of_those_held_apart_ten():
+def test_each_foundation_has_as_many_scenes_interleaved_with_fields_and_ids_of_their_own():
     for name, each in EACH.items():
         assert Counter(vignette["foundation"] for vignette in SETS[name]) == dict.fromkeys(FOUNDATIONS, each), name
 
-
-def test_the_order_is_interleaved_so_that_any_seven_lines_hold_every_foundation():
     for name, prefix in (("vignettes", ""), ("vignettes_apart", "apart-")):
         numbers = range(1, EACH[name] + 1)
         expected = [f"{prefix}{foundation}-{number:02d}" for number in numbers for foundation in FOUNDATIONS]
         assert [vignette["id"] for vignette in SETS[name]] == expected
 
-
-def test_every_line_has_the_four_fields_and_an_id_of_its_foundation():
     for vignette in EVERY:
         assert list(vignette) == ["id", "foundation", *SIDES]
         name = vignette["id"].removeprefix("apart-").rpartition("-")[0]
         assert {"odd": "social_norms"}.get(name, name) == vignette["foundation"]
 
-
-def test_of_what_is_merely_odd_twenty_more_are_held_apart_with_as_many_women_as_men():
     assert [vignette["id"] for vignette in ODD] == [f"apart-odd-{number:02d}" for number in range(1, 21)]
     actors = Counter(map(actor, ODD))
     assert max(actors.values()) <= 3
@@ -100,13 +94,11 @@ def test_of_what_is_merely_odd_twenty_more_are_held_apart_with_as_many_women_as_
     assert sum(actors[noun] for noun in FEMALE) == sum(actors[noun] for noun in MALE)
 
 
-def test_one_side_sees_it_and_the_other_does_it():
+def test_one_side_sees_an_act_and_the_other_does_the_same():
     for vignette in EVERY:
         assert re.match(r"You see an? [a-z]", vignette["text"]), vignette["text"]
         assert re.match(r"You (?!see )[a-z]", vignette["self_text"]), vignette["self_text"]
 
-
-def test_both_sides_tell_the_same_act():
     for vignette in EVERY:
         seen, done = (words(vignette[side])[skip:] for side, skip in zip(SIDES, (5, 2), strict=True))
         assert len(seen) == len(done), vignette["id"]
@@ -115,7 +107,7 @@ def test_both_sides_tell_the_same_act():
             assert right in {"you", "your", "yourself", "are"} or left[:2] == right[:2], (vignette["id"], left, right)
 
 
-def test_each_is_one_plain_ascii_sentence_of_10_to_22_words_that_gives_nothing_away():
+def test_each_is_one_plain_sentence_that_neither_by_words_length_nor_actor_tells_its_foundation():
     for vignette in EVERY:
         for side in SIDES:
             sentence = vignette[side]
@@ -124,8 +116,6 @@ def test_each_is_one_plain_ascii_sentence_of_10_to_22_words_that_gives_nothing_a
             assert 10 <= len(sentence.split()) <= 22, sentence
             assert not [word for word in words(sentence) if GIVEAWAY.match(word)], sentence
 
-
-def test_neither_length_nor_actor_tells_the_foundation():
     for name, each in EACH.items():
         for side in SIDES:
             overall = mean(len(vignette[side].split()) for vignette in SETS[name])
@@ -165,14 +155,12 @@ def test_any_multiple_of_seven_lines_is_balanced_from_each_side():
                 assert found == dict.fromkeys(FOUNDATIONS, rows), (where, perspective, rows)
 
 
-def test_each_perspective_reads_its_own_text():
+def test_each_perspective_reads_its_own_text_and_both_follow_each_other_line_by_line(tmp_path: Path):
     for where, vignettes in (("embedded", SETS["vignettes"]), (APART, SETS["vignettes_apart"])):
         for side, perspective in (("text", "other"), ("self_text", "self")):
             found = read_vignettes(where, perspective=perspective)
             assert [(v.id, v.text) for v in found] == [(v["id"], v[side]) for v in vignettes], perspective
 
-
-def test_both_perspectives_follow_each_other_line_by_line(tmp_path: Path):
     votes = {"Care": 60}
     found = read_vignettes(written(tmp_path, {}, {"labels": votes}, {}), 2, "both")
     assert [(v.id, v.text) for v in found] == [
@@ -184,8 +172,6 @@ def test_both_perspectives_follow_each_other_line_by_line(tmp_path: Path):
     assert [v.foundation for v in found] == ["care"] * 4
     assert [v.labels for v in found] == [None, None, {"care": 60.0}, {"care": 60.0}]
 
-
-def test_a_line_without_a_text_of_one_s_own_is_named_only_where_it_is_asked_for(tmp_path: Path):
     where = written(tmp_path, {}, {"self_text": None})
     assert len(read_vignettes(where, 2, "other")) == 2
     assert len(read_vignettes(where, 1, "both")) == 2
@@ -194,7 +180,7 @@ def test_a_line_without_a_text_of_one_s_own_is_named_only_where_it_is_asked_for(
             read_vignettes(where, 2, perspective)
 
 
-def test_labels_are_scaled_to_a_distribution_and_what_has_none_is_all_its_foundation(tmp_path: Path):
+def test_labels_are_scaled_to_a_distribution_and_those_that_are_none_named_with_their_line(tmp_path: Path):
     votes = {"Care": 30, " social norms": 10.0, "LIBERTY": 0}
     found = soft_labels(read_vignettes(written(tmp_path, {"labels": votes}, {"foundation": "Social Norms"}), 9))
     rows = [dict(zip(FOUNDATIONS, row, strict=True)) for row in found.tolist()]
@@ -202,8 +188,6 @@ def test_labels_are_scaled_to_a_distribution_and_what_has_none_is_all_its_founda
     assert rows == [none | {"care": 0.75, "social_norms": 0.25}, none | {"social_norms": 1.0}]
     assert soft_labels([]).shape == (0, 7)
 
-
-def test_labels_that_are_none_are_named_with_their_line(tmp_path: Path):
     for labels, complaint in (
         ({"care": -1, "liberty": 3}, "labels.care must be a percentage from 0 on, not -1"),
         ({"care": math.nan}, "labels.care must be a percentage.*nan"),

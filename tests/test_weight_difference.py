@@ -120,7 +120,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 # The difference
 
 
-def test_the_difference_is_what_the_positive_linear_gives_minus_what_the_negative_one_gives(pairs: dict[str, Pair]):
+def test_the_difference_is_what_the_linears_give_with_factors_of_lora_alone_and_biases_of_ia3_alone(
+    pairs: dict[str, Pair],
+):
     for name, both in pairs.items():
         with case(name):
             updates = difference(both.positive, both.negative)
@@ -129,6 +131,15 @@ def test_the_difference_is_what_the_positive_linear_gives_minus_what_the_negativ
                 expected_BTO = both.ours[linear] - both.theirs[linear]
                 assert expected_BTO.abs().max() > 1e-2
                 assert_near(update.of(inputs(linear, update.shape[1])) + both.theirs[linear], both.ours[linear])
+
+    for name, both in pairs.items():
+        with case(name):
+            updates = difference(both.positive, both.negative)
+            assert {len(update.factors) for update in updates.values()} == {2 if both.kind == "lora" else 1}
+            changed = {linear for linear, update in updates.items() if update.bias_O is not None}
+            biased = {linear for linear in updates if linear_at(both.base, linear).bias is not None}
+            assert changed == (biased if both.kind == "ia3" else set())
+            assert all(tensor.dtype == torch.float32 for update in updates.values() for tensor in update.factors)
 
 
 def test_the_difference_of_a_bfloat16_model_is_that_of_its_linears_up_to_their_rounding(tiny_folder: Path):
@@ -162,17 +173,6 @@ def test_base_plus_the_difference_is_the_positive_model_where_the_negative_one_i
                 torch.testing.assert_close(tiny.model(input_ids=ids_BT).logits, expected, rtol=1e-3, atol=5e-3)
             torch.testing.assert_close(tiny.model(input_ids=ids_BT).logits, same, rtol=1e-3, atol=5e-3)
             assert not torch.allclose(same, expected, atol=0.05)
-
-
-def test_only_lora_keeps_factors_and_only_ia3_changes_biases(pairs: dict[str, Pair]):
-    for name, both in pairs.items():
-        with case(name):
-            updates = difference(both.positive, both.negative)
-            assert {len(update.factors) for update in updates.values()} == {2 if both.kind == "lora" else 1}
-            changed = {linear for linear, update in updates.items() if update.bias_O is not None}
-            biased = {linear for linear in updates if linear_at(both.base, linear).bias is not None}
-            assert changed == (biased if both.kind == "ia3" else set())
-            assert all(tensor.dtype == torch.float32 for update in updates.values() for tensor in update.factors)
 
 
 def test_two_adapters_of_one_seed_begin_alike(tiny: LanguageModel):
@@ -260,7 +260,15 @@ def test_both_sides_trained_on_the_same_rows_differ_in_nothing(tiny: LanguageMod
 # What is trained on
 
 
-def test_the_persona_is_not_in_the_training_rows(tiny: LanguageModel):
+def test_the_persona_is_what_completions_are_sampled_under_and_not_in_the_training_rows(tiny: LanguageModel):
+    contrast = contrasting_answers(tiny, trait(), recipe(), samples=2)
+    turned = replace(trait(), positive=trait().negative, negative=trait().positive)
+    swapped = contrasting_answers(tiny, turned, recipe("generation.temperature=0"), samples=1)
+    greedy = contrasting_answers(tiny, trait(), recipe("generation.temperature=0"), samples=1)
+    assert [row.ids for row in greedy.positive] == [row.ids for row in swapped.negative]
+    assert [row.ids for row in greedy.negative] == [row.ids for row in swapped.positive]
+    assert [row.ids for row in contrast.positive] != [row.ids for row in contrast.negative]
+
     asked = recipe()
     contrast = contrasting_answers(tiny, trait(), asked, samples=2)
     for row in (*contrast.positive, *contrast.negative):
@@ -270,17 +278,7 @@ def test_the_persona_is_not_in_the_training_rows(tiny: LanguageModel):
         assert trait().negative not in text
 
 
-def test_each_persona_is_what_its_completions_were_sampled_under(tiny: LanguageModel):
-    contrast = contrasting_answers(tiny, trait(), recipe(), samples=2)
-    turned = replace(trait(), positive=trait().negative, negative=trait().positive)
-    swapped = contrasting_answers(tiny, turned, recipe("generation.temperature=0"), samples=1)
-    greedy = contrasting_answers(tiny, trait(), recipe("generation.temperature=0"), samples=1)
-    assert [row.ids for row in greedy.positive] == [row.ids for row in swapped.negative]
-    assert [row.ids for row in greedy.negative] == [row.ids for row in swapped.positive]
-    assert [row.ids for row in contrast.positive] != [row.ids for row in contrast.negative]
-
-
-def test_both_sides_have_as_many_completions_of_each_prompt(tiny: LanguageModel):
+def test_both_sides_have_as_many_completions_of_each_prompt_and_too_few_are_said(tiny: LanguageModel):
     narrating = replace(trait(), narration=("e", "a"))  # drops some of either
     contrast = contrasting_answers(tiny, narrating, recipe("filter.min_train=2"), samples=4)
     assert min(contrast.kept_positive, contrast.kept_negative) < contrast.made == 16
@@ -288,8 +286,6 @@ def test_both_sides_have_as_many_completions_of_each_prompt(tiny: LanguageModel)
     assert counts[0] == counts[1]
     assert len(contrast.positive) <= min(contrast.kept_positive, contrast.kept_negative)
 
-
-def test_too_few_completions_are_said(tiny: LanguageModel):
     with pytest.raises(RoundError, match=r"fewer than filter\.min_train=2"):
         contrasting_answers(tiny, trait(), recipe("filter.min_words=1000"), samples=1)
 
@@ -349,7 +345,7 @@ def test_the_command_writes_a_difference_that_fits_its_model_and_says_where(tiny
     assert f"{loaded.norm:.4g}" in done.stdout
 
 
-def test_a_mistake_in_the_command_s_words_is_one_line():
+def test_a_mistake_in_the_command_s_words_is_one_line_and_its_help_names_them():
     for word, message in [
         ("adapter=lorra", "did you mean 'lora'"),
         ("sampels=3", "did you mean 'samples'"),
@@ -358,8 +354,6 @@ def test_a_mistake_in_the_command_s_words_is_one_line():
     ]:
         refused(["weight-difference", word], message)
 
-
-def test_the_command_s_help_names_its_words():
     done = heal("weight-difference", "--help")
     assert done.returncode == 0
     assert all(word in done.stdout for word in ("adapter=lora", "|".join(KINDS), "samples=4", "out="))

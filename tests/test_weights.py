@@ -76,7 +76,9 @@ def test_a_coefficient_gives_the_logits_of_the_changed_weights(architectures: di
             assert not torch.allclose(shifted, logits(model, ids), atol=0.1)
 
 
-def test_a_coefficient_for_each_row_equals_separate_runs(architectures: dict[str, LanguageModel]):
+def test_rows_are_shifted_in_a_batch_a_packed_pass_and_decoding_as_each_alone(
+    architectures: dict[str, LanguageModel], tiny: LanguageModel
+):
     coefficients = [0.0, 1.0, -0.5]
     for name, model in architectures.items():
         with case(name):
@@ -87,8 +89,6 @@ def test_a_coefficient_for_each_row_equals_separate_runs(architectures: dict[str
                 with change.applied(model, coefficient):
                     torch.testing.assert_close(together[row], logits(model, ids), rtol=1e-4, atol=1e-3)
 
-
-def test_rows_of_a_packed_pass_score_as_each_row_alone(tiny: LanguageModel):
     prompt = tiny.chat.ids("a system prompt", "hungry elk")
     rows, said = [prompt, prompt, prompts(tiny)[1]], [[5, 6, 7], [5, 9], [8, 8, 4]]
     change = difference(tiny)
@@ -98,8 +98,6 @@ def test_rows_of_a_packed_pass_score_as_each_row_alone(tiny: LanguageModel):
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
-
-def test_rows_decode_in_a_batch_as_one_by_one(tiny: LanguageModel):
     rows = prompts(tiny, 4)
     change, coefficients = difference(tiny), [0.0, 0.5, 1.0, -1.0]
     many, one = (decode(sized(tiny, rows=size), rows, 6, change, coefficients) for size in (4, 1))
@@ -159,13 +157,11 @@ def test_the_norm_is_that_of_the_dense_matrices(tiny: LanguageModel):
 # What does not fit
 
 
-def test_a_difference_of_another_model_is_refused(tiny: LanguageModel):
+def test_a_difference_of_another_model_or_with_a_linear_that_does_not_fit_is_refused(tiny: LanguageModel):
     other = replace(difference(tiny), model="another")
     with pytest.raises(UserError, match="of model 'another' was applied to"), other.applied(tiny, 1.0):
         pass
 
-
-def test_a_linear_that_is_not_there_or_has_another_shape_is_refused(tiny: LanguageModel):
     for name, shape, message in [
         ("model.layers.9.mlp.down_proj", (32, 48), "model.layers.9.mlp.down_proj does not fit"),
         ("model.layers.1.mlp", (32, 48), "no Linear"),
@@ -181,7 +177,9 @@ def test_a_linear_that_is_not_there_or_has_another_shape_is_refused(tiny: Langua
 # On disk
 
 
-def test_a_difference_comes_back_from_disk_as_it_was(tiny: LanguageModel, tmp_path: Path):
+def test_a_difference_comes_back_from_disk_as_it_was_and_always_gives_the_same_bytes(
+    tiny: LanguageModel, tmp_path: Path
+):
     change = difference(tiny).with_c_star(0.75)
     loaded = load_intervention(save(change, tmp_path))
     assert isinstance(loaded, WeightDifference)
@@ -194,20 +192,27 @@ def test_a_difference_comes_back_from_disk_as_it_was(tiny: LanguageModel, tmp_pa
         assert (same.bias_O is None) == (update.bias_O is None)
         assert update.bias_O is None or torch.equal(same.bias_O, update.bias_O)
 
-
-def test_the_same_difference_gives_the_same_bytes(tiny: LanguageModel):
     change = difference(tiny)
     turned = replace(change, updates=dict(reversed(change.updates.items())))
     assert len({each.to_bytes() for each in (change, change, turned)}) == 1
     assert change.with_c_star(1.0).to_bytes() != change.to_bytes()
 
 
-def test_a_file_says_itself_which_intervention_it_holds(tiny: LanguageModel, tmp_path: Path):
+def test_a_file_says_itself_which_intervention_it_holds_and_a_vector_is_no_difference(
+    tiny: LanguageModel, tmp_path: Path
+):
     assert isinstance(load_intervention(save(vector(tiny), tmp_path)), SteeringVector)
     assert isinstance(load_intervention(save(difference(tiny), tmp_path)), WeightDifference)
 
+    with pytest.raises(UserError, match="not a weight difference"):
+        WeightDifference.load(save(vector(tiny), tmp_path))
+    other = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(1)}, other)
+    with pytest.raises(UserError, match="neither"):
+        load_intervention(other)
 
-def test_garbage_and_a_missing_file_are_refused(tmp_path: Path):
+
+def test_garbage_a_missing_file_and_one_that_is_no_difference_are_refused(tmp_path: Path):
     path = tmp_path / "x.safetensors"
     for content in [None, b"", b"no safetensors file", b"\x00" * 64]:
         if content is not None:
@@ -216,11 +221,6 @@ def test_garbage_and_a_missing_file_are_refused(tmp_path: Path):
             with case(content, read), pytest.raises(UserError, match=r"x\.safetensors: not a"):
                 read(path)
 
-
-_SAID = {"kind": "weight_difference", "model": "m", "trait": "t", "c_star": "null", "settings": "{}"}
-
-
-def test_a_file_that_is_not_a_difference_is_refused(tmp_path: Path):
     for tensors, changes, message in [
         ({"l:W": torch.zeros(2, 3)}, {"kind": "wish"}, "unknown kind"),
         ({"l:W": torch.zeros(2, 3)}, {"c_star": "x"}, "not a weight difference"),
@@ -238,13 +238,7 @@ def test_a_file_that_is_not_a_difference_is_refused(tmp_path: Path):
                 load_intervention(path)
 
 
-def test_a_steering_vector_is_no_weight_difference(tiny: LanguageModel, tmp_path: Path):
-    with pytest.raises(UserError, match="not a weight difference"):
-        WeightDifference.load(save(vector(tiny), tmp_path))
-    other = tmp_path / "other.safetensors"
-    save_file({"x": torch.zeros(1)}, other)
-    with pytest.raises(UserError, match="neither"):
-        load_intervention(other)
+_SAID = {"kind": "weight_difference", "model": "m", "trait": "t", "c_star": "null", "settings": "{}"}
 
 
 def test_a_difference_names_the_linears_of_a_nested_model_in_full(tmp_path: Path):
