@@ -238,10 +238,10 @@ class HealConfig:
 @dataclass
 class JudgeConfig:
     url: str = key(
-        "", "OpenAI-compatible server whose model scores the answers, as in http://localhost:8000/v1; none: no"
+        "", "OpenAI-compatible server whose model scores the answers, as in http://localhost:8000/v1; empty: no judge"
     )
     model: str = key("", "its name at the server; a key, if one is needed, is in the environment (OPENAI_API_KEY)")
-    requests: int = key(2000, "answers of the server that a run may use up; what is left then has no score", 1)
+    requests: int = key(2000, "requests that a run may send to it; answers beyond that have no score", 1)
 
 
 @with_limits
@@ -276,7 +276,7 @@ class ExportConfig:
 @dataclass
 class TrackingConfig:
     to: list[str] = key(
-        ["wandb"], "who is told what happens, beside events.jsonl; []: nobody", choices="heal.tracking.trackers"
+        ["wandb"], "where events go, beside events.jsonl; []: nowhere else", choices="heal.tracking.trackers"
     )
     mode: Literal["auto", "online", "offline", "disabled"] = key(
         "auto", "W&B; auto: online when a key and the server are there, else offline"
@@ -317,7 +317,7 @@ class Recipe:
     negative: str = key("", "the same of its opposite; both are given to the model as they stand")
     scale: Scale = key(
         "auto",
-        "numbers of pairs, prompts, tokens, epochs, rounds and items where nothing else says them (recipes/scales/); "
+        "numbers of pairs, prompts, tokens, epochs, rounds and items where nothing else sets them (recipes/scales/); "
         "auto: standard on a GPU, demo on a CPU",
         before="demo",
     )
