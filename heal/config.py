@@ -226,8 +226,15 @@ class HealConfig:
     weight_decay: float = key(0.0, "AdamW weight decay", 0)
     warmup: float = key(0.1, "fraction of the steps that warm up, then cosine", 0, 1)
     clip: float = key(1.0, "gradient norm limit", 0)
-    batch_size: int = key(4, "completions a forward pass", 1)
-    accumulation: int = key(1, "forward passes an optimiser step", 1)
+    batch_size: int = key(
+        4,
+        "completions a forward pass; on a GPU the first size tried, from which passes grow up to the whole optimiser "
+        "step while that is faster and fits (compute.train_batch)",
+        1,
+    )
+    accumulation: int = key(
+        1, "times heal.batch_size: completions an optimiser step, whatever passes it is cut into", 1, before=1
+    )
     validation: float = key(0.125, "fraction of the kept completions held out for validation", 0, 0.5)
     gradient_checkpointing: bool = key(False, "compute blocks twice instead of keeping what they computed")
     compile: bool = key(False, "torch.compile the decoder for training; compiling takes a minute or more")
@@ -295,6 +302,11 @@ class ComputeConfig:
     threads: int = key(0, "CPU threads; 0: one for each core that the process may use", 0, 4096)
     decode_batch: int = key(0, "rows decoded side by side; 0: 96 on a CPU, measured on a GPU", 0)
     batch_tokens: int = key(0, "tokens of a scoring or extraction pass; 0: 4096 on a CPU, measured on a GPU", 0)
+    train_batch: int = key(
+        0,
+        "completions of an optimiser step that are trained in one pass; 0: heal.batch_size on a CPU, measured on a GPU",
+        0,
+    )
     head_memory: int = key(
         0, "MiB of tensors over the vocabulary held at once; 0: 128 on a CPU, 1/32 of a GPU's memory, at most 2048", 0
     )
@@ -317,7 +329,8 @@ class Recipe:
     negative: str = key("", "the same of its opposite; both are given to the model as they stand")
     scale: Scale = key(
         "auto",
-        "numbers of pairs, prompts, tokens, epochs, rounds and items where nothing else sets them (recipes/scales/); "
+        "numbers of pairs, prompts, tokens, epochs, completions a step, rounds and items where nothing else sets them "
+        "(recipes/scales/); "
         "auto: standard on a GPU, demo on a CPU",
         before="demo",
     )

@@ -12,18 +12,22 @@ LESS = (
 _FULL = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")  # of plain RuntimeErrors
 
 
+class OutOfMemory(RoundError):
+    """A device ran out of memory, in the one line that a user reads."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device, or the process, ran out of memory."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError | OutOfMemory):
         return True
     named = type(error).__name__ == "OutOfMemoryError"  # torch's
     return isinstance(error, RuntimeError) and (named or any(text in str(error) for text in _FULL))
 
 
-def told(error: BaseException, when: str = "", advice: str = LESS) -> RoundError:
+def told(error: BaseException, when: str = "", advice: str = LESS) -> OutOfMemory:
     """The one line of an error that is `out_of_memory`: what happened, when, and what to do."""
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-    return RoundError(f"out of memory {when}".strip() + f" ({reason}); {advice}.")
+    return OutOfMemory(f"out of memory {when}".strip() + f" ({reason}); {advice}.")
 
 
 @contextmanager

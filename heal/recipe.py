@@ -40,6 +40,8 @@ def load_recipe(words: Sequence[str]) -> Recipe:
         for dotted, value in settings.items():
             set_key(config, dotted, value, source)
     by_scale = sized_keys().difference(*(settings for _, settings in layers))
+    if any("heal.batch_size" in settings for _, settings in layers):
+        by_scale -= {"heal.accumulation"}  # so many completions are a step, unless somebody says how often
     for dotted, value in sizes_of(config.scale).items():
         if dotted in by_scale:
             set_key(config, dotted, value, f"at the scale {config.scale}")

@@ -30,7 +30,7 @@ HEALING = with_barrier(replace(CONFIG, batch_size=2, accumulation=3, epochs=2, v
 
 
 @contextmanager
-def _gradients() -> Iterator[list[dict[str, Tensor]]]:
+def gradients_of_steps() -> Iterator[list[dict[str, Tensor]]]:
     """What the gradients of each step are, before they are clipped."""
     seen: list[dict[str, Tensor]] = []
 
@@ -59,7 +59,7 @@ def numbers(folder: Path, spread: bool = False) -> dict[str, Tensor]:
         found |= {f"{name} of {count}": value for name, value in _scored(model, prompts, vector).items()}
         rows = completions(count)
         learn(accumulator, count)
-        with _gradients() as steps:
+        with gradients_of_steps() as steps:
             log = whole_log(model, accumulator, replace(HEALING, gradient_norms_every=1), rows)
         for step, gradients in enumerate(steps):
             flat = [value.reshape(-1) for _, value in sorted(gradients.items())]

@@ -138,6 +138,8 @@ def test_a_size_grows_as_long_as_doubling_pays():
     for best in [16, 64, 1024]:
         with case(best):
             assert fastest(lambda size: float(min(size, best)), 16) == best
+    assert fastest(float, 4, 12) == 12
+    assert fastest(float, 3, 3) == 3
 
 
 def test_a_size_stops_growing_where_memory_ends_and_is_half_the_first_where_that_does_not_fit():

@@ -71,6 +71,7 @@ SMALL = MemoryPlan(
     rows=8,
     tokens=64,
     head=8,
+    completions=2,
     room=1000,
     references=8,
 )

@@ -64,7 +64,8 @@ def test_a_run_on_a_device_comes_to_the_cpu_s_numbers_and_can_be_used(tmp_path: 
     assert "healed (after round 2)" in printed
     assert printed.count("loaded again and compared") == 2
     assert (tmp_path / "survival" / "survival").is_dir()
-    run("llama", tmp_path, "cpu")
+    assert "completions in a pass of training (tried " in printed
+    assert run("llama", tmp_path, "cpu").model.batching.completions == 0  # on a CPU, passes are as they were asked for
     ours, theirs = RunFolder(tmp_path / "device"), RunFolder(tmp_path / "cpu")
     assert ours.rounds() == theirs.rounds() == [0, 1]
     for index in ours.rounds():
@@ -82,4 +83,4 @@ def test_a_run_on_a_device_comes_to_the_cpu_s_numbers_and_can_be_used(tmp_path: 
 
 
 def test_a_run_that_does_not_fit_the_device_s_memory_goes_on_with_smaller_passes(tmp_path: Path):
-    on_the_device(tmp_path, "sizes", "halved", "planned")
+    on_the_device(tmp_path, "sizes", "halved", "planned", "passes")

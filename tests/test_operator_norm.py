@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heal.accumulator import CURRENT, Accumulator
-from heal.healing.trainer import squared_operator_norm
+from heal.healing.loss import squared_operator_norm
 from tests.students import learn, student
 from tests.training import ONE_STEP, close, healed, with_barrier
 

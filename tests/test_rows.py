@@ -9,7 +9,18 @@ import torch
 
 from heal.generation.collect import Completion
 from heal.healing.references import batch_states
-from heal.healing.rows import Collator, StepCollator, StepOrder, cut, dataset, split, steps_of, training_rows
+from heal.healing.rows import (
+    Collator,
+    SharedStep,
+    StepCollator,
+    StepOrder,
+    TrainingRow,
+    cut,
+    dataset,
+    split,
+    steps_of,
+    training_rows,
+)
 from tests.cases import case
 from tests.closeness import assert_near
 from tests.students import completions, student
@@ -71,12 +82,22 @@ def test_rows_come_back_from_the_trainer_s_dataset_as_they_were_whatever_was_add
     model, _ = student(tiny_folder)
     rows = training_rows(model, ROWS[:7])
     table = dataset(rows).add_column("labels", [0] * 7)
-    step = StepCollator(Collator(model), 4)(list(table))
+    step = StepCollator(model.batching, 4)(list(table))
     assert (step.completions, step.passes) == (7, 2)
-    assert step.tokens == sum(len(batch["labels"]) for batch in step.batches)
-    for there, back in zip([Collator(model)(rows[:4]), Collator(model)(rows[4:])], step.batches, strict=True):
-        assert there.keys() == back.keys()
-        assert all(torch.equal(there[name], back[name]) for name in there)
+    assert step.tokens == sum(len(row.completion) for row in rows)
+    assert step.parts == [rows[:4], rows[4:]]
+
+
+def test_a_step_in_smaller_passes_has_the_same_rows_and_all_of_them_bear_what_one_bore():
+    rows = [TrainingRow([0, row], 1, row) for row in range(11)]
+    for share, passes in ((11, 1), (8, 1), (8, 3), (3, 5), (1, 2)):
+        with case(share, passes):
+            step = SharedStep([rows[:share]], tokens=20, completions=20, passes=passes)
+            while max(map(len, step.parts)) > 1:
+                size, step = max(map(len, step.parts)), step.halved()
+                assert [row for part in step.parts for row in part] == rows[:share]
+                assert all(len(part) == size // 2 for part in step.parts[:-1])
+                assert len(step.parts) / step.passes == pytest.approx(1 / passes)
 
 
 def test_completions_that_begin_alike_share_a_row(tiny_folder: Path):

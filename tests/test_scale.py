@@ -42,6 +42,9 @@ def test_a_scale_s_numbers_stand_where_neither_the_file_nor_the_command_line_say
             assert usual.evaluation.prompts > Recipe().evaluation.prompts
             assert min(usual.generation.tokens, usual.evaluation.tokens) >= 100
             assert usual.generation.multi_turn > 0
+            assert (asked.heal.batch_size, asked.heal.accumulation) == (4, usual.heal.accumulation)
+            said = load(path, f"scale={scale}", "heal.batch_size=16").heal
+            assert (said.batch_size, said.accumulation) == (16, 1)  # the step that was asked for
     path.write_text("scale: thorough\n")
     assert load(path).run.rounds == at_scale("thorough").run.rounds
     assert load(path, "scale=demo").run == Recipe().run
@@ -82,6 +85,14 @@ def test_a_run_goes_on_at_the_scale_that_it_began_with_on_any_device(
             for words in ((), ("generation.tokens=77", "scale=thorough"), ("generation.tokens=77", "steer.pairs=9")):
                 with case(words), pytest.raises(UserError, match="is a run of another recipe"):
                     run.refuse_other(run.as_begun(load(recipe_file, *words))[0], facts)
+
+
+def test_a_run_keeps_the_step_that_an_earlier_version_s_scale_had(recipe_file: Path, tmp_path: Path) -> None:
+    for words, kept in (((), {}), (("heal.accumulation=1",), {"heal.accumulation": 1})):
+        with case(words):
+            run = RunFolder(tmp_path / f"run{len(words)}")
+            run.start(load(recipe_file, "scale=standard", *words), Facts("float32", trait()))
+            assert run.as_begun(load(recipe_file, "scale=standard")) == (run.recipe(), kept)
 
 
 def at_scale_with(scale: Scale, recipe_file: Path) -> Recipe:

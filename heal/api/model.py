@@ -20,7 +20,7 @@ from heal.options import resolve_device
 from heal.responding import respond
 from heal.steering.intervention import Intervention
 
-_COMPUTE = tuple(f"compute.{name}" for name in ("decode_batch", "batch_tokens", "head_memory", "graphs"))
+_COMPUTE = tuple(f"compute.{name}" for name in ("decode_batch", "batch_tokens", "train_batch", "head_memory", "graphs"))
 _MODEL = Keywords("model", *_COMPUTE, without=("name",))
 
 
@@ -50,7 +50,9 @@ def load_model(name: str | Path = "embedded", *, device: str | torch.device = "a
     model = load_language_model(config, dtype, where)
     for notice in (*model.notices, *(record_steps(model) if compute.graphs else ())):
         warnings.warn(notice, stacklevel=2)
-    model.batching = batching_for(model, compute.decode_batch, compute.batch_tokens, compute.head_memory * 2**20)
+    model.batching = batching_for(
+        model, compute.decode_batch, compute.batch_tokens, compute.head_memory * 2**20, compute.train_batch
+    )
     return model
 
 

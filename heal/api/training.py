@@ -17,6 +17,8 @@ from heal.environment import notices_ignored
 from heal.errors import UserError
 from heal.generation.collect import Collection, Completion
 from heal.healing.log import StepLog
+from heal.healing.passes import fitted
+from heal.healing.rows import training_rows
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
 from heal.run.student import build_accumulator, lora_seed
@@ -144,8 +146,14 @@ def heal(
         raise UserError("heal(): no completion was kept, so there is nothing to train on")
     scratch = Path(tempfile.gettempdir())
     step = Heal(student.language_model, student, rows, recipe, index, scratch, on_log or (lambda log: None), start)
+    model, settings = student.language_model, recipe.heal
     with notices_ignored():
         student.start_round(lora_seed(recipe, index))
+        if model.fits_passes and not model.batching.completions:
+            longest = sorted(training_rows(model, rows), key=lambda row: -len(row.input_ids))
+            whole = longest[: settings.batch_size * settings.accumulation]
+            start = min(settings.batch_size, len(whole))
+            model.batching.completions = fitted(model, student, settings, whole, start, len(whole)).completions
         return step.compute(progress)
 
 

@@ -22,6 +22,7 @@ from heal.config import HealConfig
 from heal.generation.collect import Completion
 from heal.healing.barrier import Barrier
 from heal.healing.log import StepLog
+from heal.healing.loss import PassLoss
 from heal.healing.references import References, batch_states, compute
 from heal.healing.rows import (
     Batch,
@@ -97,9 +98,9 @@ def heal(
     with (
         tempfile.TemporaryDirectory(prefix=".heal-", suffix=".tmp", dir=scratch) as folder,
         left_as_it_was(accumulator.peft_model),
-        less_memory(settings),
+        less_memory(settings, language_model),
     ):
-        collator = StepCollator(Collator(language_model), settings.batch_size, parallel.rank(), parallel.size())
+        collator = StepCollator(language_model.batching, settings.batch_size, parallel.rank(), parallel.size())
         references = None
         if barrier.divergence.needs_reference:
             batches = [
@@ -107,17 +108,12 @@ def heal(
             ]
             context = accumulator.base if settings.barrier.reference == "base" else accumulator.previous
             references = _references(language_model, batches, reference_bytes, Path(folder))
-            floors = parallel.together(partial(_fill, references, language_model, context, batches, collator.collator))
+            floors = parallel.together(partial(_fill, references, language_model, context, batches))
             log(StepLog(0, 0.0, "train", {"kl_floor": max(floors)}))
-        if settings.gradient_checkpointing:
-            checkpoint_blocks(language_model)
         trainer = HealTrainer(
-            language_model=language_model,
-            accumulator=accumulator,
-            references=references,
+            loss=PassLoss(language_model, accumulator, references, training_decoder(language_model, settings)),
             barrier=barrier,
             order=StepOrder(len(train), size, seed, round_index, "epoch"),
-            decoder=torch.compile(language_model.decoder, dynamic=True) if settings.compile else None,
             batch_size=settings.batch_size,
             gradient_norms_every=settings.gradient_norms_every,
             on_log=log,
@@ -153,12 +149,12 @@ def _fill(
     language_model: LanguageModel,
     context: Callable[[], AbstractContextManager[None]],
     batches: Sequence[Sequence[TrainingRow]],
-    collator: Collator,
 ) -> float:
     """Computes the reference's states, once a round, and the floor of the divergence; 0 where there is no pass.
 
     `context` is that of the reference's gates.
     """
+    collator = Collator(language_model)
     compute(references, language_model, context, map(collator, batches))
     return _floor(language_model, context, references, collator(batches[0])) if batches else 0.0
 
@@ -179,6 +175,13 @@ def _floor(
     return float(torch.cat(token_divergences(language_model, again, kept)).max())
 
 
+def training_decoder(language_model: LanguageModel, settings: HealConfig) -> Callable | None:
+    """Makes the model's blocks ready to be trained as asked; the compiled decoder, None where none is asked for."""
+    if settings.gradient_checkpointing:
+        checkpoint_blocks(language_model)
+    return torch.compile(language_model.decoder, dynamic=True) if settings.compile else None
+
+
 def checkpoint_blocks(language_model: LanguageModel) -> None:
     """Lets every block forget what it computed and compute it again going backward, until its forward is put back."""
     for block in language_model.blocks:
@@ -190,13 +193,19 @@ def by_steps(config: HealConfig) -> HealConfig:
     return replace(config, batch_size=config.batch_size * config.accumulation, accumulation=1)
 
 
-def less_memory(config: HealConfig) -> AbstractContextManager[None]:
+def less_memory(config: HealConfig, language_model: LanguageModel) -> AbstractContextManager[None]:
     """Turns running out of memory into a RoundError that says which keys to change."""
+    batches = "" if language_model.fits_passes else f" with batches of {config.batch_size}"
     return memory_told(
-        f"while healing with batches of {config.batch_size}",
-        "lower heal.batch_size and raise heal.accumulation by as much, or set heal.gradient_checkpointing=true, in a "
-        "run of its own (run.name=...)",
+        f"while healing{batches}", f"{less_to_train(language_model)}, in a run of its own (run.name=...)"
     )
+
+
+def less_to_train(language_model: LanguageModel) -> str:
+    """The keys to change where training does not fit."""
+    if language_model.fits_passes:
+        return "set heal.gradient_checkpointing=true, or lower generation.tokens"
+    return "lower heal.batch_size and raise heal.accumulation by as much, or set heal.gradient_checkpointing=true"
 
 
 def training_arguments(

@@ -1,8 +1,8 @@
 """Pre-tokenised training rows from kept completions, and the batches they are trained in."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NotRequired, TypedDict, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 from datasets import Dataset
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from heal.generation.collect import Completion
+from heal.models.batching import Batching
 from heal.models.language_model import LanguageModel
 from heal.models.packing import pack
 from heal.parallel import shares
@@ -56,6 +57,12 @@ class Batch(TypedDict):
     key: Tensor  # [C], what each completion is known by
     position_ids: NotRequired[Tensor]  # where completions share a row
     end: NotRequired[Tensor]  # there, what `tree_mask` makes the mask from, on the device
+
+
+def on(device: torch.device, batch: Batch) -> Batch:
+    """The batch with its tensors on a device."""
+    moved = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+    return cast(Batch, moved)
 
 
 @dataclass(frozen=True)
@@ -187,15 +194,21 @@ class SharedStep:
     """One optimiser step as a process computes it.
 
     Attributes:
-        batches: its share of the step's completions, one for each of its passes; none where it has no share.
+        parts: its share of the step's completions, those of each of its passes; none where it has no share.
         tokens, completions: of the whole step, which the terms of the loss are means over.
-        passes: of all processes.
+        passes: of all processes; what falls on a pass alike is divided by it.
     """
 
-    batches: list[Batch]
+    parts: list[list[TrainingRow]]
     tokens: int
     completions: int
-    passes: int
+    passes: float
+
+    def halved(self) -> "SharedStep":
+        """The same share in more passes, each of half as many completions, which bear as much as those before."""
+        size = max(map(len, self.parts))
+        parts = cut([row for part in self.parts for row in part], size // 2)
+        return replace(self, parts=parts, passes=self.passes * len(parts) / len(self.parts))
 
 
 @dataclass(frozen=True)
@@ -203,26 +216,31 @@ class StepCollator:
     """Makes this process's part of optimiser steps.
 
     Attributes:
-        collator: of a pass.
-        batch_size: completions of a pass.
+        batching: says how many completions go through the model in a pass.
+        batch_size: so many where it does not.
         process, processes: which of how many this is.
     """
 
-    collator: Collator
+    batching: Batching
     batch_size: int
     process: int = 0
     processes: int = 1
 
+    @property
+    def size(self) -> int:
+        """Completions of a pass."""
+        return self.batching.completions or self.batch_size
+
     def passes(self, step: Sequence[TrainingRow]) -> list[list[TrainingRow]]:
-        """The rows of each of this process's passes over a step; a row is always in the same one."""
-        return cut([step[row] for row in shares(len(step), self.processes)[self.process]], self.batch_size)
+        """The rows of each of this process's passes over a step; a row is in the same one while the size stays."""
+        return cut([step[row] for row in shares(len(step), self.processes)[self.process]], self.size)
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> SharedStep:
         """Takes a step's items of a `dataset`, to which trl adds columns of its own."""
         step = [TrainingRow(item["input_ids"], item["start"], item["key"]) for item in items]
         return SharedStep(
-            [self.collator(rows) for rows in self.passes(step)],
+            self.passes(step),
             tokens=sum(len(row.completion) for row in step),
             completions=len(step),
-            passes=sum(-(-len(part) // self.batch_size) for part in shares(len(step), self.processes)),
+            passes=sum(-(-len(part) // self.size) for part in shares(len(step), self.processes)),
         )

@@ -14,22 +14,29 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from heal import parallel
-from heal.healing.rows import SharedStep, StepOrder
+from heal.healing.rows import Collator, SharedStep, StepOrder
+from heal.memory import OutOfMemory, out_of_memory
+from heal.models.batching import release
+from heal.models.language_model import LanguageModel
 
 
 class StepTrainer(SFTTrainer):
     """Trains on `SharedStep`s, in a given order; its arguments accumulate nothing.
 
     Attributes:
+        order: of the training rows.
+        collator: of a pass.
         step: the one that is being computed.
     """
 
     step: SharedStep
 
-    def __init__(self, *args, order: StepOrder, **kwargs):
-        """Takes SFTTrainer's arguments and the order of the training rows."""
+    def __init__(self, *args, language_model: LanguageModel, order: StepOrder, **kwargs):
+        """Takes SFTTrainer's arguments, the model that is trained and the order of the training rows."""
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)
+        self._language_model = language_model
+        self.collator = Collator(language_model)
         self.order = order
 
     @abstractmethod
@@ -53,13 +60,11 @@ class StepTrainer(SFTTrainer):
 
     def training_step(self, model: nn.Module, inputs: SharedStep, num_items_in_batch=None) -> Tensor:
         """Adds up the gradients of a step; the loss of this process's passes."""
-        self.step = inputs
         losses = [torch.zeros((), device=self.args.device)]
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
         def passes() -> tuple[Any, list[bool]]:
-            step = super(StepTrainer, self).training_step
-            losses.extend(step(model, batch, inputs.tokens) for batch in inputs.batches)
+            losses.extend(self._passes(model, inputs))
             return self.take_tally(), [parameter.grad is not None for parameter in parameters]
 
         tallies, reached = zip(*parallel.together(passes), strict=True)
@@ -72,3 +77,27 @@ class StepTrainer(SFTTrainer):
             parallel.summed([parameter.grad for parameter in trained if parameter.grad is not None])
         self.keep_tallies(tallies)
         return torch.stack([loss.to(losses[0]) for loss in losses]).sum()
+
+    def _passes(self, model: nn.Module, step: SharedStep) -> list[Tensor]:
+        """The loss of each pass over this process's share, whose gradients are added up.
+
+        Where a GPU runs out of memory, all passes of the step are made again with half as many completions, and so are
+        those of later steps.
+        """
+        language_model = self._language_model
+        planned, halvings = max(map(len, step.parts), default=0), 0
+        head_bytes = language_model.batching.head_bytes  # which shrink beside a pass that is too large
+        one = super().training_step
+        while True:
+            self.step = step
+            try:
+                return [one(model, self.collator(rows), step.tokens) for rows in step.parts]
+            except (RuntimeError, OutOfMemory) as error:
+                if not (language_model.fits_passes and out_of_memory(error) and planned >> halvings > 1):
+                    raise
+            model.zero_grad(set_to_none=True)
+            self.take_tally()
+            release()
+            step, halvings = step.halved(), halvings + 1
+            language_model.batching.head_bytes = head_bytes
+            language_model.batching.shrink_completions(planned, halvings)

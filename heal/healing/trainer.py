@@ -6,19 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 from transformers.trainer_utils import TrainOutput
 
-from heal.accumulator import CURRENT, Accumulator
 from heal.errors import RoundError
-from heal.healing.barrier import Barrier, aggregate, position_losses
+from heal.healing.barrier import Barrier
 from heal.healing.log import Phase, StepLog
-from heal.healing.references import References, batch_states
+from heal.healing.loss import PassLoss, Terms
 from heal.healing.steps import StepTrainer
-from heal.models.language_model import LanguageModel
 from heal.parallel import together
 
 OnLog = Callable[[StepLog], None]
+
+_NORM = "gradient_norm_ce"
 
 
 @dataclass
@@ -76,11 +75,8 @@ class HealTrainer(StepTrainer):
     def __init__(
         self,
         *args,
-        language_model: LanguageModel,
-        accumulator: Accumulator,
-        references: References | None,
+        loss: PassLoss,
         barrier: Barrier,
-        decoder: Callable | None,
         batch_size: int,
         gradient_norms_every: int,
         on_log: OnLog,
@@ -89,30 +85,25 @@ class HealTrainer(StepTrainer):
         """Takes StepTrainer's arguments and:
 
         Args:
-            language_model: the student.
-            accumulator: whose `current` is trained.
-            references: the reference's final hidden states; None without divergence.
+            loss: of a pass, under the student.
             barrier: the second term, as it stands at the first step.
-            decoder: a compiled decoder; None: the model's own.
-            batch_size: completions of a pass.
+            batch_size: completions of a batch, in which epochs are counted.
             gradient_norms_every: steps between gradient norms of both terms; 0: never.
             on_log: gets every log.
         """
+        accumulator = loss.accumulator
         kept = {weight: weight.data for weight in accumulator.trainable().values()}
-        super().__init__(*args, model=accumulator.peft_model, **kwargs)
+        super().__init__(*args, model=accumulator.peft_model, language_model=loss.language_model, **kwargs)
         for weight, data in kept.items():
             if weight.dtype != data.dtype:  # trl rounds what is trained on a 4-bit base to bfloat16
                 weight.data = data
-        self._language_model = language_model
+        self._loss = loss
         self._accumulator = accumulator
-        self._references = references
         self._barrier = barrier
-        self._decoder = decoder
         self._batch_size = batch_size
         self._gradient_norms_every = gradient_norms_every
         self._on_log = on_log
         self._tally: dict[Phase, _Tally] = {"train": _Tally(), "eval": _Tally()}
-        self._norms_taken_at = -1
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """Trains, and refuses a last step that no loss was computed after."""
@@ -139,8 +130,8 @@ class HealTrainer(StepTrainer):
 
         def passes() -> _Tally:
             for step in self.get_eval_dataloader():
-                for batch in step.batches:
-                    self.compute_loss(self.model, self._prepare_inputs(batch))
+                for rows in step.parts:
+                    self.compute_loss(self.model, self._prepare_inputs(self.collator(rows)))
             return self._tally["eval"]
 
         self._tally["eval"] = _Tally.of_all(together(passes))
@@ -150,24 +141,18 @@ class HealTrainer(StepTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         training = self.model.training
         self._language_model.model.eval()  # no dropout of the base's own: the reference has none
-        target_N, line_N, key_C = inputs["labels"], inputs["line"], inputs["key"]
         norms = training and self._norms_due()
         if self._language_model.spread is not None:
             self._language_model.spread.backwards = 3 if norms else 1
-        h_ND = batch_states(self._language_model, inputs, self._decoder)
-        reference_ND = None if self._references is None else self._references.get(key_C, line_N)
-        nll_N, kl_N = position_losses(self._language_model, h_ND, target_N, reference_ND, self._barrier.divergence)
-        d_C = aggregate(kl_N, line_N, len(key_C), self._barrier.aggregate)
-        tokens = num_items_in_batch if training and num_items_in_batch is not None else len(target_N)
-        completions = self.step.completions if training else len(key_C)
-        ce = nll_N.sum() / tokens
-        wall = self._barrier.strength * torch.relu(d_C - self._barrier.tau).sum() / completions
-        loss = ce + wall
+        positions = len(inputs["labels"])
+        if training:
+            terms = self._loss(inputs, self._barrier, self.step.tokens, self.step.completions, self.step.passes)
+        else:
+            terms = self._loss(inputs, self._barrier, positions, len(inputs["key"]))
+        loss, ce, wall, nll_N, d_C = terms.loss, terms.ce, terms.wall, terms.nll_N, terms.d_C
         tally = self._tally["train" if training else "eval"]
-        if training and self._barrier.operator_norm:
-            penalty = self._barrier.operator_norm * squared_operator_norm(self._accumulator)
-            loss = loss + penalty / self.step.passes
-            tally.extra["operator_norm_penalty"] = float(penalty.detach())
+        if terms.penalty is not None:
+            tally.extra["operator_norm_penalty"] = float(terms.penalty.detach())
         # All that the log needs in one transfer: each would wait for the device.
         read = torch.cat([torch.stack([loss, ce, wall]).double(), nll_N.double().sum()[None], d_C.double()]).detach()
         loss_now, ce_now, wall_now, nll_sum, *divergences = read.tolist()
@@ -179,23 +164,22 @@ class HealTrainer(StepTrainer):
                 again=False,
             )
         if norms:
-            self._take_gradient_norms(ce, wall, tally)
+            self._take_gradient_norms(terms, tally)
         tally.nll_sum += nll_sum
-        tally.positions += len(target_N)
+        tally.positions += positions
         tally.divergences += divergences
         tally.tokens += inputs["input_ids"].numel()
         return (loss, None) if return_outputs else loss
 
     def _norms_due(self) -> bool:
         """Whether this pass is the one in some steps of which the norms are taken."""
-        step, every = self.state.global_step, self._gradient_norms_every
-        return bool(every) and step % every == 0 and step != self._norms_taken_at
+        every = self._gradient_norms_every
+        return bool(every) and self.state.global_step % every == 0 and _NORM not in self._tally["train"].extra
 
-    def _take_gradient_norms(self, ce: Tensor, wall: Tensor, tally: _Tally) -> None:
-        """The gradient norm of each term alone (over the step's first batch)."""
-        self._norms_taken_at = self.state.global_step
+    def _take_gradient_norms(self, terms: Terms, tally: _Tally) -> None:
+        """The gradient norm of each term alone (over the step's first pass)."""
         parameters = list(self._accumulator.trainable().values())
-        for name, term in (("gradient_norm_ce", ce), ("gradient_norm_barrier", wall)):
+        for name, term in ((_NORM, terms.ce), ("gradient_norm_barrier", terms.wall)):
             gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
             squares = [g.double().square().sum() for g in gradients if g is not None]
             tally.extra[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
@@ -215,22 +199,3 @@ class HealTrainer(StepTrainer):
         self._tally = {"train": _Tally(), "eval": _Tally()}
         steps = self.state.global_step
         self._on_log(StepLog(steps, self.order.epochs(steps, self._batch_size), phase, values))
-
-
-def squared_operator_norm(accumulator: Accumulator) -> Tensor:
-    """Mean over layers of the squared largest singular value of this round's update `scale * B A`.
-
-    The singular vectors are found without gradient; with them fixed, `u^T (scale B A) v` has the
-    singular value's own gradient.
-    """
-    squares = []
-    for layer in accumulator.current_layers():
-        a_RI, b_OR = layer.lora_A[CURRENT].weight, layer.lora_B[CURRENT].weight
-        scale = layer.scaling[CURRENT]
-        with torch.no_grad():
-            q_b, r_b = torch.linalg.qr(b_OR.float())
-            q_a, r_a = torch.linalg.qr(a_RI.float().T)
-            u, _, vh = torch.linalg.svd(r_b @ r_a.T)
-            u_O, v_I = q_b @ u[:, 0], q_a @ vh[0]
-        squares.append((scale * (u_O @ b_OR.float()) @ (a_RI.float() @ v_I)).square())
-    return torch.stack(squares).mean()

@@ -19,7 +19,9 @@ _MOST_ROWS = 2048  # few runs decode as many, and trying more takes seconds
 _HEAD_SHARE, _HEAD_MOST = 32, 2**31  # of a GPU's memory, the part that the head may take, and bytes at most
 
 
-def batching_for(language_model: LanguageModel, rows: int = 0, tokens: int = 0, head_bytes: int = 0) -> Batching:
+def batching_for(
+    language_model: LanguageModel, rows: int = 0, tokens: int = 0, head_bytes: int = 0, completions: int = 0
+) -> Batching:
     """The sizes given; where one is 0, rows and tokens are measured on a GPU, the head's bytes are a part of its
     memory, and on a CPU all are the defaults. Of a spread base rows and tokens are the defaults, too: processes that
     time their passes would not make the same ones."""
@@ -27,12 +29,15 @@ def batching_for(language_model: LanguageModel, rows: int = 0, tokens: int = 0, 
     if language_model.spread is not None:
         rows, tokens = rows or Batching.rows, tokens or Batching.tokens
     if device.type != "cuda":
-        return Batching(rows or Batching.rows, tokens or Batching.tokens, head_bytes or Batching.head_bytes)
+        return Batching(
+            rows or Batching.rows, tokens or Batching.tokens, head_bytes or Batching.head_bytes, completions
+        )
     memory = torch.cuda.get_device_properties(device).total_memory
     sizes = Batching(
         rows or measured_rows(language_model),
         tokens or measured_tokens(language_model),
         head_bytes or max(Batching.head_bytes, min(_HEAD_MOST, memory // _HEAD_SHARE)),
+        completions,
     )
     release()  # the largest sizes that were tried are not those of the run
     return sizes
@@ -48,7 +53,7 @@ def measured_rows(language_model: LanguageModel) -> int:
         def step() -> None:
             language_model.logits(cached.read(ids_BT[:, :1]))
 
-        return rows / _seconds(step, language_model.device)
+        return rows / quickest(step, language_model.device)
 
     with torch.inference_mode():
         return fastest(rate, _FIRST_ROWS, _MOST_ROWS)
@@ -60,7 +65,7 @@ def measured_tokens(language_model: LanguageModel) -> int:
 
     def rate(tokens: int) -> float:
         ids_BT = _ids(language_model, max(1, tokens // width), width)
-        return ids_BT.numel() / _seconds(
+        return ids_BT.numel() / quickest(
             lambda: language_model.decoder(input_ids=ids_BT, use_cache=False), language_model.device
         )
 
@@ -72,8 +77,8 @@ def _ids(language_model: LanguageModel, rows: int, width: int) -> torch.Tensor:
     return torch.full((rows, width), language_model.pad_id, device=language_model.device)
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The shorter of two runs after a warm-up."""
+def quickest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the shorter of two runs after a warm-up."""
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from heal.memory import out_of_memory, told
+from heal.memory import OutOfMemory, out_of_memory, told
 
 T = TypeVar("T")
 
@@ -26,11 +26,13 @@ class Batching:
         rows: rows decoded side by side.
         tokens: tokens of a teacher-forced pass.
         head_bytes: bytes of float32 tensors over the vocabulary that the loss may hold at once.
+        completions: completions trained in one pass; 0: as many as `heal.batch_size` says.
     """
 
     rows: int = 96
     tokens: int = 4096
     head_bytes: int = 2**27
+    completions: int = 0
 
     def shrink_rows(self, planned: int, halvings: int) -> None:
         """Lowers `rows` to `planned`, halved `halvings` times, unless it is already lower."""
@@ -43,6 +45,10 @@ class Batching:
     def shrink_tokens(self, planned: int, halvings: int) -> None:
         """Lowers `tokens` to `planned`, halved `halvings` times, unless it is already lower."""
         self.tokens = max(1, min(self.tokens, planned >> halvings))
+
+    def shrink_completions(self, planned: int, halvings: int) -> None:
+        """Lowers `completions` to `planned`, halved `halvings` times, unless it is already lower."""
+        self.completions = max(1, min(self.completions or planned, planned >> halvings))
 
 
 def release() -> None:
@@ -96,18 +102,18 @@ def fastest(rate: Callable[[int], float], start: int, most: int = 2**20) -> int:
 
     Args:
         rate: size -> items per second; may run out of memory.
-        start: the smallest size tried, even; half of it is returned where it does not fit.
-        most: the largest size tried.
+        start: the smallest size tried; half of it is returned where it does not fit.
+        most: the largest size tried, at least `start`; the last step to it may be less than a doubling.
     """
-    size, best = start // 2, 0.0
+    size, best, next_size = start // 2, 0.0, start
     while size < most:
         try:
-            doubled_rate = rate(2 * size)
-        except RuntimeError as error:
+            next_rate = rate(next_size)
+        except (RuntimeError, OutOfMemory) as error:
             if out_of_memory(error):
                 return size
             raise
-        if doubled_rate < WORTH * best:
+        if next_rate < WORTH * best:
             return size
-        size, best = 2 * size, doubled_rate
+        size, best, next_size = next_size, next_rate, min(2 * next_size, most)
     return size

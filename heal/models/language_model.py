@@ -65,6 +65,14 @@ class LanguageModel:
         return self.model.device
 
     @property
+    def fits_passes(self) -> bool:
+        """Whether training cuts its steps into passes that fit the device.
+
+        Not on a CPU, where that would change the last bits of a run, nor of a spread base: the others are in the pass.
+        """
+        return self.device.type == "cuda" and self.spread is None
+
+    @property
     def decoder(self) -> nn.Module:
         """The stack of blocks with embedding and final norm."""
         return decoder_of(self.model)

@@ -8,10 +8,17 @@ from heal.trait import Trait
 
 @dataclass(frozen=True)
 class Sizes:
-    """Batch sizes that were measured or ruled when the run started: rows decoded, and tokens of a pass."""
+    """Batch sizes that were measured or ruled when the run started.
+
+    Attributes:
+        rows: decoded side by side.
+        tokens: of a pass that scores.
+        completions: of a pass that trains; 0: what `heal.batch_size` says.
+    """
 
     rows: int = 0
     tokens: int = 0
+    completions: int = 0
 
 
 @dataclass(frozen=True)

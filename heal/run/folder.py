@@ -181,8 +181,8 @@ class RunFolder:
         """The recipe as the run in this folder goes on with it, and the keys that it keeps from an earlier version.
 
         A key that is younger than the run, or has another default now, keeps what it was then (`before` of
-        `heal.config.key`) unless another value than the default is asked for. Where no scale is asked for, the run goes
-        on at the one that it began with, whatever this device is.
+        `heal.config.key`) unless another value than the default, or the scale's, is asked for. Where no scale is asked
+        for, the run goes on at the one that it began with, whatever this device is.
         """
         if not (self.path / "recipe.yaml").is_file():
             return sized(recipe), {}
@@ -193,8 +193,8 @@ class RunFolder:
             name: item.before
             for name, item in keys_by_name().items()
             if item.before is not AS_DEFAULT
-            and begun[name] == item.before
-            and asked[name] == item.written(item.default)
+            and begun[name] == item.before != asked[name]
+            and (asked[name] == item.written(item.default) or name in recipe.by_scale)
         }
         for name, value in kept.items():
             *sections, last = name.split(".")

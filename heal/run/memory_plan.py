@@ -1,11 +1,11 @@
 """What each process of a run needs of its device's memory, said before its first round, and held against what is there.
 
 Weights, LoRA and history are counted. What passes hold is measured on a GPU (heal/models/footprint.py) at a few tokens,
-and taken at the sizes of the recipe's largest passes, which are known before: its longest prompts, full token budgets.
+and taken at the sizes of the recipe's largest passes, which are known before (heal/run/work.py).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
@@ -14,48 +14,20 @@ import torch
 from heal import parallel
 from heal.accumulator import Accumulator
 from heal.config import Recipe
+from heal.console import counted
 from heal.errors import UserError
-from heal.evaluation.asking.choose import FIRST
-from heal.evaluation.readouts.questions import APART, OPTIONS
-from heal.healing.heal import checkpoint_blocks, left_as_it_was
+from heal.healing.heal import checkpoint_blocks, left_as_it_was, less_to_train
+from heal.healing.passes import Passes, fitted
 from heal.memory import LESS, memory_told
 from heal.models.footprint import Footprints, footprints
 from heal.models.language_model import LanguageModel
-from heal.models.packing import MIN_SHARED, shared, tree_nodes
-from heal.records import read_jsonl
-from heal.steering.extract import contexts_of, contrast_rows
+from heal.models.packing import tree_nodes
+from heal.run.work import Decoded, Work, work_of
 from heal.trait import Trait
 
 FITS = 0.9  # of the memory: what passes are cut down to, because allocators lose some between their blocks
 SURE = 1.25  # times the memory: what is refused, because the estimate may be a fifth too high
 _SAMPLED = 4  # float32 tensors over the vocabulary that choosing the next tokens holds
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Rows decoded side by side: how many, tokens of the longest prompt, those not read once for all, and budget."""
-
-    rows: int
-    prompt: int
-    rest: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Work:
-    """The largest passes of a run.
-
-    Attributes:
-        decoded: decoding, by what it is for.
-        scored: rows of token ids that are scored or extracted from.
-        trained: a training batch: trees, nodes of the largest one, and completion tokens of all.
-        references: completion tokens of a round, whose reference states are kept in main memory.
-    """
-
-    decoded: tuple[Decoded, ...]
-    scored: tuple[tuple[tuple[int, ...], ...], ...]
-    trained: tuple[int, int, int]
-    references: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +44,7 @@ class MemoryPlan:
         cache: of `decoding`, keys, values and states.
         healing: the most that a training pass holds.
         folding: the most that folding a round holds.
-        rows, tokens, head: the sizes of the passes; head, bytes over the vocabulary.
+        rows, tokens, head, completions: the sizes of the passes; head, bytes over the vocabulary; completions trained.
         room: what the device has for all of it.
         references: of main memory, the reference's hidden states.
         spread: of the weights that all processes share, each of which holds a part.
@@ -92,6 +64,7 @@ class MemoryPlan:
     rows: int
     tokens: int
     head: int
+    completions: int
     room: int
     references: int
     spread: int = 0
@@ -133,7 +106,8 @@ class MemoryPlan:
         return (
             f"about {size(self.need)} of {size(self.room)} on {where}: {parts}; beside them decoding "
             f"{size(self.decoding)} ({self.rows} rows, cache {size(self.cache)}), scoring {size(self.scoring)} "
-            f"({self.tokens} tokens), healing {size(self.optimiser + self.healing)} (AdamW {size(self.optimiser)})"
+            f"({self.tokens} tokens), healing {size(self.optimiser + self.healing)} "
+            f"({counted(self.completions, 'completion')} a pass, AdamW {size(self.optimiser)})"
         )
 
     def event(self) -> dict[str, Any]:
@@ -149,10 +123,17 @@ def size(held: float) -> str:
     return f"{held / 2**10:.0f} KiB"
 
 
-def planned(
-    recipe: Recipe, model: LanguageModel, accumulator: Accumulator, trait: Trait
-) -> tuple[MemoryPlan, list[str]]:
-    """The plan of a run, and what there is to warn of; on a GPU `model.batching` shrinks to what fits.
+@dataclass(frozen=True)
+class Planned:
+    """The plan of a run, what there is to warn of, and the passes of training, where they were measured."""
+
+    plan: MemoryPlan
+    warnings: list[str]
+    passes: Passes | None
+
+
+def planned(recipe: Recipe, model: LanguageModel, accumulator: Accumulator, trait: Trait) -> Planned:
+    """Plans a run; on a GPU `model.batching` shrinks to what fits, and says how many completions a pass trains.
 
     Raises:
         UserError: even the smallest passes do not fit; says which keys to change.
@@ -165,90 +146,39 @@ def planned(
     with left_as_it_was(accumulator.peft_model), memory_told("while measuring what the passes of a run take"):
         taken = footprints(model, checkpointed)
     need = Need(recipe, model, accumulator, work_of(recipe, model, trait), taken)
-    batching = model.batching
-    _refuse(need.at(1, 1, 1), model.device, recipe.model.name)
-    plan = asked = need.at(batching.rows, batching.tokens, batching.head_bytes)
-    warnings = []
+    batching, step = model.batching, len(need.work.trained)
+    completions = min(step, batching.completions or recipe.heal.batch_size)
+    _refuse(need.at(1, 1, 1, 1 if model.fits_passes else completions), model)
+    plan = asked = need.at(batching.rows, batching.tokens, batching.head_bytes, completions)
+    warnings: list[str] = []
+    passes: Passes | None = None
     if model.device.type == "cuda":  # on a CPU sizes follow a rule, so that a run repeats byte for byte
         plan = need.cut_down(asked)
         if plan != asked:
             batching.shrink_rows(plan.rows, 0)
             batching.shrink_tokens(plan.tokens, 0)
             batching.shrink_head(plan.head, 0)
+            if batching.completions:
+                batching.shrink_completions(plan.completions, 0)
             warnings.append(
                 f"smaller passes, because {size(asked.need)} would be needed and {size(plan.room)} are there: "
                 f"{asked.rows} -> {plan.rows} rows decoded side by side, {asked.tokens} -> {plan.tokens} tokens "
-                f"scored, {size(asked.head)} -> {size(plan.head)} over the vocabulary"
+                f"scored, {size(asked.head)} -> {size(plan.head)} over the vocabulary, {asked.completions} -> "
+                f"{plan.completions} completions trained"
             )
+    if model.fits_passes and not batching.completions:
+        most = need.largest_pass(plan)
+        passes = parallel.by_first(
+            lambda: fitted(model, accumulator, recipe.heal, need.work.typical, plan.completions, most)
+        )
+        batching.completions = passes.completions
+        plan = need.at(plan.rows, plan.tokens, plan.head, passes.completions)
     if plan.need > plan.room:
         warnings.append(
             f"memory may run out while {plan.largest}: about {size(plan.need)} are needed and {size(plan.room)} are "
             f"there on {model.device}"
         )
-    return plan, warnings
-
-
-def per_process(rows: int) -> int:
-    """The most of so many rows that one process has."""
-    return -(-rows // parallel.size())
-
-
-def work_of(recipe: Recipe, model: LanguageModel, trait: Trait) -> Work:
-    """The largest passes that a recipe asks for."""
-    system, chat = recipe.model.system, model.chat
-    generation, calibration, evaluation = recipe.generation, recipe.calibration, recipe.evaluation
-
-    def decoded(rows: int, systems: Sequence[str], prompts: Sequence[str], tokens: int) -> Decoded:
-        longest = max(model.longest_prompt(system, prompt) for system in systems for prompt in prompts)
-        rest, tokens = longest, tokens + model.thinking
-        if longest + tokens <= model.longest_shared:
-            ids = [chat.ids(systems[0], prompt) for prompt in prompts]
-            common = min(shared(ids[0], other) for other in ids)
-            rest = longest - common if common >= MIN_SHARED else longest
-        return Decoded(rows, longest, max(1, rest), tokens)
-
-    answers = per_process(max(len(generation.alphas) * generation.prompts, generation.keep))
-    prompts = sorted((chat.ids(system, prompt) for prompt in trait.generation_prompts), key=len, reverse=True)
-    if generation.multi_turn:  # the longest after the longest, and an answer in between
-        most = model.context - generation.tokens
-        prompts = [[*prompt, *[0] * generation.tokens, *prompts[0]][:most] for prompt in prompts]
-    doses = range(len(generation.alphas))
-    completed = [
-        (*prompt, *[dose] * (generation.tokens - 1)) for prompt in prompts[: generation.prompts] for dose in doses
-    ]
-    personas = [tuple(ids) for ids in contrast_rows(model, trait, contexts_of(trait, recipe.steer.pairs))]
-    questions = [
-        tuple(chat.ids(system, "\n".join([row["question"], *row["options"][first:], *row["options"][:first]])))
-        for row in read_jsonl(APART)[:FIRST]
-        for first in range(OPTIONS)
-    ]
-    batch = completed[: recipe.heal.batch_size]
-    trees = model.trees(batch)
-    nodes = max(tree_nodes(batch, tree) for tree in trees)
-    completions = decoded(answers, [system], trait.generation_prompts, generation.tokens)
-    if generation.multi_turn:
-        completions = replace(completions, prompt=len(prompts[0]), rest=len(prompts[0]))
-    return Work(
-        decoded=(
-            completions,
-            decoded(
-                per_process(calibration.prompts * calibration.candidates),
-                [system],
-                trait.generation_prompts,
-                calibration.tokens,
-            ),
-            decoded(per_process(evaluation.prompts), [system], trait.heldout_prompts, evaluation.tokens),
-            decoded(
-                per_process(evaluation.prompts),
-                [trait.positive, trait.negative],
-                trait.heldout_prompts,
-                evaluation.tokens,
-            ),
-        ),
-        scored=(tuple(personas), tuple(questions), tuple(completed)),
-        trained=(len(trees), nodes, len(batch) * generation.tokens),
-        references=answers * generation.tokens,
-    )
+    return Planned(plan, warnings, passes)
 
 
 @dataclass(frozen=True)
@@ -261,8 +191,8 @@ class Need:
     work: Work
     taken: Footprints
 
-    def at(self, rows: int, tokens: int, head: int) -> MemoryPlan:
-        """The plan with passes of at most so many rows and tokens, and bytes over the vocabulary."""
+    def at(self, rows: int, tokens: int, head: int, completions: int) -> MemoryPlan:
+        """The plan with passes of at most so many rows and tokens, bytes over the vocabulary, and completions."""
         model, rounds, taken = self.model, self.recipe.run.rounds, self.taken
         lora = sum(parameter.nbytes for parameter in self.accumulator.trainable().values())
         weights = sum(tensor.nbytes for tensor in (*model.model.parameters(), *model.model.buffers())) - lora
@@ -273,7 +203,10 @@ class Need:
         bases = [layer.get_base_layer().weight for layer in self.accumulator.current_layers()]
         merges = self.accumulator.merges or self.accumulator.rounds_merged
         width, itemsize = model.model.config.get_text_config().hidden_size, model.model.dtype.itemsize
-        trees, nodes, positions = self.work.trained
+        trained = self.work.trained[:completions]
+        ids = [row.input_ids[:-1] for row in trained]  # the last token predicts nothing
+        trees, nodes = _shape(ids, model.trees(ids))
+        positions = sum(len(row.completion) for row in trained)
         references = min(self.work.references * width * itemsize, self.recipe.compute.reference_memory * 2**20)
         healing = max(
             taken.kept.bytes(trees, nodes) + min(head, model.head_bytes(positions)),
@@ -297,6 +230,7 @@ class Need:
             rows=rows,
             tokens=tokens,
             head=head,
+            completions=completions,
             room=_room(model.device, weights + lora),
             references=references,
             spread=spread,
@@ -315,21 +249,41 @@ class Need:
     def cut_down(self, plan: MemoryPlan) -> MemoryPlan:
         """The plan with its sizes halved until what they decide fits."""
         limit = FITS * plan.room - plan.standing
-        rows, tokens, head = plan.rows, plan.tokens, plan.head
+        rows, tokens, head, completions = plan.rows, plan.tokens, plan.head, plan.completions
         longest = max(len(row) for ids in self.work.scored for row in ids)
-        while rows > 1 and self.at(rows, tokens, 1).decoding > limit:
+        while rows > 1 and self.at(rows, tokens, 1, completions).decoding > limit:
             rows //= 2
-        while tokens > longest and self.at(rows, tokens, 1).scoring > limit:
+        while tokens > longest and self.at(rows, tokens, 1, completions).scoring > limit:
             tokens //= 2
-        if self.at(rows, tokens, 1).most <= limit:
-            while self.at(rows, tokens, head).most > limit:
+        while (
+            completions > 1
+            and self.model.fits_passes
+            and self.at(rows, tokens, 1, completions).passes["healing"] > limit
+        ):
+            completions //= 2
+        if self.at(rows, tokens, 1, completions).most <= limit:
+            while self.at(rows, tokens, head, completions).most > limit:
                 head //= 2
-        return self.at(rows, tokens, head)
+        return self.at(rows, tokens, head, completions)
+
+    def largest_pass(self, plan: MemoryPlan) -> int:
+        """The completions of the largest training pass that fits, by doubling those of the plan up to a whole step."""
+        completions, step = plan.completions, len(self.work.trained)
+        while completions < step:
+            larger = self.at(plan.rows, plan.tokens, plan.head, min(2 * completions, step))
+            if larger.passes["healing"] > FITS * plan.room - plan.standing:
+                break
+            completions = larger.completions
+        return completions
 
 
 def _shapes(model: LanguageModel, ids: Sequence[Sequence[int]], tokens: int) -> list[tuple[int, int]]:
     """Trees, and nodes of the largest one, of each pass over rows of token ids."""
-    return [(len(trees), max(tree_nodes(ids, tree) for tree in trees)) for trees in model.plan(ids, tokens)]
+    return [_shape(ids, trees) for trees in model.plan(ids, tokens)]
+
+
+def _shape(ids: Sequence[Sequence[int]], trees: Sequence[Sequence[int]]) -> tuple[int, int]:
+    return len(trees), max(tree_nodes(ids, tree) for tree in trees)
 
 
 def _room(device: torch.device, held: int) -> int:
@@ -339,23 +293,22 @@ def _room(device: torch.device, held: int) -> int:
     return psutil.virtual_memory().available // parallel.here() + held
 
 
-def _refuse(smallest: MemoryPlan, device: torch.device, name: str) -> None:
+def _refuse(smallest: MemoryPlan, model: LanguageModel) -> None:
     """UserError where even the smallest passes are sure not to fit."""
-    there = smallest.room
+    there, device = smallest.room, model.device
     if device.type != "cuda":  # what others hold may be freed, or swapped
         there = (psutil.virtual_memory().total + psutil.swap_memory().total) // parallel.here()
     if smallest.need <= SURE * there:
         return
     what = "folding" if smallest.standing > there else smallest.largest
     advice = {
-        "healing": "lower heal.batch_size and raise heal.accumulation by as much, or set "
-        "heal.gradient_checkpointing=true",
+        "healing": less_to_train(model),
         "decoding": "lower generation.tokens and evaluation.tokens",
         "scoring": "lower generation.tokens",
         "folding": "set compute.merge_history=false, or lower heal.rank or run.rounds",
     }[what]
     raise UserError(
-        f"model.name={name}: even the smallest passes do not fit the memory of {device}: about {size(smallest.need)} "
-        f"are needed ({size(smallest.standing)} for weights and adapters, {size(smallest.passes[what])} for {what}) "
-        f"and {size(there)} are there; {advice}, or {LESS}"
+        f"model.name={model.name}: even the smallest passes do not fit the memory of {device}: about "
+        f"{size(smallest.need)} are needed ({size(smallest.standing)} for weights and adapters, "
+        f"{size(smallest.passes[what])} for {what}) and {size(there)} are there; {advice}, or {LESS}"
     )

@@ -32,7 +32,7 @@ from heal.versions import device_name, versions, versions_line
 if TYPE_CHECKING:
     from heal.accumulator import Accumulator
     from heal.models.language_model import LanguageModel
-    from heal.run.memory_plan import MemoryPlan
+    from heal.run.memory_plan import Planned
     from heal.run.session import Session
 
 _NAME = 200  # bytes of a run's name: file systems take 255, and its .log and temporary names are longer
@@ -91,9 +91,9 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     _, coverage = adapted_linears(model, model.band(recipe.heal.band))
     held_out_prompts(trait, asked)  # too few are refused before anything is written
     accumulator = build_accumulator(model, recipe)
-    plan, doubts = (None, []) if kind else _planned(recipe, model, accumulator, trait)  # a study trains nothing
+    planned = None if kind else _planned(recipe, model, accumulator, trait)  # a study trains nothing
     model.batching = by_first(lambda: model.batching)
-    sizes = Sizes(model.batching.rows, model.batching.tokens)
+    sizes = Sizes(model.batching.rows, model.batching.tokens, model.batching.completions)
     facts = replace(facts, dtype=dtype, batching=sizes, coverage=coverage)
     with folder.locked():
         by_first(lambda: clear_temporary(folder.path))
@@ -119,19 +119,20 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
                 f"{size()} processes share optimiser steps of {counted(step, 'completion')} (heal.batch_size x "
                 "heal.accumulation), so some have none"
             )
-        if plan is not None:
-            console.say(f"memory     {plan.line(device_name(model.device))}")
-            console.warn(*doubts)
-            tracker.event("memory", plan.event())
+        if planned is not None:
+            console.say(f"memory     {planned.plan.line(device_name(model.device))}")
+            console.warn(*planned.warnings)
+            tracker.event("memory", planned.plan.event())
+            if planned.passes is not None:
+                console.say(f"passes     {planned.passes}")
+                tracker.event("passes", planned.passes.event())
         console.say(f"tracking   {tracker.state}")
         with tracebacks_into(folder.path):
             yield Session(recipe, trait, folder, model, accumulator, console, tracker, vignettes)
 
 
-def _planned(
-    recipe: Recipe, model: "LanguageModel", accumulator: "Accumulator", trait: Trait
-) -> tuple["MemoryPlan", list[str]]:
-    """What the run needs of memory, and warnings; see `heal.run.memory_plan.planned`."""
+def _planned(recipe: Recipe, model: "LanguageModel", accumulator: "Accumulator", trait: Trait) -> "Planned":
+    """What the run needs of memory, and its passes; see `heal.run.memory_plan.planned`."""
     from heal.run.memory_plan import planned  # with the trainer's libraries, which a study can do without
 
     return planned(recipe, model, accumulator, trait)
@@ -188,6 +189,7 @@ def open_model(
             compute.decode_batch or sizes.rows,
             compute.batch_tokens or sizes.tokens,
             compute.head_memory * 2**20,
+            compute.train_batch or sizes.completions,
         )
     )
     kept, too_long = fitting(model, recipe, trait)

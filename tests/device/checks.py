@@ -6,7 +6,7 @@ A check that fails ends the process with its traceback.
 from tests.device import device  # isort: skip  (before torch)
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from heal.config import ModelConfig
 from heal.console import Console, StepLine
 from heal.decoding import Sampling, decode
 from heal.errors import RoundError, UserError
+from heal.healing import passes as fitting
 from heal.healing.barrier import position_losses
 from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
@@ -27,16 +28,19 @@ from heal.models.load import load_language_model
 from heal.models.packing import pack
 from heal.models.supported import record_steps
 from heal.records import read_jsonl
+from heal.run.memory_plan import FITS
 from heal.run.open import opened
 from heal.run.session import Session
 from heal.steering.extract import extract
 from heal.steering.methods import METHODS
 from tests import machine, tiny
 from tests.cases import case
+from tests.closeness import ROUNDING
+from tests.dealt import gradients_of_steps
 from tests.device.rounds import SIZES, recipe, run
 from tests.divergences import DIVERGENCES
-from tests.students import ALPHA, LAYERS, RANK
-from tests.training import CONFIG, healed
+from tests.students import ALPHA, LAYERS, RANK, learn
+from tests.training import CONFIG, ONE_STEP, close, healed, with_barrier
 
 DEVICE = torch.device("cuda", 0)
 ROWS = 20
@@ -282,6 +286,68 @@ def halved(folder: Path) -> None:
     assert torch.get_float32_matmul_precision() == "high"
     assert device.refused() > before
     assert session.model.batching.tokens < 4096
+
+
+def passes(folder: Path) -> None:
+    """A run trains as many completions at once as pay and fit, and goes on with half as many where they do not."""
+    words = ("heal.batch_size=2", "heal.accumulation=4")  # and 8 completions a round
+
+    def tried(name: str, seconds: Sequence[float], *more: str) -> tuple[LanguageModel, list[dict]]:
+        with pytest.MonkeyPatch.context() as patch:
+            timed = iter(seconds)
+            patch.setattr(fitting, "quickest", lambda work, device: work() or next(timed))
+            with opened(recipe("llama", folder, name, *words, *more)) as session:
+                assert all(p.grad is None for p in session.model.model.parameters())
+                return session.model, read_jsonl(session.folder.path / "events.jsonl")
+
+    for seconds, chosen in (((1, 1, 1), 8), ((1, 1, 1.9), 4), ((1, 2), 2)):
+        with case(seconds):
+            model, events = tried(f"seconds-{chosen}", seconds)
+            assert model.batching.completions == chosen
+            found = next(event for event in events if event["kind"] == "passes")
+            assert (found["completions"], found["step"], len(found["trials"])) == (chosen, 8, len(seconds))
+            assert all(trial["held"] > 0 for trial in found["trials"])
+            again, events = tried(f"seconds-{chosen}", ())
+            assert again.batching.completions == chosen
+            plans = [event for event in events if event["kind"] == "memory"]
+            assert [plan["completions"] for plan in plans] == [chosen] * 2
+    assert tried("asked", (), "compute.train_batch=3")[0].batching.completions == 3
+
+    plan = next(event for event in read_jsonl(folder / "seconds-8" / "events.jsonl") if event["kind"] == "memory")
+    standing = sum(plan[name] for name in ("weights", "lora", "history", "merged"))
+    with device.limited(int((standing + plan["optimiser"] + 0.75 * plan["healing"]) / FITS)):
+        before = device.refused()
+        model, events = tried("short", (1, 1, 1))
+        assert (model.batching.completions, device.refused()) == (4, before)
+        assert next(event for event in events if event["kind"] == "passes")["most"] == 4
+
+    model = on_device("llama", folder)
+    accumulator = Accumulator(model, RANK, ALPHA, LAYERS)
+    model.batching.head_bytes = 1  # the vocabulary's tensors are not what the passes differ by
+
+    def trained(completions: int) -> tuple[dict[str, torch.Tensor], int]:
+        model.batching.completions = completions
+        accumulator.start_round(0)
+        learn(accumulator, 0)
+        device.reset_peak()
+        with gradients_of_steps() as gradients:
+            healed(model, accumulator, with_barrier(replace(ONE_STEP, epochs=2), operator_norm=0.1))
+        return {name: gradient.cpu() for name, gradient in gradients[0].items()}, device.peak()
+
+    expected, _ = trained(1)
+    for completions in (16, 5):
+        with case(completions):
+            close(trained(completions)[0], expected, ROUNDING)
+    _, room = trained(4)
+    before = device.refused()
+    with device.limited(room + 2**10):
+        close(trained(16)[0], expected, ROUNDING)
+    assert (model.batching.completions, device.refused() > before) == (4, True)
+    with (
+        device.limited(room // 2),
+        pytest.raises(RoundError, match=r"out of memory while healing .*checkpointing=true"),
+    ):
+        trained(16)
 
 
 if __name__ == "__main__":

@@ -163,6 +163,6 @@ def measured(
     rows, read, step = decoding_seconds(language_model, recipe, trait)
     accumulator = build_accumulator(language_model, recipe)
     accumulator.start_round(0)
+    plan = planned(recipe, language_model, accumulator, trait).plan
     heal = healing_seconds(language_model, accumulator, recipe, answers)
-    plan, _ = planned(recipe, language_model, accumulator, trait)
     return scaled(recipe, Pieces(prompt, path_token, stage, read, step, rows, score, heal), plan)

@@ -18,7 +18,7 @@ from heal.healing.barrier import position_losses
 from heal.healing.divergences import divergence_named
 from heal.healing.heal import SEEDS, by_steps, checkpoint_blocks, left_as_it_was, less_memory, training_arguments
 from heal.healing.references import batch_states
-from heal.healing.rows import Collator, StepCollator, StepOrder, dataset, steps_of, training_rows
+from heal.healing.rows import StepCollator, StepOrder, dataset, steps_of, training_rows
 from heal.healing.steps import StepTrainer
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
@@ -101,19 +101,19 @@ def train_contrast(
 class _Trainer(StepTrainer):
     """Cross-entropy of the completion tokens, a mean over those of an optimiser step."""
 
-    def __init__(self, *args, language_model: LanguageModel, progress: Progress, **kwargs):
+    def __init__(self, *args, progress: Progress, **kwargs):
         super().__init__(*args, **kwargs)
-        self._language_model = language_model
         self._progress = progress
         self._made: list[tuple[float, int]] = []
-        self.losses: list[tuple[float, int]] = []  # sum over a batch's completion tokens, and their number
+        # Of each step's passes, the sum over their completion tokens, and their number.
+        self.losses: list[list[tuple[float, int]]] = []
 
     def take_tally(self) -> list[tuple[float, int]]:
         made, self._made = self._made, []
         return made
 
     def keep_tallies(self, tallies: Sequence[list[tuple[float, int]]]) -> None:
-        self.losses += [loss for tally in tallies for loss in tally]
+        self.losses.append([loss for tally in tallies for loss in tally])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._language_model.model.eval()  # no dropout of the base's own
@@ -143,7 +143,7 @@ def _fit(
     train = [made[row] for step in steps_of(made, range(len(made)), size, seed, STAGE, "steps") for row in step]
     steps = math.ceil(len(train) / size) * config.epochs
     disable_progress_bar()
-    with tempfile.TemporaryDirectory() as scratch, left_as_it_was(peft_model), less_memory(config):
+    with tempfile.TemporaryDirectory() as scratch, left_as_it_was(peft_model), less_memory(config, language_model):
         if config.gradient_checkpointing:
             checkpoint_blocks(language_model)
         trainer = _Trainer(
@@ -159,12 +159,12 @@ def _fit(
                 False,
                 language_model.device,
             ),
-            data_collator=StepCollator(Collator(language_model), config.batch_size, parallel.rank(), parallel.size()),
+            data_collator=StepCollator(language_model.batching, config.batch_size, parallel.rank(), parallel.size()),
             train_dataset=dataset(train),
             processing_class=copy.copy(language_model.chat.tokenizer),
         )
         progress(0, steps)
         trainer.train()
         trainer.accelerator.free_memory()
-    last = trainer.losses[-(len(trainer.losses) // config.epochs) :]
+    last = [loss for step in trainer.losses[-(steps // config.epochs) :] for loss in step]
     return sum(total for total, _ in last) / sum(count for _, count in last)
