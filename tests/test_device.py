@@ -55,7 +55,7 @@ def test_the_device_has_a_memory_of_its_own_and_refuses_what_a_gpu_refuses(tmp_p
 
 
 def test_a_step_of_decoding_or_training_asks_no_more_of_the_device_than_it_did(tmp_path: Path):
-    on_the_device(tmp_path, "decoding", "graphs", "training", "losses")
+    on_the_device(tmp_path, "decoding", "training", "losses", "graphs")
 
 
 def test_a_run_on_a_device_comes_to_the_cpu_s_numbers_and_can_be_used(tmp_path: Path):

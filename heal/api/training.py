@@ -152,8 +152,8 @@ def heal(
         if model.fits_passes and not model.batching.completions:
             longest = sorted(training_rows(model, rows), key=lambda row: -len(row.input_ids))
             whole = longest[: settings.batch_size * settings.accumulation]
-            start = min(settings.batch_size, len(whole))
-            model.batching.completions = fitted(model, student, settings, whole, start, len(whole)).completions
+            first = min(settings.batch_size, len(whole))
+            model.batching.completions = fitted(model, student, settings, whole, first, len(whole)).completions
         return step.compute(progress)
 
 

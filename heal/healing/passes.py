@@ -106,6 +106,9 @@ def fitted(
     with left_as_it_was(accumulator.peft_model), torch.random.fork_rng([device]):
         loss = PassLoss(language_model, accumulator, references, training_decoder(language_model, settings))
 
+        for weight in accumulator.trainable().values():
+            weight.grad = torch.zeros_like(weight)
+
         def tried(completions: int) -> float:
             part = rows[:completions]
             tokens = sum(lengths[row.key] for row in part)
@@ -116,7 +119,6 @@ def fitted(
                 loss(on(device, collator(part)), barrier, tokens, completions, 1.0).loss.backward()
 
             batching.head_bytes = head_bytes  # which shrink beside a pass that is too large
-            step()  # makes the gradients
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             seconds = quickest(step, device)

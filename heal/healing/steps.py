@@ -63,11 +63,14 @@ class StepTrainer(SFTTrainer):
         losses = [torch.zeros((), device=self.args.device)]
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-        def passes() -> tuple[Any, list[bool]]:
-            losses.extend(self._passes(model, inputs))
-            return self.take_tally(), [parameter.grad is not None for parameter in parameters]
+        batching = self._language_model.batching
 
-        tallies, reached = zip(*parallel.together(passes), strict=True)
+        def passes() -> tuple[Any, list[bool], int]:
+            losses.extend(self._passes(model, inputs))
+            return self.take_tally(), [parameter.grad is not None for parameter in parameters], batching.completions
+
+        tallies, reached, completions = zip(*parallel.together(passes), strict=True)
+        batching.completions = min(filter(None, completions), default=0)  # as few as memory takes anywhere
         if parallel.size() > 1:
             # What no process reached stays without a gradient, as with one process.
             trained = [p for p, *by_process in zip(parameters, *reached, strict=True) if any(by_process)]

@@ -9,17 +9,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from heal.environment import notices_ignored
 from heal.errors import RoundError
 from heal.memory import out_of_memory
 
 Work = Callable[[], tuple[Tensor, ...]]
+
+_WAITED = "called a synchronizing CUDA operation"  # torch's words
+_ADVICE = "set compute.graphs=false"
 
 
 class NotRecorded(RoundError):
     """Work that cannot be recorded, for a `reason`."""
 
     def __init__(self, reason: str):
-        super().__init__(f"a step of decoding cannot be recorded as a CUDA graph ({reason}); set compute.graphs=false")
+        super().__init__(f"a step of decoding cannot be recorded as a CUDA graph ({reason}); {_ADVICE}")
         self.reason = reason
 
 
@@ -27,7 +31,8 @@ class Recorded:
     """Calls `work`: the first time as it stands, the second time recording it, from then on by what was recorded.
 
     Recording runs nothing. So `work` may depend on nothing but tensors of the device that stay where they are, writes
-    what it keeps in place, and never asks what is in them.
+    what it keeps in place, and never asks what is in them. The first time finds out whether it asks: a recording that
+    breaks off leaves torch's allocator in it, and whatever gives memory back fails from then on.
     """
 
     def __init__(self, work: Work):
@@ -41,10 +46,11 @@ class Recorded:
 
         Raises:
             NotRecorded: the work asks for something that is on the device, or moves what it needs.
+            RoundError: recording broke off all the same.
         """
         if not self._warm:
             self._warm = True
-            return self._work()
+            return _without_waiting(self._work)
         if self._graph is None:
             self._record()
         assert self._graph is not None
@@ -52,13 +58,39 @@ class Recorded:
         return tuple(tensor.clone() for tensor in self._result)
 
     def _record(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+        graph, failed = torch.cuda.CUDAGraph(), None
         try:
             # What other threads ask of the GPU meanwhile, such as a tracker, is not part of it.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._result = self._work()
+                try:
+                    self._result = self._work()
+                except RuntimeError as error:
+                    failed = error
         except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            raise NotRecorded(str(error).strip().splitlines()[0]) from error
+            reason = _first_line(failed or error)
+            raise RoundError(
+                f"recording a step of decoding as a CUDA graph broke off ({reason}), after which this process cannot "
+                f"go on; {_ADVICE}"
+            ) from error
+        if failed is not None:
+            raise failed if out_of_memory(failed) else NotRecorded(_first_line(failed)) from failed
         self._graph = graph
+
+
+def _without_waiting(work: Work) -> tuple[Tensor, ...]:
+    """What `work` returns; NotRecorded where the CPU has to wait for the device in it."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with notices_ignored():  # torch says that it does not notice every wait
+            torch.cuda.set_sync_debug_mode("error")
+        return work()
+    except RuntimeError as error:
+        if _WAITED not in str(error):
+            raise
+        raise NotRecorded(_first_line(error)) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[0]

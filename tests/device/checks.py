@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from heal.accumulator import Accumulator
+from heal.api.training import heal
 from heal.cli import main
 from heal.config import ModelConfig
 from heal.console import Console, StepLine
@@ -26,6 +27,7 @@ from heal.models.batch_sizes import batching_for
 from heal.models.language_model import LanguageModel
 from heal.models.load import load_language_model
 from heal.models.packing import pack
+from heal.models.recorded import Recorded
 from heal.models.supported import record_steps
 from heal.records import read_jsonl
 from heal.run.memory_plan import FITS
@@ -40,6 +42,7 @@ from tests.dealt import gradients_of_steps
 from tests.device.rounds import SIZES, recipe, run
 from tests.divergences import DIVERGENCES
 from tests.students import ALPHA, LAYERS, RANK, learn
+from tests.students import completions as kept
 from tests.training import CONFIG, ONE_STEP, close, healed, with_barrier
 
 DEVICE = torch.device("cuda", 0)
@@ -132,11 +135,19 @@ def graphs(folder: Path) -> None:
         assert (kernels, waits) <= RECORDED, (kernels, waits, by_name)
 
     model.blocks[0].register_forward_hook(lambda module, inputs, output: None if output[0, 0, 0] > 0 else output)
-    assert "one by one, which is slower: CUDA error: operation not permitted" in record_steps(model)[0]
+    assert "one by one, which is slower: called a synchronizing CUDA operation" in record_steps(model)[0]
     assert not model.records
     model.records = True
     with pytest.raises(RoundError, match=r"set compute\.graphs=false"):
         decode(model, prompts, 32)
+    torch.cuda.empty_cache()  # nothing was begun that broke off, after which this would fail
+
+    number = torch.zeros((), device=DEVICE)
+    waits = iter((False, True))  # as what waits unnoticed
+    late = Recorded(lambda: (number + number.item() if next(waits) else number,))
+    late()
+    with pytest.raises(RoundError, match=r"broke off \(CUDA error: operation not permitted .*compute\.graphs=false"):
+        late()
 
 
 def sizes(folder: Path) -> None:
@@ -343,6 +354,11 @@ def passes(folder: Path) -> None:
     with device.limited(room + 2**10):
         close(trained(16)[0], expected, ROUNDING)
     assert (model.batching.completions, device.refused() > before) == (4, True)
+    model.batching.completions = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting, "quickest", lambda work, device: work() or 1.0)
+        heal(accumulator, kept(16), epochs=1, batch_size=3, accumulation=4)
+    assert model.batching.completions == 12
     with (
         device.limited(room // 2),
         pytest.raises(RoundError, match=r"out of memory while healing .*checkpointing=true"),

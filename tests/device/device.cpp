@@ -114,6 +114,15 @@ void count(const std::string& what) {
 }
 
 int64_t recording = 0;  // the graph that is being recorded; 0: none
+bool waiting_forbidden = false;
+bool broken = false;  // whether a recording broke off, which torch's allocator never gets over
+
+// What a GPU does where the CPU would wait for it: mostly nothing.
+void about_to_wait(const std::string& what) {
+  TORCH_CHECK(recording || !waiting_forbidden, "called a synchronizing CUDA operation (", what, ")");
+  broken |= recording != 0;
+  TORCH_CHECK(!recording, "CUDA error: operation not permitted when stream is capturing (", what, ")");
+}
 
 // Operations whose result the CPU has to know before it goes on.
 const std::set<std::string> WAITS = {"aten::_local_scalar_dense", "aten::_unique2", "aten::bincount", "aten::equal",
@@ -323,16 +332,16 @@ void run_on_cpu(const c10::OperatorHandle& operation, c10::DispatchKeySet, torch
   const auto& schema = operation.schema();
   const size_t first = stack->size() - schema.arguments().size();
   const bool waits = check_and_count(schema, at::ArrayRef<c10::IValue>(stack->data() + first, stack->size() - first));
+  if (waits) about_to_wait(schema.name());
   if (!recording) return compute(operation, stack);
-  TORCH_CHECK(!waits, "CUDA error: operation not permitted when stream is capturing (", schema.name(), ")");
   record(operation, stack);
 }
 
 // ---- what takes no tensor of the device, or tensors of both ----
 
 at::Tensor& copy_(at::Tensor& to, const at::Tensor& from, bool non_blocking) {
-  TORCH_CHECK(!recording || (on_device(to) && on_device(from)),
-              "CUDA error: operation not permitted when stream is capturing (a copy between the device and the CPU)");
+  if (!(on_device(to) && on_device(from)) && !(on_device(to) && non_blocking && !recording))
+    about_to_wait("a copy between the device and the CPU");
   if (recording) {
     torch::jit::Stack stack{to, from, false};
     record(c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", ""), &stack);
@@ -418,7 +427,12 @@ int64_t device_graph_begin() {
   graphs[++last];
   return recording = last;
 }
-void device_graph_end() { end_recording(); }
+int device_graph_end() {
+  end_recording();
+  return broken;
+}
+int device_broken() { return broken; }
+void device_forbid_waiting(int forbidden) { waiting_forbidden = forbidden; }
 void device_graph_drop(int64_t graph) { graphs.erase(graph); }
 
 // What went wrong, or an empty text.

@@ -115,7 +115,23 @@ def _recording(graph: Graph, capture_error_mode: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _library.device_graph_end()
+        if _library.device_graph_end():
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def _empty_cache() -> None:
+    if _library.device_broken():
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED, please report a bug to PyTorch.")
+    _library.device_empty_cache()
+
+
+_waiting = 0  # torch's number: 2 where it is an error
+
+
+def _forbid_waiting(mode: int | str) -> None:
+    global _waiting
+    _waiting = {"default": 0, "warn": 1, "error": 2}[mode] if isinstance(mode, str) else mode
+    _library.device_forbid_waiting(int(_waiting == 2))
 
 
 def _statistics(device: object = None) -> dict[str, int]:
@@ -135,7 +151,9 @@ for _name, _answer in {
     "get_device_capability": lambda device=None: (9, 0),
     "get_device_name": lambda device=None: _properties.name,
     "synchronize": lambda device=None: None,
-    "empty_cache": lambda: _library.device_empty_cache(),
+    "empty_cache": _empty_cache,
+    "get_sync_debug_mode": lambda: _waiting,
+    "set_sync_debug_mode": _forbid_waiting,
     "mem_get_info": lambda device=None: (_room - allocated(), _room),
     "memory_allocated": lambda device=None: allocated(),
     "memory_reserved": lambda device=None: int(_library.device_reserved()),
