@@ -264,8 +264,10 @@ def planned(folder: Path) -> None:
         assert (plan["rows"], plan["tokens"]) == (sizes.rows, sizes.tokens)
     with (
         device.limited(6 * 2**20),
-        pytest.raises(UserError, match=r"MiB are needed .* for healing\) and 6\.0 MiB are there; lower heal\."),
-        opened(recipe("gemma3_text", folder, "refused", "heal.batch_size=16")),
+        pytest.raises(
+            UserError, match=r"MiB are needed .* for healing\) and 6\.0 MiB are there; set heal\.gradient_ch"
+        ),
+        opened(recipe("gemma3_text", folder, "refused", "generation.tokens=800")),
     ):
         pass
     assert not (folder / "refused").exists()
