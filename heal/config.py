@@ -322,7 +322,11 @@ class ComputeConfig:
 @dataclass
 class Recipe:
     recipe: str = key("kl_rev_rmse", "recipe name in recipes/, or the path of a YAML file")
-    trait: str = key("love", "trait name in recipes/traits/, or the path of a YAML file")
+    trait: str = key(
+        "love",
+        "trait name in recipes/traits/, or the path of a YAML file; several, separated by commas, are trained at once, "
+        "and after a - the opposite of one (love,-curiosity)",
+    )
     positive: str = key(
         "", "instead of a trait file, trait= its name: system prompt, or short description, of its persona"
     )
@@ -334,7 +338,7 @@ class Recipe:
         "auto: standard on a GPU, demo on a CPU",
         before="demo",
     )
-    sign: Literal["1", "-1"] = key("1", "-1: train the trait's opposite, its personas swapped")
+    sign: Literal["1", "-1"] = key("1", "-1: train the trait's opposite, its personas swapped; of several, each one's")
     language: str = key(
         AUTO,
         "of the prompts and patterns that a trait lacks",

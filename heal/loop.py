@@ -3,7 +3,7 @@
 base -> extract -> calibrate -> generate and filter -> heal -> fold -> measure -> drift -> judge -> next round
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from heal.config import SteerConfig
@@ -17,6 +17,7 @@ from heal.run.student import lora_seed
 from heal.steering.vector import SteeringVector
 from heal.steps.baseline import Baseline, measure_baseline, measure_doses
 from heal.steps.calibrate import Calibrate
+from heal.steps.crosstalk import measure_crosstalk
 from heal.steps.drift import Drift
 from heal.steps.extract import Extract
 from heal.steps.generate import Generate
@@ -42,10 +43,11 @@ def run_loop(session: Session) -> list[RoundMetrics]:
     baseline = measure_baseline(session)
     track_base(session, baseline, new=not measured_before)
     steer = steer_settings(session, baseline)
+    coefficients = measure_crosstalk(session, baseline, steer)
     for index in range(settings.rounds):
         done_before = session.folder.finished(session.folder.round(index), JUDGE)
         session.console.title(f"round {index + 1} of {settings.rounds}{' (done before)' if done_before else ''}")
-        rounds.append(run_round(session, index, baseline, steer, rounds))
+        rounds.append(run_round(session, index, baseline, steer, coefficients, rounds))
         metrics = [finished.metrics for finished in rounds]
         show_round(session, metrics[-1])
         track_round(session, metrics[-1], new=not done_before)
@@ -55,13 +57,20 @@ def run_loop(session: Session) -> list[RoundMetrics]:
     return [finished.metrics for finished in rounds]
 
 
-def run_round(session: Session, index: int, baseline: Baseline, steer: SteerConfig, earlier: Sequence[Round]) -> Round:
+def run_round(
+    session: Session,
+    index: int,
+    baseline: Baseline,
+    steer: SteerConfig,
+    coefficients: Mapping[str, float],
+    earlier: Sequence[Round],
+) -> Round:
     """One round: the student steers itself, writes, keeps what is whole, heals on it, and folds."""
     recipe, trait, model, student = session.recipe, session.trait, session.model, session.accumulator
     run, at, measured = session.run, session.folder.round(index), baseline.examination
     student.start_round(lora_seed(recipe, index))
 
-    vector = run(Extract(model, student, trait, steer, recipe.data.vector), at).vector
+    vector = run(Extract(model, student, trait, steer, recipe.data.vector, coefficients), at).vector
 
     prompts = Prompts.drawn(trait, recipe.calibration, recipe.run.seed)
     start = earlier[-1].vector.c_star if earlier else None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from heal.console import counted
-from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
+from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary, of_each_trait
 from heal.evaluation.results import OUTPUTS, Rows
 from heal.evaluation.signal import TRAIT, described
 from heal.evaluation.stats import Estimate
@@ -25,6 +25,7 @@ def show_round(session: Session, metrics: RoundMetrics) -> None:
     """The round's small table on the console."""
     dose, generation, training = metrics.dose, metrics.generation, metrics.training
     seconds = session.folder.seconds(session.folder.round(metrics.round - 1))
+    each = of_each_trait(metrics.healed)
     session.console.table(
         f"round {metrics.round}",
         {
@@ -37,6 +38,7 @@ def show_round(session: Session, metrics: RoundMetrics) -> None:
             **({} if metrics.drift is None else {"drift": metrics.drift.said}),
             "trait": interval(metrics.trait) + " nats/token",
             "over base": interval(metrics.trait.delta, sign=True),
+            **{f"over base, {name}": interval(own.delta, sign=True) for name, own in each.items()},
             "coherence": f"{metrics.coherence.margin:.2f} ({metrics.coherence.worst})",
             **{s.term: interval(metrics.healed[s.name]) for s in described(metrics.healed) if s.headline},
             "cosine to round 1": f"{metrics.cosine_to_first:.2f}",

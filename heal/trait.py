@@ -7,19 +7,18 @@ from pathlib import Path
 import yaml
 
 from heal.banks import AUTO, LANGUAGES, bank_of, language_of, script_of
-from heal.config import DataConfig, Recipe
 from heal.console import counted
 from heal.errors import UserError, nearest
 from heal.evaluation.vignettes import FOUNDATIONS
 from heal.narration import name_of, narration_of
-from heal.own.texts import Contrast, Said, contrasts_from, prompts_from, said_from
-from heal.recipe_files import RECIPES, available, find_yaml
+from heal.own.texts import Contrast, Said
+from heal.recipe_files import RECIPES, find_yaml
 from heal.turns import turns_of
 from heal.yaml_text import Settings, read_yaml, refuse_cut
 
 MIN_GENERATION_PROMPTS = 8
 MIN_HELDOUT_PROMPTS = 4
-_OWN = ("contexts", "pairs", "neutral")  # fields that stand in no file of a trait
+_OWN = ("contexts", "pairs", "neutral", "parts")  # fields that stand in no file of a trait
 OPPOSITE = "-opposite"  # what the name of a trait ends with whose personas are swapped
 _INTENTS = {"1": 1, "+1": 1, "-1": -1}
 _ON_THE_COMMAND_LINE = "positive=, negative="
@@ -51,6 +50,8 @@ class Trait:
 
     `contexts`, `pairs` and `neutral` stand in no trait file: they are the user's own data (`data.*` of the recipe) in
     place of heal's contexts, of the contrast of the personas and of heal's neutral texts.
+
+    `parts` are the traits that a trait is made of where a run trains several (`heal.traits`); a file is one trait.
     """
 
     name: str
@@ -66,9 +67,16 @@ class Trait:
     contexts: tuple[str, ...] = ()
     pairs: tuple[Contrast, ...] = ()
     neutral: tuple[Said, ...] = ()
+    parts: tuple["Trait", ...] = ()
+
+    @property
+    def each(self) -> tuple["Trait", ...]:
+        """The traits that it is made of: itself where it is one."""
+        return self.parts or (self,)
 
     def opposite(self) -> "Trait":
         """The trait with its personas swapped; it is dropped as narration to talk about either."""
+        assert not self.parts, "opposite: of several traits, each is turned before they are joined"
         language = self.language or language_of((self.positive, self.negative))
         derived = narration_of(self.positive, self.negative, language) if language else ()
         return replace(
@@ -85,6 +93,8 @@ class Trait:
     @property
     def source(self) -> str:
         """Where its prompts come from, in one line."""
+        if self.parts:
+            return f"{_number(self)}, dealt from its {len(self.parts)} traits in turn"
         if not self.language:
             return f"{_number(self)}, its own"
         bank, own = bank_of(self.language), []
@@ -99,46 +109,6 @@ class Trait:
 
 def _number(trait: Trait) -> str:
     return f"{len(trait.generation_prompts)} generation prompts and {len(trait.heldout_prompts)} held-out ones"
-
-
-def trait_of(recipe: Recipe) -> Trait:
-    """The trait that a recipe trains: its `trait`, or its `positive` and `negative`, turned by its `sign`.
-
-    Its prompts are those of the recipe's `data` where there are any.
-
-    Raises:
-        UserError: see `load_trait`, `make_trait` and `heal.own.texts`; or `trait` names a file beside `positive` and
-            `negative`.
-    """
-    if recipe.positive or recipe.negative:
-        if recipe.trait.endswith((".yaml", ".yml")) or recipe.trait in available(RECIPES / "traits"):
-            raise UserError(
-                f"trait={recipe.trait}: with positive= and negative= it is the name of a new trait, and this one "
-                "has a file; choose another, or leave trait= out"
-            )
-        trait = make_trait(recipe.positive, recipe.negative, recipe.trait, recipe.language)
-    else:
-        trait = load_trait(recipe.trait, recipe.language)
-    trait = _with_own(trait, recipe.data)
-    return trait.opposite() if recipe.sign == "-1" else trait
-
-
-def _with_own(trait: Trait, data: DataConfig) -> Trait:
-    """The trait with the user's own texts, where there are any."""
-    own: Settings = {}
-    for field, key in (("generation_prompts", "generation"), ("heldout_prompts", "heldout"), ("contexts", "contexts")):
-        if spec := getattr(data, key):
-            own[field] = prompts_from(f"data.{key}", spec)
-    if data.pairs:
-        own["pairs"] = contrasts_from("data.pairs", data.pairs)
-    if data.neutral:
-        own["neutral"] = said_from("data.neutral", data.neutral)
-    if not own:
-        return trait
-    trait = replace(trait, **own)
-    said = [f"data.{key}={getattr(data, key)}" for key in ("generation", "heldout") if getattr(data, key)]
-    _check(", ".join(said), trait)
-    return trait
 
 
 def make_trait(positive: str, negative: str, name: str = "", language: str = AUTO) -> Trait:
@@ -164,12 +134,14 @@ def load_trait(name: str | Path, language: str = AUTO) -> Trait:
     """The trait `name` in recipes/traits/, or in the YAML file of that path.
 
     Args:
-        name: of the trait.
+        name: of one trait.
         language: as for `make_trait`, where the file names none and lacks what depends on it.
 
     Raises:
-        UserError: names the file and the field that is missing, empty, unknown or of a wrong type.
+        UserError: names the file and the field that is missing, empty, unknown or of a wrong type; several traits.
     """
+    if "," in str(name) and not Path(name).expanduser().is_file():
+        raise UserError(f"trait={name}: one trait is taken here at a time; only heal train takes several")
     path = find_yaml("trait", str(name), RECIPES / "traits")
     content = read_yaml(path)
     fields = [field for field in Trait.__dataclass_fields__ if field not in _OWN]
@@ -200,7 +172,7 @@ def _made(where: Path | str, content: Settings, language: str) -> Trait:
         values = derived | {"language": known} | values
     values.setdefault("description", f"{positive} Its opposite: {negative}")
     trait = Trait(**values)
-    _check(where, trait)
+    check_trait(where, trait)
     return trait
 
 
@@ -261,7 +233,8 @@ def _target(where: Path | str, content: Settings) -> Settings:
     return {"foundation": str(foundation), "intent": _INTENTS[str(intent)]}
 
 
-def _check(where: Path | str, trait: Trait) -> None:
+def check_trait(where: Path | str, trait: Trait) -> None:
+    """Raises UserError, which begins with `where`, for what no trait can be: its name, personas, prompts, patterns."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", trait.name):
         raise UserError(f"{where}: field 'name': letters, digits, '_', '-' and '.' only, not '{trait.name}'")
     if trait.positive == trait.negative:

@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from heal.trait import Trait
 from tests import machine, tiny
 
 # A model with random weights writes noise: the filter must let it through. What a run writes is compared to the bit or
@@ -39,11 +41,16 @@ context.set_forkserver_preload(
 )
 
 
+def as_file(trait: Trait) -> dict[str, Any]:
+    """The content of a trait's file."""
+    return {name: value for name, value in asdict(trait).items() if value}
+
+
 def words(folder: Path, root: Path, *more: str) -> list[str]:
     """A command line for a run on the tiny model in `folder`, its runs below `root`."""
     trait = root / "warm.yaml"
     root.mkdir(parents=True, exist_ok=True)
-    trait.write_text(yaml.safe_dump({name: value for name, value in asdict(tiny.trait()).items() if value}))
+    trait.write_text(yaml.safe_dump(as_file(tiny.trait())))
     threads = f"compute.threads={machine.threads()}"
     return [*LOOSE, threads, f"model.name={folder}", f"trait={trait}", f"run.root={root}", *more]
 

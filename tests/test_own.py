@@ -22,7 +22,8 @@ from heal.run.open import facts_of
 from heal.run.student import build_accumulator
 from heal.steering.extract import extract_as
 from heal.steps.generate import Generate
-from heal.trait import Trait, trait_of
+from heal.trait import Trait
+from heal.traits import trait_of
 from tests import running, tiny
 from tests.cases import case
 from tests.commanded import heal

@@ -19,12 +19,13 @@ from heal.recipe import from_mapping, load_recipe, to_mapping, to_yaml
 from heal.recipe_files import RECIPES, available
 from heal.records import as_record
 from heal.run.open import default_name
-from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait, make_trait, trait_of
+from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, load_trait, make_trait
+from heal.traits import trait_of
 from heal.yaml_text import parse
 from tests.cases import case
 from tests.commanded import heal, refused
 
-OPTIONAL = ["foundation", "intent", "language", "contexts", "pairs", "neutral"]
+OPTIONAL = ["foundation", "intent", "language", "contexts", "pairs", "neutral", "parts"]
 REQUIRED = ["name", "positive", "negative"]
 FIELDS = [field.name for field in dataclasses.fields(Trait) if field.name not in OPTIONAL]
 LISTS = ["generation_prompts", "heldout_prompts", "narration"]

@@ -165,6 +165,18 @@ def test_a_shift_whose_interval_is_not_above_zero_is_none_and_a_huge_one_of_a_co
     assert judged(collapsed, {TRAIT: around(4.9), "p_ans_any": around(-0.97)}).label == "incoherent"
 
 
+def test_the_mean_of_several_traits_decides_and_the_reason_says_which_of_them_does_not_move_as_it_is_to():
+    shifts = {"love": 0.4, "wit": 0.01, "calm": -0.2, "tact": 0.3}
+    own = {f"{TRAIT}/{name}": around(shift) for name, shift in shifts.items()}
+    found = judged(own, own, valid=VALID | own.keys() - {f"{TRAIT}/tact"})
+    assert found.holds
+    assert (
+        "over base (n = 16): love +0.400 [+0.380, +0.420], wit +0.010 [-0.010, +0.030] (does not move), "
+        "calm -0.200 [-0.220, -0.180] (moves the wrong way), tact +0.300 [+0.280, +0.320] (not valid for this model); "
+    ) in found.reason
+    assert judged(own, {**own, TRAIT: around(0.0)}, valid=VALID | own.keys()).label == "no trait shift"
+
+
 def test_off_target_signals_that_are_valid_must_move_less_than_the_trait_or_target_in_either_direction():
     for moved, label in ((0.14, "holds"), (-0.14, "holds"), (0.15, "off-target"), (-0.4, "off-target")):
         found = judged(

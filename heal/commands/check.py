@@ -14,7 +14,7 @@ from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe, sized
 from heal.run.open import default_name, open_model
-from heal.trait import trait_of
+from heal.traits import one_trait_of
 
 USAGE = "heal check [model.name=...] [trait=...] [recipe=...] [bands=0.3,0.5,0.7] [methods=a,b] [key=value ...]"
 PURPOSE = """Measures on the base, with little of everything, what decides whether a run can work: can the trait be read
@@ -54,7 +54,7 @@ def check(words: Sequence[str]) -> None:
     own, others = split_words(Options, words)
     options, recipe = read_options(Options, own), sized(load_recipe(others))
     plan_words = methods(options.methods, recipe.steer.method or METHOD), bands(options.bands, recipe.steer)
-    trait = trait_of(recipe)
+    trait = one_trait_of(recipe, "heal check")
     lowered = lowered_to(trait, recipe)
     refuse_missing_prompts(recipe, trait)
     refuse_more_than("prompts + answers", options.prompts + options.answers, trait, held_out=False)

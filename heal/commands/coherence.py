@@ -16,7 +16,7 @@ from heal.guard import command
 from heal.options import options_help, output_path, read_options, split_words
 from heal.recipe import load_recipe, sized
 from heal.run.open import open_model
-from heal.trait import trait_of
+from heal.traits import trait_of
 
 if TYPE_CHECKING:
     from heal.run.step import A, Step

@@ -9,7 +9,7 @@ from heal.guard import CONTINUES, command
 from heal.options import options_help
 from heal.run.open import opened
 from heal.studies.interventions.request import KIND, SHORT_HELP, Study, interventions, multiples, read_study, signs
-from heal.trait import trait_of
+from heal.traits import one_trait_of
 
 USAGE = "heal survival [model=...] [trait=...] [method=a,b] [tokens=128] [key=value ...]"
 PURPOSE = f"""Calibrates every intervention at equal KL (as heal calibrate does, whose doses it reuses), then rolls out
@@ -39,7 +39,7 @@ def survival(words: Sequence[str]) -> None:
     recipe, options = read_study(Options, words)
     chosen = interventions(options.method)
     alphas = multiples(options.alphas)
-    refuse_more_than("prompts", options.prompts, trait_of(recipe), held_out=True)
+    refuse_more_than("prompts", options.prompts, one_trait_of(recipe, "heal survival"), held_out=True)
     with opened(recipe, KIND, [choice.name for choice in chosen if choice.path is None]) as session:
         from heal.run.files import write_files
         from heal.studies.interventions.doses import dose_all

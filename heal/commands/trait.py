@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from heal.banks import AUTO, LANGUAGES
-from heal.config import key
+from heal.config import Recipe, key
 from heal.errors import UserError, nearest
 from heal.guard import command
 from heal.options import options_help, output_path, read_options
-from heal.trait import Trait, load_trait, make_trait, trait_yaml
+from heal.trait import Trait, make_trait, trait_yaml
+from heal.traits import trait_of
 
 USAGE = """heal trait new positive="You ..." negative="You ..." [name=NAME] [language=LANGUAGE] [out=FILE]
        heal trait show [trait=NAME|PATH] [positive=... negative=...] [sign=-1] [language=LANGUAGE]"""
@@ -19,7 +20,7 @@ patterns of text that talks about it. `show` prints what a trait comes to; heal 
 
 @dataclass
 class Options:
-    trait: str | None = key(None, "show: a trait in recipes/traits/, or the path of a YAML file")
+    trait: str | None = key(None, "show: a trait in recipes/traits/, the path of a YAML file, or several of them")
     positive: str | None = key(None, "system prompt, or short description, of the persona to train")
     negative: str | None = key(None, "the same of its opposite")
     name: str | None = key(None, "of the trait; none: from the positive persona's words")
@@ -65,8 +66,7 @@ def show(options: Options) -> None:
     """Prints what a trait comes to."""
     if options.trait and (options.positive or options.negative or options.name):
         raise UserError("trait= or positive= and negative=: one of the two")
-    shown = load_trait(options.trait, options.language) if options.trait else _made(options)
-    shown = shown.opposite() if options.sign == "-1" else shown
+    shown = _loaded(options) if options.trait else _made(options)
     of_foundation = [("foundation", f"{shown.foundation}, intent {shown.intent:+d}")] if shown.foundation else []
     for name, text in (
         ("name", shown.name),
@@ -82,5 +82,10 @@ def show(options: Options) -> None:
         print(f"{name:<12} {' '.join(text.split())}".rstrip())
 
 
+def _loaded(options: Options) -> Trait:
+    return trait_of(Recipe(trait=options.trait or "", language=options.language, sign=options.sign))
+
+
 def _made(options: Options) -> Trait:
-    return make_trait(options.positive or "", options.negative or "", options.name or "", options.language)
+    made = make_trait(options.positive or "", options.negative or "", options.name or "", options.language)
+    return made.opposite() if options.sign == "-1" else made

@@ -14,7 +14,8 @@ from heal.options import options_help, output_path, read_options, split_words
 from heal.parallel import by_first
 from heal.recipe import load_recipe, sized
 from heal.run.open import default_name, open_model
-from heal.trait import trait_of
+from heal.trait import Trait
+from heal.traits import one_trait_of
 
 USAGE = "heal weight-difference [trait=...] [model.name=...] [adapter=KIND] [out=FILE] [key=value ...]"
 PURPOSE = """Samples answers under both of a trait's personas, trains one adapter on each set without the persona, and
@@ -40,11 +41,12 @@ def weight_difference(words: Sequence[str]) -> None:
     """Samples, trains, writes the difference and prints where it is."""
     own, others = split_words(Options, words)
     options, recipe = read_options(Options, own), sized(load_recipe(others))
-    path = difference_path(options, recipe)
+    asked = one_trait_of(recipe, "heal weight-difference")
+    path = difference_path(options, recipe, asked)
     console = Console()
-    for said in lowered_to(trait_of(recipe), recipe, ["generation.prompts"]):
+    for said in lowered_to(asked, recipe, ["generation.prompts"]):
         console.say(f"prompts    {said}")
-    refuse_missing_prompts(recipe, trait_of(recipe), ["generation.prompts"])
+    refuse_missing_prompts(recipe, asked, ["generation.prompts"])
     model, trait, _ = open_model(recipe, console)
     from heal.run.files import write_atomic
     from heal.studies.weight_difference.answers import contrasting_answers
@@ -69,9 +71,9 @@ def weight_difference(words: Sequence[str]) -> None:
     console.say(f"written    {path} ({len(content) / 1e6:.1f} MB)")
 
 
-def difference_path(options: Options, recipe: Recipe) -> Path:
+def difference_path(options: Options, recipe: Recipe, trait: Trait) -> Path:
     """The file to write; UserError where it cannot be written or `method=` would not know it by its name."""
-    default = default_name(recipe, trait_of(recipe), f"weight_difference-{options.adapter}") + ".safetensors"
+    default = default_name(recipe, trait, f"weight_difference-{options.adapter}") + ".safetensors"
     path = output_path(options.out or default, folder=False)
     if path.suffix != ".safetensors":
         raise UserError(f"out={options.out}: the file's name must end in .safetensors, by which method= knows it")

@@ -10,7 +10,7 @@ from heal.console import counted
 from heal.dose.calibrate import Calibration, Goal, Ids, PathDivergence, calibrate, path_divergences
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress, silent
-from heal.randomness import shuffled
+from heal.prompts import drawn
 from heal.steering.intervention import Dosing, Intervention
 from heal.trait import Trait
 
@@ -25,7 +25,7 @@ class Prompts:
     @staticmethod
     def drawn(trait: Trait, settings: CalibrationConfig, seed: int) -> "Prompts":
         """The trait's generation prompts in an order of the seed: first those of the dose, then those of the audit."""
-        prompts = shuffled(list(trait.generation_prompts), seed, "calibration")
+        prompts = drawn(trait, "generation_prompts", seed, "calibration")
         end = settings.prompts + settings.audit_prompts
         return Prompts(tuple(prompts[: settings.prompts]), tuple(prompts[settings.prompts : end]))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from heal import choices
 from heal.evaluation.asking.way import ForcedChoice
 from heal.evaluation.results import Answer, StageResult
-from heal.evaluation.signal import READOUTS, Measured
+from heal.evaluation.signal import OF, READOUTS, Measured
 from heal.evaluation.subject import Setup, Subject
 from heal.progress import Progress, silent
 
@@ -27,7 +27,9 @@ def measure_all(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     for name in choices.names(READOUTS):
         values = choices.load(READOUTS, name, "measure")(subject, answers)
         described = {signal.name for signal in choices.load(READOUTS, name, "SIGNALS")}
-        assert {value.name for value in values} <= described, f"{name}: measures other than it describes"
+        assert {value.name.partition(OF)[0] for value in values} <= described, (
+            f"{name}: measures other than it describes"
+        )
         measured += values
     return measured
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from heal.dose.root import Outcome
 from heal.evaluation.asking.way import Asking
-from heal.evaluation.signal import MASS, TRAIT, Validity
+from heal.evaluation.signal import MASS, OF, TRAIT, Validity
 from heal.evaluation.stats import Estimate
 from heal.evaluation.surgical import SurgicalInformedness
 from heal.records import read_record
@@ -24,6 +24,12 @@ class SignalFigures(Estimate):
 
 # Every signal of a stage by name.
 Summary = dict[str, SignalFigures]
+
+
+def of_each_trait(summary: Summary) -> dict[str, SignalFigures]:
+    """The persona log-ratio of each trait by its name where a run trains several; empty where it trains one."""
+    whole = f"{TRAIT}{OF}"
+    return {name.removeprefix(whole): figures for name, figures in summary.items() if name.startswith(whole)}
 
 
 @dataclass(frozen=True)
@@ -231,7 +237,7 @@ class RoundMetrics:
 
     @property
     def trait(self) -> SignalFigures:
-        """The persona log-ratio of the healed student."""
+        """The persona log-ratio of the healed student; of several traits, their mean."""
         return self.healed[TRAIT]
 
     @property

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from heal.evaluation.metrics import SignalFigures, Summary
-from heal.evaluation.signal import Measured, signals
+from heal.evaluation.signal import Measured, known
 from heal.evaluation.stats import estimate, paired_difference, point
 from heal.records import read_record, record_bytes
 from heal.run.files import Files
@@ -89,11 +89,10 @@ def summarise(result: StageResult, base: StageResult, resamples: int, seed: int)
 
 def headline(result: StageResult) -> str:
     """A stage in one line of the console: the trait, and every signal with a limit."""
-    shown = [signal for signal in signals().values() if signal.role == "trait" or signal.limit is not None]
     return ", ".join(
         f"{signal.name} {point(result.signal(signal.name).values, signal.statistic):.{signal.digits}f}"
-        for signal in shown
-        if result.has(signal.name)
+        for signal in known(measured.name for measured in result.signals)
+        if signal.role == "trait" or signal.limit is not None
     )
 
 

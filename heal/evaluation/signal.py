@@ -8,8 +8,8 @@ here. A readout is one file of heal/evaluation/readouts: `SIGNALS` describes, an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
@@ -27,6 +27,7 @@ Items = Literal["answers", "questions", "texts", "vignettes"]
 
 READOUTS = "heal.evaluation.readouts"
 TRAIT = "persona_log_ratio"  # what a round is to raise
+OF = "/"  # between a signal and the one of several traits that it is read for: `persona_log_ratio/love`
 MASS = "p_ans_any"  # what coh_cost holds against it
 MIN_MASS = 0.9  # of base on the options of a forced choice
 
@@ -276,6 +277,15 @@ class Signal:
         """Whether a difference lies on the bad side of 0 with its whole interval; False where no side is bad."""
         return (self.better == "higher" and shift.high < 0) or (self.better == "lower" and shift.low > 0)
 
+    def of(self, trait: str) -> Signal:
+        """The same of one of the traits that a run trains together."""
+        return replace(
+            self,
+            name=f"{self.name}{OF}{trait}",
+            title=f"{self.title} {trait}",
+            detail=f"{self.detail}; of {trait} alone, while {self.name} is the mean over the traits",
+        )
+
     def measured(self, values: Sequence[float]) -> Measured:
         """Its values at a stage, one an item; NaN where an item could not be scored."""
         return Measured(self.name, self.unit, self.role, self.statistic, tuple(values), self.items)
@@ -307,13 +317,29 @@ def signals() -> dict[str, Signal]:
     return {signal.name: signal for signal in sorted(described, key=_place)}
 
 
+def signal_named(name: str) -> Signal | None:
+    """The description of a signal, or of what it is for one of several traits; None where no readout describes it."""
+    whole, _, trait = name.partition(OF)
+    signal = signals().get(whole)
+    return signal.of(trait) if signal is not None and trait else signal
+
+
+def known(names: Iterable[str]) -> list[Signal]:
+    """The signals among `names` that a readout describes, in display order; those of single traits after their mean."""
+    by_whole: dict[str, list[str]] = {}
+    for name in names:
+        by_whole.setdefault(name.partition(OF)[0], []).append(name)
+    return [
+        found for whole in signals() for name in by_whole.get(whole, ()) if (found := signal_named(name)) is not None
+    ]
+
+
 def described(summary: Mapping[str, SignalFigures]) -> list[Signal]:
     """The signals of a stage in display order; what no readout describes any more comes last, under its own name."""
-    known = [signal for name, signal in signals().items() if name in summary]
-    return known + [
+    return known(summary) + [
         Signal(name, figures.unit, title=name, note=figures.unit, detail="", role=cast(Role, figures.role))
         for name, figures in summary.items()
-        if name not in signals()
+        if signal_named(name) is None
     ]
 
 

@@ -10,7 +10,7 @@ docs/method.md, Forced choice.
 import math
 from collections.abc import Mapping
 
-from heal.evaluation.signal import Evidence, Limit, Limits, Validity, signals
+from heal.evaluation.signal import Evidence, Limit, Limits, Validity, signal_named
 
 
 def validity(evidence: Evidence, limits: Limits) -> dict[str, Validity]:
@@ -33,7 +33,7 @@ def doubts(judged: Mapping[str, Validity]) -> list[str]:
 
 
 def _judge(name: str, evidence: Evidence, limits: Limits) -> Validity:
-    signal = signals().get(name)
+    signal = signal_named(name)
     judgements: list[Validity] = []
     if signal is not None and signal.validity is not None:
         judgements.append(signal.validity.judge(name, evidence))

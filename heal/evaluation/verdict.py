@@ -8,8 +8,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from heal.evaluation.metrics import Coherence, SignalFigures, Summary, Verdict
-from heal.evaluation.signal import TRAIT, Limit, Limits, limited
+from heal.evaluation.metrics import Coherence, SignalFigures, Summary, Verdict, of_each_trait
+from heal.evaluation.signal import OF, TRAIT, Limit, Limits, limited
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def incoherences(summary: Summary, limits: Limits, valid: Collection[str]) -> li
 def verdict(summary: Summary, limits: Limits, valid: Collection[str], target: Target | None = None) -> Verdict:
     """Finite numbers, then coherence, then a trait shift, then off-target shifts smaller than the target's.
 
+    Of several traits the mean decides, and the reason has each one's shift and says which do not move as they are to.
+
     Args:
         summary: each signal at this stage, with its paired difference to base.
         limits: of coherence.
@@ -73,6 +75,7 @@ def verdict(summary: Summary, limits: Limits, valid: Collection[str], target: Ta
         return Verdict("incoherent", "; ".join(reasons))
     shift = summary[TRAIT].delta
     shown = f"{TRAIT} {shift.value:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] over base (n = {shift.n})"
+    shown += _of_each(summary, valid)
     if TRAIT not in valid:
         return Verdict("not valid", f"{shown}, but that readout is not valid for this model")
     if not shift.low > 0:
@@ -81,6 +84,19 @@ def verdict(summary: Summary, limits: Limits, valid: Collection[str], target: Ta
         return Verdict("off-target", f"{shown}, but {complaint}")
     least = coherence(summary, limits, valid)
     return Verdict("holds", f"{shown}; coherence margin {least.margin:.2f} ({least.worst})")
+
+
+def _of_each(summary: Summary, valid: Collection[str]) -> str:
+    """`: love +0.210 [+0.150, +0.270], curiosity +0.010 [-0.020, +0.040] (does not move)`; empty with one trait."""
+    shown = []
+    for trait, figures in of_each_trait(summary).items():
+        shift, fault = figures.delta, ""
+        if f"{TRAIT}{OF}{trait}" not in valid:
+            fault = " (not valid for this model)"
+        elif not shift.low > 0:
+            fault = " (moves the wrong way)" if shift.high < 0 else " (does not move)"
+        shown.append(f"{trait} {shift:+.3f}{fault}")
+    return f": {', '.join(shown)}" if shown else ""
 
 
 def _off_target(summary: Summary, valid: Collection[str], target: Target) -> str:

@@ -7,7 +7,7 @@ import yaml
 
 from heal.console import counted
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, Summary
-from heal.evaluation.signal import TRAIT, Signal, described
+from heal.evaluation.signal import OF, TRAIT, Signal, described
 from heal.evaluation.stats import Estimate
 from heal.export.exportable import Exportable, Facts
 from heal.export.usage import Usage
@@ -116,7 +116,11 @@ def _which(number: int, rounds: int, best: Best | None) -> str:
 
 def _trait(student: Exportable) -> str:
     towards = "The two personas whose contrast was steered along, as system prompts. Towards:"
-    return "\n\n".join([f"## Trait: {escaped(student.trait.name)}", *personas(student.trait, towards)])
+    return "\n\n".join(
+        text
+        for trait in student.trait.each
+        for text in (f"## Trait: {escaped(trait.name)}", *personas(trait, towards))
+    )
 
 
 def _method(student: Student) -> str:
@@ -126,7 +130,7 @@ def _method(student: Student) -> str:
     written = min(recipe.generation.prompts, len(student.trait.generation_prompts))
     rows = {
         "recipe": inline_code(Path(recipe.recipe).stem),
-        "vector": f"{method} of {recipe.steer.pairs} persona pairs, extracted anew each round",
+        "vector": f"{method} of {recipe.steer.pairs} persona pairs{_of_each(student)}, extracted anew each round",
         "dose": f"p95 of the per-token KL along the steered path = {recipe.calibration.target:g} nat at alpha = 1",
         "completions": f"{counted(written, 'prompt')} at alpha "
         + ", ".join(f"{alpha:g}" for alpha in recipe.generation.alphas)
@@ -149,6 +153,12 @@ def _method(student: Student) -> str:
             *lines,
         ]
     )
+
+
+def _of_each(student: Student) -> str:
+    """What the vector of a round is where several traits are trained; empty where one is."""
+    count = len(student.trait.parts)
+    return f" of each of {count} traits, added up at equal KL" if count else ""
 
 
 def _doses(rounds: Sequence[RoundMetrics]) -> str:
@@ -182,7 +192,8 @@ def _drift(metrics: RoundMetrics) -> str:
 
 def _scores(baseline: BaselineMetrics, rounds: Sequence[RoundMetrics]) -> str:
     last = rounds[-1]
-    beside = [signal for signal in described(baseline.base) if signal.headline]
+    shown = [signal for signal in described(baseline.base) if signal.headline or OF in signal.name]
+    beside = sorted(shown, key=lambda signal: signal.role != "trait")  # each of several traits after their mean
     header = ["stage", "trait", "over base", "coherence margin", *(escaped(signal.title) for signal in beside)]
     lines = [
         _score_row("base", baseline.base, beside, of_base=True),

@@ -2,7 +2,7 @@
 
 import yaml
 
-from heal.evaluation.signal import TRAIT, described
+from heal.evaluation.signal import described
 from heal.export.compose import Composed
 from heal.export.composition import Composition, Measured
 from heal.export.exportable import Facts
@@ -93,9 +93,7 @@ def _personas(student: Composed, index: int) -> str:
 def _measured(measured: Measured) -> str:
     """One trait: its signals at base, of its own student and of the sum."""
     signals = [
-        signal
-        for signal in described(measured.composed)
-        if signal.name == TRAIT or signal.headline or signal.role == "coherence"
+        signal for signal in described(measured.composed) if signal.role in ("trait", "coherence") or signal.headline
     ]
     rows = []
     for signal in signals:

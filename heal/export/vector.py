@@ -36,7 +36,7 @@ from heal.models.load import load_language_model
 from heal.recipe import from_mapping
 from heal.scoring import completion_states, token_divergences
 from heal.steering.extract import contexts
-from heal.steering.methods import METHODS, mean_diff
+from heal.steering.methods import ADDITIVE
 from heal.steering.vector import SteeringVector
 from heal.yaml_text import read_yaml
 
@@ -165,11 +165,10 @@ def model_section(file: Path, vector: SteeringVector) -> ModelConfig:
 
 def check_additive(vector: SteeringVector) -> None:
     """Raises UserError unless the vector's method adds the same `c v` at every position of a block's output."""
-    able = [name for name, method in METHODS.items() if method.apply is mean_diff.apply and method.site == "block"]
-    if vector.method not in able:
+    if vector.method not in ADDITIVE:
         raise UserError(
             f"a vector of '{vector.method}' cannot be exported as an adapter: its shift is not the same c v at every "
-            f"position of a block's output; vectors of {' and '.join(able)} can, and a run of any method (run=...)"
+            f"position of a block's output; vectors of {' and '.join(ADDITIVE)} can, and a run of any method (run=...)"
         )
 
 

@@ -10,10 +10,10 @@ from heal.own import source as own
 from heal.recipe import to_yaml
 from heal.recipe_files import find_file
 from heal.records import read_jsonl
-from heal.trait import trait_yaml
+from heal.trait import Trait, trait_yaml
 from heal.versions import PACKAGES
 
-RECIPE, TRAIT = "recipe.yaml", "trait.yaml"
+RECIPE = "recipe.yaml"
 HEADING = "## Reproduction"
 _OWN_FILES = ("model.chat_template", "evaluation.vignettes")  # keys that may name a file of the user's own
 _NO_FILES = (None, "none", "embedded")
@@ -29,7 +29,8 @@ class Reproduction:
 
 def reproduction(source: Source) -> Reproduction:
     """That of a run: nothing in it names a place of this computer, or an account."""
-    recipe = _public(source.recipe, source.base)
+    traits = _trait_files(source.trait)
+    recipe = _public(source.recipe, source.base, ",".join(traits))
     files: dict[str, bytes] = {}
     for name in _OWN_FILES:
         section, last = name.split(".")
@@ -39,14 +40,14 @@ def reproduction(source: Source) -> Reproduction:
             files[path.name] = path.read_bytes()
             setattr(getattr(recipe, section), last, path.name)
     files[RECIPE] = to_yaml(recipe).encode()
-    files[TRAIT] = trait_yaml(source.trait, Path(TRAIT)).encode()
+    files |= {name: trait_yaml(trait, Path(name)).encode() for name, trait in traits.items()}
     elsewhere = [spec for name, spec in vars(recipe.data).items() if name != "filter" and spec]
     base = "" if source.base or source.recipe.model.name == "embedded" else " model.name=PATH/TO/BASE"
     lines = [
         HEADING,
         "",
         f"Recipe {inline_code(Path(source.recipe.recipe).stem)}, seed {source.recipe.run.seed}, {_versions(source)}. "
-        f"In a folder with `{RECIPE}` and `{TRAIT}` of this repository:",
+        f"In a folder with {' and '.join(f'`{name}`' for name in (RECIPE, *traits))} of this repository:",
         "",
         fenced(f"heal train recipe={RECIPE}{base}", "sh"),
         *(["", f"It takes data that is not here: {', '.join(map(inline_code, elsewhere))}."] if elsewhere else []),
@@ -56,14 +57,19 @@ def reproduction(source: Source) -> Reproduction:
     return Reproduction(files, "\n".join(lines))
 
 
-def _public(recipe: Recipe, base: str | None) -> Recipe:
+def _trait_files(trait: Trait) -> dict[str, Trait]:
+    """The traits of a run by the names of their files, in the order in which `trait=` names them."""
+    return {f"trait-{part.name}.yaml": part for part in trait.parts} or {"trait.yaml": trait}
+
+
+def _public(recipe: Recipe, base: str | None, trait: str) -> Recipe:
     """The recipe without what is the user's own: places, accounts, a judge's server, the name of the run."""
     model = recipe.model
     name = "embedded" if model.name == "embedded" else base or Path(model.name).name
     return replace(
         recipe,
         recipe=Path(recipe.recipe).stem,
-        trait=TRAIT,
+        trait=trait,
         positive="",
         negative="",
         sign="1",  # the trait is the one that was trained, turned already

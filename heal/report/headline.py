@@ -7,8 +7,8 @@ from itertools import groupby
 from markupsafe import Markup
 
 from heal.evaluation.choice import NOT_VALID, why_stop
-from heal.evaluation.metrics import Summary
-from heal.evaluation.signal import TRAIT, Signal, signals
+from heal.evaluation.metrics import Summary, of_each_trait
+from heal.evaluation.signal import TRAIT, Signal, signal_named, signals
 from heal.report import numbers
 from heal.report.results import Results, Round
 
@@ -45,18 +45,28 @@ def _facts(results: Results, shift: Markup, over_prompted: Markup) -> Markup:
     prompted = results.prompted.get(TRAIT)
     beside = numbers.dash("not measured") if prompted is None else numbers.interval(prompted.delta, sign=True)
     return Markup(
-        "{shift} nats/token of the trait over base (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n} prompts), where "
+        "{shift} nats/token of the trait over base (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n} prompts{each}), where "
         "prompting with the persona gives {beside}{over}; coherence margin {margin} (1 as at base, 0 at a limit), "
         "bound by {worst}; {relevance}"
     ).format(
         shift=shift,
         n=metrics.trait.delta.n,
+        each=_of_each(metrics.healed),
         beside=beside,
         over=over_prompted,
         margin=numbers.number(least.margin, 2),
         worst=term(least.worst),
         relevance=_relevance(results),
     )
+
+
+def _of_each(healed: Summary) -> Markup:
+    """`; by trait love +0.210 [...], curiosity +0.100 [...]`; empty with one trait."""
+    shifts = [
+        Markup("{} {}").format(name, numbers.interval(figures.delta, sign=True))
+        for name, figures in of_each_trait(healed).items()
+    ]
+    return Markup("; by trait {}").format(Markup(", ").join(shifts)) if shifts else Markup("")
 
 
 def _relevance(results: Results) -> Markup:
@@ -125,7 +135,8 @@ def _shift(finished: Round) -> Markup:
 
 def term(name: str) -> str:
     """What a signal is called within a sentence."""
-    return signals()[name].term if name in signals() else name
+    signal = signal_named(name)
+    return name if signal is None else signal.term
 
 
 def commands(results: Results) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from heal.report.results import Results
 from heal.report.signals import moved
 from heal.report.tables import (
     columns,
+    crosstalk,
     folded,
     margin_cell,
     places,
@@ -121,6 +122,7 @@ def render(results: Results) -> bytes:
         at_once=prominent(results),
         margin=lambda row: margin_cell(results, row),
         ways=ways(results),
+        crosstalk=crosstalk(results),
         places=places(results),
         rounds=round_table(results),
         best=results.best,

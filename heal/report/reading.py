@@ -11,7 +11,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from heal.evaluation.signal import signals
+from heal.evaluation.signal import known
 from heal.generation.filters import Candidate, FilterLimits, verdicts
 from heal.generation.relevance import beginning
 from heal.generation.rivals import rivals
@@ -103,7 +103,7 @@ def reading(results: Results, room: int = ROOM) -> Reading:
 def notes(answer: Answer) -> Markup:
     """What stands under an answer: trait, tail perplexity and relevance; of a fraction only what is bad."""
     texts = []
-    for signal in (signal for name, signal in signals().items() if name in answer.signals):
+    for signal in known(answer.signals):
         value, is_trait = answer.signals[signal.name], signal.role == "trait"
         if not (is_trait or signal.headline or signal.name == "relevance"):
             continue

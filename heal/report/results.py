@@ -8,6 +8,8 @@ from heal.config import Recipe
 from heal.dose.calibration import Calibration
 from heal.errors import UserError
 from heal.evaluation.asking.way import Asking
+from heal.evaluation.crosstalk import FILE as CROSSTALK
+from heal.evaluation.crosstalk import Crosstalk
 from heal.evaluation.harness import Harness
 from heal.evaluation.metrics import METRICS, BaselineMetrics, RoundMetrics, Summary
 from heal.evaluation.results import OUTPUTS
@@ -101,6 +103,7 @@ class Results:
         facts: what the recipe leaves open.
         base, prompted, opposite: the signals of the stages that are measured once.
         doses: the signals of base under the first vector, by dose, where they were measured.
+        crosstalk: of the traits on base; None where the run trains one.
         placed: the places at which steering was tried; None where the recipe says where.
         validity: of every signal, for this model.
         asking: how each forced choice was put to the model; empty in a run that tried no ways.
@@ -120,6 +123,7 @@ class Results:
     prompted: Summary
     opposite: Summary
     doses: dict[float, Summary]
+    crosstalk: Crosstalk | None
     placed: Placed | None
     validity: dict[str, Validity]
     asking: dict[str, Asking]
@@ -165,6 +169,7 @@ def read_results(folder: RunFolder) -> Results:
         prompted=baseline.prompted,
         opposite=baseline.opposite,
         doses=_read_doses(folder, recipe),
+        crosstalk=Crosstalk.load(folder.crosstalk) if (folder.crosstalk / CROSSTALK).is_file() else None,
         placed=Placed.load(folder.place) if (folder.place / PLACE).is_file() else None,
         validity=baseline.validity,
         asking=baseline.asking,

@@ -180,6 +180,16 @@ def places(results: Results) -> tuple[list[str], list[tuple[bool, list[str]]]]:
     return header(), [(one.place == results.placed.place, cells(one)) for one in results.placed.tried]
 
 
+def crosstalk(results: Results) -> list[tuple[str, list[Markup]]]:
+    """A line for each trait's vector on base: its c*, its KL, and the shift of every trait's readout; none of one."""
+    if results.crosstalk is None:
+        return []
+    return [
+        (trait, [number(own.c_star, 3), number(own.p95, 2), *(interval(one, sign=True) for one in own.shifts.values())])
+        for trait, own in results.crosstalk.vectors.items()
+    ]
+
+
 @dataclass(frozen=True)
 class WayLine:
     """One way of asking a question: its figures on base, and whether it was chosen."""

@@ -90,6 +90,11 @@ class RunFolder:
         """Where and how the run steers, if that was left to be chosen."""
         return self.path / "place"
 
+    @property
+    def crosstalk(self) -> Path:
+        """Results of base under the vector of each of several traits, which have a folder each in it."""
+        return self.path / "crosstalk"
+
     def round(self, index: int) -> Path:
         """The folder of a round, counted from 0."""
         return self.path / "rounds" / f"{index:02d}"
@@ -110,7 +115,8 @@ class RunFolder:
             UserError: a file is not; names it, and says what to do.
         """
         steps, finished = self.steps(), list[int]()
-        self._refuse_damaged(self.baseline, self.place, self.doses)
+        of_traits = [self.crosstalk / name for name in self._traits()]
+        self._refuse_damaged(self.baseline, self.place, self.doses, self.crosstalk, *of_traits)
         while last is None or len(finished) <= last:
             at = self.round(len(finished))
             known = self._manifest(at).steps
@@ -309,12 +315,19 @@ class RunFolder:
         """Wall time by finished step."""
         return {name: entry.seconds for name, entry in Manifest(folder).steps.items()}
 
+    def _traits(self) -> list[str]:
+        """The names of the traits of a run that trains several; none of any other."""
+        facts = self.facts()
+        return [] if facts is None else [part.name for part in facts.trait.parts]
+
     def _later(self, folder: Path) -> bool:
         """Whether results exist that were computed after those in `folder`, from them."""
         if folder == self.baseline:
             return bool(Manifest(self.round(0)).steps.keys() & {"steered", "heal"})
         if folder == self.place:
             return self.recipe().steer.open and bool(Manifest(self.round(0)).steps)
+        if self.crosstalk in (folder, folder.parent):
+            return bool(self._traits() and Manifest(self.round(0)).steps)
         rounds = self.path / "rounds"
         if folder.parent != rounds or not rounds.is_dir():
             return False

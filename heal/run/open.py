@@ -25,7 +25,8 @@ from heal.run.facts import Facts, Sizes
 from heal.run.files import clear_temporary, sha256
 from heal.run.folder import FORMAT, RunFolder
 from heal.tracking.tracker import TrackedRun, Tracker, require_trackers, start_trackers
-from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait, trait_of
+from heal.trait import MIN_GENERATION_PROMPTS, MIN_HELDOUT_PROMPTS, Trait
+from heal.traits import one_trait_of, trait_of
 from heal.unforeseen import tracebacks_into
 from heal.versions import device_name, versions, versions_line
 
@@ -48,12 +49,12 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         methods: of steering, that the recipe's `steer` section is for; default: `steer.method`.
 
     Raises:
-        UserError: see `check_settings`, `trait_of`, `load_language_model`, `fitting`, `RunFolder.refuse_other`;
-            nothing has been written then.
+        UserError: see `check_settings`, `check_joint`, `trait_of`, `load_language_model`, `fitting`,
+            `RunFolder.refuse_other`; nothing has been written then.
     """
     refuse_unspreadable(recipe, spreads=not kind)  # said before the libraries are loaded
     require_trackers(recipe.tracking.to)
-    trait = trait_of(recipe)
+    trait = one_trait_of(recipe, "a study of interventions") if kind else trait_of(recipe)
     asked = recipe.evaluation
     vignettes = read_vignettes(asked.vignettes, asked.vignette_count, asked.perspectives)
     recipe.run.name = recipe.run.name or default_name(recipe, trait, kind)
@@ -65,11 +66,13 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
     from heal.run.session import Session
     from heal.run.student import build_accumulator
     from heal.steering.foreign import read_vector
-    from heal.steering.settings import check_settings, methods_of
+    from heal.steering.settings import check_joint, check_settings, methods_of
     from heal.steps.measure import held_out_prompts
     from heal.tracking.events import EventLog, Events
 
     check_settings(recipe.steer, methods_of(recipe.steer) if methods is None else methods)
+    if trait.parts:
+        check_joint(recipe.steer)
     folder = RunFolder(place(recipe))
     counts = STUDY_COUNTS if kind else COUNTS
     recipe, kept = folder.as_begun(recipe)
@@ -101,7 +104,7 @@ def opened(recipe: Recipe, kind: str = "", methods: Sequence[str] | None = None)
         console.say(f"run        {folder.path}{' (continued)' if continued else ''}, {recipe.scale} scale")
         for line in lowered:
             console.say(f"prompts    {line}")
-        if trait.language:
+        if trait.language or trait.parts:
             console.say(f"trait      {trait.name}: {trait.source}")
         console.say(f"adapter    {coverage}")
         tracker = Tracker()
@@ -247,6 +250,7 @@ def fitting(model: "LanguageModel", recipe: Recipe, trait: Trait) -> tuple[Trait
         generation_prompts=tuple(filter(fits, trait.generation_prompts)),
         heldout_prompts=tuple(filter(fits, trait.heldout_prompts)),
         contexts=tuple(filter(fits, trait.contexts)),
+        parts=tuple(replace(part, contexts=tuple(filter(fits, part.contexts))) for part in trait.parts),
     )
     left_out = len(trait.generation_prompts) - len(kept.generation_prompts)
     left_out += len(trait.heldout_prompts) - len(kept.heldout_prompts)

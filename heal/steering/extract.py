@@ -99,6 +99,7 @@ def extract(
     """
     if not texts:
         raise ValueError("extract: no contexts")
+    assert not trait.parts, "extract: several traits have a direction each (heal.steering.joint)"
     sites = sites_of(language_model, method_named(method), layers)
     activations = pair_activations(language_model, trait, texts, sites, progress)
     return vector_of(language_model, trait, method, sites, activations, settings)

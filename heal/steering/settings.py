@@ -6,7 +6,7 @@ from typing import Any
 
 from heal.config import SteerConfig
 from heal.errors import UserError
-from heal.steering.methods import ORDINARY, method_named
+from heal.steering.methods import ADDITIVE, ORDINARY, method_named
 
 _OF_EVERY_METHOD = ("method", "pairs", "band")
 
@@ -26,6 +26,22 @@ def settled(steer: SteerConfig) -> tuple[str, tuple[float, float]]:
         name = "band" if steer.band is None else "method"
         raise UserError(f"steer.{name}=auto: only heal train chooses it, before its first round; give one here")
     return steer.method, steer.band
+
+
+def check_joint(steer: SteerConfig) -> None:
+    """Holds the `steer` section against several traits, whose directions are added up as one vector.
+
+    Raises:
+        UserError: a method whose shifts do not add up; the method or the band is `auto`, which one trait chooses.
+    """
+    if steer.open:
+        name = "band" if steer.band is None else "method"
+        raise UserError(f"steer.{name}=auto: it is chosen by the gain of one trait; with several, give it")
+    if steer.method not in ADDITIVE:
+        raise UserError(
+            f"steer.method={steer.method}: its shift is not h + c v, so the directions of several traits cannot be "
+            f"added up; {' and '.join(ADDITIVE)} can"
+        )
 
 
 def method_settings(steer: SteerConfig) -> dict[str, Any]:

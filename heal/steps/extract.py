@@ -1,6 +1,7 @@
 """Extract: the persona contrast of the current student, as a steering vector."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from heal.accumulator import Accumulator
@@ -11,6 +12,7 @@ from heal.run.files import Files
 from heal.run.step import Step
 from heal.steering.extract import extract_as
 from heal.steering.foreign import read_vector
+from heal.steering.joint import extract_joint
 from heal.steering.vector import SteeringVector
 from heal.trait import Trait
 
@@ -38,6 +40,7 @@ class Extract(Step[Extracted]):
 
     Attributes:
         own: a file with a vector of the user's own, which is taken instead.
+        coefficients: of each of several traits, by which their vectors are added up.
     """
 
     language_model: LanguageModel
@@ -45,6 +48,7 @@ class Extract(Step[Extracted]):
     trait: Trait
     settings: SteerConfig
     own: str = ""
+    coefficients: Mapping[str, float] = field(default_factory=dict)
 
     name = "extract"
     load = staticmethod(Extracted.load)
@@ -53,10 +57,14 @@ class Extract(Step[Extracted]):
         if self.own:
             return Extracted(read_vector(self.own, self.language_model, self.trait.name))
         with self.accumulator.student():
+            if self.trait.parts:
+                joint = extract_joint(self.settings, self.language_model, self.trait, self.coefficients, progress)
+                return Extracted(joint)
             return Extracted(extract_as(self.settings, self.language_model, self.trait, progress))
 
     def finding(self, artifact: Extracted) -> str:
         norms = ", ".join(f"{layer}: {float(v_D.norm()):.2f}" for layer, v_D in artifact.vector.directions.items())
         if self.own:
             return f"{artifact.vector.method} of your own, {self.own}; norm by block {norms}"
-        return f"{self.settings.method} from {self.settings.pairs} pairs; norm by block {norms}"
+        each = f" of each of {len(self.trait.parts)} traits, added up at equal KL" if self.trait.parts else ""
+        return f"{self.settings.method} from {self.settings.pairs} pairs{each}; norm by block {norms}"

@@ -15,7 +15,7 @@ from heal.generation.sample import Sampler, judged
 from heal.models.language_model import LanguageModel
 from heal.own.texts import Said, said_from
 from heal.progress import Progress
-from heal.randomness import shuffled
+from heal.prompts import drawn as drawn_prompts
 from heal.responding import respond
 from heal.run.step import Step
 from heal.steering.vector import SteeringVector
@@ -46,7 +46,7 @@ class Generate(Step[Collection]):
         if self.recipe.data.completions:
             return self._own(said_from("data.completions", self.recipe.data.completions))
         settings, limits, seed = self.recipe.generation, self.recipe.filter, self.recipe.run.seed
-        drawn = shuffled(list(self.trait.generation_prompts), seed, self.round_index, "prompts")
+        drawn = drawn_prompts(self.trait, "generation_prompts", seed, self.round_index, "prompts")
         prompts = self._continued(drawn[: settings.prompts], drawn)
         assert self.vector.c_star is not None, "generate: the vector has no dose"
         check = self._check(prompts)

@@ -17,7 +17,8 @@ from heal.evaluation.subject import Gates, Setup, Subject
 from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
 from heal.progress import Progress
-from heal.randomness import derive_seed, shuffled
+from heal.prompts import drawn
+from heal.randomness import derive_seed
 from heal.run.step import Step
 from heal.steering.intervention import Intervention
 from heal.trait import Trait
@@ -29,7 +30,7 @@ def held_out_prompts(trait: Trait, settings: EvaluationConfig) -> list[str]:
     Raises:
         UserError: `evaluation.skip` leaves too few.
     """
-    prompts = shuffled(list(trait.heldout_prompts), "heldout")
+    prompts = drawn(trait, "heldout_prompts", "heldout")
     left = len(prompts) - settings.skip
     if left < 2:
         raise UserError(

@@ -20,7 +20,7 @@ from heal.launcher import on_cpu
 from heal.recipe import load_recipe, sized
 from heal.run.folder import RunFolder
 from heal.run.open import default_name, facts_of
-from heal.trait import trait_of
+from heal.traits import trait_of
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 _SHORT = {"seed": "run.seed", "rounds": "run.rounds"}

@@ -1,7 +1,8 @@
 """Persona log-ratio: how much more probable base finds an answer under the positive persona.
 
 `plr = (1/n) sum_t [log p_base(y_t | positive, x, y_<t) - log p_base(y_t | negative, x, y_<t)]`,
-nats per token; higher is more of the trait. docs/method.md, Persona log-ratio.
+nats per token; higher is more of the trait. Of several traits, each has its own, beside their mean answer by answer.
+docs/method.md, Persona log-ratio and Several traits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from heal.evaluation.signal import TRAIT, Measured, PersonasApart, Signal
 
 if TYPE_CHECKING:
     from heal.evaluation.results import Answer
-    from heal.evaluation.subject import Subject
+    from heal.evaluation.subject import Setup, Subject
+    from heal.trait import Trait
 
 PERSONA = Signal(
     TRAIT,
@@ -33,10 +35,19 @@ SIGNALS = (PERSONA,)
 
 def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     """The persona log-ratio of each answer; NaN for one without tokens."""
+    setup = subject.setup
+    if not setup.trait.parts:
+        return [PERSONA.measured(_ratios(setup, setup.trait, answers))]
+    by_trait = {trait.name: _ratios(setup, trait, answers) for trait in setup.trait.parts}
+    means = [sum(values) / len(values) for values in zip(*by_trait.values(), strict=True)]
+    return [PERSONA.measured(means), *(PERSONA.of(name).measured(values) for name, values in by_trait.items())]
+
+
+def _ratios(setup: Setup, trait: Trait, answers: Sequence[Answer]) -> list[float]:
+    """The persona log-ratio of each answer for one trait."""
     from heal.scoring import completion_logprobs
 
-    setup = subject.setup
-    model, trait = setup.language_model, setup.trait
+    model = setup.language_model
     said = [answer for answer in answers if answer.ids]
     ids = [answer.ids for answer in said]
     prompts = [
@@ -50,4 +61,4 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     scores = iter(
         positive - negative for positive, negative in zip(means[: len(said)], means[len(said) :], strict=True)
     )
-    return [PERSONA.measured([next(scores) if answer.ids else math.nan for answer in answers])]
+    return [next(scores) if answer.ids else math.nan for answer in answers]
