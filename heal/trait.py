@@ -141,7 +141,7 @@ def load_trait(name: str | Path, language: str = AUTO) -> Trait:
         UserError: names the file and the field that is missing, empty, unknown or of a wrong type; several traits.
     """
     if "," in str(name) and not Path(name).expanduser().is_file():
-        raise UserError(f"trait={name}: one trait is taken here at a time; only heal train takes several")
+        raise UserError(f"trait={name}: one trait is taken here at a time; heal train takes several")
     path = find_yaml("trait", str(name), RECIPES / "traits")
     content = read_yaml(path)
     fields = [field for field in Trait.__dataclass_fields__ if field not in _OWN]

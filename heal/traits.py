@@ -52,7 +52,7 @@ def one_trait_of(recipe: Recipe, taker: str) -> Trait:
     """The same where `taker` ("heal check") can do with one trait only; UserError where there are several."""
     trait = trait_of(recipe)
     if trait.parts:
-        raise UserError(f"trait={recipe.trait}: {taker} takes one trait at a time; only heal train takes several")
+        raise UserError(f"trait={recipe.trait}: {taker} takes one trait at a time; heal train takes several")
     return trait
 
 

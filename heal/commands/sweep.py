@@ -13,7 +13,7 @@ from heal.options import options_help, read_options
 USAGE = "heal sweep key=a,b,c ... [jobs=1]"
 PURPOSE = """Trains a run for every combination of the values that commas separate: `recipe=kl_rev_rmse,nll seed=0,1,2`
 makes six runs. All keys of heal train are taken; `seed` and `rounds` are short for run.seed and run.rounds.
-A comma inside brackets or quotes belongs to its value.
+A comma inside brackets or quotes belongs to its value: `trait="'love,curiosity',love"` is two runs, the first of both.
 
 The same command again continues what was stopped and repeats nothing that is finished. Each run's console goes to
 a .log file beside its folder; compare the runs with heal compare."""

@@ -36,7 +36,7 @@ def check_joint(steer: SteerConfig) -> None:
     """
     if steer.open:
         name = "band" if steer.band is None else "method"
-        raise UserError(f"steer.{name}=auto: it is chosen by the gain of one trait; with several, give it")
+        raise UserError(f"steer.{name}=auto: it is chosen by the gain of one trait; with several, say which")
     if steer.method not in ADDITIVE:
         raise UserError(
             f"steer.method={steer.method}: its shift is not h + c v, so the directions of several traits cannot be "

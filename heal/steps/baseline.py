@@ -38,7 +38,7 @@ from heal.steps.measure import Examination, setup_of
 from heal.trait import Trait
 
 PROBE, WAYS = "probe.json", "ways.json"
-CHECK = "choose another trait text or a larger model (heal check, with the same words, says what to change)"
+CHECK = "choose another trait text or a larger model (heal check, with {words}, says what to change)"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def measure_baseline(session: Session) -> Baseline:
     session.tracker.table("ways", way_rows(baseline.metrics.asking))
     refuse_incoherent(baseline)
     if why := unreadable(baseline):
-        said = f"the trait cannot be read on this model, so that no round will hold; {CHECK}"
+        advice = CHECK.format(words="one trait at a time" if session.trait.parts else "the same words")
+        said = f"the trait cannot be read on this model, so that no round will hold; {advice}"
         if session.recipe.run.stop_when_unreadable:
             raise UserError(f"run.stop_when_unreadable=true: {said} ({why})")
         session.console.warn(f"{said}; run.stop_when_unreadable=true stops here")

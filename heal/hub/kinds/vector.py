@@ -43,6 +43,9 @@ def _text(vector: SteeringVector, source: Source, which: str, name: str) -> str:
     blocks = ", ".join(map(str, sorted({site.layer for site in vector.states})))
     of = inline_code(source.base or vector.model)
     dose = f"c* = {vector.c_star:.4g}" if vector.c_star is not None else "not calibrated"
+    contrast = "the contrast of two personas"
+    if trait.parts:
+        contrast = f"the contrasts of two personas of each of {len(trait.parts)} traits, added up at equal KL,"
     use = [
         "import heal",
         "from huggingface_hub import hf_hub_download",
@@ -55,7 +58,7 @@ def _text(vector: SteeringVector, source: Source, which: str, name: str) -> str:
     return "\n\n".join(
         [
             f"# {escaped(trait.name)}: a steering vector",
-            f"{inline_code(vector.method)} of the contrast of two personas on blocks {blocks} of {of}, from "
+            f"{inline_code(vector.method)} of {contrast} on blocks {blocks} of {of}, from "
             f"{escaped(which)}. Dose: {dose}, at which the p95 of the KL per token along the steered path is "
             f"{target:g} nat. A vector of a later round was extracted from the student of the rounds before it.",
             f"## Trait: {escaped(trait.name)}",
