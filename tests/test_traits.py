@@ -11,6 +11,7 @@ from heal.dose.find import Prompts
 from heal.errors import UserError
 from heal.evaluation.crosstalk import FILE, Crosstalk
 from heal.evaluation.metrics import BaselineMetrics, RoundMetrics, of_each_trait
+from heal.evaluation.results import StageResult
 from heal.evaluation.signal import TRAIT, described
 from heal.evaluation.stats import Estimate
 from heal.generation.collect import Collection
@@ -30,6 +31,7 @@ from tests.cases import case
 from tests.finished import round_metrics
 
 NAMES = ["warm", "brief-opposite"]
+SIDES = ("positive", "negative")
 
 
 def brief() -> Trait:
@@ -135,9 +137,12 @@ def test_a_round_steers_along_the_sum_of_the_traits_vectors_at_equal_kl_and_meas
         torch.testing.assert_close(v_D, sum(parts, torch.zeros_like(parts[0])).float(), rtol=1e-4, atol=1e-5)
     prompts = {row.prompt for row in Collection.load(folder.round(0)).rows}
     assert [sum(prompt in part.generation_prompts for prompt in prompts) for part in (tiny.trait(), brief())] == [2, 2]
-    base = BaselineMetrics.load(folder.baseline).base
+    baseline = BaselineMetrics.load(folder.baseline)
+    for name in NAMES:  # valid or not under its own personas, whatever those of the other one do
+        own = (StageResult.load(folder.baseline, f"{side}_{name}").mean(f"{TRAIT}/{name}") for side in SIDES)
+        assert f"positive over negative {next(own) - next(own):+.3f}" in baseline.validity[f"{TRAIT}/{name}"].why
     for metrics in (RoundMetrics.load(folder.round(index)) for index in (0, 1)):
-        assert list(of_each_trait(metrics.healed)) == list(of_each_trait(base)) == NAMES
+        assert list(of_each_trait(metrics.healed)) == list(of_each_trait(baseline.base)) == NAMES
         shifts: list[Estimate] = [figures.delta for figures in of_each_trait(metrics.healed).values()]
         assert metrics.trait.delta.value == pytest.approx(sum(shift.value for shift in shifts) / 2, abs=1e-9)
 

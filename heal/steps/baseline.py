@@ -5,7 +5,7 @@ every signal is judged valid for the model or not.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from heal.config import Recipe
@@ -18,6 +18,7 @@ from heal.evaluation.judging.judge import judge_of
 from heal.evaluation.metrics import METRICS, BaselineMetrics, Coherence, Summary, Verdict
 from heal.evaluation.neutral import NeutralTexts
 from heal.evaluation.probe import Probe, choose_probe
+from heal.evaluation.readouts.persona import PERSONA, of_several
 from heal.evaluation.results import OUTPUTS, Rows, StageResult, output_rows
 from heal.evaluation.scenes import target_of
 from heal.evaluation.signal import MIN_MASS, TRAIT, Evidence, Limits, Validity, limited, limits_of
@@ -34,7 +35,7 @@ from heal.run.manifest import JUDGE
 from heal.run.session import Session
 from heal.run.step import Runs, Step
 from heal.steps.calibrate import Dosed
-from heal.steps.measure import Examination, setup_of
+from heal.steps.measure import Examination, Read, setup_of
 from heal.trait import Trait
 
 PROBE, WAYS = "probe.json", "ways.json"
@@ -120,7 +121,14 @@ def of_base(examination: Examination, limits: Limits, run: Runs, at: Path) -> Ba
     base = run(examination.stage("base", off), at)
     prompted = run(examination.stage("prompted", off, persona=trait.positive), at)
     opposite = run(examination.stage("opposite", off, persona=trait.negative), at)
-    judged = run(JudgeBaseline(examination, base, prompted, opposite, limits), at)
+    own = {
+        side: {
+            part.name: run(Read(examination.stage(f"{side}_{part.name}", off, persona=getattr(part, side)).subject), at)
+            for part in trait.parts
+        }
+        for side in ("positive", "negative")
+    }
+    judged = run(JudgeBaseline(examination, base, prompted, opposite, limits, **own), at)
     return Baseline(examination, limits, base, judged.metrics)
 
 
@@ -303,13 +311,19 @@ class JudgedBaseline:
 
 @dataclass(frozen=True)
 class JudgeBaseline(Step[JudgedBaseline]):
-    """Judges on base, and on base under either persona, which readouts say anything about this model."""
+    """Judges on base, and on base under either persona, which readouts say anything about this model.
+
+    Attributes:
+        positive, negative: base under the personas of each of several traits by itself, by trait; none of one.
+    """
 
     examination: Examination
     base: StageResult
     prompted: StageResult
     opposite: StageResult
     limits: Limits
+    positive: Mapping[str, StageResult] = field(default_factory=dict)
+    negative: Mapping[str, StageResult] = field(default_factory=dict)
 
     name = JUDGE
     load = staticmethod(JudgedBaseline.load)
@@ -319,6 +333,8 @@ class JudgeBaseline(Step[JudgedBaseline]):
         base, prompted, opposite = (self.examination.summary(stage, self.base) for stage in stages)
         asking = dict(self.examination.setup.asking)
         personas = self.examination.summary(self.prompted, self.opposite)
+        if self.positive:  # a trait's readout is judged under its own personas
+            personas |= self.examination.summary(_own(self.positive), _own(self.negative))
         worth = validity(Evidence(base, personas, asking), self.limits)
         rows = [row for stage in stages for row in output_rows(stage)]
         return JudgedBaseline(BaselineMetrics(base, prompted, opposite, worth, asking), rows)
@@ -330,6 +346,12 @@ class JudgeBaseline(Step[JudgedBaseline]):
     def warnings(self, artifact: JudgedBaseline) -> list[str]:
         reasons = doubts(artifact.metrics.validity)
         return [f"not valid for this model, so no verdict rests on it: {reason}" for reason in reasons]
+
+
+def _own(stages: Mapping[str, StageResult]) -> StageResult:
+    """The persona log-ratio of each of several traits at a stage of its own, and their mean."""
+    by_trait = {name: stage.signal(PERSONA.of(name).name).values for name, stage in stages.items()}
+    return StageResult("own", (), tuple(of_several(by_trait)))
 
 
 @dataclass(frozen=True)

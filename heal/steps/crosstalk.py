@@ -11,14 +11,13 @@ from heal.dose.find import Prompts
 from heal.evaluation.crosstalk import Crosstalk, OwnVector
 from heal.evaluation.metrics import of_each_trait
 from heal.evaluation.results import StageResult
-from heal.places.trial import answers_read
 from heal.progress import Progress
 from heal.run.session import Session
 from heal.run.step import Step
 from heal.steps.baseline import Baseline
 from heal.steps.calibrate import Calibrate, Dosed
 from heal.steps.extract import Extract
-from heal.steps.measure import Measure
+from heal.steps.measure import Read
 
 
 def measure_crosstalk(session: Session, baseline: Baseline, steer: SteerConfig) -> Mapping[str, float]:
@@ -42,13 +41,6 @@ def measure_crosstalk(session: Session, baseline: Baseline, steer: SteerConfig) 
         session.console.say(f"  {line}")
     session.tracker.table("crosstalk", found.rows())
     return found.coefficients
-
-
-class Read(Measure):
-    """Answers the held-out prompts greedily, and takes the readouts that rest on the answers alone."""
-
-    def compute(self, progress: Progress) -> StageResult:
-        return answers_read(self.subject, self.subject.answer(progress))
 
 
 @dataclass(frozen=True)

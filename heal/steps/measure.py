@@ -16,6 +16,7 @@ from heal.evaluation.results import StageResult, headline, summarise
 from heal.evaluation.subject import Gates, Setup, Subject
 from heal.evaluation.vignettes import Vignette
 from heal.models.language_model import LanguageModel
+from heal.places.trial import answers_read
 from heal.progress import Progress
 from heal.prompts import drawn
 from heal.randomness import derive_seed
@@ -138,3 +139,10 @@ class Measure(Step[StageResult]):
                     "or evaluation.judge.requests are used up"
                 )
         return found
+
+
+class Read(Measure):
+    """Answers the held-out prompts greedily, and takes the readouts that rest on the answers alone."""
+
+    def compute(self, progress: Progress) -> StageResult:
+        return answers_read(self.subject, self.subject.answer(progress))

@@ -8,7 +8,7 @@ docs/method.md, Persona log-ratio and Several traits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from heal.evaluation.signal import TRAIT, Measured, PersonasApart, Signal
@@ -38,7 +38,11 @@ def measure(subject: Subject, answers: Sequence[Answer]) -> list[Measured]:
     setup = subject.setup
     if not setup.trait.parts:
         return [PERSONA.measured(_ratios(setup, setup.trait, answers))]
-    by_trait = {trait.name: _ratios(setup, trait, answers) for trait in setup.trait.parts}
+    return of_several({trait.name: _ratios(setup, trait, answers) for trait in setup.trait.parts})
+
+
+def of_several(by_trait: Mapping[str, Sequence[float]]) -> list[Measured]:
+    """The mean of several traits' values, item by item, then those of each, by name."""
     means = [sum(values) / len(values) for values in zip(*by_trait.values(), strict=True)]
     return [PERSONA.measured(means), *(PERSONA.of(name).measured(values) for name, values in by_trait.items())]
 
