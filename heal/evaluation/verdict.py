@@ -75,19 +75,19 @@ def verdict(summary: Summary, limits: Limits, valid: Collection[str], target: Ta
         return Verdict("incoherent", "; ".join(reasons))
     shift = summary[TRAIT].delta
     shown = f"{TRAIT} {shift.value:+.3f} [{shift.low:+.3f}, {shift.high:+.3f}] over base (n = {shift.n})"
-    shown += _of_each(summary, valid)
+    each = _of_each(summary, valid)
     if TRAIT not in valid:
-        return Verdict("not valid", f"{shown}, but that readout is not valid for this model")
+        return Verdict("not valid", f"{shown}, but that readout is not valid for this model{each}")
     if not shift.low > 0:
-        return Verdict("no trait shift", f"{shown}: not above zero")
+        return Verdict("no trait shift", f"{shown}: not above zero{each}")
     if target is not None and target.signal in summary and (complaint := _off_target(summary, valid, target)):
-        return Verdict("off-target", f"{shown}, but {complaint}")
+        return Verdict("off-target", f"{shown}, but {complaint}{each}")
     least = coherence(summary, limits, valid)
-    return Verdict("holds", f"{shown}; coherence margin {least.margin:.2f} ({least.worst})")
+    return Verdict("holds", f"{shown}; coherence margin {least.margin:.2f} ({least.worst}){each}")
 
 
 def _of_each(summary: Summary, valid: Collection[str]) -> str:
-    """`: love +0.210 [+0.150, +0.270], curiosity +0.010 [-0.020, +0.040] (does not move)`; empty with one trait."""
+    """`; by trait love +0.210 [+0.150, +0.270], wit +0.010 [-0.020, +0.040] (does not move)`; empty with one trait."""
     shown = []
     for trait, figures in of_each_trait(summary).items():
         shift, fault = figures.delta, ""
@@ -96,7 +96,7 @@ def _of_each(summary: Summary, valid: Collection[str]) -> str:
         elif not shift.low > 0:
             fault = " (moves the wrong way)" if shift.high < 0 else " (does not move)"
         shown.append(f"{trait} {shift:+.3f}{fault}")
-    return f": {', '.join(shown)}" if shown else ""
+    return f"; by trait {', '.join(shown)}" if shown else ""
 
 
 def _off_target(summary: Summary, valid: Collection[str], target: Target) -> str:
