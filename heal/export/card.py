@@ -117,9 +117,7 @@ def _which(number: int, rounds: int, best: Best | None) -> str:
 def _trait(student: Exportable) -> str:
     towards = "The two personas whose contrast was steered along, as system prompts. Towards:"
     return "\n\n".join(
-        text
-        for trait in student.trait.each
-        for text in (f"## Trait: {escaped(trait.name)}", *personas(trait, towards))
+        text for trait in student.trait.each for text in (f"## Trait: {escaped(trait.name)}", *personas(trait, towards))
     )
 
 
