@@ -33,13 +33,21 @@ def coherence(summary: Summary, limits: Limits, valid: Collection[str]) -> Coher
     Raises:
         ValueError: none is valid.
     """
+    worst = worst_signal(summary, limits, valid)
+    if worst is None:
+        raise ValueError("no signal of coherence is valid for this model")
+    return worst
+
+
+def worst_signal(summary: Summary, limits: Limits, valid: Collection[str]) -> Coherence | None:
+    """As `coherence`; None where no signal of it is valid."""
     margins = {
         name: _margin(summary[name], limit, limits[name])
         for name, limit in limited().items()
         if name in summary and name in valid
     }
     if not margins:
-        raise ValueError("no signal of coherence is valid for this model")
+        return None
     worst = min(margins, key=lambda name: (math.isfinite(margins[name]), margins[name]))
     return Coherence(worst, margins[worst])
 

@@ -5,7 +5,7 @@ import math
 from heal.evaluation.metrics import Coherence, Summary
 from heal.evaluation.signal import Signal, limits_of
 from heal.evaluation.stats import Estimate
-from heal.evaluation.verdict import coherence
+from heal.evaluation.verdict import worst_signal
 from heal.report.results import Results
 
 
@@ -32,10 +32,7 @@ def moved(results: Results, signal: Signal) -> bool:
 
 def binding(results: Results, summary: Summary) -> Coherence | None:
     """The signal with the least margin at a stage; None where no signal of coherence is valid."""
-    try:
-        return coherence(summary, limits_of(results.recipe.evaluation), results.valid)
-    except ValueError:
-        return None
+    return worst_signal(summary, limits_of(results.recipe.evaluation), results.valid)
 
 
 def margin(results: Results, summary: Summary) -> Estimate:

@@ -12,7 +12,7 @@ from heal.evaluation.metrics import BaselineMetrics, RoundMetrics
 from heal.evaluation.results import StageResult, summarise
 from heal.evaluation.signal import Limits, Statistic, Validity, limits_of
 from heal.evaluation.validity import valid_names
-from heal.evaluation.verdict import coherence
+from heal.evaluation.verdict import worst_signal
 from heal.recipe import flatten, from_mapping, to_mapping
 from heal.records import jsonl_bytes, read_records
 from heal.run.folder import RunFolder
@@ -156,10 +156,8 @@ def _items(stage: StageResult) -> Items:
 
 def _margin(stage: StageResult, base: StageResult, limits: Limits, valid: Collection[str]) -> float:
     """NaN where no signal of coherence is valid."""
-    try:
-        return coherence(summarise(stage, base, 1, 0), limits, valid).margin  # values alone matter here
-    except ValueError:
-        return math.nan
+    worst = worst_signal(summarise(stage, base, 1, 0), limits, valid)  # values alone matter here
+    return math.nan if worst is None else worst.margin
 
 
 def _rounded(content: Any) -> Any:
