@@ -9,7 +9,7 @@ TRAITS := love care_over_authority
 comma := ,
 space := $(subst ,, )
 
-.PHONY: install demo test lint docs support storm results pictures model-1.5b clean
+.PHONY: install demo test lint docs support serving storm results pictures model-1.5b clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,10 @@ docs: install
 # Every model family through the loop: docs/support.md and the README's list.
 support: install
 	$(BIN)/python scripts/support.py
+
+# Every export in the clients that load it, each in an environment of its own: docs/serving.md. Continues likewise.
+serving: demo
+	$(BIN)/python scripts/serving.py $(if $(LLAMA_CPP),--llama-cpp $(LLAMA_CPP)) $(if $(NODE),--node $(NODE))
 
 # A quarter of an hour of kills, stops, mistakes, damaged files, full disks: docs/reliability.md. Continues likewise.
 storm: install

@@ -69,7 +69,7 @@ def run(block: Block, folder: Path, python: Path | str, environment: Mapping[str
     finally:
         script.unlink(missing_ok=True)
     if done.returncode:
-        return Ran(False, reason(done.stderr or done.stdout))
+        return Ran(False, reason(f"{done.stdout}\n{done.stderr}"))
     return Ran(True, _LOGGED.sub("", done.stdout).strip())
 
 
