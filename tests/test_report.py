@@ -219,7 +219,7 @@ def test_a_new_readout_has_its_column_panel_and_meaning(tmp_path: Path, monkeypa
     folder = write_run(tmp_path / "run", rounds=1)
     edit_baseline(folder, lambda metrics: replace(metrics, base=metrics.base | {"zeal": metrics.base["alive_share"]}))
     every = signals() | {"zeal": zeal}
-    for module in ("evaluation.signal", "report.words", "report.reading", "report.headline"):
+    for module in ("evaluation.signal", "report.words", "report.headline"):
         monkeypatch.setattr(f"heal.{module}.signals", lambda: every)
     monkeypatch.setattr(EvaluationConfig, "min_zeal", 0.5, raising=False)
     results = read_results(folder)
