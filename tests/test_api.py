@@ -120,6 +120,11 @@ def test_signals_coherence_and_verdict_are_those_of_a_run(run: RunFolder, made: 
         assert ours.steered.signals == metrics.steered
         assert healed.trait == metrics.trait
         assert len(healed.answers) == metrics.trait.n
+    asked = keys(run.recipe().evaluation, "steered", "doses", "judge") | {"prompts": 2, "questions": 2}
+    lettered = heal.baseline(made.student, made.trait, choose_ways=False, **asked).metrics
+    assert made.baseline.metrics.asking
+    assert not lettered.asking
+    assert lettered.base["accuracy"].n == 2
 
 
 def test_the_exported_adapter_is_that_of_a_run_and_the_student_in_plain_peft(

@@ -51,13 +51,21 @@ class Measurement:
 
 @_EVALUATION.documented
 def baseline(
-    student: Accumulator, trait: Trait, *, seed: int = 0, progress: Progress = silent, **keywords: Any
+    student: Accumulator,
+    trait: Trait,
+    *,
+    choose_ways: bool = True,
+    seed: int = 0,
+    progress: Progress = silent,
+    **keywords: Any,
 ) -> Baseline:
     """Base, and base under either persona, measured once: what every later measurement is compared with.
 
     Args:
         student: the student, whose base is measured.
         trait: its held-out prompts and its personas.
+        choose_ways: whether questions and scenes are asked in the way that, on items held apart, tells most on this
+            model, as in a run; trying them takes longer than measuring a few items. False: in lettered options.
         seed: of the bootstrap.
         progress: told (done, all) of the ways of asking that are tried, then of the answers of each of three stages.
 
@@ -85,6 +93,7 @@ def baseline(
         vignettes=vignettes,
         run=run,
         at=Path(),
+        as_before=not choose_ways,
     )
     measured = of_base(examination, limits_of(asked), run, Path())
     refuse_incoherent(measured)
