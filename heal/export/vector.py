@@ -36,7 +36,7 @@ from heal.models.load import load_language_model
 from heal.recipe import from_mapping
 from heal.scoring import completion_states, token_divergences
 from heal.steering.extract import contexts
-from heal.steering.methods import ADDITIVE
+from heal.steering.methods import additive
 from heal.steering.vector import SteeringVector
 from heal.yaml_text import read_yaml
 
@@ -165,10 +165,11 @@ def model_section(file: Path, vector: SteeringVector) -> ModelConfig:
 
 def check_additive(vector: SteeringVector) -> None:
     """Raises UserError unless the vector's method adds the same `c v` at every position of a block's output."""
-    if vector.method not in ADDITIVE:
+    able = additive()
+    if vector.method not in able:
         raise UserError(
             f"a vector of '{vector.method}' cannot be exported as an adapter: its shift is not the same c v at every "
-            f"position of a block's output; vectors of {' and '.join(ADDITIVE)} can, and a run of any method (run=...)"
+            f"position of a block's output; vectors of {' and '.join(able)} can, and a run of any method (run=...)"
         )
 
 

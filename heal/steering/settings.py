@@ -6,7 +6,7 @@ from typing import Any
 
 from heal.config import SteerConfig
 from heal.errors import UserError
-from heal.steering.methods import ADDITIVE, ORDINARY, method_named
+from heal.steering.methods import ORDINARY, additive, method_named
 
 _OF_EVERY_METHOD = ("method", "pairs", "band")
 
@@ -37,10 +37,10 @@ def check_joint(steer: SteerConfig) -> None:
     if steer.open:
         name = "band" if steer.band is None else "method"
         raise UserError(f"steer.{name}=auto: it is chosen by the gain of one trait; with several, say which")
-    if steer.method not in ADDITIVE:
+    if steer.method not in additive():
         raise UserError(
             f"steer.method={steer.method}: its shift is not h + c v, so the directions of several traits cannot be "
-            f"added up; {' and '.join(ADDITIVE)} can"
+            f"added up; {' and '.join(additive())} can"
         )
 
 

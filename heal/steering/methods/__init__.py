@@ -13,9 +13,11 @@ _BY_NAME: dict[str, Method] = choices.load_all(__name__, "METHOD")
 METHODS: dict[str, Method] = {_FIRST: _BY_NAME[_FIRST]} | _BY_NAME
 # Those that any model takes at any multiple of a dose: the coefficient is a size, and no weight serves as a basis.
 ORDINARY = tuple(name for name, how in METHODS.items() if how.basis == "none" and how.neutral == 0 and not how.falling)
-# Those that add the same `c v` at every position of a block's output, so that the shifts of two of them add up.
-_ADDS = _BY_NAME[_FIRST].apply
-ADDITIVE = tuple(name for name, how in METHODS.items() if how.apply is _ADDS and how.site == "block")
+
+
+def additive() -> tuple[str, ...]:
+    """Those that add the same `c v` at every position of a block's output, so that the shifts of two of them add up."""
+    return tuple(name for name, how in METHODS.items() if how.apply is METHODS[_FIRST].apply and how.site == "block")
 
 
 def method_named(name: str) -> Method:
