@@ -28,8 +28,8 @@ tokens, and is held against what heal's student (for vectors, the steered model)
 
 {table}
 
-- A cell is of every block of the card for that client: `PeftModel` and `pipeline`, library and server. Where they
-  differ, it names them.
+- A cell is of all that was tried (see below: `PeftModel` and `pipeline`, library and server). Where they differ, it
+  names them.
 - *in heal*: p95 of the KL to the student (the steered model) in nats per token, and how often the likeliest token is
   the same, as the card of this export has them; a control vector is the vector itself.
 - *same*: the same text to the last word. *k of n words*: the text is the same up to there; rounding (16 bits, a rank,
@@ -163,7 +163,12 @@ def page(done: Sequence[Try], references: Mapping[str, str], measured: Mapping[s
     for client in CLIENTS:
         known = {one.versions for one in done if one.client == client.name}
         install = f"`{client.install}`" if client.install else ""
-        environments.append([client.title, "; ".join(sorted(known)) or "not tried", install])
+        tried: dict[str, list[str]] = {}
+        for one in done:
+            if one.client == client.name:
+                tried.setdefault(one.what, []).append(one.export)
+        units = "; ".join(f"{what} ({', '.join(names)})" for what, names in tried.items()) or "not tried"
+        environments.append([client.title, "; ".join(sorted(known)), install, units])
     asked = f"{len(references['student'].split())} and {len(references['steered'].split())}"
     return PAGE.format(
         machine=f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
@@ -172,7 +177,7 @@ def page(done: Sequence[Try], references: Mapping[str, str], measured: Mapping[s
         perplexity=f"{float(references['student perplexity']):.2f} and {float(references['steered perplexity']):.2f}",
         table=markdown_table(["", "in heal", *(client.title for client in CLIENTS)], rows),
         refused="\n".join(lines),
-        environments=markdown_table(["client", "versions", "`pip install`"], environments),
+        environments=markdown_table(["client", "versions", "`pip install`", "tried"], environments),
         vllm=" ".join(f"{name}={value}" for name, value in VLLM.items()),
         base=EMBEDDED_HUB,
         install=INSTALL,
