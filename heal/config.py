@@ -206,9 +206,13 @@ class BarrierConfig:
     )
     reference: Literal["base", "previous"] = key("base", "the model the student is held to")
     strength: float | None = key(
-        0.3, "lambda; auto: it follows D from step to step, rising while D is above tau and falling below", 0, auto=True
+        None,
+        "lambda; auto: it follows D from step to step, rising while D is above tau and falling below",
+        0,
+        auto=True,
+        before=0.3,
     )
-    power: float = key(0.0, "lambda_r = lambda * (1 + r)^power")
+    power: float = key(0.0, "of a lambda that is a number: lambda_r = lambda * (1 + r)^power")
     tau: float = key(0.5, "nats of divergence that cost nothing", 0)
     operator_norm: float = key(0.0, "weight of the penalty on the squared operator norm of the update", 0)
 

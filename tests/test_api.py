@@ -30,6 +30,11 @@ DTYPE = "float32"  # that both have, whatever `auto` means here
 def keys(section: object, *without: str) -> dict[str, Any]:
     """What a run's recipe sets in a section, as keywords; `barrier`, a section of its own, among them."""
     values = {item.name: getattr(section, item.name) for item in dataclasses.fields(section)}  # type: ignore[arg-type]
+    values |= {
+        item.name: "auto"
+        for item in dataclasses.fields(section)  # type: ignore[arg-type]
+        if values[item.name] is None and item.metadata.get("auto")
+    }
     barrier = values.pop("barrier", None)
     values |= keys(barrier) if barrier else {}
     return {name: value for name, value in values.items() if name not in without}
@@ -86,7 +91,8 @@ def made(run: RunFolder) -> Made:
         sampling = keys(recipe.generation) | keys(recipe.filter)
         collection = heal.generate(student, vector, trait, seed=seed, **sampling)
         steered = heal.measure(student, baseline, vector=vector, name="steered")
-        training = heal.heal(student, collection, seed=seed, **keys(recipe.heal, "use_dora", *LORA))
+        strength = rounds[-1].training.figures.strength if rounds else None
+        training = heal.heal(student, collection, seed=seed, start=strength, **keys(recipe.heal, "use_dora", *LORA))
         student.fold()
         healed = heal.measure(student, baseline, name="healed")
         rounds.append(Round(vector, dose, collection, steered, training, healed))
@@ -272,7 +278,7 @@ def test_every_function_shows_the_keys_of_the_recipe_with_their_defaults_and_hel
     }.items():
         parameters = inspect.signature(function).parameters
         for name, item in section.taken.items():
-            assert parameters[name].default == item.default, (function, name)
+            assert parameters[name].default == item.written(item.default), (function, name)
             assert f"{name}: {item.help}" in (function.__doc__ or ""), (function, name)
         assert "keywords" not in parameters
 

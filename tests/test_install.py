@@ -57,10 +57,10 @@ def test_the_wheel_says_what_it_is_and_names_the_command(site: Path) -> None:
 
 def test_an_installed_heal_finds_its_recipes_and_traits_from_another_folder(site: Path, tmp_path: Path) -> None:
     code = """
-import heal.cli, heal.recipe, heal.trait
-for name in heal.recipe.available(heal.recipe.RECIPES):
+import heal.cli, heal.recipe, heal.recipe_files, heal.trait
+for name in heal.recipe_files.available(heal.recipe.RECIPES):
     heal.recipe.load_recipe([f"recipe={name}"])
-for name in heal.recipe.available(heal.recipe.RECIPES / "traits"):
+for name in heal.recipe_files.available(heal.recipe.RECIPES / "traits"):
     heal.trait.load_trait(name)
 heal.trait.make_trait("Be warm.", "Be cold.")
 print(heal.__file__, heal.recipe.RECIPES, sep="\\n")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from heal.cli import main
-from heal.healing import trainer
+from heal.healing import loss
 from heal.run import manifest
 from heal.run.folder import RunFolder
 from tests import dealt, running
@@ -163,7 +163,7 @@ def _planted(kind: str, line: list[str]) -> None:
         def out_of_memory(*_: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-        trainer.position_losses = out_of_memory
+        loss.position_losses = out_of_memory
     if kind == "disk" and first:
 
         def full(path: Path, content: bytes) -> None:
