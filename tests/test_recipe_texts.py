@@ -167,9 +167,9 @@ def test_a_key_that_is_twice_in_a_file_is_refused_with_both_lines(tmp_path: Path
         with case(content):
             path.write_text(content)
             assert refusal(path) == f"{path}: not valid YAML: '{key}' is there twice, in lines {lines}; keep one"
-    path.write_text("heal: {rank: 8}\nheal.alpha: 4\nheal.barrier: {tau: 1}\nheal.barrier.power: 1\n")
+    path.write_text("heal: {rank: 8}\nheal.alpha: 4\nheal.barrier: {tau: 1}\nheal.barrier.operator_norm: 1\n")
     heal = load(path).heal
-    assert (heal.rank, heal.alpha, heal.barrier.tau, heal.barrier.power) == (8, 4, 1.0, 1.0)
+    assert (heal.rank, heal.alpha, heal.barrier.tau, heal.barrier.operator_norm) == (8, 4, 1.0, 1.0)
 
 
 def test_a_file_is_utf_8_with_or_without_a_mark_and_any_ends_of_lines(tmp_path: Path):
