@@ -268,7 +268,7 @@ class _Batch:
             self.input_BT = input_B1
             return said
 
-        return Recorded(step)
+        return Recorded(step, self.language_model.device)
 
     def _add(self, row: int, token: int) -> None:
         """Appends a token to a row; ends it where the caller says so, at an end of turn, a full budget or a loop."""

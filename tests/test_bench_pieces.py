@@ -92,7 +92,9 @@ def test_a_whole_round_is_the_sum_of_its_stages(recipe: Path, monkeypatch: pytes
     assert total.ratio == pytest.approx(total.seconds / sum(row.baseline_seconds or 0.0 for row in parts))
 
 
-def test_a_round_of_two_processes_says_how_much_of_it_they_share_and_what_they_send(recipe: Path):
+def test_a_round_of_two_processes_says_how_much_of_it_they_share_and_what_they_send(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+):
     *parts, total = run(recipe, "processes")
     assert {row.name for row in parts} | {total.name} == EXPECTED["processes"]
     assert total.seconds == pytest.approx(sum(row.seconds or 0.0 for row in parts))
@@ -100,6 +102,7 @@ def test_a_round_of_two_processes_says_how_much_of_it_they_share_and_what_they_s
         share, sent = re.fullmatch(r"(\d+)% in shares, ([\d,]+) kB sent", row.note).groups()  # type: ignore[union-attr]
         assert int(share) > 0, row
         assert row.name in ("processes_2_calibrate", "processes_2_filter") or int(sent.replace(",", "")) > 0, row
+    assert "kernels-community" not in capfd.readouterr().err  # a notice of bitsandbytes, in each of three processes
 
 
 def test_every_stage_is_covered_and_the_command_knows_them_all():

@@ -35,8 +35,10 @@ class Recorded:
     breaks off leaves torch's allocator in it, and whatever gives memory back fails from then on.
     """
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, device: torch.device):
+        """Takes the work, and the device that it is done on: only what that one is told is recorded."""
         self._work = work
+        self._device = device
         self._warm = False  # libraries set themselves up the first time, which cannot be recorded
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: tuple[Tensor, ...] = ()
@@ -48,14 +50,15 @@ class Recorded:
             NotRecorded: the work asks for something that is on the device, or moves what it needs.
             RoundError: recording broke off all the same.
         """
-        if not self._warm:
-            self._warm = True
-            return _without_waiting(self._work)
-        if self._graph is None:
-            self._record()
-        assert self._graph is not None
-        self._graph.replay()
-        return tuple(tensor.clone() for tensor in self._result)
+        with torch.cuda.device(self._device):
+            if not self._warm:
+                self._warm = True
+                return _without_waiting(self._work)
+            if self._graph is None:
+                self._record()
+            assert self._graph is not None
+            self._graph.replay()
+            return tuple(tensor.clone() for tensor in self._result)
 
     def _record(self) -> None:
         graph, failed = torch.cuda.CUDAGraph(), None

@@ -142,7 +142,7 @@ def _why_not_recorded(language_model: LanguageModel) -> str:
     if not cached.fix(len(_GOES_ON)):
         return "its layers keep more than keys and values"
     token_B1 = torch.zeros(len(rows), 1, dtype=torch.long, device=language_model.device)
-    step = Recorded(lambda: (cached.read(token_B1),))
+    step = Recorded(lambda: (cached.read(token_B1),), language_model.device)
     states: list[Tensor] = []
     for token in _GOES_ON:
         token_B1.fill_(token)

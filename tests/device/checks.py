@@ -143,8 +143,15 @@ def graphs(folder: Path) -> None:
     torch.cuda.empty_cache()  # nothing was begun that broke off, after which this would fail
 
     number = torch.zeros((), device=DEVICE)
+    asked: list[int] = []
+    elsewhere = Recorded(lambda: (asked.append(torch.cuda.current_device()), (number,))[1], torch.device("cuda", 1))
+    for _ in range(3):
+        elsewhere()
+    assert asked == [1, 1]  # as it stands and recorded, where the model is; the third time nothing was called
+    assert torch.cuda.current_device() == 0
+
     waits = iter((False, True))  # as what waits unnoticed
-    late = Recorded(lambda: (number + number.item() if next(waits) else number,))
+    late = Recorded(lambda: (number + number.item() if next(waits) else number,), number.device)
     late()
     with pytest.raises(RoundError, match=r"broke off \(CUDA error: operation not permitted .*compute\.graphs=false"):
         late()

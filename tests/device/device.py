@@ -138,6 +138,15 @@ def _statistics(device: object = None) -> dict[str, int]:
     return {"allocated_bytes.all.current": allocated(), "allocated_bytes.all.peak": peak()}
 
 
+_current = 0  # the index of the device that is asked when none is named; there is but one
+
+
+def _exchange(index: int) -> int:
+    global _current
+    before, _current = _current, max(index, 0)
+    return before
+
+
 # What torch's CUDA build would answer.
 _properties = SimpleNamespace(name="a device of the tests", major=9, minor=0, total_memory=MEMORY)
 for _name, _answer in {
@@ -145,7 +154,9 @@ for _name, _answer in {
     "is_available": lambda: True,
     "is_bf16_supported": lambda including_emulation=True: True,
     "device_count": lambda: 1,
-    "current_device": lambda: 0,
+    "current_device": lambda: _current,
+    "_exchange_device": _exchange,
+    "_maybe_exchange_device": _exchange,
     "set_device": lambda device: None,
     "get_device_properties": lambda device=None: _properties,
     "get_device_capability": lambda device=None: (9, 0),

@@ -1,7 +1,4 @@
-"""A round of two processes against the same round of one, one thread each.
-
-`python -m heal.studies.bench.processes OUT RECIPE TRAIT` is one of the processes; the first writes what it measured.
-"""
+"""A round of two processes against the same round of one, one thread each."""
 
 import json
 import os
@@ -18,9 +15,7 @@ from pathlib import Path
 import torch
 
 from heal import parallel
-from heal.environment import quiet_libraries
 from heal.errors import RoundError
-from heal.guard import command
 from heal.options import resolve_device
 from heal.recipe import load_recipe
 from heal.records import read_json
@@ -71,7 +66,7 @@ def _measured(count: int, setting: Setting, device: torch.device) -> list[Piece]
         common |= {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "OMP_NUM_THREADS": 1}
         common |= {"ACCELERATE_USE_CPU": str(device.type == "cpu").lower()}
         out = Path(folder) / "pieces.json"
-        words = [sys.executable, "-m", __name__, str(out), recipe, trait]
+        words = [sys.executable, "-m", __package__, str(out), recipe, trait]
         free.close()
         running = []
         for rank in range(count):
@@ -86,7 +81,6 @@ def _measured(count: int, setting: Setting, device: torch.device) -> list[Piece]
 def measure(words: Sequence[str]) -> None:
     """Measures a round as one of the processes; the first writes it to the file that is the first word."""
     out, recipe_name, trait_name = words
-    quiet_libraries()
     torch.set_num_threads(1)
     recipe, trait = load_recipe([f"recipe={recipe_name}"]), load_trait(trait_name)
     made = parallel.local_first(partial(setting, recipe, trait, loader(recipe.model, resolve_device("auto"))))
@@ -101,7 +95,3 @@ def measure(words: Sequence[str]) -> None:
         sent = sum(parallel.together(lambda now=now, before=before: now.sent - before.sent))  # type: ignore[misc]
         measured.append(Piece(name, seconds, shared, sent))
     parallel.by_first(lambda: Path(out).write_text(json.dumps([asdict(piece) for piece in measured])))
-
-
-if __name__ == "__main__":
-    command(sys.argv[1:], str, measure, several=True)
