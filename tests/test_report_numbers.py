@@ -14,6 +14,7 @@ from heal.records import record_bytes, records_bytes
 from heal.report.build import build_report
 from heal.report.completions import samples
 from heal.report.headline import afterwards, headline
+from heal.report.numbers import of_rounds
 from heal.report.page import render
 from heal.report.reading import notes, reading
 from heal.report.results import Answer, Results, read_results
@@ -163,7 +164,7 @@ def test_an_answer_says_what_it_would_be_dropped_for_and_the_most_damaged_prompt
     said |= {(1, PROMPTS[0]): refusal, (3, PROMPTS[3]): f"Well, Something about {PROMPTS[3]}"}
     whole = written(read_results(write_run(tmp_path / "run", rounds=3)), said, least=0.0)
     found = {item.prompt: item.summary for item in reading(whole).items}
-    assert found[PROMPTS[1]] == "rounds 2 to 3 (repetition)"
+    assert found[PROMPTS[1]] == "rounds 2 and 3 (repetition)"
     assert found[PROMPTS[0]] == "round 1 (refusal)"
     assert found[PROMPTS[3]] == "round 3 (duplicate)"  # of what another prompt was answered
     assert {*[*found][:2]} == {
@@ -354,6 +355,21 @@ def test_the_headline_says_what_came_after_the_best_round_or_that_none_is_to_be_
         results = read_results(folder)
         opening = f"{headline(results)} {afterwards(results)}"
         assert all(piece in plain(opening) for piece in said), opening
+    for index, metrics in enumerate(before):
+        rewrite(folder, "metrics.json", record_bytes(metrics), index)
+    results = read_results(folder)
+    assert results.best is not None
+    third = replace(results.best, choice=replace(results.best.choice, index=2))
+    assert "After it: rounds 4 and 5 hold (the last +0.3" in plain(afterwards(replace(results, best=third)))
+
+
+def test_rounds_are_told_as_stretches() -> None:
+    for rounds, told in (
+        ([3], "round 3"),
+        ([4, 5], "rounds 4 and 5"),
+        ([1, 3, 4, 5], "rounds 1 and 3 to 5"),
+    ):
+        assert of_rounds(rounds) == told
 
 
 def test_coherence_goes_by_its_own_name(html: str) -> None:

@@ -105,25 +105,26 @@ def _told(rounds: Sequence[Round]) -> Markup:
     """`round 3 holds (+0.160 over base, margin 0.70), rounds 4 and 5 incoherent (looping answers 33% > 0.25)`."""
     stretches = [list(group) for _, group in groupby(rounds, key=lambda finished: finished.metrics.verdict.label)]
     if len(stretches) <= MOST_STRETCHES:
-        return Markup(", ").join(Markup("{} {}").format(_numbered(part), _verdict(part[-1])) for part in stretches)
+        return Markup(", ").join(Markup("{} {}").format(_numbered(part), _verdict(part)) for part in stretches)
     by_label: dict[str, list[Round]] = {}
     for finished in rounds:
         by_label.setdefault(finished.metrics.verdict.label, []).append(finished)
     counts = [Markup("{} {}").format(len(part), label) for label, part in by_label.items()]
     last = rounds[-1]
-    return Markup("{}; the last of them, {} {}").format(Markup(", ").join(counts), _numbered([last]), _verdict(last))
+    return Markup("{}; the last of them, {} {}").format(Markup(", ").join(counts), _numbered([last]), _verdict([last]))
 
 
 def _numbered(rounds: Sequence[Round]) -> str:
-    first, last = rounds[0].number, rounds[-1].number
-    if first == last:
-        return f"round {first}"
-    return f"rounds {first} {'and' if last == first + 1 else 'to'} {last}"
+    return numbers.of_rounds([finished.number for finished in rounds])
 
 
-def _verdict(finished: Round) -> Markup:
-    verdict = finished.metrics.verdict
-    return Markup("{} ({})").format(verdict.label, _shift(finished) if verdict.holds else verdict.reason)
+def _verdict(rounds: Sequence[Round]) -> Markup:
+    """The verdict that rounds have in common, with what the last of them came to."""
+    verdict = rounds[-1].metrics.verdict
+    if not verdict.holds:
+        return Markup("{} ({})").format(verdict.label, verdict.reason)
+    label, which = ("holds", "") if len(rounds) == 1 else ("hold", "the last ")
+    return Markup("{} ({}{})").format(label, which, _shift(rounds[-1]))
 
 
 def _shift(finished: Round) -> Markup:

@@ -1,6 +1,7 @@
 """How the page writes numbers. A number that is not there is a dash whose title says why."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -58,6 +59,22 @@ def duration(seconds: float) -> str:
     """`2 min 01 s`."""
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def of_rounds(numbers: Sequence[int]) -> str:
+    """`round 1`, `rounds 4 and 5`, `rounds 1 and 3 to 7`: by their rising numbers."""
+    stretches: list[list[int]] = []
+    for one in numbers:
+        if stretches and one == stretches[-1][-1] + 1:
+            stretches[-1].append(one)
+        else:
+            stretches.append([one])
+    parts: list[str] = []
+    for first, *more in stretches:
+        parts += [f"{first} to {more[-1]}"] if len(more) > 1 else [str(one) for one in (first, *more)]
+    *others, last = parts
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return f"{'round' if len(numbers) == 1 else 'rounds'} {listed}"
 
 
 def plain(value: Any) -> str:

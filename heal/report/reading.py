@@ -71,8 +71,7 @@ class Item:
         parts = []
         for reasons, group in groupby(self.courses, key=lambda course: course.healed.dropped):
             stretch = [course.number for course in group]
-            rounds = f"round {stretch[0]}" if len(stretch) == 1 else f"rounds {stretch[0]} to {stretch[-1]}"
-            parts += [f"{rounds} ({', '.join(reasons)})"] * bool(reasons)
+            parts += [f"{numbers.of_rounds(stretch)} ({', '.join(reasons)})"] * bool(reasons)
         return ", ".join(parts)
 
 

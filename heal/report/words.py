@@ -6,7 +6,7 @@ from heal.evaluation.signal import Signal, described, limited, signals
 from heal.evaluation.validity import doubts
 from heal.healing.divergences import divergence_named
 from heal.report.agreement import judge_agreement
-from heal.report.numbers import MINUS, plain
+from heal.report.numbers import MINUS, of_rounds, plain
 from heal.report.results import Results
 from heal.steering.settings import settled
 
@@ -111,10 +111,10 @@ def _dose_remarks(results: Results) -> list[str]:
     scales = ", ".join(f"to {r.dose.scale:.2f} in round {r.round}" for r in rounds if r.dose.scale != 1)
     if scales:
         notes.append(f"Too few completions survived at the doses of the recipe, so these were walked down: {scales}.")
-    endless = ", ".join(str(r.round) for r in rounds if r.generation.ended_share == 0)
+    endless = [r.round for r in rounds if r.generation.ended_share == 0]
     if endless:
         notes.append(
-            f"No kept completion ended within its {results.recipe.generation.tokens} tokens in round {endless}: "
+            f"No kept completion ended within its {results.recipe.generation.tokens} tokens in {of_rounds(endless)}: "
             "the student saw no end of turn there."
         )
     return notes
