@@ -1,5 +1,6 @@
 """Several processes do what one does: the same tokens, and the same numbers within rounding."""
 
+import csv
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from tests import dealt, running
 from tests.cases import case
 from tests.closeness import assert_near
 from tests.processes import ended, launch, said, wait_for
+from tests.small_study import SMALL
 
 # A learning rate at which AdamW does not amplify rounding; steps and prompts that do not divide by 2 nor by 3.
 MORE = ("heal.learning_rate=1e-4", "heal.batch_size=2", "heal.accumulation=1", "heal.epochs=3", "heal.validation=0.2")
@@ -143,6 +145,37 @@ def test_a_run_with_a_spread_base_goes_on_whole_and_the_other_way_round(
     # A history that is merged and one that stays on its factors differ in rounding, which AdamW amplifies where a
     # gradient is near zero.
     assert_same_run(results(tmp_path).path, results(one).path, lora=1e-2)
+
+
+def test_the_studies_of_two_processes_are_those_of_one(tiny_folder: Path, tmp_path: Path) -> None:
+    for count in (1, 2):
+        root = tmp_path / str(count)
+        common = running.words(tiny_folder, root, "run.name=there", *SMALL, "evaluation.vignettes=embedded")
+        for command, *more in (
+            ("interventions", "method=mean_diff,pca", "signs=+"),
+            ("survival", "method=mean_diff", "signs=+", "tokens=6", "forks=2", "prompts=3", "alphas=0,1"),
+            ("weight-difference", "samples=1", f"out={root / 'difference.safetensors'}"),
+        ):
+            with case(count, command):
+                assert ended(launch(count, root / command, main, [command, *common, *more])) == [0] * count, said(
+                    root / command
+                )
+    one, two = tmp_path / "1", tmp_path / "2"
+    assert_same_run(two / "there", one / "there", ["baseline", "interventions"])
+    (name,) = (path.relative_to(one) for path in one.rglob("survival.csv"))
+    before, now = (list(csv.reader((root / name).open())) for root in (one, two))
+    assert before[0] == now[0]
+    for row, other in zip(before[1:], now[1:], strict=True):
+        assert [float(cell or "nan") for cell in other] == pytest.approx(
+            [float(cell or "nan") for cell in row], rel=2e-3, abs=2e-4, nan_ok=True
+        )
+    expected, found = (load_file(root / "difference.safetensors") for root in (one, two))
+    assert found.keys() == expected.keys()
+    apart, whole = (
+        torch.stack([tensor.norm() for tensor in tensors]).norm()
+        for tensors in ([found[name] - tensor for name, tensor in expected.items()], list(expected.values()))
+    )
+    assert apart < 1e-3 * whole  # AdamW amplifies rounding in the few elements whose gradient is near zero
 
 
 # The exit status of the process that says it, and the line.
