@@ -131,7 +131,7 @@ def test_memory_that_stays_where_it_is_decides_nothing(
     ending: dict[str, LanguageModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a GPU records, step by step: rows of several lengths that leave at different steps, sliding windows."""
-    monkeypatch.setattr(decoding, "Recorded", lambda work: work)
+    monkeypatch.setattr(decoding, "Recorded", lambda work, device: work)
     monkeypatch.setattr(decoding, "_RECORDED", 1)
     for name, model in ending.items():
         asked = (prompts(model), TOKENS, vector(model), [0.0, 0.5, 1.0, 0.5, -0.5])
