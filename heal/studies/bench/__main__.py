@@ -8,7 +8,7 @@ from heal.guard import command
 
 
 def main(words: Sequence[str]) -> None:
-    """Measures a round as one of the processes; the first writes it to the file that is the first word."""
+    """`measure`, whose libraries are told to be quiet before they are there."""
     quiet_libraries()
     from heal.studies.bench.processes import measure
 
