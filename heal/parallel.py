@@ -206,7 +206,7 @@ def over_rows(count: int, work: Callable[[range], Sequence[T]]) -> list[T]:
         return list(work(range(count))) if count else []
     mine = share(count)
     parts = together(lambda: list(work(mine)) if mine else [])
-    return [result for part in parts for result in part]
+    return [result for results in parts for result in results]
 
 
 def share(count: int) -> range:
@@ -217,8 +217,8 @@ def share(count: int) -> range:
 def shares(count: int, parts: int) -> list[range]:
     """`count` rows in so many contiguous parts, the first of which have one more where they do not divide."""
     least, more = divmod(count, parts)
-    starts = [part * least + min(part, more) for part in range(parts + 1)]
-    return [range(start, stop) for start, stop in pairwise(starts)]
+    edges = [index * least + min(index, more) for index in range(parts + 1)]
+    return [range(low, high) for low, high in pairwise(edges)]
 
 
 def summed(tensors: Sequence["Tensor"]) -> None:

@@ -331,7 +331,7 @@ def test_a_strength_that_follows_D_rises_above_tau_falls_below_it_and_is_never_n
                 assert risen.strength > last.strength
                 last = risen
             fallen = [last := last.after(below * tau, 0.25) for below in (0.99, 0.5, 0.1) * 20]
-            strengths = [one.strength for one in fallen]
+            strengths = [took.strength for took in fallen]
             assert all(after < before or before == after == 0 for before, after in pairwise(strengths))
             assert strengths[-1] == 0
             assert fallen[-1].after(2 * tau, 1.0).strength > 0

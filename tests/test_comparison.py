@@ -156,7 +156,7 @@ def test_each_model_has_its_own_base_and_raw_steering(tmp_path: Path):
     trained = group([read_run(path) for path in paths], ["model.name"])
     arms = untrained(trained)
     assert [arm.name for arm in arms] == [
-        f"{stage}, {name}" for stage in ("base", "prompted", "steered at 1 c*") for name in ("one", "two")
+        f"{shown}, {name}" for shown in ("base", "prompted", "steered at 1 c*") for name in ("one", "two")
     ]
     assert [arm.runs[0].keys["model.name"] for arm in arms] == ["one", "two"] * 3
     said = {shape.says for shape in figure([*arms, *trained], SETTINGS).shapes if isinstance(shape, Mark)}

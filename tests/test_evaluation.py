@@ -132,7 +132,7 @@ def test_the_stage_does_not_decide_how_its_answers_are_scored(healed: Model):
     given = answers(healed[0])
     for measure in (persona.measure, likelihood.measure, free_answers.measure):
         measured = [measure(stage, given) for stage in stages(healed).values()]
-        assert all(signals == measured[0] for signals in measured)
+        assert all(same == measured[0] for same in measured)
 
 
 # Free answers.

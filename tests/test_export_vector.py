@@ -334,7 +334,7 @@ def test_the_recipe_around_a_vector_of_another_model_is_left_alone(tmp_path: Pat
     settings = ("model.name=a/model", "model.revision=v1", "model.attention=eager", "model.load_4bit=true")
     run = run_of(tmp_path / "run", *settings)
     files = {name: saved(run.path / "kept" / f"{name[-1]}.safetensors", name) for name in ("a/model", "a/nother")}
-    found = {name: model_section(file, SteeringVector.load(file)) for name, file in files.items()}
+    found = {name: model_section(path, SteeringVector.load(path)) for name, path in files.items()}
     assert found["a/model"] == ModelConfig(name="a/model", revision="v1", attention="eager")
     assert found["a/nother"] == ModelConfig(name="a/nother")
 

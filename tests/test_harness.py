@@ -17,9 +17,9 @@ from tests import finished, reported
 from tests.commanded import heal, refused
 
 DOCS = [
-    {"question": f"{left} and {right} make", "choices": [f" {left + right}", f" {left + right + 1}"], "answer": 0}
-    for left in range(2, 5)
-    for right in range(2, 6)
+    {"question": f"{one} and {other} make", "choices": [f" {one + other}", f" {one + other + 1}"], "answer": 0}
+    for one in range(2, 5)
+    for other in range(2, 6)
 ]
 TASK = """
 task: sums

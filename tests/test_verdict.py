@@ -219,9 +219,9 @@ def test_a_value_just_at_a_limit_of_the_recipe_is_coherent_and_a_limit_over_base
     assert judged({"scaffold_nats": around(1.0)}, {"scaffold_nats": around(0.51)}).label == "incoherent"
 
     assert judged(limits=SET | {"p_ans_any": 0.99}).label == "incoherent"
-    keys = {limit.key: 0.1 + place for place, limit in enumerate(limited().values())}
+    keys = {its.key: 0.1 + place for place, its in enumerate(limited().values())}
     settings = limits_of(EvaluationConfig(**keys))
-    assert settings == {name: keys[limit.key] for name, limit in limited().items()}
+    assert settings == {name: keys[its.key] for name, its in limited().items()}
 
 
 # What is valid.

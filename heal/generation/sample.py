@@ -98,7 +98,7 @@ def judged(
         else:
             readings = check.read(language_model, [request.prompt for request in requests], prompts, ids)
     shares = [math.nan if one.relevance is None else one.relevance.share for one in readings]
-    texts = [language_model.chat.decode(list(completion)).strip() for completion in ids]
+    texts = [language_model.chat.decode(list(said)).strip() for said in ids]
     candidates = [
         Candidate(
             text,

@@ -145,7 +145,8 @@ def planned(recipe: Recipe, model: LanguageModel, accumulator: Accumulator, trai
 
     with left_as_it_was(accumulator.peft_model), memory_told("while measuring what the passes of a run take"):
         taken = footprints(model, checkpointed)
-    need = Need(recipe, model, accumulator, work_of(recipe, model, trait), taken)
+    held = _held(model)
+    need = Need(recipe, model, accumulator, work_of(recipe, model, trait), taken, held, _room(model.device, held))
     batching, step = model.batching, len(need.work.trained)
     completions = min(step, batching.completions or recipe.heal.batch_size)
     _refuse(need.at(1, 1, 1, 1 if model.fits_passes else completions), model)
@@ -183,23 +184,26 @@ def planned(recipe: Recipe, model: LanguageModel, accumulator: Accumulator, trai
 
 @dataclass(frozen=True)
 class Need:
-    """What a run needs, by the sizes of its passes."""
+    """What a run needs, by the sizes of its passes.
+
+    Attributes:
+        held: bytes that the base and one round's LoRA hold.
+        room: bytes that the device has for the run, these included; looked up once, since others take and free memory.
+    """
 
     recipe: Recipe
     model: LanguageModel
     accumulator: Accumulator
     work: Work
     taken: Footprints
+    held: int
+    room: int
 
     def at(self, rows: int, tokens: int, head: int, completions: int) -> MemoryPlan:
         """The plan with passes of at most so many rows and tokens, bytes over the vocabulary, and completions."""
         model, rounds, taken = self.model, self.recipe.run.rounds, self.taken
         lora = sum(parameter.nbytes for parameter in self.accumulator.trainable().values())
-        weights = sum(tensor.nbytes for tensor in (*model.model.parameters(), *model.model.buffers())) - lora
         spread, here = (0, 0) if model.spread is None else (model.spread.blocks, model.spread.here)
-        weights -= spread - here
-        if model.device.type == "cuda":  # with what belongs to no parameter, such as the scales of 4 bits
-            weights = torch.cuda.memory_allocated(model.device) - lora
         bases = [layer.get_base_layer().weight for layer in self.accumulator.current_layers()]
         merges = self.accumulator.merges or self.accumulator.rounds_merged
         width, itemsize = model.model.config.get_text_config().hidden_size, model.model.dtype.itemsize
@@ -217,7 +221,7 @@ class Need:
         scoring = [taken.scored.bytes(*shape) for ids in self.work.scored for shape in _shapes(model, ids, tokens)]
         decoding, cache = max(self._decoding(part, min(rows, part.rows)) for part in self.work.decoded)
         return MemoryPlan(
-            weights=weights,
+            weights=self.held - lora,
             lora=lora,
             history=rounds * lora,
             merged=sum(base.nbytes for base in bases) if merges else 0,
@@ -231,7 +235,7 @@ class Need:
             tokens=tokens,
             head=head,
             completions=completions,
-            room=_room(model.device, weights + lora),
+            room=self.room,
             references=references,
             spread=spread,
             here=here,
@@ -284,6 +288,14 @@ def _shapes(model: LanguageModel, ids: Sequence[Sequence[int]], tokens: int) -> 
 
 def _shape(ids: Sequence[Sequence[int]], trees: Sequence[Sequence[int]]) -> tuple[int, int]:
     return len(trees), max(tree_nodes(ids, tree) for tree in trees)
+
+
+def _held(model: LanguageModel) -> int:
+    """Bytes of a model's weights on its device, LoRA's included."""
+    if model.device.type == "cuda":  # with what belongs to no parameter, such as the scales of 4 bits
+        return int(torch.cuda.memory_allocated(model.device))
+    elsewhere = 0 if model.spread is None else model.spread.blocks - model.spread.here
+    return sum(tensor.nbytes for tensor in (*model.model.parameters(), *model.model.buffers())) - elsewhere
 
 
 def _room(device: torch.device, held: int) -> int:

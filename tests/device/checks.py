@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -258,17 +259,32 @@ def plan_of(session: Session) -> dict[str, int]:
     return next(event for event in events if event["kind"] == "memory")
 
 
+@contextmanager
+def warned() -> Iterator[list[str]]:
+    """The warnings that consoles print."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Console, "warn", lambda console, *texts: said.extend(texts))
+        yield said
+
+
 def planned(folder: Path) -> None:
     """Runs of other shapes take the memory that they said before; one that does not fit is cut down or refused."""
     more = ("run.rounds=1", "evaluation.steered=false")
     for architecture in ("gemma3_text", "Qwen3-MoE"):
         with case(architecture), measured() as peaks:
             near(plan_of(run(architecture, folder, f"planned-{architecture}", *more)), peaks)
-    with device.limited(10 * 2**20), opened(recipe("gemma3_text", folder, "cut")) as session:
+    with pytest.MonkeyPatch.context() as patch:  # others take memory at every look, and enough is left
+        left = count(2**40, -(2**20))
+        patch.setattr(torch.cuda, "mem_get_info", lambda *_: (next(left), 2**40))
+        with warned() as warnings, opened(recipe("gemma3_text", folder, "beside others")):
+            assert not [text for text in warnings if "smaller passes" in text]
+    with device.limited(10 * 2**20), warned() as warnings, opened(recipe("gemma3_text", folder, "cut")) as session:
         sizes = session.model.batching
         assert (sizes.rows, sizes.tokens) == (96, 1024)
         plan = plan_of(session)
         assert (plan["rows"], plan["tokens"]) == (sizes.rows, sizes.tokens)
+        assert [text for text in warnings if "smaller passes" in text]
     with (
         device.limited(6 * 2**20),
         pytest.raises(

@@ -178,7 +178,7 @@ class Both:
 
     def evaluate(self) -> tuple[Callable, Callable, str]:
         texts, system = list(self.trait.heldout_prompts[:ANSWERED]), self.recipe.model.system
-        answered = [self.model.chat.ids(system, text) for text in texts]
+        answered = [self.model.chat.ids(system, asked) for asked in texts]
         questions = [
             self.model.chat.ids(system, text(item.text, lettered(item.options)), PREFILL)
             for item in items_of(QUESTIONS, by_id=True)[:ASKED]

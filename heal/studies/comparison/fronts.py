@@ -131,7 +131,7 @@ def _matched(
         for level in levels:
             of_first_B, of_other_B = (
                 np.nanmean(
-                    np.take_along_axis(np.stack([arrival(*way, level) for way in arm], 1), seeds_BS[place], 1), 1
+                    np.take_along_axis(np.stack([arrival(*line, level) for line in arm], 1), seeds_BS[place], 1), 1
                 )
                 for place, arm in enumerate(ways)
             )
