@@ -35,7 +35,7 @@ def shadowing(path: Path) -> Iterator[str]:
 
 
 def test_no_variable_of_a_comprehension_has_the_name_of_something_in_its_module():
-    """The first releases of Python 3.12 take the module's for a local one that is unset, where one function uses both."""
+    """The first releases of Python 3.12 take the module's for an unset local one, where one function uses both."""
     paths = sorted(path for part in ("heal", "scripts", "tests") for path in (ROOT / part).rglob("*.py"))
     assert len(paths) > 300
     assert [found for path in paths for found in shadowing(path)] == []
