@@ -69,13 +69,19 @@ class RunConfig:
     seed: int = key(0, "seed of everything random in the run", 0)
     rounds: int = key(3, "number of rounds", 1)
     stop: bool = key(
-        True, "end the run early, and say which round to use, as soon as one of the next two keys says so; false: never"
+        True,
+        "end the run early, and say which round to use, as soon as one of the next four keys says so; false: never",
     )
     stop_when_incoherent: int | bool = key(
         2, "end it after so many rounds in a row past a limit of coherence; true: 1; 0 or false: never", 0, before=False
     )
     stop_on_plateau: int = key(3, "end it when the trait has not grown for so many rounds; 0: never", 0, before=0)
-    stop_when_unreadable: bool = key(False, "stop before the first round where the trait cannot be read on base")
+    stop_when_unreadable: bool = key(
+        True, "end it before the first round where the trait cannot be read on base", before=False
+    )
+    stop_when_unsteerable: bool = key(
+        True, "end it before the first healing where steering does not shift the trait above base", before=False
+    )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from heal.run.manifest import JUDGE
 from heal.run.session import Session
 from heal.run.student import lora_seed
 from heal.steering.vector import SteeringVector
-from heal.steps.baseline import Baseline, measure_baseline, measure_doses
+from heal.steps.baseline import Baseline, measure_baseline, measure_doses, stop_unless_steerable
 from heal.steps.calibrate import Calibrate
 from heal.steps.crosstalk import measure_crosstalk
 from heal.steps.drift import Drift
@@ -84,6 +84,8 @@ def run_round(
     if recipe.evaluation.steered:
         stage = measured.stage("steered", student.previous, intervention=dosed.vector, coefficient=dosed.c_star)
         steered = run(stage, at)
+        if not earlier:
+            stop_unless_steerable(session, baseline, steered)
 
     strength = earlier[-1].metrics.training.strength if earlier else None
     healed = run(Heal(model, student, collection.kept, recipe, index, at, session.log_of(index + 1), strength), at)

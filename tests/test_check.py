@@ -298,10 +298,29 @@ def test_a_model_that_does_not_hear_its_persona_is_not_worth_a_run(
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("heal: not worth starting: the trait cannot be read: ")
     assert "the trait cannot be steered: " in done.stderr
-    done = heal("train", "run.stop_when_unreadable=true", *line)
+    done = heal("train", *line, "run.stop_when_unreadable=true")
     assert done.returncode == 2, done.stdout
-    assert "heal: run.stop_when_unreadable=true: the trait cannot be read on this model" in done.stderr
+    assert "heal: the trait cannot be read on this model" in done.stderr
+    assert done.stderr.endswith("; run.stop_when_unreadable=false goes on\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_run_whose_steering_does_not_shift_the_trait_ends_before_it_heals_and_can_go_on(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    line = ["train", *words(tiny_folder, tmp_path, "run.name=still", "run.rounds=1"), "run.stop_when_unsteerable=true"]
+    done = heal(*line)
+    assert done.returncode == 2, done.stdout
+    assert "heal: steering at c* does not shift the trait on this model (-" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "\n  heal  " not in done.stdout
+    (key,) = re.findall(r"; (\S+) goes on\n", done.stderr)
+    assert "heal check, with the same words" in done.stderr
+    done = heal(*line[:-1], key)
+    assert done.returncode == 0, done.stderr
+    assert "warning: steering at c* does not shift the trait" in done.stdout
+    assert "\n  heal  " in done.stdout
+    assert "\n  generate" not in done.stdout  # done before
 
 
 def test_a_mistake_is_one_line_before_a_model_is_loaded() -> None:

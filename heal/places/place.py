@@ -15,7 +15,7 @@ from heal.steering.settings import settled
 FILE = "place.json"
 METHOD, BAND = "mean_diff", (0.45, 0.55)  # of the place that the others are held against, where the recipe says none
 
-CENTRES = (0.3, 0.4, 0.6, 0.7)  # of the bands that are tried beside it
+CENTRES = (0.3, 0.6, 0.7, 0.8)  # of the bands that are tried beside it
 
 Fractions = tuple[float, float]
 
