@@ -75,7 +75,7 @@ SMALL = MemoryPlan(
     room=1000,
     references=8,
 )
-COST = scaled(load_recipe(["recipe=smoke"]), Pieces(0.1, 0.01, 5.0, 1.0, 0.5, 8, 0.1, 2.0), SMALL)
+COST = scaled(load_recipe(["recipe=smoke"]), Pieces(0.1, 0.01, 4, 0.25, 5.0, 1.0, 0.5, 8, 0.1, 2.0), SMALL)
 
 
 def said(
@@ -218,12 +218,23 @@ def test_the_cost_of_a_round_is_its_sizes_times_the_pieces() -> None:
             "run.rounds=4",
         ]
     )
-    pieces = Pieces(prompt=0.1, path_token=0.01, stage=5.0, read=1.0, step=0.5, rows=8, score=0.25, heal=2.0)
+    pieces = Pieces(
+        prompt=0.1,
+        path_step=0.2,
+        path_rows=4,
+        narrow_step=0.25,
+        stage=5.0,
+        read=1.0,
+        step=0.5,
+        rows=8,
+        score=0.25,
+        heal=2.0,
+    )
     cost = scaled(recipe, pieces, SMALL)
     assert cost.seconds == pytest.approx(
         {
             "extract": 2 * 10 * 0.1,
-            "calibrate": (PASSES * 4 * 5 + 6) * 7 * 0.01,
+            "calibrate": (PASSES * 4 * 5 + 6) * 7 * 0.2 / 4,  # as on a CPU: so many rows, so many times as long
             "generate": 2 * (1.0 + 20 * 0.5) + 20 / 2 * 0.5 + 16 * 0.25,
             "steered": 5.0,
             "heal": (3 * 3 + FORWARD * (16 / 4 + 3 * 4 / 4)) * 2.0,
@@ -233,6 +244,10 @@ def test_the_cost_of_a_round_is_its_sizes_times_the_pieces() -> None:
     assert cost.round == pytest.approx(sum(cost.seconds.values()))
     assert cost.run == pytest.approx(BASELINE * 5.0 + 4 * cost.round)
     assert pieces.tokens_per_second == 16
+    beside = replace(pieces, step=0.25)  # as on a GPU: rows side by side cost nothing
+    assert scaled(recipe, beside, SMALL).seconds["calibrate"] == pytest.approx((PASSES + 1) * 7 * 0.2)
+    for rows in (1, 2, 4):  # fewer rows than were timed take no longer, however the timing came out
+        assert all(replace(pieces, step=step).paths(rows) <= 0.2 for step in (0.1, 0.25, 0.5, 1.0))
 
 
 def test_the_cache_s_bytes_are_keys_and_values_of_what_was_read(tiny: LanguageModel) -> None:

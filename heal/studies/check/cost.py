@@ -30,7 +30,9 @@ class Pieces:
 
     Attributes:
         prompt: extraction, for a prompt read up to the last block of the recipe's band.
-        path_token: calibration, for a token of a path, scored with the vector on and off.
+        path_step: calibration, for a token of each of `path_rows` paths, scored with the vector on and off.
+        path_rows: that many paths side by side.
+        narrow_step: decoding a token of as many rows.
         stage: measuring one stage as the recipe asks.
         read, step: decoding side by side as many completions as a round does: reading the prompts, and a token of each.
         rows: that many completions.
@@ -39,7 +41,9 @@ class Pieces:
     """
 
     prompt: float
-    path_token: float
+    path_step: float
+    path_rows: int
+    narrow_step: float
     stage: float
     read: float
     step: float
@@ -51,6 +55,15 @@ class Pieces:
     def tokens_per_second(self) -> float:
         """Of decoding."""
         return self.rows / self.step
+
+    def paths(self, rows: int) -> float:
+        """Seconds of a token of so many paths of a calibration: they grow with the rows as decoding does.
+
+        On a CPU twice the rows take nearly twice as long, on a GPU hardly any longer.
+        """
+        each = max(self.step - self.narrow_step, 0.0) / max(self.rows - self.path_rows, 1)
+        grown = (self.narrow_step + each * (rows - self.path_rows)) / self.narrow_step
+        return self.path_step * max(grown, min(1.0, rows / self.path_rows))
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,9 @@ def scaled(recipe: Recipe, pieces: Pieces, memory: MemoryPlan) -> Cost:
     """The recipe's sizes times what the pieces took; every completion is taken to be kept."""
     calibration, generation, heal = recipe.calibration, recipe.generation, recipe.heal
     completions = max(generation.prompts * len(generation.alphas), generation.keep)
-    candidates = PASSES * calibration.candidates * calibration.prompts + calibration.audit_prompts
+    path = PASSES * pieces.paths(calibration.candidates * calibration.prompts)
+    if calibration.audit_prompts:
+        path += pieces.paths(calibration.audit_prompts)
     decoding = math.ceil(completions / pieces.rows) * (pieces.read + generation.tokens * pieces.step)
     checked = generation.prompts / pieces.rows * generation.tokens / 2 * pieces.step  # base's own answers
     size = heal.batch_size * heal.accumulation
@@ -102,7 +117,7 @@ def scaled(recipe: Recipe, pieces: Pieces, memory: MemoryPlan) -> Cost:
     passes = completions / size + heal.epochs * held_out / size  # the reference once, the validation every epoch
     seconds = {
         "extract": 2 * recipe.steer.pairs * pieces.prompt,
-        "calibrate": candidates * calibration.tokens * pieces.path_token,
+        "calibrate": calibration.tokens * path,
         "generate": decoding + (checked if recipe.filter.min_on_prompt else 0.0) + completions * pieces.score,
         "steered": pieces.stage if recipe.evaluation.steered else 0.0,
         "heal": (heal.epochs * steps + FORWARD * passes) * pieces.heal,
@@ -112,16 +127,14 @@ def scaled(recipe: Recipe, pieces: Pieces, memory: MemoryPlan) -> Cost:
     return Cost(pieces, seconds, baseline, recipe.run.rounds, memory)
 
 
-def decoding_seconds(language_model: LanguageModel, recipe: Recipe, trait: Trait) -> tuple[int, float, float]:
-    """The completions decoded side by side, seconds of reading their prompts, and of decoding a token of each."""
-    completions = max(recipe.generation.prompts * len(recipe.generation.alphas), recipe.generation.keep)
-    rows = min(completions, language_model.batching.rows)
+def decoding_seconds(language_model: LanguageModel, recipe: Recipe, trait: Trait, rows: int) -> tuple[float, float]:
+    """Seconds of reading the prompts of so many rows, and of decoding a token of each."""
     endless = replace(language_model, end_ids=frozenset())
     texts = trait.generation_prompts
     prompts = [language_model.chat.ids(recipe.model.system, texts[row % len(texts)]) for row in range(rows)]
     few, many = (timed(partial(decode, endless, prompts, tokens)) for tokens in (FEW, MANY))
     step = max(many - few, many / 4) / (MANY - FEW)  # on a busy machine the shorter one may have been the slower
-    return rows, max(many - MANY * step, 0.0), step
+    return max(many - MANY * step, 0.0), step
 
 
 def healing_seconds(
@@ -147,7 +160,8 @@ def measured(
     answers: Sequence[Answer],
     *,
     prompt: float,
-    path_token: float,
+    path_step: float,
+    path_rows: int,
     stage: float,
     score: float,
 ) -> Cost:
@@ -158,11 +172,15 @@ def measured(
         recipe: whose sizes count.
         trait: its generation prompts.
         answers: to train on while a healing step is timed.
-        prompt, path_token, stage, score: see `Pieces`.
+        prompt, path_step, path_rows, stage, score: see `Pieces`.
     """
-    rows, read, step = decoding_seconds(language_model, recipe, trait)
+    completions = max(recipe.generation.prompts * len(recipe.generation.alphas), recipe.generation.keep)
+    rows = min(completions, language_model.batching.rows)
+    read, step = decoding_seconds(language_model, recipe, trait, rows)
+    _, narrow_step = decoding_seconds(language_model, recipe, trait, path_rows)
     accumulator = build_accumulator(language_model, recipe)
     accumulator.start_round(0)
     plan = planned(recipe, language_model, accumulator, trait).plan
     heal = healing_seconds(language_model, accumulator, recipe, answers)
-    return scaled(recipe, Pieces(prompt, path_token, stage, read, step, rows, score, heal), plan)
+    pieces = Pieces(prompt, path_step, path_rows, narrow_step, stage, read, step, rows, score, heal)
+    return scaled(recipe, pieces, plan)

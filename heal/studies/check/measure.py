@@ -115,7 +115,7 @@ def check(recipe: Recipe, model: LanguageModel, trait: Trait, plan: Plan, consol
 
     trial = Trial(recipe, answering, plan, prompts, answers_read(Subject(answering, "base", nullcontext), plain))
     outcomes: list[Outcome] = []
-    dosing = path_tokens = reading = 0.0
+    dosing = path_steps = reading = 0.0
     for place, vector in vectors.items():
         with console.step("steer") as line:
             with clocked() as calibrating:
@@ -128,7 +128,7 @@ def check(recipe: Recipe, model: LanguageModel, trait: Trait, plan: Plan, consol
                 f"{place.words}: c* {steered.c_star:.3g}, {steered.kl:.2f} nats, trait {steered.shift:+.3f} over base"
             )
         dosing, reading = dosing + calibrating.seconds, reading + scoring.seconds
-        path_tokens += len(calibration.history) * len(prompts.calibration) * plan.tokens
+        path_steps += calibration.passes * plan.tokens
     with console.step("cost") as line:
         read_blocks = 1 + max(block for place in vectors for block in place.blocks)
         with notices_ignored():
@@ -138,7 +138,8 @@ def check(recipe: Recipe, model: LanguageModel, trait: Trait, plan: Plan, consol
                 trait,
                 outcomes[0].stage.answers,
                 prompt=extracting.seconds / (2 * plan.pairs) * (1 + outcomes[0].place.blocks[-1]) / read_blocks,
-                path_token=dosing / path_tokens,
+                path_step=dosing / path_steps,
+                path_rows=recipe.calibration.candidates * len(prompts.calibration),
                 stage=stage.seconds,
                 score=reading / (len(outcomes) * len(prompts.audit)),
             )
