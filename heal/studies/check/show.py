@@ -64,7 +64,7 @@ def _draw_separations(axis: Axes, separations: Sequence[Separation]) -> None:
         for estimate, offset, colour in ((one.apart, 0.12, COLOURS[0]), (one.over_base, -0.12, MUTED)):
             _interval(axis, estimate, place + offset, colour)
     axis.axvline(0, color=MUTED, linestyle=DASHES, linewidth=1)
-    axis.set_yticks(places, [folded(f"{one.signal}_({one.unit})") for one in separations], fontsize=8)
+    axis.set_yticks(places, [f"{folded(one.signal)}\n({one.unit})" for one in separations], fontsize=8)
     axis.set_ylim(-0.6, len(separations) - 0.4)
     axis.set_xlabel("positive persona over\nthe negative (blue), over base (grey)")
 
