@@ -15,7 +15,7 @@ from heal.run.manifest import JUDGE
 from heal.run.session import Session
 from heal.run.student import lora_seed
 from heal.steering.vector import SteeringVector
-from heal.steps.baseline import Baseline, measure_baseline, measure_doses, stop_unless_steerable
+from heal.steps.baseline import Baseline, measure_baseline, measure_doses
 from heal.steps.calibrate import Calibrate
 from heal.steps.crosstalk import measure_crosstalk
 from heal.steps.drift import Drift
@@ -25,6 +25,7 @@ from heal.steps.heal import ADAPTER, Heal
 from heal.steps.judge import Judge
 from heal.steps.merge import Merge
 from heal.steps.place import steer_settings
+from heal.steps.pointless import stop_unless_readable, stop_unless_steerable
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def run_loop(session: Session) -> list[RoundMetrics]:
     session.console.title("baseline")
     measured_before = session.folder.finished(session.folder.baseline, JUDGE)
     baseline = measure_baseline(session)
+    stop_unless_readable(session, baseline)
     track_base(session, baseline, new=not measured_before)
     steer = steer_settings(session, baseline)
     coefficients = measure_crosstalk(session, baseline, steer)

@@ -39,8 +39,6 @@ from heal.steps.measure import Examination, Read, setup_of
 from heal.trait import Trait
 
 PROBE, WAYS = "probe.json", "ways.json"
-OTHER = "choose another trait text or a larger model"
-CHECK = "heal check, with {words}, says what to change"
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ def measure_baseline(session: Session) -> Baseline:
     """The baseline of a run: what was measured before is read.
 
     Raises:
-        UserError: base itself is past every limit of coherence; the trait cannot be read on it, unless the recipe
-            goes on all the same.
+        UserError: base itself is past every limit of coherence.
     """
     examination = examine(session)
     baseline = of_base(examination, limits_of(session.recipe.evaluation), session.run, session.folder.baseline)
@@ -97,40 +94,7 @@ def measure_baseline(session: Session) -> Baseline:
     session.tracker.event("validity", found)
     session.tracker.table("ways", way_rows(baseline.metrics.asking))
     refuse_incoherent(baseline)
-    if why := unreadable(baseline):
-        stop_or_warn(
-            session,
-            f"the trait cannot be read on this model, so that no round will hold ({why}); {OTHER}",
-            "stop_when_unreadable",
-        )
     return baseline
-
-
-def stop_unless_steerable(session: Session, baseline: Baseline, steered: StageResult) -> None:
-    """Ends a run whose vector, at its dose, does not shift the trait above base: nothing is there to be healed in.
-
-    Raises:
-        UserError: it does not, unless the recipe goes on all the same.
-    """
-    shift = baseline.summary(steered)[TRAIT].delta
-    if unreadable(baseline) or shift.low > 0:
-        return
-    elsewhere = OTHER if session.recipe.steer.open or session.trait.parts else "steer.band=auto tries other blocks"
-    stop_or_warn(
-        session,
-        f"steering at c* does not shift the trait on this model ({shift:+.3f} nats/token over base), so that healing "
-        f"can hardly keep it; {elsewhere}",
-        "stop_when_unsteerable",
-    )
-
-
-def stop_or_warn(session: Session, what: str, key: str) -> None:
-    """Says what makes the rounds to come pointless: as an error where `run.stop` and its `key` ask for it."""
-    advice = CHECK.format(words="one trait at a time" if session.trait.parts else "the same words")
-    settings = session.recipe.run
-    if settings.stop and getattr(settings, key):
-        raise UserError(f"{what}; {advice}; run.{key}=false goes on")
-    session.console.warn(f"{what}; {advice}")
 
 
 def way_rows(asking: Mapping[str, Asking]) -> Rows:

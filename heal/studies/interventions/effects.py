@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from heal.evaluation.results import StageResult
 from heal.run.session import Session
 from heal.steps.baseline import Baseline, measure_baseline
+from heal.steps.pointless import stop_unless_readable
 from heal.studies.interventions.doses import Dosed, Prompted, mark, place
 
 
@@ -30,6 +31,7 @@ def measure_all(
     """Base with what is valid on it, then every arm; what was measured before is read."""
     session.console.title("base")
     against = measure_baseline(session)
+    stop_unless_readable(session, against, stops=False)
     examined = against.examination
     measured = []
     arms: list[Dosed | Prompted] = [*dosed, *prompts]
